@@ -1,0 +1,32 @@
+# Everything a newcomer needs: `make demo` and `make test` set up what they use.
+PY ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-slow lint bench chaos clean
+
+# The stamp stands inside .venv and is written last, so a broken install is never taken for a finished one.
+.venv/.ok: pyproject.toml constraints.txt
+	$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "lmablate needs Python 3.11 to 3.13; choose one with: make setup PY=python3.12"; exit 1; }
+	$(PY) -m venv .venv || { echo "On Debian and Ubuntu, first: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: .venv/.ok
+
+demo: setup
+	$(BIN)/python -m lmablate.demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info demo

@@ -1,0 +1,3 @@
+"""lmablate: architecture ablations of language models."""
+
+__version__ = "0.1.0"

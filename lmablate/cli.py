@@ -1,0 +1,139 @@
+"""The front door: Hydra's command line, with our exit codes and our words.
+
+0: every job completed or diverged. 1: a job failed, after the others ran. 2: the command cannot be run, and nothing was.
+143 (130): stopped by SIGTERM (SIGINT), checkpoints written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lmablate.config.schema import RunConfig
+
+Action = Callable[[Sequence["RunConfig"]], int]  # takes the jobs of one command, returns the exit code
+
+HELP = """{program}: {purpose}
+
+  python -m {module} norm=layer activation=gelu            one run
+  python -m {module} -m norm=rms,layer activation=swiglu,gelu   a grid: every combination
+  python -m {module} sweeps=norm_and_activation            a stored sweep (see sweeps/); scale=laptop, gpu or lab sets its size
+
+Axes and their options (conf/<axis>/<option>.yaml):
+{axes}
+
+Any key: model.d_model=256, optim.lr=1e-3, trainer.steps=2000, seed=0,1,2, results_dir=results, runtime.workers=2.
+All keys with their values: --cfg job. Packages with parts of your own: --trust mypackage.
+"""
+
+
+def main(module: str, purpose: str, action: Action, argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code and prints errors of the user's in words."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not (3, 11) <= sys.version_info[:2] < (3, 14):
+        print(f"lmablate needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: Hydra 1.3 does not start on newer ones", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if "--help" in words or "-h" in words:
+        print(HELP.format(program=module, module=module, purpose=purpose, axes=axes_text()))
+        return 0
+    traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return _run(_own_flags(words), action)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if traces:
+            raise
+        from lmablate.config.compose import in_words
+
+        shown = error if isinstance(error, ConfigError) else in_words(error)
+        print(f"error: {shown}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def axes_text() -> str:
+    """One line an axis: its options, the default marked."""
+    from lmablate.paths import CONF_DIR
+    from lmablate.run import default_choices
+
+    lines = []
+    for axis, default in default_choices().items():
+        options = sorted(path.stem for path in (CONF_DIR / axis).glob("*.yaml"))
+        lines.append(f"  {axis:<14}" + " ".join(f"[{option}]" if option == default else option for option in options))
+    return "\n".join(lines)
+
+
+def _own_flags(words: list[str]) -> list[str]:
+    """Take ``--trust PACKAGE`` out of the command line and bring the overrides into Hydra's grammar."""
+    from lmablate.config.compose import rewrite
+
+    rest: list[str] = []
+    flags = iter(words)
+    for word in flags:
+        if word == "--trust" or word.startswith("--trust="):
+            package = word.partition("=")[2] or next(flags, "")
+            if not package:
+                raise ConfigError("--trust needs the name of a package, e.g. --trust mypackage")
+            from lmablate.model.parts import trust
+
+            trust(*package.split(","))
+            sys.path.insert(0, os.getcwd())
+        else:
+            rest.append(word)
+    overrides = [word for word in rest if not word.startswith("-")]
+    dashes = [word for word in rest if word.startswith("-")]
+    valued = {"-cp", "-cn", "-cd", "-p", "--config-path", "--config-name", "--config-dir", "--package", "--info"}
+    if valued & set(dashes):  # flags that take a word of their own: leave the order to Hydra
+        rewrite([word for word in overrides if "=" in word])
+        return rest
+    return dashes + rewrite(overrides)
+
+
+def _run(words: list[str], action: Action) -> int:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.plugins import Plugins
+    from omegaconf import OmegaConf
+
+    from lmablate.config.compose import register_resolvers, to_run_config
+    from lmablate.launcher.local import LocalLauncher
+    from lmablate.paths import CONF_DIR
+
+    register_resolvers()
+    Plugins.instance().register(LocalLauncher)
+    code = 0
+
+    def act(configs: Sequence[RunConfig]) -> int:
+        nonlocal code
+        code = action(configs)
+        return code
+
+    LocalLauncher.action = staticmethod(act)
+
+    @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+    def task(cfg: DictConfig) -> Any:
+        composed = OmegaConf.merge(cfg, {"hydra": HydraConfig.instance().cfg.hydra})  # type: ignore[union-attr]
+        return act([to_run_config(composed)])
+
+    before, asked = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [before[0], *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions out, so that they end in our words and exit codes
+    try:
+        task()
+    finally:
+        sys.argv = before
+        if asked is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+    return code

@@ -1,0 +1,220 @@
+"""The typed configuration: what a user asks for (RunRequest) and what is trained (RunConfig).
+
+Types live here, values in ``conf/``. A RunRequest may leave derived numbers open (null); ``resolve.py`` closes them and
+makes the RunConfig, in which every size is final.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from lmablate.data.settings import DataSettings, TokenizerSettings
+from lmablate.settings import Settings
+
+SCHEMA_VERSION = 1  # of the shape of config.yaml; migrate.py lifts older files
+
+def _whole(value: Any) -> Any:
+    """1e6 is how people write a million; YAML makes a float of it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+ClosedFraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(part.get("_target_"), str):
+        raise ValueError("needs a _target_: the dotted path of a class or function")
+    return part
+
+
+# A swappable part: its keys are checked against the signature of its target, in model/parts.py.
+Part = Annotated[dict[str, Any], AfterValidator(_names_a_target)]
+
+
+class ModelRequest(Settings):
+    """Sizes as asked for: null is solved from the others."""
+
+    d_model: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt | None
+    n_kv_heads: PositiveInt | None
+    head_dim: PositiveInt | None
+    d_ff: PositiveInt | None
+    ff_ratio: PositiveFloat | None
+    gated_scale: PositiveFloat | None
+    context_length: PositiveInt
+    tie_embeddings: bool
+    bias: bool
+    dropout: Fraction
+    init_std: PositiveFloat
+    depth_scaled_init: bool
+
+
+class ModelSettings(Settings):
+    """Final sizes: `d_model`, `d_ff` and `head_dim` in channels, `context_length` in tokens."""
+
+    d_model: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    d_ff: PositiveInt
+    vocab_size: PositiveInt
+    context_length: PositiveInt
+    tie_embeddings: bool
+    bias: bool
+    dropout: Fraction
+    init_std: PositiveFloat
+    depth_scaled_init: bool
+
+
+class ActivationSettings(Settings):
+    gated: bool
+    fn: Part
+
+
+class StabilitySettings(Settings):
+    """Each null is off."""
+
+    qk_norm: Part | None
+    z_loss: PositiveFloat | None
+    attention_soft_cap: PositiveFloat | None
+    final_soft_cap: PositiveFloat | None
+
+
+class AspectRatioSettings(Settings):
+    ratio: PositiveFloat | None
+
+
+class ObjectiveSettings(Settings):
+    kind: Literal["causal"]
+
+
+class OptimSettings(Settings):
+    """AdamW (Loshchilov and Hutter 2017): decay is multiplied by the learning rate and acts on matrices only."""
+
+    kind: Literal["adamw"]
+    lr: PositiveFloat
+    beta1: Fraction
+    beta2: Fraction
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat | None
+
+
+class ScheduleSettings(Settings):
+    """The learning rate's factor over the steps. `warmup_fraction` is of all steps, and one of the two warmups is null."""
+
+    kind: Literal["cosine", "wsd", "linear", "constant"]
+    warmup_steps: NonNegativeInt | None
+    warmup_fraction: Fraction | None
+    final_fraction: ClosedFraction | None = None
+    decay_fraction: ClosedFraction | None = None
+
+    @model_validator(mode="after")
+    def _keys_of_this_kind(self) -> Self:
+        for key, kinds in {"final_fraction": ("cosine", "wsd", "linear"), "decay_fraction": ("wsd",)}.items():
+            given = getattr(self, key) is not None
+            if given and self.kind not in kinds:
+                raise ValueError(f"schedule={self.kind} has no {key}; it belongs to schedule={' or '.join(kinds)}")
+            if not given and self.kind in kinds:
+                raise ValueError(f"schedule={self.kind} needs a {key}")
+        return self
+
+
+class TrainerRequest(Settings):
+    steps: Count | None
+    tokens: Count | None
+    batch_size: PositiveInt
+    precision: Literal["auto", "fp32", "bf16"]
+    divergence_smoothing: Fraction
+    divergence_patience: PositiveInt
+
+
+class TrainerSettings(Settings):
+    """`steps` optimizer steps of `batch_size` sequences each."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    precision: Literal["fp32", "bf16"]
+    divergence_smoothing: Fraction
+    divergence_patience: PositiveInt
+
+
+class RuntimeSettings(Settings):
+    """How a run is carried out. Nothing here changes the science, and nothing here is hashed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    compile: bool
+    threads: PositiveInt
+    workers: PositiveInt | None
+    microbatch_size: PositiveInt | None
+    log_every: PositiveInt
+    evaluations: PositiveInt
+    checkpoint_seconds: NonNegativeFloat
+    keep_checkpoints: PositiveInt
+    wandb: str
+    wandb_project: str
+    progress: Literal["auto", "live", "lines", "off"]
+    cache_dir: str | None
+
+
+class _Common(Settings):
+    schema_version: Literal[1]
+    choices: dict[str, str]
+    overrides: list[str]
+    sweep: str | None
+    norm: Part
+    norm_position: Part
+    posemb: Part
+    attention: Part
+    block_layout: Part
+    activation: ActivationSettings
+    stability: StabilitySettings
+    data: DataSettings
+    tokenizer: TokenizerSettings
+    objective: ObjectiveSettings
+    optim: OptimSettings
+    schedule: ScheduleSettings
+    runtime: RuntimeSettings
+    results_dir: str
+
+
+class RunRequest(_Common):
+    """A configuration as composed by Hydra."""
+
+    seed: NonNegativeInt
+    init_seed: NonNegativeInt | None
+    data_seed: NonNegativeInt | None
+    model: ModelRequest
+    aspect_ratio: AspectRatioSettings
+    trainer: TrainerRequest
+
+
+class RunConfig(_Common):
+    """One training run, every number final."""
+
+    init_seed: NonNegativeInt
+    data_seed: NonNegativeInt
+    model: ModelSettings
+    trainer: TrainerSettings
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the run, or None where weights and data have different ones."""
+        return self.init_seed if self.init_seed == self.data_seed else None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.trainer.batch_size * self.model.context_length
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        return self.trainer.steps * self.tokens_per_step

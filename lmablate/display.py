@@ -1,0 +1,179 @@
+"""What a person sees while runs train, and at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from lmablate.jobs import Job
+
+LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
+
+
+class Board:
+    """A live table on a terminal, plain lines elsewhere (``runtime.progress`` chooses)."""
+
+    def __init__(self, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
+        self.jobs, self.todo = list(jobs), list(todo)
+        self.failed: list[tuple[Job, str]] = []
+        self.status: dict[str, dict[str, Any]] = {}
+        self.began = time.monotonic()
+        self.work_before = 0.0
+        self._said: dict[str, float] = {}
+        wanted = jobs[0].cfg.runtime.progress if jobs else "off"
+        self.console = Console(stderr=False)
+        self.mode = ("live" if self.console.is_terminal else "lines") if wanted == "auto" else wanted
+        self._live: Live | None = None
+
+    def __enter__(self) -> Board:
+        merged = sum(job.asked for job in self.jobs) - len(self.jobs)
+        self.say(
+            f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}"
+            + (f" ({merged} asked for twice)" if merged else "")
+            + f": {len(self.jobs) - len(self.todo)} done already, {len(self.todo)} to train; results in {self.jobs[0].cfg.results_dir}"
+        )
+        if self.mode == "live" and self.todo:
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        if self.mode != "off":
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            sys.stdout.flush()
+
+    def started(self, job: Job) -> None:
+        self.status[job.run_id] = {"step": 0, "steps": job.cfg.trainer.steps}
+        if self.mode == "lines":
+            self.say(f"start   {job.run_id}  {job.label}")
+
+    def update(self, job: Job, status: dict[str, Any]) -> None:
+        if not status:
+            return
+        if not self.status[job.run_id].get("step"):
+            self.work_before += status.get("step", 0) / job.cfg.trainer.steps if not self.status[job.run_id].get("seen") else 0.0
+            self.status[job.run_id]["seen"] = True
+        self.status[job.run_id] |= status
+        now = time.monotonic()
+        if self.mode == "lines" and status.get("step") and now - self._said.get(job.run_id, self.began) >= LINE_SECONDS:
+            self._said[job.run_id] = now
+            self.say(f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}  ({self._left()})")
+
+    def finished(self, job: Job, status: dict[str, Any]) -> None:
+        self.status.pop(job.run_id, None)
+        if status["state"] == "failed":
+            self.failed.append((job, status["error"]))
+            self.say(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
+        elif status["state"] == "done":
+            row = job.directory.read_result()
+            self.say(f"{self._done():>3}/{len(self.jobs)}  {job.run_id}  {job.label}: {outcome(row)}  ({self._left()})")
+
+    def summary(self) -> None:
+        """The table of all runs, best first, and what failed."""
+        rows = sorted(
+            ((job, job.directory.read_result()) for job in self.jobs if job.done),
+            key=lambda pair: (pair[1]["val_loss"] is None, pair[1]["val_loss"] or 0.0),
+        )
+        if rows and self.mode != "off":
+            self.console.print(results_table(rows))
+            unigram = rows[0][1].get("data", {}).get("unigram_val_loss")
+            if unigram is not None:
+                self.say(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
+        for job, reason in self.failed:
+            words = " ".join(job.cfg.overrides) or "(defaults)"
+            print(f"failed: {job.run_id}  {words}\n  {reason}\n  log: {job.directory.log_path}", file=sys.stderr)
+        if self.failed:
+            print(f"{len(self.failed)} of {len(self.jobs)} runs failed; the same command tries them again", file=sys.stderr)
+
+    def _done(self) -> int:
+        return sum(job.done for job in self.jobs)
+
+    def _left(self) -> str:
+        """Time left, from the share of the work done since the start."""
+        total = len(self.todo)
+        ended = sum(job.done for job in self.todo) + len(self.failed)
+        share = ended + sum(s.get("step", 0) / max(1, s.get("steps", 1)) for s in self.status.values()) - self.work_before
+        if share <= 0 or ended >= total:
+            return "done" if ended >= total else "time left unknown"
+        seconds = (time.monotonic() - self.began) * (total - self.work_before - share) / share
+        return f"{duration(seconds)} left"
+
+    def _best(self) -> str:
+        done = [(job.directory.read_result(), job) for job in self.jobs if job.done]
+        finite = [(row["val_loss"], job) for row, job in done if row["val_loss"] is not None]
+        if not finite:
+            return ""
+        loss, job = min(finite, key=lambda pair: pair[0])
+        return f", best so far {loss:.4f} ({job.label})"
+
+    def _render(self) -> Group:
+        head = Text(f"{self._done()}/{len(self.jobs)} done, {self._left()}{self._best()}", style="bold")
+        table = Table.grid(padding=(0, 2))
+        for job in self.todo:
+            status = self.status.get(job.run_id)
+            if status is not None:
+                bar = ProgressBar(total=status.get("steps", 1), completed=status.get("step", 0), width=24)
+                table.add_row(job.run_id, job.label, bar, f"{status.get('step', 0)}/{status.get('steps', '?')}", _losses(status))
+        return Group(head, table)
+
+
+def results_table(rows: Sequence[tuple[Job, dict[str, Any]]]) -> Table:
+    """One line a run, numbers aligned."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    columns = ("run", "what", "status", "val loss", "bits/byte", "params", "FLOPs/token", "tokens", "tokens/s")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("run", "what", "status") else "right", no_wrap=name != "what")
+    for job, row in rows:
+        loss, bpb = row["val_loss"], row["val_bpb"]
+        table.add_row(
+            job.run_id,
+            job.label,
+            row["status"] if row["status"] != "diverged" else f"diverged at step {row['diverged_at_step']}",
+            "-" if loss is None else f"{loss:.4f}",
+            "-" if bpb is None else f"{bpb:.4f}",
+            f"{row['n_params']:,}",
+            f"{row['flops_per_token']:,}",
+            f"{row['tokens']:,}",
+            f"{row['tokens_per_second']:,.0f}",
+        )
+    return table
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """A result in a few words."""
+    if row["status"] == "diverged":
+        return f"diverged at step {row['diverged_at_step']}"
+    return f"val loss {row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte, {row['tokens_per_second']:,.0f} tokens/s"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``3:20``, ``2:05:00``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def _losses(status: dict[str, Any]) -> str:
+    shown = []
+    for key, name in (("train_loss", "train"), ("val_loss", "val")):
+        value = status.get(key)
+        if isinstance(value, float):
+            shown.append(f"{name} {value:.3f}")
+    speed = status.get("tokens_per_second")
+    return "  ".join([*shown, *([f"{speed:,.0f} tokens/s"] if speed else [])])

@@ -1,0 +1,74 @@
+"""Axis ``block_layout``: which branches a block has, and whether they follow one another or stand side by side.
+
+A layout is built as ``Layout(attention, ffn, place)``, where ``place(branch)`` wraps a branch in the chosen norm
+position, and maps the residual stream ``[..., T, D] -> [..., T, D]``. ``n_branches`` counts the wrapped branches.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from lmablate.errors import ConfigError
+from lmablate.model.norm_position import NormPosition
+from lmablate.model.posemb import Positions
+
+Place = Callable[[nn.Module], NormPosition]
+
+
+class Sum(nn.Module):
+    """Two branches that read the same input and add their outputs."""
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.ffn = ffn
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return self.attention(x, positions) + self.ffn(x, positions)
+
+
+class Serial(nn.Module):
+    """Attention joins the stream, then the FFN reads the result (Vaswani et al. 2017)."""
+
+    n_branches: ClassVar[int] = 2
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module, place: Place) -> None:
+        super().__init__()
+        self.attention = place(attention)
+        self.ffn = place(ffn)
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return self.ffn(self.attention(x, positions), positions)
+
+
+class Parallel(nn.Module):
+    """``x + attn(norm(x)) + ffn(norm(x))`` with one norm for both (GPT-J; PaLM, arXiv 2204.02311, section 2)."""
+
+    n_branches: ClassVar[int] = 1
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module, place: Place) -> None:
+        super().__init__()
+        self.both = place(Sum(attention, ffn))
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return self.both(x, positions)
+
+
+class Parallel2(nn.Module):
+    """``x + attn(norm_a(x)) + ffn(norm_f(x))`` with a norm for each (GPT-NeoX, arXiv 2204.06745, section 2.1)."""
+
+    n_branches: ClassVar[int] = 2
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module, place: Place) -> None:
+        super().__init__()
+        self.attention = place(attention)
+        self.ffn = place(ffn)
+        if not self.attention.owns_norm:
+            raise ConfigError(
+                "block_layout=parallel2 gives each branch a norm of its own, but norm_position=post has one norm on the sum: "
+                "use block_layout=parallel, or norm_position=pre, sandwich or output"
+            )
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return x + self.attention.delta(x, positions) + self.ffn.delta(x, positions)

@@ -1,0 +1,29 @@
+"""Initial weights: every draw has a key of its own, so what two arms share starts equal."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from lmablate.model.primitives import Matrix
+
+
+def draw(shape: tuple[int, ...], *, seed: int, key: str) -> torch.Tensor:
+    """Standard normal numbers that depend on the seed, the key and the shape, and on nothing drawn before or after."""
+    digest = hashlib.sha256(f"{seed}|{key}|{'x'.join(map(str, shape))}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(shape, generator=generator)
+
+
+@torch.no_grad()
+def initialise(part: nn.Module, scope: str, *, seed: int, std: float, out_proj_scale: float) -> None:
+    """Fill the matrices of `part` with N(0, std^2), those of a branch's last matrix, ``out_proj``, times `out_proj_scale`.
+
+    `scope` is the layer and branch ("3.ffn"), given before any wrapper, so that the draws of a branch do not depend on
+    where its norm stands. Gains stay 1 and biases 0. Nothing is drawn on the meta device.
+    """
+    for name, module in part.named_modules():
+        if isinstance(module, Matrix) and not module.weight.is_meta:
+            scale = std * (out_proj_scale if name.split(".")[-1] == "out_proj" else 1.0)
+            numbers = draw(tuple(module.weight.shape), seed=seed, key=f"{scope}/{name}")
+            module.weight.copy_(numbers * scale)

@@ -1,0 +1,30 @@
+"""``python -m lmablate.train``: train one run, a grid, or a stored sweep."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+
+def train(configs: Sequence[RunConfig]) -> int:
+    """Train what is missing of `configs`; returns the exit code."""
+    from lmablate.jobs import prepare_jobs
+    from lmablate.launcher.scheduler import run_jobs
+
+    jobs, _ = prepare_jobs(configs)
+    return run_jobs(jobs)
+
+
+def main() -> None:
+    """The console script ``lmablate-train``."""
+    from lmablate.cli import main as front_door
+
+    sys.exit(front_door("lmablate.train", "train language models that differ in one thing", train))
+
+
+if __name__ == "__main__":
+    main()

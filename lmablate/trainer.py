@@ -1,0 +1,258 @@
+"""The one training loop. It yields records and knows nothing of files, dashboards or terminals."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmablate.checkpoint import load_checkpoint, save_checkpoint
+from lmablate.divergence import DivergenceDetector
+from lmablate.evaluate import Evaluation, evaluate
+from lmablate.model.primitives import set_compute_dtype
+from lmablate.objective import Causal
+from lmablate.optim import build_optimizer, lr_factor, set_lr
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+    from lmablate.data import TokenData
+    from lmablate.model.transformer import TransformerLM
+
+log = logging.getLogger(__name__)
+Record = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; a checkpoint of its last whole step is on disk."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Everything here goes into the checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, evaluation not counted
+    init_val_loss: float = math.nan
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation(math.nan, math.nan))
+    diverged_at_step: int | None = None
+    window_loss: float = 0.0  # sum over the steps since the last record
+    window_norm: float = 0.0
+    window_steps: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {**vars(self), "evaluation": list(self.evaluation)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name in vars(self):
+            setattr(self, name, state[name])
+        self.evaluation = Evaluation(*state["evaluation"])
+
+
+class Trainer:
+    """Trains `model` on `data` as `cfg` says, from the newest checkpoint in `folder` if there is one."""
+
+    def __init__(self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None) -> None:
+        self.cfg, self.data, self.folder = cfg, data, folder
+        self.device = cfg.runtime.device
+        self.model = model.to(self.device)
+        self.optimizer = build_optimizer(self.model, cfg.optim)
+        self.objective = Causal(z_loss=cfg.stability.z_loss)
+        if cfg.trainer.precision == "bf16" and self.device == "cpu":
+            set_compute_dtype(self.model, torch.bfloat16)  # attention stays in fp32: its bf16 backward is slower on CPUs
+        self.progress = Progress()
+        self.detector: DivergenceDetector | None = None
+        self.compiled = False
+        self._pending: list[torch.Tensor] = []
+
+    def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
+        """Yield one record a logging step. `stop` is asked after every step; when it answers with a signal's
+        number, a checkpoint is written and Interrupted raised with it."""
+        if self.cfg.runtime.compile:
+            self._compile()
+        if not self._resume():
+            yield self._start()
+        last_saved = time.monotonic()
+        mark, mark_step = time.monotonic(), self.progress.step
+        steps, evaluate_at = self.cfg.trainer.steps, self._evaluation_steps()
+        while self.progress.step < steps:
+            began = time.monotonic()
+            lr = self._step(self.progress.step)
+            self.progress.step += 1
+            step = self.progress.step
+            due = step % self.cfg.runtime.log_every == 0 or step in evaluate_at or step == steps
+            stopping = stop()
+            saving = self.folder is not None and (bool(stopping) or time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds)
+            diverged = (due or saving or self.device == "cpu") and self._flush()
+            self.progress.seconds += time.monotonic() - began
+            if due or diverged:
+                speed = (self.progress.step - mark_step) * self.cfg.tokens_per_step / max(1e-9, time.monotonic() - mark)
+                record = self._record(lr, speed)
+                if step in evaluate_at and not diverged:
+                    diverged = not self._evaluate()
+                    record |= self._validation()
+                yield record
+                mark, mark_step = time.monotonic(), step
+            if diverged:
+                return
+            if saving or (step == steps and self.folder is not None):
+                self.save()
+                last_saved = time.monotonic()
+            if stopping and step < steps:
+                raise Interrupted(stopping)
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        assert self.folder is not None and self.detector is not None
+        state = {"progress": self.progress.state(), "detector": self.detector.state()}
+        save_checkpoint(self.folder, self.progress.step, self.model, self.optimizer, state, keep=self.cfg.runtime.keep_checkpoints)
+
+    def seconds_per_step(self, budget: float) -> float:
+        """The median time of a training step, from about `budget` seconds of them after one that warms up."""
+        times: list[float] = []
+        self._step(0)
+        while not times or sum(times) < budget:
+            began = time.monotonic()
+            self._step(0)
+            torch.stack(self._pending).tolist()  # waits for a GPU
+            times.append(time.monotonic() - began)
+        return sorted(times)[len(times) // 2]
+
+    @property
+    def train_loss(self) -> float:
+        """The smoothed training loss so far, nats per token."""
+        average = self.detector.average if self.detector else None
+        return math.nan if average is None else average
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of a GPU's products; on CPU it is a setting of the primitives."""
+        if self.device != "cpu" and self.cfg.trainer.precision == "bf16":
+            return torch.autocast(self.device, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _resume(self) -> bool:
+        state = load_checkpoint(self.folder, self.model, self.optimizer) if self.folder else None
+        if state is None:
+            return False
+        self.progress.restore(state["progress"])
+        self.detector = self._new_detector()
+        self.detector.restore(state["detector"])
+        return True
+
+    def _start(self) -> Record:
+        self._evaluate()
+        self.progress.init_val_loss = self.progress.evaluation.val_loss
+        self.detector = self._new_detector()
+        return {"step": 0, "tokens": 0, "seconds": 0.0, **self._validation()}
+
+    def _new_detector(self) -> DivergenceDetector:
+        t = self.cfg.trainer
+        return DivergenceDetector(
+            initial_loss=self.progress.init_val_loss, smoothing=t.divergence_smoothing, patience=t.divergence_patience
+        )
+
+    def _evaluation_steps(self) -> set[int]:
+        n = min(self.cfg.runtime.evaluations, self.cfg.trainer.steps)
+        return {round(i * self.cfg.trainer.steps / n) for i in range(1, n + 1)}
+
+    def _step(self, step: int) -> float:
+        """One optimizer step on batch `step`; returns its learning rate. Nothing here waits for a GPU."""
+        cfg = self.cfg
+        lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.trainer.steps)
+        set_lr(self.optimizer, lr)
+        rows = torch.from_numpy(
+            self.data.batch(step, data_seed=cfg.data_seed, batch_size=cfg.trainer.batch_size, context_length=cfg.model.context_length)
+        )
+        if self.device != "cpu":
+            rows = rows.pin_memory().to(self.device, non_blocking=True)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part, micro in enumerate(rows.split(cfg.runtime.microbatch_size or len(rows))):
+            if cfg.model.dropout:  # the same drops in every arm, and after a resume
+                torch.manual_seed(_noise_seed(cfg.data_seed, step, part))
+            with self.precision():
+                loss = self.objective(self.model, micro[:, :-1], micro[:, 1:])
+            share = len(micro) / len(rows)
+            (loss.objective * share).backward()
+            total += loss.nats.detach() * share
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.optim.grad_clip or math.inf)
+        self.optimizer.step()
+        self._pending.append(torch.stack((total, norm.to(total.dtype))))
+        return lr
+
+    def _flush(self) -> bool:
+        """Take the losses of the pending steps from the device, in order; True if one of them diverged."""
+        assert self.detector is not None
+        rows = torch.stack(self._pending).tolist() if self._pending else []
+        first = self.progress.step - len(rows) + 1
+        self._pending.clear()
+        for step, (loss, norm) in enumerate(rows, first):
+            self.progress.window_loss += loss
+            self.progress.window_norm += norm
+            self.progress.window_steps += 1
+            if self.detector.diverged(loss, norm):
+                self.progress.diverged_at_step = self.progress.step = step
+                return True
+        return False
+
+    def _record(self, lr: float, speed: float) -> Record:
+        p = self.progress
+        n = max(1, p.window_steps)
+        record = {
+            "step": p.step,
+            "tokens": p.step * self.cfg.tokens_per_step,
+            "seconds": p.seconds,
+            "train_loss": p.window_loss / n,
+            "lr": lr,
+            "grad_norm": p.window_norm / n,
+            "tokens_per_second": speed,
+        }
+        p.window_loss, p.window_norm, p.window_steps = 0.0, 0.0, 0
+        return record
+
+    def _evaluate(self) -> bool:
+        """Evaluate; False if the loss is not finite, which is a divergence at this step."""
+        with self.precision():
+            self.progress.evaluation = evaluate(
+                self.model,
+                self.data,
+                context_length=self.cfg.model.context_length,
+                batch_size=self.cfg.runtime.microbatch_size or self.cfg.trainer.batch_size,
+                device=self.device,
+            )
+        finite = math.isfinite(self.progress.evaluation.val_loss)
+        if not finite and self.progress.step:
+            self.progress.diverged_at_step = self.progress.step
+        return finite
+
+    def _validation(self) -> Record:
+        return {"val_loss": self.progress.evaluation.val_loss, "val_bpb": self.progress.evaluation.val_bpb}
+
+    def _compile(self) -> None:
+        """Compile block by block, so that a deeper model reuses the graph. No compiler: eager, and the row says so."""
+        try:
+            for block in self.model.blocks:
+                block.compile()
+            tokens = torch.zeros((self.cfg.trainer.batch_size, self.cfg.model.context_length), dtype=torch.long, device=self.device)
+            with self.precision():
+                self.model(tokens).sum().backward()
+            self.compiled = True
+        except Exception as error:
+            log.warning("runtime.compile: torch.compile failed (%s); this run goes on without it", str(error).strip().splitlines()[-1])
+            for block in self.model.blocks:
+                block._compiled_call_impl = None
+        finally:
+            self.model.zero_grad(set_to_none=True)
+
+
+def _noise_seed(data_seed: int, step: int, part: int) -> int:
+    """A seed for the dropout of one pass, the same in every arm."""
+    return int.from_bytes(hashlib.sha256(f"dropout|{data_seed}|{step}|{part}".encode()).digest()[:8], "big") >> 1

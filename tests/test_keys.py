@@ -1,0 +1,125 @@
+"""Rule 11 for keys: every science key of every composed option, changed alone, changes the training record or is refused.
+
+A dead key gives the same numbers to the bit, so "changes" means any difference at all.
+"""
+
+import copy
+import typing
+from typing import Any
+
+import pytest
+from tiny import config, distance, every_option, request, training_record
+
+from lmablate.config import compose
+from lmablate.config.schema import RunRequest
+from lmablate.errors import ConfigError
+
+SCIENCE = ("init_seed", "data_seed", "model", "stability", "objective", "optim", "schedule", "trainer", "aspect_ratio")
+# Keys that act in a scene of their own: the definition of divergence needs a run that diverges.
+WILD = {"optim.lr": 30.0, "optim.grad_clip": None, "trainer.steps": 8}
+SCENES = {
+    "trainer.divergence_smoothing": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.0},
+    "schedule.warmup_fraction": {"trainer.steps": 12},
+    "trainer.divergence_patience": {**WILD, "trainer.divergence_patience": 2, "trainer.divergence_smoothing": 0.0},
+}
+WHEN_NULL = {int: (1, 2, 3, 48), float: (0.37, 3.0), bool: (True,)}
+
+
+def leaves(node: Any, path: str) -> list[str]:
+    """Dotted paths of all values below `node`, class paths left out."""
+    if not isinstance(node, dict):
+        return [path]
+    return [leaf for key, value in node.items() if not key.startswith("_") for leaf in leaves(value, f"{path}.{key}")]
+
+
+def get(raw: dict, path: str) -> Any:
+    for key in path.split("."):
+        raw = raw[key]
+    return raw
+
+
+def put(raw: dict, path: str, value: Any) -> None:
+    *way, last = path.split(".")
+    node = get(raw, ".".join(way)) if way else raw
+    node[last] = value
+
+
+def words_in(annotation: Any) -> list[Any]:
+    """The types and literals of an annotation, however nested."""
+    inner = typing.get_args(annotation)
+    return [annotation] if not inner else [word for part in inner for word in words_in(part)]
+
+
+def declared(path: str) -> list[Any]:
+    """What the schema says of a key; nothing for the keys of a part, which its signature declares."""
+    kind: Any = RunRequest
+    for key in path.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if key not in fields:
+            return []
+        kind = fields[key].annotation
+    return words_in(kind)
+
+
+def other_values(raw: dict, path: str) -> list[Any]:
+    value = get(raw, path)
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [v for v in (value + 1, value * 2, value // 2) if v != value]
+    if isinstance(value, float):
+        return [v for v in (value * 30, value * 3, value / 2, 0.3) if v != value]
+    said = declared(path)
+    if isinstance(value, str):
+        return [word for word in said if isinstance(word, str) and word != value] or [f"not {value}"]
+    if path == "stability.qk_norm":
+        return [request("stability=qk_norm")["stability"]["qk_norm"]]
+    return [v for kind in (int, float, bool) if kind in said for v in WHEN_NULL[kind]]
+
+
+def outcome(raw: dict, path: str, value: Any):
+    return training_record(config(raw=raw, given={path: value}))
+
+
+def check(overrides: tuple[str, ...], path: str) -> None:
+    raw = request(*overrides)
+    for key, value in SCENES.get(path, {}).items():
+        put(raw, key, value)
+    base = training_record(config(raw=copy.deepcopy(raw)))
+    accepted = []
+    for value in other_values(raw, path):
+        changed = copy.deepcopy(raw)
+        put(changed, path, value)
+        try:
+            record = outcome(changed, path, value)
+        except ConfigError:
+            continue
+        if distance(record, base) > 0:
+            return
+        accepted.append(value)
+    assert not accepted, f"{' '.join(overrides)}: {path} accepts {accepted} and changes nothing"
+
+
+@pytest.mark.parametrize(("axis", "option"), every_option(), ids=lambda word: word)
+def test_keys_of_the_option_and_of_the_model(axis, option):
+    raw = request(f"{axis}={option}")
+    for path in [*leaves(raw[axis], axis), *leaves(raw["model"], "model")]:
+        check((f"{axis}={option}",), path)
+
+
+@pytest.mark.parametrize("extra", [(), ("schedule=wsd",), ("schedule=linear",), ("schedule=constant",)], ids=lambda words: "-".join(words) or "default")
+def test_every_science_key(extra):
+    raw = request(*extra)
+    for path in [leaf for group in SCIENCE for leaf in leaves(raw[group], group)]:
+        check(extra, path)
+
+
+@pytest.mark.parametrize("first", ["model.d_ff=64", "trainer.steps=3", "schedule.warmup_steps=1"])
+@pytest.mark.parametrize("second", ["model.ff_ratio=2.0", "trainer.tokens=10_000", "schedule.warmup_fraction=0.5"])
+def test_two_words_for_one_thing_are_refused_together(first, second):
+    same_thing = first.split(".")[0] == second.split(".")[0]
+    if same_thing:
+        with pytest.raises(ConfigError, match="not both"):
+            compose([first, second])
+    else:  # each alone replaces the default of the other word
+        compose([first, second])
