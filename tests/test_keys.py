@@ -16,11 +16,11 @@ from lmablate.errors import ConfigError
 
 SCIENCE = ("init_seed", "data_seed", "model", "stability", "objective", "optim", "schedule", "trainer", "aspect_ratio")
 # Keys that act in a scene of their own: the definition of divergence needs a run that diverges.
-WILD = {"optim.lr": 30.0, "optim.grad_clip": None, "trainer.steps": 8}
+WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule.warmup_fraction": 0.9}
 SCENES = {
-    "trainer.divergence_smoothing": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.0},
+    "trainer.divergence_smoothing": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.3},
     "schedule.warmup_fraction": {"trainer.steps": 12},
-    "trainer.divergence_patience": {**WILD, "trainer.divergence_patience": 2, "trainer.divergence_smoothing": 0.0},
+    "trainer.divergence_patience": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.0},
 }
 WHEN_NULL = {int: (1, 2, 3, 48), float: (0.37, 3.0), bool: (True,)}
 

@@ -1,0 +1,120 @@
+"""What varies between runs, and which runs are repeats (seeds) of one arm."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The research axes in the order a reader meets them; other groups follow as they come.
+AXIS_ORDER = (
+    *("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability", "aspect_ratio"),
+    *("ffn", "preset", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
+)
+_NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm")
+# Where a thing was found or how a run was carried out, and not what was run.
+_NOT_SCIENCE = ("numerics.", "provenance.", "runtime.", "config.schema_version", "data.paths", "tokenizer.path")
+# Words that say little without their axis.
+_BARE = ("none", "all", "tiny", "small", "base", "short")
+
+
+def axis_columns(runs: pd.DataFrame) -> list[str]:
+    """The columns that hold option words, in reading order.
+
+    `load_runs` notes them in ``runs.attrs``; without the note (a frame read from CSV), undotted columns of text count.
+    """
+    noted = runs.attrs.get("axes")
+    if noted is None:
+        noted = [c for c in runs.columns if "." not in c and all(isinstance(value, str) for value in runs[c])]
+    found = [column for column in noted if column in runs.columns and column not in _NOT_AXES]
+    known = [axis for axis in AXIS_ORDER if axis in found]
+    return known + [column for column in found if column not in known]
+
+
+def config_columns(runs: pd.DataFrame) -> list[str]:
+    """The dotted columns that belong to the science of a run: ``optim.lr``, ``model.d_ff``, ``data.fingerprint``."""
+    dotted = [column for column in runs.columns if "." in column and not column.endswith("_target_")]
+    return [column for column in dotted if not column.startswith(_NOT_SCIENCE)]
+
+
+def axes_that_vary(runs: pd.DataFrame, *, config: bool = False) -> list[str]:
+    """The axes (`norm`, `activation`, ...) with more than one option among `runs`, in reading order.
+
+    With `config`, also the dotted configuration keys (`optim.lr`, `model.d_ff`) with more than one value. A run that
+    lacks an axis counts as different from one that has it.
+    """
+    columns = axis_columns(runs) + (config_columns(runs) if config else [])
+    return [column for column in columns if len(set(keys(runs, column))) > 1]
+
+
+def arm_columns(runs: pd.DataFrame) -> list[str]:
+    """The fewest columns that tell the arms of `runs` apart: two runs that agree on them differ in seeds at most.
+
+    All axes that vary, then those configuration keys that the axes do not already decide (`optim.lr` of a learning-rate
+    grid, but not the `model.d_ff` that follows from the activation), then `science_version` where it is mixed.
+    """
+    chosen = axes_that_vary(runs)
+    groups = _join([keys(runs, column) for column in chosen], len(runs))
+    lists = [words for words in runs.get("provenance.overrides", ()) if not is_missing(words)]
+    asked = {word.partition("=")[0].lstrip("+") for words in lists for word in words}
+    rest = [column for column in axes_that_vary(runs, config=True) if column not in chosen]
+    rest = sorted(rest, key=lambda column: column not in asked)  # what was asked for names the arm, not what follows
+    for column in [*rest, "science_version"]:
+        values = keys(runs, column)
+        if len(set(zip(groups, values, strict=True))) > len(set(groups)):
+            chosen.append(column)
+            groups = _join([groups, values], len(runs))
+    return chosen
+
+
+def arm_label(row: Mapping[Any, Any], columns: Sequence[str]) -> str:
+    """A short name of an arm, e.g. ``rms · swiglu`` or ``layer · lr 0.003``; `columns` as from arm_columns."""
+    words = []
+    for column in columns:
+        value, name = show(row[column]), column.rpartition(".")[2]
+        if column == "data.fingerprint":
+            name, value = "text", value[:8]
+        if sum(other.rpartition(".")[2] == name for other in columns) > 1:
+            name = column
+        speaks = "." not in column and column != "science_version" and value not in _BARE
+        words.append(value if speaks else f"{name} {value}")
+    return " · ".join(words) or "all runs"
+
+
+def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """A copy of `runs` with a column `arm`, the label of each run's arm."""
+    import pandas as pd
+
+    columns = arm_columns(runs)
+    rows = runs[columns].to_dict("records") if columns else [{}] * len(runs)
+    out = runs.copy()
+    out["arm"] = pd.Series([arm_label(row, columns) for row in rows], index=runs.index, dtype=str)
+    return out
+
+
+def show(value: Any) -> str:
+    """A value of a configuration as text: ``0.003``, ``512``, ``true``, ``-`` for none."""
+    if is_missing(value):
+        return "-"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(show, value))
+    value = value.item() if hasattr(value, "item") else value  # numpy's scalars
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """None, NaN or pandas' NA: null in the configuration, or a key that this row does not have."""
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
+
+
+def keys(runs: pd.DataFrame, column: str) -> list[Hashable]:
+    """The values of a column, comparable: every kind of missing is one value, None."""
+    return [None if is_missing(v) else tuple(v) if isinstance(v, list) else v for v in runs[column]]
+
+
+def _join(columns: Sequence[Sequence[Hashable]], length: int) -> list[Hashable]:
+    return list(zip(*columns, strict=True)) if columns else [()] * length

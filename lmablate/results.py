@@ -1,0 +1,213 @@
+"""The run store read back: finished runs and their training records as pandas frames (see run_directory.py)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.arms import arm_columns, arm_label, axes_that_vary, with_arms
+from lmablate.errors import ConfigError
+from lmablate.files import read_jsonl
+from lmablate.run_directory import (
+    COUNTS,
+    MEASURES,
+    NULLABLE_COUNTS,
+    RESULT_KEYS,
+    STATUSES,
+    RunDirectory,
+    check_writable,
+    read_result_file,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "HISTORY_COLUMNS",
+    "RESULT_KEYS",
+    "RunDirectory",
+    "SkippedFile",
+    "arm_columns",
+    "arm_label",
+    "axes_that_vary",
+    "check_writable",
+    "load_history",
+    "load_runs",
+    "load_unfinished",
+    "with_arms",
+]
+
+_BLOCKS = ("numerics", "data", "provenance")
+HISTORY_COLUMNS = (
+    *("run_id", "step", "tokens", "seconds", "train_loss", "lr", "grad_norm"),
+    *("tokens_per_second", "val_loss", "val_bpb"),
+)
+ResultsDir = str | Path | Iterable[str | Path]
+
+
+class SkippedFile(UserWarning):
+    """A file of a results directory was left out, being damaged or read already; the message names it."""
+
+
+def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None = None) -> pd.DataFrame:
+    """One row for each finished run, by run id.
+
+    Columns: the scalars of result.json as they are (`val_loss` in nats per token); each axis with its option word
+    (`norm`, `activation`, ...); the configuration with dotted names (`optim.lr`, `model.d_model`); `numerics` in words
+    (``cpu fp32 eager``) and, like `data` and `provenance`, item by item (`numerics.device`, `data.fingerprint`). Where
+    two claim a name, the axis word wins, then result.json's own scalar; a configuration value that loses stands under
+    ``config.<name>`` if it says something else.
+
+    `results_dir` may be several folders; a run found twice with the same numerics is counted once. `status` keeps one
+    status or several. Damaged files are left out with a SkippedFile warning. Raises ConfigError if a folder is missing.
+    """
+    import pandas as pd
+
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    axes: dict[str, None] = {}
+    for folder in _folders(results_dir):
+        for path in sorted(folder.glob("*/result.json")):
+            row, problem = read_result_file(path)
+            if row is None:
+                warnings.warn(f"{path}: left out, {problem}", SkippedFile, stacklevel=2)
+                continue
+            axes |= dict.fromkeys(row["choices"])
+            flat = _flatten(row)
+            if rows.setdefault((flat["run_id"], flat["numerics"]), flat) is not flat:
+                warnings.warn(f"{path}: left out, run {flat['run_id']} was read already", SkippedFile, stacklevel=2)
+    wanted = STATUSES if status is None else {status} if isinstance(status, str) else set(status)
+    if unknown := set(wanted) - set(STATUSES):
+        raise ConfigError(f"status={', '.join(sorted(unknown))}: unknown; there are {', '.join(STATUSES)}")
+    scalars = [key for key in (*RESULT_KEYS, "init_seed", "data_seed", "sweep") if key not in ("choices", "provenance")]
+    frame = pd.DataFrame([row for row in rows.values() if row["status"] in wanted])
+    frame = frame.reindex(columns=list(dict.fromkeys([*scalars, *axes, *frame.columns])))
+    for column in (*NULLABLE_COUNTS, *COUNTS):
+        frame[column] = frame[column].astype("Int64" if column in NULLABLE_COUNTS else "int64")
+    for column in MEASURES:
+        frame[column] = frame[column].astype("float64")
+    for seed in ("init_seed", "data_seed"):
+        frame[seed] = frame[seed].fillna(frame["seed"])
+    frame.attrs["axes"] = list(axes)
+    return frame
+
+
+def load_history(
+    results_dir: ResultsDir, run_ids: Iterable[str] | None = None, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The training records of all runs, finished or not, one row a record, in order of run id and step.
+
+    Columns: run_id, step (optimizer steps done), tokens (seen in training), seconds (of training), train_loss and
+    val_loss (nats per token), lr, grad_norm, tokens_per_second, val_bpb (bits per byte), and whatever else was
+    recorded; NaN where a record does not say. `run_ids` keeps some runs, `columns` some columns (run_id always stays).
+    A last line torn by a kill is dropped; a file damaged elsewhere is left out with a SkippedFile warning.
+    """
+    import pandas as pd
+
+    wanted = None if run_ids is None else set(run_ids)
+    records: dict[str, list[dict[str, Any]]] = {}
+    for folder in _folders(results_dir):
+        for path in sorted(folder.glob("*/history.jsonl")):
+            run_id = path.parent.name
+            if run_id in records or (wanted is not None and run_id not in wanted):
+                continue
+            try:
+                rows = read_jsonl(path)
+                if not all(isinstance(row.get("step"), int) for row in rows):
+                    raise ValueError("a record without a step")
+            except (OSError, ValueError) as error:
+                warnings.warn(f"{path}: left out, {error}", SkippedFile, stacklevel=2)
+                continue
+            records[run_id] = [{"run_id": run_id, **row} for row in rows]
+    frame = pd.DataFrame([row for rows in records.values() for row in rows])
+    frame = frame.reindex(columns=list(dict.fromkeys([*HISTORY_COLUMNS, *frame.columns])))
+    for column in HISTORY_COLUMNS[1:]:
+        frame[column] = frame[column].astype("int64" if column == "step" else "float64")
+    if columns is None:
+        return frame
+    if unknown := [column for column in columns if column not in frame.columns]:
+        raise ConfigError(f"history has no column {', '.join(unknown)}; there are {', '.join(frame.columns)}")
+    return frame[list(dict.fromkeys(["run_id", *columns]))]
+
+
+def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
+    """Run folders without a readable result.json: `run_id`, `state` (as the heartbeat has it, ``not started`` without
+    one, ``damaged`` where result.json cannot be read), `error`, `step`, `steps`, `overrides`, and the `log` path."""
+    import yaml
+
+    rows = []
+    for folder in _folders(results_dir):
+        for path in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+            directory = RunDirectory(folder, path.name)
+            marks = (directory.config_path, directory.history_path, directory.status_path, directory.result_path)
+            if not any(mark.exists() for mark in marks) or directory.is_done:
+                continue
+            status = _mapping(directory.status_path, json.loads)
+            config = _mapping(directory.config_path, yaml.safe_load)
+            state = "damaged" if directory.result_path.exists() else status.get("state", "not started")
+            said = {key: status.get(key) for key in ("error", "step", "steps")}
+            overrides = tuple(config.get("overrides") or ())
+            rows.append(
+                {"run_id": path.name, "state": state, **said, "overrides": overrides, "log": directory.log_path}
+            )
+    return rows
+
+
+def _folders(results_dir: ResultsDir) -> list[Path]:
+    folders = [Path(results_dir)] if isinstance(results_dir, str | Path) else [Path(folder) for folder in results_dir]
+    for folder in folders:
+        if not folder.is_dir():
+            what = "a file, not a folder" if folder.exists() else "no such folder"
+            raise ConfigError(
+                f"results_dir={folder}: {what}; give the folder that training wrote to (results by default)"
+            )
+    return folders
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file says, or nothing where it cannot be read: this is about runs that went wrong."""
+    try:
+        value = parse(path.read_text())
+    except Exception:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+    """One result as a flat row; see load_runs for who wins a name."""
+    flat = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
+    flat["numerics"] = numerics_words(row["numerics"])
+    flat |= row["choices"]
+    for block in _BLOCKS:
+        for key, value in _leaves(row.get(block, {}), f"{block}."):
+            flat.setdefault(key, value)
+    for key, value in _leaves(row.get("config", {})):
+        if "." in key and key not in flat:
+            flat[key] = value
+        elif key not in flat or flat[key] != value:
+            flat[f"config.{key}"] = value
+    return flat
+
+
+def numerics_words(numerics: dict[str, Any]) -> str:
+    """What may move a run's last bits, in words: ``cpu fp32 eager``, ``cpu bf16 compiled gang threads=4``."""
+    words = [str(numerics.get("device", "?")), str(numerics.get("precision", "?"))]
+    words.append("compiled" if numerics.get("compiled") else "eager")
+    words += ["gang"] if numerics.get("gang") else []
+    words += [f"threads={numerics['threads']}"] if (numerics.get("threads") or 1) > 1 else []
+    words += [f"microbatch={numerics['microbatch_size']}"] if numerics.get("microbatch_size") else []
+    return " ".join(words)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf; a list becomes a tuple, or text where it holds more than scalars."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            nested = any(isinstance(item, dict | list) for item in value)
+            yield f"{prefix}{key}", json.dumps(value) if nested else tuple(value)
+        else:
+            yield f"{prefix}{key}", value

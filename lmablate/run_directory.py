@@ -1,0 +1,165 @@
+"""The folder of one run, as the trainer writes it.
+
+``RESULTS_DIR/<run_id>/`` holds `config.yaml`, `history.jsonl` (one flushed line a record), `status.json` (a heartbeat),
+`log.txt`, `checkpoint/` and, written last and atomically, `result.json`: its presence means the run is done.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lmablate.errors import ConfigError
+from lmablate.files import atomic_write
+
+STATUSES = ("completed", "diverged", "failed")
+COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
+NULLABLE_COUNTS = ("seed", "init_seed", "data_seed", "diverged_at_step", "peak_memory_bytes")
+MEASURES = ("train_loss", "init_val_loss", "val_loss", "val_bpb", "tokens_per_second", "wall_seconds")
+# What every result.json holds; `sweep`, `init_seed`, `data_seed`, `config` and `data` are written too, not required.
+RESULT_KEYS = (
+    *("run_id", "science_version", "status", "choices", "seed", "n_params", "n_params_non_embedding"),
+    *("flops_per_token", "tokens", "train_loss", "init_val_loss", "val_loss", "val_bpb", "diverged_at_step"),
+    *("tokens_per_second", "wall_seconds", "peak_memory_bytes", "numerics", "provenance"),
+)
+
+
+class RunDirectory:
+    """The folder of one run. Making the object touches nothing; the first write makes the folder."""
+
+    def __init__(self, results_dir: str | Path, run_id: str) -> None:
+        self.run_id = run_id
+        self.path = Path(results_dir) / run_id
+        self.config_path = self.path / "config.yaml"
+        self.history_path = self.path / "history.jsonl"
+        self.result_path = self.path / "result.json"
+        self.status_path = self.path / "status.json"
+        self.log_path = self.path / "log.txt"
+        self.checkpoint_dir = self.path / "checkpoint"
+
+    def create(self) -> RunDirectory:
+        """Make the folder; it may exist."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line to history.jsonl and hand it to the operating system at once; non-finite numbers become null."""
+        self.create()
+        with self.history_path.open("ab", buffering=0) as file:
+            file.write(_json(record).encode() + b"\n")
+
+    def truncate_history(self, step: int) -> list[dict[str, Any]]:
+        """Forget what was recorded after `step` (-1: everything) and mend what a kill tore; returns what is kept.
+
+        For a resume: the records after the checkpoint will be written again. Lines that cannot be read are dropped.
+        """
+        if not self.history_path.exists():
+            return []
+        raw = self.history_path.read_bytes()
+        parsed = (_record(line) for line in raw.split(b"\n"))
+        kept = [record for record in parsed if record is not None and record["step"] <= step]
+        text = "".join(_json(record) + "\n" for record in kept)
+        if text.encode() != raw:
+            atomic_write(self.history_path, text)
+        return kept
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace status.json. A heartbeat: atomic, so that no reader sees half of it, but not forced to disk."""
+        self.create()
+        temporary = self.path / f".status.json.{os.getpid()}.tmp"
+        temporary.write_text(_json(status) + "\n")
+        os.replace(temporary, self.status_path)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, which marks the run as done.
+
+        Raises ValueError where a key of the contract is missing or has the wrong type: a mistake of the caller.
+        """
+        if problem := _problem(result):
+            raise ValueError(f"result of run {self.run_id}: {problem}")
+        if result["run_id"] != self.run_id:
+            raise ValueError(f"result of run {result['run_id']} handed to the folder of run {self.run_id}")
+        self.create()
+        atomic_write(self.result_path, _json(result, indent=1) + "\n")
+
+    @property
+    def is_done(self) -> bool:
+        """Is there a result.json that can be read? A damaged one does not count, so the run is made again."""
+        return self.read_result() is not None
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result row, or None where there is none that can be read."""
+        return read_result_file(self.result_path)[0]
+
+
+def check_writable(folder: str | Path, key: str = "results_dir") -> None:
+    """Make `folder` if it is missing and write a probe into it.
+
+    Raises ConfigError that names the folder, the reason and the mend (`key`=...).
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        mend = f"choose another folder ({key}=PATH)" if "-" not in key else f"choose another folder ({key} PATH)"
+        raise ConfigError(f"{key}: cannot write to {folder} ({reason}): {mend}, or make this one writable") from None
+
+
+def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A row and "", or None and what is wrong with the file."""
+    try:
+        row = json.loads(path.read_bytes())
+    except OSError as error:
+        return None, error.strerror or str(error)
+    except ValueError as error:
+        return None, f"not JSON ({error})"
+    problem = _problem(row)
+    return (None, problem) if problem else (row, "")
+
+
+def _problem(row: Any) -> str:
+    """What keeps `row` from being a result of the contract; "" if nothing does."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    if missing := [key for key in RESULT_KEYS if key not in row]:
+        return f"lacks {', '.join(missing)}"
+    if row["status"] not in STATUSES:
+        return f"status is {row['status']!r}, not one of {', '.join(STATUSES)}"
+    if not isinstance(row["choices"], dict) or not all(isinstance(word, str) for word in row["choices"].values()):
+        return "choices is not a mapping from axis to option word"
+    wrong = [key for key in ("numerics", "provenance") if not isinstance(row[key], dict)]
+    wrong += ["run_id"] if not isinstance(row["run_id"], str) else []
+    wrong += [key for key in ("config", "data") if not isinstance(row.get(key, {}), dict)]
+    wrong += [key for key in COUNTS if not isinstance(row[key], int)]
+    wrong += [key for key in NULLABLE_COUNTS if not isinstance(row.get(key), int | None)]
+    wrong += [key for key in MEASURES if not isinstance(row[key], int | float | None)]
+    return f"wrong type: {', '.join(f'{key}={row[key]!r}' for key in wrong)}" if wrong else ""
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    """The same value with every non-finite number as null: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,152 @@
+"""Paired comparisons: two runs that share seeds saw the same tokens and started from the same draws.
+
+The difference within a pair is free of what the seed does to both arms, so few seeds suffice to see a small effect.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmablate.arms import arm_columns, is_missing, keys, show
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+
+def t_cdf(t: float, df: int) -> float:
+    """P(T <= t) for Student's t with `df` degrees of freedom, by the finite series of Abramowitz and Stegun (1964),
+    26.7.3 (odd `df`) and 26.7.4 (even)."""
+    theta = math.atan2(abs(t), math.sqrt(df))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    term = cosine if df % 2 else 1.0
+    total = 0.0
+    for k in range(2 + df % 2, df + 1, 2):
+        total += term
+        term *= (k - 1) / k * cosine**2
+    inside = 2 / math.pi * (theta + sine * total) if df % 2 else sine * total  # P(|T| <= |t|)
+    return 0.5 + math.copysign(inside / 2, t)
+
+
+def t_quantile(p: float, df: int) -> float:
+    """The t with ``t_cdf(t, df) == p``, 0 < p < 1, by bisection to the last bit."""
+    if not 0 < p < 1 or df < 1:
+        raise ValueError(f"t_quantile needs 0 < p < 1 and df >= 1, got p={p}, df={df}")
+    high = 1.0
+    while t_cdf(high, df) < max(p, 1 - p):
+        high *= 2
+    low, high = -high, high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
+    return high
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval for the mean of `values`; None for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    half = t_quantile((1 + level) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = False) -> list[Row]:
+    """Every two options of `axis`, everything else that varies held equal, compared over their common seeds.
+
+    `runs` is a frame of load_runs, `axis` a column of arm_columns (`norm`, `optim.lr`). A pair shares init_seed and
+    data_seed and, unless `mix_numerics`, the same numerics. Each comparison is a dictionary: axis, a, b, where (the
+    other columns' values), n_pairs, differences (final validation loss of b minus that of a, nats per token, by seed),
+    seeds, mean_difference, sd_difference, interval_95 (Student t; None below two pairs), n_diverged, n_unpaired (runs
+    without a partner), verdict and reason.
+    """
+    held = [column for column in arm_columns(runs) if column != axis]
+    cells: dict[tuple[Hashable, ...], dict[Hashable, list[Row]]] = {}
+    rows = runs.to_dict("records")
+    columns = [keys(runs, column) for column in (axis, *held)]
+    for row, (option, *where) in zip(rows, zip(*columns, strict=True), strict=True):
+        cells.setdefault(tuple(where), {}).setdefault(option, []).append(row)
+    out = []
+    for where, options in sorted(cells.items(), key=lambda item: str(item[0])):
+        for a, b in itertools.combinations(sorted(options, key=_order), 2):
+            place = dict(zip(held, where, strict=True))
+            out.append(_compare(axis, (a, options[a]), (b, options[b]), place, mix_numerics))
+    return out
+
+
+def comparisons(runs: pd.DataFrame) -> list[Row]:
+    """paired_differences along everything that varies, in the order of arm_columns."""
+    axes = [column for column in arm_columns(runs) if column not in ("science_version", "data.fingerprint")]
+    return [row for axis in axes for row in paired_differences(runs, axis)]
+
+
+def _order(option: Hashable) -> tuple[bool, float, str]:
+    """Numbers by size before words by letter."""
+    number = isinstance(option, int | float)
+    return not number, float(option) if isinstance(option, int | float) else 0.0, show(option)
+
+
+def _compare(
+    axis: str, left: tuple[Any, list[Row]], right: tuple[Any, list[Row]], where: Row, mix_numerics: bool
+) -> Row:
+    (a, rows_a), (b, rows_b) = left, right
+    by_seed_a, by_seed_b = _by_seed(rows_a, mix_numerics), _by_seed(rows_b, mix_numerics)
+    common = sorted(by_seed_a.keys() & by_seed_b.keys())
+    finished = [s for s in common if all(r["status"] == "completed" for r in (by_seed_a[s], by_seed_b[s]))]
+    differences = [by_seed_b[seed]["val_loss"] - by_seed_a[seed]["val_loss"] for seed in finished]
+    bounds = interval(differences)
+    diverged = {side: sum(row["status"] == "diverged" for row in rows) for side, rows in (("a", rows_a), ("b", rows_b))}
+    unpaired = len(rows_a) + len(rows_b) - 2 * len(common)
+    return {
+        "axis": axis,
+        "a": a,
+        "b": b,
+        "where": where,
+        "n_pairs": len(differences),
+        "differences": differences,
+        "seeds": [{"init_seed": seed[0], "data_seed": seed[1]} for seed in finished],
+        "mean_difference": statistics.fmean(differences) if differences else None,
+        "sd_difference": statistics.stdev(differences) if len(differences) > 1 else None,
+        "interval_95": list(bounds) if bounds else None,
+        "n_diverged": diverged,
+        "n_unpaired": unpaired,
+        "verdict": "undecided",
+        "reason": _reason(differences, bounds, diverged, unpaired, _mismatch(rows_a, rows_b)),
+    }
+
+
+def _by_seed(rows: list[Row], mix_numerics: bool) -> dict[tuple[int, int, str], Row]:
+    known = [row for row in rows if not is_missing(row["init_seed"]) and not is_missing(row["data_seed"])]
+    return {(int(r["init_seed"]), int(r["data_seed"]), "" if mix_numerics else r["numerics"]): r for r in known}
+
+
+def _mismatch(rows_a: list[Row], rows_b: list[Row]) -> float:
+    """How much larger one side's models are than the other's, as a fraction of the smaller."""
+    sizes = [row["n_params"] for row in (*rows_a, *rows_b)]
+    return max(sizes) / max(1, min(sizes)) - 1
+
+
+def _reason(
+    differences: list[float], bounds: tuple[float, float] | None, diverged: dict[str, int], unpaired: int, excess: float
+) -> str:
+    n = len(differences)
+    if n == 0:
+        words = ["no pair of finished runs shares seeds and numerics"]
+    elif bounds is None:
+        words = ["1 paired seed: a difference cannot be told from noise"]
+    elif bounds[0] <= 0 <= bounds[1]:
+        words = [f"{n} paired seeds; interval includes 0"]
+    else:
+        words = [f"{n} paired seeds; interval excludes 0, but no margin or correction has been pre-registered"]
+    if any(diverged.values()):
+        words.append(f"diverged and therefore not paired: {diverged['a']} of a, {diverged['b']} of b")
+    if unpaired:
+        words.append(f"{unpaired} runs without a partner of the same seeds and numerics")
+    if excess > 0.01:
+        words.append(f"parameters differ by {excess:.1%}")
+    return "; ".join(words)
