@@ -74,10 +74,11 @@ def parameters(cfg: RunConfig) -> Parameters:
     m = cfg.model
     one_norm = parts.count(cfg.norm, "norm", m.d_model)
     head_norm = parts.count(cfg.stability.qk_norm, "stability.qk_norm", m.head_dim) if cfg.stability.qk_norm else 0
-    position, layout = parts.build(cfg.norm_position, "norm_position").func, parts.build(cfg.block_layout, "block_layout").func
+    position = parts.target(cfg.norm_position, "norm_position")
+    layout = parts.target(cfg.block_layout, "block_layout")
     shape = PositionShape(m.d_model, m.n_heads, m.head_dim, m.context_length)
     positions = parts.count(cfg.posemb, "posemb", shape)
-    position_table = positions if parts.build(cfg.posemb, "posemb").func.is_token_table else 0
+    position_table = positions if parts.target(cfg.posemb, "posemb").is_token_table else 0
 
     block = attention_params(m, qk_norm=head_norm)
     block += ffn_params(m.d_model, m.d_ff, gated=cfg.activation.gated, bias=m.bias)
@@ -99,8 +100,8 @@ def flops_per_token(cfg: RunConfig) -> int:
     from lmablate.model import parts
 
     m = cfg.model
-    option = parts.build(cfg.attention, "attention")
-    windows = [option.func.window_of(layer, **option.keywords) for layer in range(m.n_layers)]
+    option, settings = parts.resolve(cfg.attention, "attention")
+    windows = [option.window_of(layer, **settings) for layer in range(m.n_layers)]
     hidden = 3 if cfg.activation.gated else 2
     matrices = 2 * m.d_model * (m.n_heads + m.n_kv_heads) * m.head_dim + hidden * m.d_model * m.d_ff
     products = m.n_layers * matrices + m.vocab_size * m.d_model

@@ -18,7 +18,9 @@ from lmablate.files import atomic_write
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
+) -> Path:
     """Write the weights, AdamW's moments and `state` (plain JSON) after `step` steps; then drop all but the last `keep`."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -35,7 +37,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.safetensors") if (match := _NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path) for path in folder.glob("step-*.safetensors") if (match := _NAME.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -52,7 +56,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-                moments = {key: tensors[f"optim.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"optim.{key}.{name}" in tensors}
+                moments = {
+                    key: tensors[f"optim.{key}.{name}"]
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"optim.{key}.{name}" in tensors
+                }
                 if moments:
                     # fused AdamW keeps its step counter on the parameter's device
                     optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}

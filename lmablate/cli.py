@@ -10,13 +10,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmablate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from lmablate.config.schema import RunConfig
 
 Action = Callable[[Sequence["RunConfig"]], int]  # takes the jobs of one command, returns the exit code
@@ -27,7 +25,7 @@ HELP = """{program}: {purpose}
   python -m {module} -m norm=rms,layer activation=swiglu,gelu   a grid: every combination
   python -m {module} sweeps=norm_and_activation            a stored sweep (see sweeps/); scale=laptop, gpu or lab sets its size
 
-Axes and their options (conf/<axis>/<option>.yaml):
+Groups and their options (conf/<group>/<option>.yaml), defaults in brackets:
 {axes}
 
 Any key: model.d_model=256, optim.lr=1e-3, trainer.steps=2000, seed=0,1,2, results_dir=results, runtime.workers=2.
@@ -39,11 +37,16 @@ def main(module: str, purpose: str, action: Action, argv: Sequence[str] | None =
     """Run one command line; returns its exit code and prints errors of the user's in words."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
-        print(f"lmablate needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: Hydra 1.3 does not start on newer ones", file=sys.stderr)
+        print(
+            f"lmablate needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: Hydra 1.3 does not start on newer ones",
+            file=sys.stderr,
+        )
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if "--help" in words or "-h" in words:
-        print(HELP.format(program=module, module=module, purpose=purpose, axes=axes_text()))
+        from lmablate import axes
+
+        print(HELP.format(program=module, module=module, purpose=purpose, axes=axes.text()))
         return 0
     traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
     from hydra.errors import HydraException
@@ -61,18 +64,6 @@ def main(module: str, purpose: str, action: Action, argv: Sequence[str] | None =
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def axes_text() -> str:
-    """One line an axis: its options, the default marked."""
-    from lmablate.paths import CONF_DIR
-    from lmablate.run import default_choices
-
-    lines = []
-    for axis, default in default_choices().items():
-        options = sorted(path.stem for path in (CONF_DIR / axis).glob("*.yaml"))
-        lines.append(f"  {axis:<14}" + " ".join(f"[{option}]" if option == default else option for option in options))
-    return "\n".join(lines)
 
 
 def _own_flags(words: list[str]) -> list[str]:
@@ -105,7 +96,7 @@ def _run(words: list[str], action: Action) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.plugins import Plugins
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from lmablate.config.compose import register_resolvers, to_run_config
     from lmablate.launcher.local import LocalLauncher
@@ -113,19 +104,15 @@ def _run(words: list[str], action: Action) -> int:
 
     register_resolvers()
     Plugins.instance().register(LocalLauncher)
-    code = 0
-
-    def act(configs: Sequence[RunConfig]) -> int:
-        nonlocal code
-        code = action(configs)
-        return code
-
-    LocalLauncher.action = staticmethod(act)
+    composed: list[DictConfig] = []
+    LocalLauncher.collected = composed
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-    def task(cfg: DictConfig) -> Any:
-        composed = OmegaConf.merge(cfg, {"hydra": HydraConfig.instance().cfg.hydra})  # type: ignore[union-attr]
-        return act([to_run_config(composed)])
+    def task(cfg: DictConfig) -> None:
+        whole = OmegaConf.create(OmegaConf.to_container(cfg))
+        assert isinstance(whole, DictConfig)
+        whole.hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
+        composed.append(whole)
 
     before, asked = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [before[0], *words]
@@ -136,4 +123,6 @@ def _run(words: list[str], action: Action) -> int:
         sys.argv = before
         if asked is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-    return code
+    # Hydra's part ends here: every job is checked before the first one starts.
+    configs = [to_run_config(job) for job in composed]
+    return action(configs) if configs else 0

@@ -65,13 +65,17 @@ class Board:
         if not status:
             return
         if not self.status[job.run_id].get("step"):
-            self.work_before += status.get("step", 0) / job.cfg.trainer.steps if not self.status[job.run_id].get("seen") else 0.0
+            self.work_before += (
+                status.get("step", 0) / job.cfg.trainer.steps if not self.status[job.run_id].get("seen") else 0.0
+            )
             self.status[job.run_id]["seen"] = True
         self.status[job.run_id] |= status
         now = time.monotonic()
         if self.mode == "lines" and status.get("step") and now - self._said.get(job.run_id, self.began) >= LINE_SECONDS:
             self._said[job.run_id] = now
-            self.say(f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}  ({self._left()})")
+            self.say(
+                f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}  ({self._left()})"
+            )
 
     def finished(self, job: Job, status: dict[str, Any]) -> None:
         self.status.pop(job.run_id, None)
@@ -79,13 +83,13 @@ class Board:
             self.failed.append((job, status["error"]))
             self.say(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
         elif status["state"] == "done":
-            row = job.directory.read_result()
+            row = job.row
             self.say(f"{self._done():>3}/{len(self.jobs)}  {job.run_id}  {job.label}: {outcome(row)}  ({self._left()})")
 
     def summary(self) -> None:
         """The table of all runs, best first, and what failed."""
         rows = sorted(
-            ((job, job.directory.read_result()) for job in self.jobs if job.done),
+            ((job, job.row) for job in self.jobs if job.done),
             key=lambda pair: (pair[1]["val_loss"] is None, pair[1]["val_loss"] or 0.0),
         )
         if rows and self.mode != "off":
@@ -97,7 +101,10 @@ class Board:
             words = " ".join(job.cfg.overrides) or "(defaults)"
             print(f"failed: {job.run_id}  {words}\n  {reason}\n  log: {job.directory.log_path}", file=sys.stderr)
         if self.failed:
-            print(f"{len(self.failed)} of {len(self.jobs)} runs failed; the same command tries them again", file=sys.stderr)
+            print(
+                f"{len(self.failed)} of {len(self.jobs)} runs failed; the same command tries them again",
+                file=sys.stderr,
+            )
 
     def _done(self) -> int:
         return sum(job.done for job in self.jobs)
@@ -106,14 +113,16 @@ class Board:
         """Time left, from the share of the work done since the start."""
         total = len(self.todo)
         ended = sum(job.done for job in self.todo) + len(self.failed)
-        share = ended + sum(s.get("step", 0) / max(1, s.get("steps", 1)) for s in self.status.values()) - self.work_before
+        share = (
+            ended + sum(s.get("step", 0) / max(1, s.get("steps", 1)) for s in self.status.values()) - self.work_before
+        )
         if share <= 0 or ended >= total:
             return "done" if ended >= total else "time left unknown"
         seconds = (time.monotonic() - self.began) * (total - self.work_before - share) / share
         return f"{duration(seconds)} left"
 
     def _best(self) -> str:
-        done = [(job.directory.read_result(), job) for job in self.jobs if job.done]
+        done = [(job.row, job) for job in self.jobs if job.done]
         finite = [(row["val_loss"], job) for row, job in done if row["val_loss"] is not None]
         if not finite:
             return ""
@@ -127,7 +136,9 @@ class Board:
             status = self.status.get(job.run_id)
             if status is not None:
                 bar = ProgressBar(total=status.get("steps", 1), completed=status.get("step", 0), width=24)
-                table.add_row(job.run_id, job.label, bar, f"{status.get('step', 0)}/{status.get('steps', '?')}", _losses(status))
+                table.add_row(
+                    job.run_id, job.label, bar, f"{status.get('step', 0)}/{status.get('steps', '?')}", _losses(status)
+                )
         return Group(head, table)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.axes import default_choices
 from lmablate.identity import SCIENCE_VERSION, run_id
-from lmablate.results import RunDirectory, check_writable
-from lmablate.run import default_choices, load_data, with_data
+from lmablate.run import load_data, with_data
+from lmablate.run_directory import RunDirectory, check_writable
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -35,11 +36,22 @@ class Job:
         return self.directory.is_done
 
     @property
+    def row(self) -> dict[str, Any]:
+        """The result of a job that is done."""
+        result = self.directory.read_result()
+        assert result is not None
+        return result
+
+    @property
     def label(self) -> str:
         """What a person recognises the run by: what was asked for beyond the common settings."""
         defaults = default_choices()
         words = [option for axis, option in self.cfg.choices.items() if defaults.get(axis) != option]
-        sizes = [word for word in self.cfg.overrides if "." in word.split("=")[0] and not word.startswith(("runtime.", "trainer.", "hydra."))]
+        sizes = [
+            word
+            for word in self.cfg.overrides
+            if "." in word.split("=")[0] and not word.startswith(("runtime.", "trainer.", "hydra."))
+        ]
         return " ".join([*words, *sizes, f"seed={self.cfg.init_seed}"])
 
 
@@ -54,7 +66,11 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     jobs: dict[str, Job] = {}
     data_of: dict[str, TokenData] = {}
     for cfg in configs:
-        key = json.dumps([cfg.data.model_dump(), cfg.tokenizer.model_dump(), cfg.model.context_length, cfg.runtime.cache_dir], sort_keys=True, default=str)
+        key = json.dumps(
+            [cfg.data.model_dump(), cfg.tokenizer.model_dump(), cfg.model.context_length, cfg.runtime.cache_dir],
+            sort_keys=True,
+            default=str,
+        )
         if key not in stores:
             stores[key] = load_data(cfg)
         data = stores[key]

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.axes import default_choices
 from lmablate.identity import SCIENCE_VERSION, run_id
-from lmablate.results import RunDirectory
+from lmablate.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -39,7 +40,9 @@ def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": data.vocab_size})})
 
 
-def execute(cfg: RunConfig, data: TokenData, on_status: Callable[[dict[str, Any]], None] = lambda status: None) -> dict[str, Any]:
+def execute(
+    cfg: RunConfig, data: TokenData, on_status: Callable[[dict[str, Any]], None] = lambda status: None
+) -> dict[str, Any]:
     """Train, evaluate and store one run; returns its result row.
 
     Continues from a checkpoint if there is one. On SIGTERM or SIGINT a checkpoint is written and trainer.Interrupted
@@ -91,7 +94,17 @@ def execute(cfg: RunConfig, data: TokenData, on_status: Callable[[dict[str, Any]
     return result
 
 
-_SUMMARY = ("status", "val_loss", "val_bpb", "train_loss", "diverged_at_step", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")
+_SUMMARY = (
+    "status",
+    "val_loss",
+    "val_bpb",
+    "train_loss",
+    "diverged_at_step",
+    "n_params",
+    "n_params_non_embedding",
+    "flops_per_token",
+    "tokens",
+)
 
 
 def write_config(cfg: RunConfig, path: Path) -> None:
@@ -111,16 +124,6 @@ def read_config(path: Path) -> RunConfig:
     from lmablate.config.schema import RunConfig
 
     return RunConfig.model_validate(yaml.safe_load(path.read_text()))
-
-
-def default_choices() -> dict[str, str]:
-    """The option each group has when nothing is asked for, from conf/train.yaml."""
-    import yaml
-
-    from lmablate.paths import CONF_DIR
-
-    entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
-    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items() if option and "/" not in group}
 
 
 def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
@@ -231,7 +234,9 @@ def _git_state() -> tuple[str | None, bool | None]:
     from lmablate.paths import ROOT
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     if not (ROOT / ".git").exists():
         return None, None
@@ -250,7 +255,9 @@ class Heartbeat:
         self._write()
 
     def beat(self, record: dict[str, Any]) -> None:
-        self.state |= {key: record[key] for key in ("step", "train_loss", "val_loss", "tokens_per_second") if key in record}
+        self.state |= {
+            key: record[key] for key in ("step", "train_loss", "val_loss", "tokens_per_second") if key in record
+        }
         self._write()
 
     def end(self, status: str) -> None:

@@ -69,10 +69,10 @@ def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = Fa
     cells: dict[tuple[Hashable, ...], dict[Hashable, list[Row]]] = {}
     rows = runs.to_dict("records")
     columns = [keys(runs, column) for column in (axis, *held)]
-    for row, (option, *where) in zip(rows, zip(*columns, strict=True), strict=True):
-        cells.setdefault(tuple(where), {}).setdefault(option, []).append(row)
+    for row, values in zip(rows, zip(*columns, strict=True), strict=True):
+        cells.setdefault(values[1:], {}).setdefault(values[0], []).append(row)
     out = []
-    for where, options in sorted(cells.items(), key=lambda item: str(item[0])):
+    for where, options in sorted(cells.items(), key=lambda item: [_order(value) for value in item[0]]):
         for a, b in itertools.combinations(sorted(options, key=_order), 2):
             place = dict(zip(held, where, strict=True))
             out.append(_compare(axis, (a, options[a]), (b, options[b]), place, mix_numerics))

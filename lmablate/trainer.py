@@ -66,7 +66,9 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, cfg.optim)
         self.objective = Causal(z_loss=cfg.stability.z_loss)
         if cfg.trainer.precision == "bf16" and self.device == "cpu":
-            set_compute_dtype(self.model, torch.bfloat16)  # attention stays in fp32: its bf16 backward is slower on CPUs
+            set_compute_dtype(
+                self.model, torch.bfloat16
+            )  # attention stays in fp32: its bf16 backward is slower on CPUs
         self.progress = Progress()
         self.detector: DivergenceDetector | None = None
         self.compiled = False
@@ -89,7 +91,9 @@ class Trainer:
             step = self.progress.step
             due = step % self.cfg.runtime.log_every == 0 or step in evaluate_at or step == steps
             stopping = stop()
-            saving = self.folder is not None and (bool(stopping) or time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds)
+            saving = self.folder is not None and (
+                bool(stopping) or time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds
+            )
             diverged = (due or saving or self.device == "cpu") and self._flush()
             self.progress.seconds += time.monotonic() - began
             if due or diverged:
@@ -112,7 +116,9 @@ class Trainer:
         """Write a checkpoint of the current step."""
         assert self.folder is not None and self.detector is not None
         state = {"progress": self.progress.state(), "detector": self.detector.state()}
-        save_checkpoint(self.folder, self.progress.step, self.model, self.optimizer, state, keep=self.cfg.runtime.keep_checkpoints)
+        save_checkpoint(
+            self.folder, self.progress.step, self.model, self.optimizer, state, keep=self.cfg.runtime.keep_checkpoints
+        )
 
     def seconds_per_step(self, budget: float) -> float:
         """The median time of a training step, from about `budget` seconds of them after one that warms up."""
@@ -168,7 +174,12 @@ class Trainer:
         lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.trainer.steps)
         set_lr(self.optimizer, lr)
         rows = torch.from_numpy(
-            self.data.batch(step, data_seed=cfg.data_seed, batch_size=cfg.trainer.batch_size, context_length=cfg.model.context_length)
+            self.data.batch(
+                step,
+                data_seed=cfg.data_seed,
+                batch_size=cfg.trainer.batch_size,
+                context_length=cfg.model.context_length,
+            )
         )
         if self.device != "cpu":
             rows = rows.pin_memory().to(self.device, non_blocking=True)
@@ -241,12 +252,17 @@ class Trainer:
         try:
             for block in self.model.blocks:
                 block.compile()
-            tokens = torch.zeros((self.cfg.trainer.batch_size, self.cfg.model.context_length), dtype=torch.long, device=self.device)
+            tokens = torch.zeros(
+                (self.cfg.trainer.batch_size, self.cfg.model.context_length), dtype=torch.long, device=self.device
+            )
             with self.precision():
                 self.model(tokens).sum().backward()
             self.compiled = True
         except Exception as error:
-            log.warning("runtime.compile: torch.compile failed (%s); this run goes on without it", str(error).strip().splitlines()[-1])
+            log.warning(
+                "runtime.compile: torch.compile failed (%s); this run goes on without it",
+                str(error).strip().splitlines()[-1],
+            )
             for block in self.model.blocks:
                 block._compiled_call_impl = None
         finally:

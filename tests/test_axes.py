@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from tiny import AXES, config, distance, every_option, options, scaled_model, tokens_for, training_record
+from tiny import config, distance, every_option, options, scaled_model, tokens_for, training_record
 
 from lmablate.budget import flops_per_token, parameters
 from lmablate.model import build_model
@@ -26,7 +26,9 @@ def test_gradient_respects_the_mask_the_objective_declares(axis, option):
     assert Causal.mask == "causal"
     model = scaled_model(cfg, 5.0)
     rows = []
-    hook = model.embedding.register_forward_hook(lambda module, ids, out: rows.append(out.requires_grad_().retain_grad() or out))
+    hook = model.embedding.register_forward_hook(
+        lambda module, ids, out: rows.append(out.requires_grad_().retain_grad() or out)
+    )
     logits = model(tokens_for(cfg, rows=1)[:, :-1])
     hook.remove()
     t = cfg.model.context_length // 2
@@ -52,7 +54,9 @@ def test_every_parameter_gets_a_gradient(axis, option):
     assert {name for name, norm in norms.items() if norm <= floor} <= idle
 
 
-@pytest.mark.parametrize("extra", [(), ("model.bias=true", "model.tie_embeddings=true", "norm_position=sandwich")], ids=["plain", "biases"])
+@pytest.mark.parametrize(
+    "extra", [(), ("model.bias=true", "model.tie_embeddings=true", "norm_position=sandwich")], ids=["plain", "biases"]
+)
 def test_predicted_parameters_equal_built(axis, option, extra):
     if axis == "norm_position":
         extra = tuple(word for word in extra if not word.startswith("norm_position"))
@@ -78,7 +82,9 @@ def test_training_record_differs_from_every_sibling(axis, option):
     for scale in (1.0, 5.0, 20.0, 60.0):
         record = record_of(scale, f"{axis}={option}")
         rounding = distance(record_of(scale, f"{axis}={option}", "runtime.microbatch_size=1"), record)
-        left = [other for other in left if distance(record_of(scale, f"{axis}={other}"), record) < max(100 * rounding, 1e-9)]
+        left = [
+            other for other in left if distance(record_of(scale, f"{axis}={other}"), record) < max(100 * rounding, 1e-9)
+        ]
         if not left:
             return
     pytest.fail(f"{axis}={option} trains like {axis}={' and '.join(left)}")
@@ -90,4 +96,6 @@ def test_lead_axes_are_carried_through(axis, option):
     model = build_model(cfg).eval()
     one, two = tokens_for(cfg, rows=2)[:, :-1], tokens_for(cfg, rows=2)[:, 1:]
     with torch.no_grad():
-        torch.testing.assert_close(model(torch.stack((one, two))), torch.stack((model(one), model(two))), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            model(torch.stack((one, two))), torch.stack((model(one), model(two))), rtol=1e-5, atol=1e-6
+        )

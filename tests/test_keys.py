@@ -107,7 +107,11 @@ def test_keys_of_the_option_and_of_the_model(axis, option):
         check((f"{axis}={option}",), path)
 
 
-@pytest.mark.parametrize("extra", [(), ("schedule=wsd",), ("schedule=linear",), ("schedule=constant",)], ids=lambda words: "-".join(words) or "default")
+@pytest.mark.parametrize(
+    "extra",
+    [(), ("schedule=wsd",), ("schedule=linear",), ("schedule=constant",)],
+    ids=lambda words: "-".join(words) or "default",
+)
 def test_every_science_key(extra):
     raw = request(*extra)
     for path in [leaf for group in SCIENCE for leaf in leaves(raw[group], group)]:

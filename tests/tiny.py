@@ -19,7 +19,17 @@ from lmablate.trainer import Trainer
 AXES = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability", "aspect_ratio")
 VOCAB = 64
 # Two layers, and windows and bucket ranges shorter than the text, so that every option has something to do.
-SMALL = ("model.d_model=32", "model.n_layers=2", "model.context_length=24", "trainer.batch_size=4", "trainer.precision=fp32", "trainer.steps=4", "runtime.log_every=1", "runtime.evaluations=2", "runtime.device=cpu")
+SMALL = (
+    "model.d_model=32",
+    "model.n_layers=2",
+    "model.context_length=24",
+    "trainer.batch_size=4",
+    "trainer.precision=fp32",
+    "trainer.steps=4",
+    "runtime.log_every=1",
+    "runtime.evaluations=2",
+    "runtime.device=cpu",
+)
 SHORT = {"attention": {"window": 7}, "posemb": {"max_distance": 20, "n_buckets": 16}}
 
 
@@ -96,7 +106,11 @@ def training_record(cfg, scale: float = 1.0) -> SimpleNamespace:
     trainer = Trainer(scaled_model(cfg, scale), SmallText(), cfg, folder=None)
     records = list(trainer.records())
     numbers = [record.get(key) for record in records for key in ("train_loss", "grad_norm", "val_loss")]
-    return SimpleNamespace(numbers=[x for x in numbers if x is not None], diverged=trainer.progress.diverged_at_step, tokens=records[-1].get("tokens"))
+    return SimpleNamespace(
+        numbers=[x for x in numbers if x is not None],
+        diverged=trainer.progress.diverged_at_step,
+        tokens=records[-1].get("tokens"),
+    )
 
 
 def distance(a: SimpleNamespace, b: SimpleNamespace) -> float:

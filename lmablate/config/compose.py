@@ -56,7 +56,7 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     try:
         words = list(composed.hydra.overrides.task)
         choices = dict(composed.hydra.runtime.choices)
-        ours = OmegaConf.masked_copy(composed, [key for key in composed if key not in ("hydra", "sweep")])
+        ours = OmegaConf.masked_copy(composed, [key for key in map(str, composed) if key not in ("hydra", "sweep")])
         raw = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise in_words(error) from error
@@ -90,11 +90,18 @@ def rewrite(words: list[str]) -> list[str]:
     keys = explicit(words)
     sweeps, scale = keys.get("sweeps"), keys.get("scale")
     if sweeps and re.search(r"[,(\[]", str(sweeps)):
-        raise ConfigError(f"sweeps={sweeps}: one stored sweep at a time, since Hydra would drop the grids of all; run the command once for each")
+        raise ConfigError(
+            f"sweeps={sweeps}: one stored sweep at a time, since Hydra would drop the grids of all; run the command once for each"
+        )
     for key in keys:
         if key.endswith("_target_"):
-            raise ConfigError(f"{key}: a class is chosen by an option, so that the option's name says what was run; add a YAML file to conf/ for yours")
-    out = [re.sub(r"\bdouble\b", "sandwich", word) if word.lstrip("+").startswith("norm_position=") else word for word in words]
+            raise ConfigError(
+                f"{key}: a class is chosen by an option, so that the option's name says what was run; add a YAML file to conf/ for yours"
+            )
+    out = [
+        re.sub(r"\bdouble\b", "sandwich", word) if word.lstrip("+").startswith("norm_position=") else word
+        for word in words
+    ]
     if "scale" in keys:
         out = [word for word in out if not word.startswith("scale=")]
         # in front, so that what the user types has the last word
@@ -113,7 +120,9 @@ def sweep_file(name: str) -> Path:
 
 def _scale_overrides(sweeps: str | None, scale: str | None) -> list[str]:
     if not sweeps:
-        raise ConfigError(f"scale={scale} picks the size of a stored sweep: add sweeps=<question>, or set model=, trainer.steps= yourself")
+        raise ConfigError(
+            f"scale={scale} picks the size of a stored sweep: add sweeps=<question>, or set model=, trainer.steps= yourself"
+        )
     node = OmegaConf.load(sweep_file(sweeps))
     sizes = OmegaConf.select(node, "sweep.scales") or {}
     if scale not in sizes:
@@ -125,7 +134,11 @@ def explain(error: ValidationError) -> str:
     """All of pydantic's findings, one a line, with dotted keys."""
     lines = []
     for item in error.errors():
-        place = ".".join(str(step) for step in item["loc"] if step not in ("kjv", "files", "hub", "synthetic", "bpe", "bytes", "pretrained"))
+        place = ".".join(
+            str(step)
+            for step in item["loc"]
+            if step not in ("kjv", "files", "hub", "synthetic", "bpe", "bytes", "pretrained")
+        )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             lines.append(f"{place}: unknown key{_similar(place)}")
@@ -139,21 +152,23 @@ def explain(error: ValidationError) -> str:
 
 
 def _similar(key: str) -> str:
-    """", did you mean ...?" for a key that is nearly one of ours."""
+    """ ", did you mean ...?" for a key that is nearly one of ours."""
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.75)
     return f", did you mean {near[0]}?" if near else "; see conf/ for the keys there are"
 
 
 def known_keys() -> list[str]:
     """Every dotted key in conf/, for suggestions."""
-    keys = set()
+    keys: set[str] = set()
     for path in CONF_DIR.rglob("*.yaml"):
         group = path.parent.relative_to(CONF_DIR).as_posix()
         if group.startswith("hydra"):
             continue
         node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if isinstance(node, dict):
-            keys.update(f"{group}.{name}".removeprefix("..") for name in node if name not in ("defaults", "hydra"))
+            keys.update(
+                f"{group}.{name}".removeprefix("..") for name in map(str, node) if name not in ("defaults", "hydra")
+            )
             keys.add(group)
     return sorted(keys - {"."})
 
@@ -163,7 +178,9 @@ def in_words(error: Exception) -> ConfigError:
     chain = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     if found := re.search(r"Could not override '([^']+)'", chain):
         return ConfigError(f"{found[1]}: no such key{_similar(found[1])}")
-    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':((?:\s+\S+)*?)\s*(?:Config search path|$)", chain):
+    if found := re.search(
+        r"Could not find '([^']+)'\s+Available options in '([^']+)':((?:\s+\S+)*?)\s*(?:Config search path|$)", chain
+    ):
         group, options = found[2], found[3].split()
         option = found[1].removeprefix(f"{group}/")
         return ConfigError(f"{group}={option}: no such option; {group} has {', '.join(options)}")

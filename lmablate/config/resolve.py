@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lmablate.budget import ff_width, matched_width, parameters
 from lmablate.config.schema import ModelRequest, ModelSettings, RunConfig, RunRequest, TrainerSettings
@@ -64,7 +64,9 @@ def _check_scale(request: RunRequest) -> None:
             "leave it out, or choose a gated activation such as swiglu"
         )
     if scale is not None and request.model.d_ff is not None:
-        raise ConfigError(f"model.gated_scale={scale} has no effect beside model.d_ff={request.model.d_ff}: give one of them")
+        raise ConfigError(
+            f"model.gated_scale={scale} has no effect beside model.d_ff={request.model.d_ff}: give one of them"
+        )
 
 
 def _heads(m: ModelRequest) -> tuple[int, int, int]:
@@ -75,7 +77,9 @@ def _heads(m: ModelRequest) -> tuple[int, int, int]:
     if n_heads is None:
         assert head_dim is not None
         if m.d_model % head_dim:
-            raise ConfigError(f"model.d_model={m.d_model} is not a multiple of model.head_dim={head_dim}: give model.n_heads as well")
+            raise ConfigError(
+                f"model.d_model={m.d_model} is not a multiple of model.head_dim={head_dim}: give model.n_heads as well"
+            )
         n_heads = m.d_model // head_dim
     if head_dim is None:
         if m.d_model % n_heads:
@@ -129,11 +133,13 @@ def _device(asked: str) -> str:
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("runtime.device=cuda, but torch sees no CUDA GPU: use runtime.device=cpu, or install a CUDA build of torch")
+        raise ConfigError(
+            "runtime.device=cuda, but torch sees no CUDA GPU: use runtime.device=cpu, or install a CUDA build of torch"
+        )
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _native_precision(device: str) -> str:
+def _native_precision(device: str) -> Literal["fp32", "bf16"]:
     """bf16 where the processor has instructions for it; elsewhere it is emulated and slower than fp32."""
     import torch
 
@@ -174,7 +180,11 @@ def _solve_aspect_ratio(request: RunRequest, reference: RunConfig, given: dict[s
         low, high = 0, len(candidates) - 1  # parameters grow with the width
         while low < high:
             middle = (low + high) // 2
-            low, high = (middle + 1, high) if parameters(at(candidates[middle], n_layers)).non_embedding < budget else (low, middle)
+            low, high = (
+                (middle + 1, high)
+                if parameters(at(candidates[middle], n_layers)).non_embedding < budget
+                else (low, middle)
+            )
         near = [candidates[i] for i in (low - 1, low) if i >= 0]
         return min(near, key=lambda d: abs(math.log(parameters(at(d, n_layers)).non_embedding / budget)))
 
@@ -182,7 +192,9 @@ def _solve_aspect_ratio(request: RunRequest, reference: RunConfig, given: dict[s
     depths = range(max(1, guess // 2), 2 * guess + 2)
     n_layers = min(depths, key=lambda n: abs(math.log(width(n) / n / ratio)))
     d_model = width(n_layers)
-    if abs(math.log(d_model / n_layers / ratio)) > math.log(2) / 2:  # nearer to another option's ratio than to this one's
+    if (
+        abs(math.log(d_model / n_layers / ratio)) > math.log(2) / 2
+    ):  # nearer to another option's ratio than to this one's
         raise ConfigError(
             f"aspect_ratio={word}: with {budget:,} non-embedding parameters the nearest whole number of layers gives d_model={d_model}, "
             f"n_layers={n_layers}, a ratio of {d_model / n_layers:.0f}: choose a larger model (model=small) or another ratio"

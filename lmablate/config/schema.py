@@ -13,6 +13,7 @@ from lmablate.settings import Settings
 
 SCHEMA_VERSION = 1  # of the shape of config.yaml; migrate.py lifts older files
 
+
 def _whole(value: Any) -> Any:
     """1e6 is how people write a million; YAML makes a float of it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -159,7 +160,7 @@ class RuntimeSettings(Settings):
     evaluations: PositiveInt
     checkpoint_seconds: NonNegativeFloat
     keep_checkpoints: PositiveInt
-    wandb: str
+    wandb: Literal["auto", "online", "offline", "disabled"]
     wandb_project: str
     progress: Literal["auto", "live", "lines", "off"]
     cache_dir: str | None

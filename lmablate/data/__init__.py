@@ -1,0 +1,7 @@
+"""Text to tokens: sources, tokenizers, the token store, and batches as a pure function of the step."""
+
+from lmablate.data.prepare import prepare
+from lmablate.data.tokens import TokenData
+from lmablate.errors import DataError
+
+__all__ = ["DataError", "TokenData", "prepare"]

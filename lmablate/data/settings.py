@@ -101,7 +101,9 @@ class BpeTokenizer(Settings):
     @classmethod
     def _holds_all_bytes(cls, value: int) -> int:
         if value < BYTES_VOCAB:
-            raise ValueError(f"tokenizer=bpe has at least {BYTES_VOCAB} tokens (256 bytes and the end of text), got {value}")
+            raise ValueError(
+                f"tokenizer=bpe has at least {BYTES_VOCAB} tokens (256 bytes and the end of text), got {value}"
+            )
         return value
 
 
@@ -144,7 +146,9 @@ class PretrainedTokenizer(Settings):
     @model_validator(mode="after")
     def _names_a_tokenizer(self) -> Self:
         if not self.path:
-            raise ValueError("tokenizer=pretrained needs tokenizer.path, e.g. tokenizer.path=tokenizer.json or tokenizer.path=gpt2")
+            raise ValueError(
+                "tokenizer=pretrained needs tokenizer.path, e.g. tokenizer.path=tokenizer.json or tokenizer.path=gpt2"
+            )
         return self
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -51,7 +51,9 @@ def run_jobs(jobs: Sequence[Job]) -> int:
     with board:
         stopped_by = _run_here(todo[0], board) if len(todo) == 1 else _run_in_processes(todo, board)
     if stopped_by:
-        board.say(f"stopped: {sum(job.done for job in jobs)} of {len(jobs)} runs are done; the same command continues from the checkpoints")
+        board.say(
+            f"stopped: {sum(job.done for job in jobs)} of {len(jobs)} runs are done; the same command continues from the checkpoints"
+        )
         return 128 + stopped_by
     board.summary()
     return 1 if board.failed else 0
@@ -126,7 +128,12 @@ def _start(job: Job, slot: int) -> Running:
     directory.write_status({"state": "starting", "step": 0, "steps": job.cfg.trainer.steps})
     threads = str(job.cfg.runtime.threads)
     # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if job.cfg.runtime.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(i) for i in range(_gpu_count())]
@@ -136,7 +143,12 @@ def _start(job: Job, slot: int) -> Running:
         command += ["--trust", package]
     log_file = open(directory.log_path, "ab")  # noqa: SIM115 - closed when the process ends
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log_file,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
     )
     return Running(job, process, slot, log_file)
 
@@ -170,17 +182,17 @@ def _verdict(one: Running, *, stopped: bool) -> dict[str, Any]:
 
 
 def _signal(one: Running, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(one.process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
     """The SIGTERMs and SIGINTs that have arrived."""
     asked: list[int] = []
-    previous = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {
+        number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield asked
     finally:

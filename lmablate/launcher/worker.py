@@ -35,8 +35,8 @@ def run_directory(path: Path, trusted: list[str]) -> int:
     """Run the job whose config.yaml stands in `path`; 0 done, 1 failed (status.json says why), 143 stopped."""
     from lmablate.errors import ConfigError
     from lmablate.model.parts import trust
-    from lmablate.results import RunDirectory
     from lmablate.run import execute, load_data, read_config
+    from lmablate.run_directory import RunDirectory
     from lmablate.trainer import Interrupted
 
     trust(*trusted)

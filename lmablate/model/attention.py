@@ -66,12 +66,20 @@ class Attention(nn.Module):
         if group > 1:
             k, v = k.repeat_interleave(group, -3), v.repeat_interleave(group, -3)
         y = attend(
-            q, k, v, bias=positions.bias, window=self.window, soft_cap=self.shape.soft_cap, dropout=self.shape.dropout if self.training else 0.0
+            q,
+            k,
+            v,
+            bias=positions.bias,
+            window=self.window,
+            soft_cap=self.shape.soft_cap,
+            dropout=self.shape.dropout if self.training else 0.0,
         )
         return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, window: int | None, soft_cap: float | None, dropout: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, window: int | None, soft_cap: float | None, dropout: float
+) -> Tensor:
     """Causal attention of ``[..., H, T, head_dim]`` tensors by the fastest path that is exact for the options given."""
     if soft_cap is not None:
         return explicit_attention(q, k, v, bias=bias, window=window, soft_cap=soft_cap, dropout=dropout)
@@ -83,7 +91,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, window: int 
     else:
         mask = torch.zeros((), device=q.device, dtype=q.dtype) if bias is None else bias.to(q.dtype)
         mask = torch.where(visible(length, window, q.device), mask, -torch.inf)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.expand(1, -1, length, length) if mask.ndim == 3 else mask, dropout_p=dropout)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask.expand(1, -1, length, length) if mask.ndim == 3 else mask, dropout_p=dropout
+        )
     return y.reshape(*lead, *y.shape[-3:])
 
 
@@ -169,7 +179,9 @@ class SlidingWindow(Attention):
 class Interleaved(Attention):
     """`local_per_global` layers with a window, then one that reads everything, and so on (Gemma 2 has 1, Gemma 3 has 5)."""
 
-    def __init__(self, shape: AttentionShape, *, layer: int, window: PositiveInt, local_per_global: PositiveInt) -> None:
+    def __init__(
+        self, shape: AttentionShape, *, layer: int, window: PositiveInt, local_per_global: PositiveInt
+    ) -> None:
         super().__init__(shape, window=self.window_of(layer, window=window, local_per_global=local_per_global))
 
     @staticmethod

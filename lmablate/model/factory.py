@@ -29,8 +29,7 @@ def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> Tra
     On ``device="meta"`` nothing is allocated or drawn. Raises ConfigError for choices that cannot meet.
     """
     with torch.device(device or "cpu"):
-        model = _assemble(cfg)
-    return model
+        return _assemble(cfg)
 
 
 def _assemble(cfg: RunConfig) -> TransformerLM:
@@ -67,7 +66,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         embedding=embedding,
         posemb=posemb,
         blocks=blocks,
-        final_norm=new_norm() if position.func.needs_final_norm else nn.Identity(),
+        final_norm=new_norm() if parts.target(cfg.norm_position, "norm_position").needs_final_norm else nn.Identity(),
         head=head,
         dropout=m.dropout,
         final_soft_cap=cfg.stability.final_soft_cap,

@@ -1,8 +1,11 @@
 """Axis ``norm``: how a vector is brought to unit scale.
 
-A norm is built as ``Norm(d_model, **yaml)`` and maps ``[..., D] -> [..., D]``. ``n_params(d_model, **yaml)`` is its
+A norm is built as ``Norm(d_model, **yaml)`` and maps ``[..., D] -> [..., D]``. ``n_params(d_model, settings)`` is its
 parameter count in closed form, checked against the built module by the axis tests.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ class RMSNorm(nn.Module):
         return self.gain(F.rms_norm(x, x.shape[-1:], None, self.eps))
 
     @staticmethod
-    def n_params(d_model: int, *, eps: float) -> int:
+    def n_params(d_model: int, settings: Mapping[str, Any]) -> int:
         return d_model
 
 
@@ -41,8 +44,8 @@ class LayerNorm(nn.Module):
         return y if self.bias is None else self.bias(y)
 
     @staticmethod
-    def n_params(d_model: int, *, eps: float, bias: bool) -> int:
-        return d_model * (2 if bias else 1)
+    def n_params(d_model: int, settings: Mapping[str, Any]) -> int:
+        return d_model * (2 if settings["bias"] else 1)
 
 
 class NoNorm(nn.Module):
@@ -55,5 +58,5 @@ class NoNorm(nn.Module):
         return x
 
     @staticmethod
-    def n_params(d_model: int) -> int:
+    def n_params(d_model: int, settings: Mapping[str, Any]) -> int:
         return 0

@@ -74,7 +74,9 @@ def resolve(part: dict[str, Any], place: str) -> tuple[Any, dict[str, Any]]:
             except ValidationError as error:
                 raise ConfigError(f"{place}.{key}={value}: {error.errors()[0]['msg'].lower()}") from None
     if missing := [key for key, p in own.items() if p.default is p.empty and key not in given]:
-        raise ConfigError(f"{place}: {part['_target_']} needs {', '.join(missing)}; set it in conf/{place}/, or as +{place}.{missing[0]}=...")
+        raise ConfigError(
+            f"{place}: {part['_target_']} needs {', '.join(missing)}; set it in conf/{place}/, or as +{place}.{missing[0]}=..."
+        )
     return target, given
 
 
@@ -84,6 +86,11 @@ def _probe(function: Callable[..., Any], given: dict[str, Any], place: str) -> N
         function(torch.zeros(1), **given)
     except (TypeError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{place}: {function.__name__} does not take {given}: {str(error).splitlines()[0]}") from None
+
+
+def target(part: dict[str, Any], place: str) -> Any:
+    """The class or function a part names, for what it says of itself (``needs_final_norm``, ``n_branches``, ...)."""
+    return resolve(part, place)[0]
 
 
 def build(part: dict[str, Any], place: str) -> "partial[Any]":
@@ -96,6 +103,6 @@ def count(part: dict[str, Any], place: str, *args: Any) -> int:
     """The parameters of one part by its own closed form, ``n_params``; a part without one is built, weightless, and counted."""
     target, given = resolve(part, place)
     if hasattr(target, "n_params"):
-        return target.n_params(*args, **given)
+        return target.n_params(*args, given)
     with torch.device("meta"):
         return sum(p.numel() for p in target(*args, **given).parameters())

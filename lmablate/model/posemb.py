@@ -6,8 +6,8 @@ attention scores. Attention calls the hooks and never asks which option it has.
 """
 
 import math
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ class PosEmb(nn.Module):
         return None
 
     @staticmethod
-    def n_params(shape: PositionShape) -> int:
+    def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
+        """The parameter count in closed form; `settings` are the keys of the YAML."""
         return 0
 
 
@@ -77,11 +78,13 @@ class Learned(PosEmb):
     def embed(self, x: Tensor) -> Tensor:
         length, rows = x.shape[-2], self.table.weight.shape[-2]
         if length > rows:
-            raise ConfigError(f"posemb=learned has rows for {rows} positions and was given {length} tokens: raise model.context_length")
+            raise ConfigError(
+                f"posemb=learned has rows for {rows} positions and was given {length} tokens: raise model.context_length"
+            )
         return x + self.table(torch.arange(length, device=x.device))
 
     @staticmethod
-    def n_params(shape: PositionShape) -> int:
+    def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
         return shape.context_length * shape.d_model
 
 
@@ -94,6 +97,7 @@ class Sinusoidal(PosEmb):
     def __init__(self, shape: PositionShape, *, theta: PositiveFloat, scale: PositiveFloat) -> None:
         super().__init__(shape)
         self.theta, self.scale, self.d_model = theta, scale, shape.d_model
+        self.table: Tensor
         self.register_buffer("table", self._rows(shape.context_length), persistent=False)
 
     def _rows(self, length: int) -> Tensor:
@@ -106,10 +110,6 @@ class Sinusoidal(PosEmb):
         length = x.shape[-2]
         table = self.table if length <= len(self.table) else self._rows(length).to(x.device)
         return x + table[:length]
-
-    @staticmethod
-    def n_params(shape: PositionShape, *, theta: float, scale: float) -> int:
-        return 0
 
 
 class RoPE(PosEmb):
@@ -124,6 +124,8 @@ class RoPE(PosEmb):
                 "(or model.d_model / model.n_heads)"
             )
         self.rope_theta, self.head_dim = rope_theta, shape.head_dim
+        self.cos: Tensor
+        self.sin: Tensor
         cos, sin = self._tables(shape.context_length)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -146,10 +148,6 @@ class RoPE(PosEmb):
 
         return turn(q), turn(k)
 
-    @staticmethod
-    def n_params(shape: PositionShape, *, rope_theta: float) -> int:
-        return 0
-
 
 class ALiBi(PosEmb):
     """Adds ``-m_h (i - j)`` to the score of query i and key j (Press et al. 2021, arXiv 2108.12409).
@@ -160,6 +158,7 @@ class ALiBi(PosEmb):
 
     def __init__(self, shape: PositionShape) -> None:
         super().__init__(shape)
+        self.slopes: Tensor
         self.register_buffer("slopes", torch.tensor(alibi_slopes(shape.n_heads)), persistent=False)
 
     def score_bias(self, length: int) -> Tensor | None:
@@ -194,7 +193,11 @@ class T5Bias(PosEmb):
         t = torch.arange(length, device=device)
         distance = (t[:, None] - t[None, :]).clamp(min=0)
         exact = self.n_buckets // 2
-        steps = (distance.clamp(min=1).double() / exact).log() / math.log(self.max_distance / exact) * (self.n_buckets - exact)
+        steps = (
+            (distance.clamp(min=1).double() / exact).log()
+            / math.log(self.max_distance / exact)
+            * (self.n_buckets - exact)
+        )
         far = (exact + steps.long()).clamp(max=self.n_buckets - 1)
         return torch.where(distance < exact, distance, far)
 
@@ -202,5 +205,5 @@ class T5Bias(PosEmb):
         return self.table(self.buckets(length, self.table.weight.device)).movedim(-1, -3)
 
     @staticmethod
-    def n_params(shape: PositionShape, *, n_buckets: int, max_distance: int) -> int:
-        return n_buckets * shape.n_heads
+    def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
+        return settings["n_buckets"] * shape.n_heads

@@ -1,0 +1,165 @@
+"""One look for all figures: colours, type, number formats, and saving. Nothing here touches pyplot's global state."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+INK, MUTED, GRID = "#1b1f24", "#667079", "#e4e7eb"
+# Six hues of Okabe and Ito (2008) and two darker ones, told apart under all common forms of colour blindness; beyond
+# eight arms line style and marker go on counting, so that 24 arms still differ.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#8C8C2B")
+LINES = ("-", (0, (4, 1.6)), (0, (1, 1.4)))
+MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+WIDTH = 10.0  # inches: a page's width at 100 dots an inch
+
+_RC: dict[str, Any] = {
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.hashsalt": "lmablate",  # the same figure gives the same file
+}
+
+
+class Arm(NamedTuple):
+    """How an arm is drawn, the same in every figure."""
+
+    color: str
+    line: str | tuple[float, tuple[float, ...]]
+    marker: str
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look, for figures made inside the block."""
+    known = set(font_manager.fontManager.get_font_names())
+    fonts = [name for name in ("Helvetica Neue", "Arial", "Liberation Sans") if name in known]
+    settings = {**_RC, "font.family": "sans-serif", "font.sans-serif": [*fonts[:1], "DejaVu Sans"]}
+    with mpl.rc_context(settings):  # type: ignore[arg-type]  # its stubs list every key
+        yield
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, Arm]:
+    """A style for each arm. It hangs on the set of names alone, so every figure of the same runs agrees."""
+    styles = {}
+    for i, arm in enumerate(sorted(set(arms))):
+        hue, turn = i % len(PALETTE), i // len(PALETTE)
+        styles[arm] = Arm(PALETTE[hue], LINES[turn % len(LINES)], MARKERS[(hue + turn) % len(MARKERS)])
+    return styles
+
+
+def new_figure(width: float = WIDTH, height: float = 4.6) -> Figure:
+    """An empty figure, in inches, whose parts make room for each other."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03))
+
+
+def entitle(figure: Figure, title: str, note: str) -> None:
+    """A title at the top left, and what the figure rests on at the bottom left."""
+    if title:
+        figure.suptitle(title, x=0.008, ha="left", fontsize=12.5, fontweight="bold")
+    if note:
+        figure.supxlabel(note, x=0.008, ha="left", fontsize=8.5, color=MUTED)
+
+
+def message(text: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    with style():
+        figure = new_figure(height=1.6)
+        figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=11, wrap=True)
+    return figure
+
+
+def side_column(axes: Axes, header: str, rows: Sequence[tuple[float, str, str]]) -> None:
+    """Right of the axes, a column of right-aligned figures under a header; `rows` are (y, text, colour)."""
+    for y, text, color in rows:
+        axes.annotate(
+            text, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(62, 0), textcoords="offset points",
+            va="center_baseline", ha="right", fontsize=9, color=color,
+        )  # fmt: skip
+    axes.annotate(
+        header, (1, 1), xycoords="axes fraction", xytext=(62, 9), textcoords="offset points", ha="right", fontsize=9,
+        color=MUTED,
+    )  # fmt: skip
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def percent(fraction: float) -> str:
+    """A share in two figures: ``0.2 %``, ``13 %``."""
+    return f"{100 * fraction:.2g} %" if fraction < 1 else f"{100 * fraction:.0f} %"
+
+
+def count(value: float) -> str:
+    """A count in three digits: ``820k``, ``1.31M``, ``12.4B``."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.png`` (200 dots an inch) and ``stem.svg``; returns both paths."""
+    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    with style():
+        figure.savefig(paths[0], dpi=200, metadata={"Software": "lmablate"})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": "lmablate"})
+    return paths
+
+
+def run(draw: Callable[[str], Figure], purpose: str) -> None:
+    """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG."""
+    from lmablate.errors import ConfigError
+
+    parser = argparse.ArgumentParser(description=purpose)
+    parser.add_argument("results_dir")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
+    words = parser.parse_args()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        figure = draw(words.results_dir)
+        words.out.parent.mkdir(parents=True, exist_ok=True)
+        stem = words.out.with_suffix("") if words.out.suffix in (".png", ".svg") else words.out
+        print("\n".join(map(str, save(figure, stem))))
+    except (ConfigError, OSError) as error:
+        parser.error(str(error))

@@ -1,0 +1,77 @@
+"""The research axes and their options, as they stand in ``conf/``.
+
+``python -m lmablate.axes README.md`` renews the table between the markers of that file.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from lmablate.errors import ConfigError
+from lmablate.paths import CONF_DIR
+
+AXES = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability", "aspect_ratio")
+_BEGIN, _END = "<!-- axes: made by python -m lmablate.axes README.md -->", "<!-- end of axes -->"
+
+
+@cache
+def default_choices() -> dict[str, str]:
+    """The option each group has when nothing is asked for, from conf/train.yaml."""
+    entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
+    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
+    return {group: option for group, option in pairs if option and "/" not in group}
+
+
+def options(group: str) -> dict[str, str]:
+    """The options of a group, each with what its file says of it (the first comment line, without the example)."""
+    return {path.stem: _says(path) for path in sorted((CONF_DIR / group).glob("*.yaml"), key=_natural)}
+
+
+def _natural(path: Path) -> tuple[str, int]:
+    """r4 before r16."""
+    digits = "".join(filter(str.isdigit, path.stem))
+    return (path.stem.rstrip("0123456789"), int(digits or 0))
+
+
+def _says(path: Path) -> str:
+    comments = [
+        line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line
+    ]
+    return comments[0].rpartition(". ")[0] if comments else ""
+
+
+def text() -> str:
+    """One line a group for --help, the default in brackets."""
+    lines = []
+    for group, default in default_choices().items():
+        words = (f"[{option}]" if option == default else option for option in options(group))
+        lines.append(f"  {group:<14}" + " ".join(words))
+    return "\n".join(lines)
+
+
+def markdown() -> str:
+    """The table of the README: axis, options with the default in bold, what they are."""
+    rows = ["| axis | options (default in bold) |", "|---|---|"]
+    for axis in AXES:
+        default = default_choices()[axis]
+        words = [f"**{option}**" if option == default else option for option in options(axis)]
+        rows.append(f"| `{axis}` | {' · '.join(words)} |")
+    return "\n".join(rows)
+
+
+def renew(document: str) -> str:
+    """`document` with the table between its markers made anew."""
+    before, begin, rest = document.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ConfigError(f"the file has no table to renew: it needs the lines {_BEGIN} and {_END}")
+    return f"{before}{begin}\n{markdown()}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.write_text(renew(target.read_text()))

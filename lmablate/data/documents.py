@@ -1,0 +1,169 @@
+"""From documents in any order to one canonical text: sorted, split and cut by content alone.
+
+Names, folders and the order of reading change nothing here; only the text does.
+"""
+
+import hashlib
+import logging
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmablate.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Document = bytes | memoryview  # UTF-8
+
+PIECE_BYTES = 1 << 20  # longer documents are tokenised in pieces of this size, to bound memory
+_VISIBLE = re.compile(rb"\S")
+_WORD_END = re.compile(rb"[!-~](?=[ \n\t])")
+_BREAK = re.compile(rb"\s")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text of a source on disk, `spool`, and where its documents stand in it.
+
+    `train` and `val` are int64 arrays (documents, 2) of byte offset and length, in canonical order: sorted by the SHA-256 of
+    the text. `val` is the validation text alone, `val_bytes` long; held-out documents beyond it are in neither.
+    """
+
+    spool: Path
+    train: np.ndarray
+    val: np.ndarray
+    val_bytes: int
+    fingerprint: str
+
+    def pieces(self, spans: np.ndarray, limit: int = PIECE_BYTES) -> Iterator[tuple[bytes, bool]]:
+        """The documents of `spans` as (UTF-8 bytes, does the document end here), none much longer than `limit`.
+
+        Long ones are cut before white space that follows a word, where a tokenizer ends a word in any case.
+        """
+        text = np.memmap(self.spool, dtype=np.uint8, mode="r")
+        for offset, length in spans.tolist():
+            start, end = offset, offset + length
+            while end - start > limit:
+                window = text[start : start + limit].tobytes()
+                cut = max((m.end() for m in _WORD_END.finditer(window, limit - min(limit, 4096))), default=0)
+                cut = cut or character_boundary(window, limit - 4)
+                yield window[:cut], False
+                start += cut
+            yield text[start:end].tobytes(), True
+
+
+def character_boundary(text: Document, at: int) -> int:
+    """The last position at or before `at` that does not split a UTF-8 character."""
+    while at > 0 and at < len(text) and (text[at] & 0xC0) == 0x80:
+        at -= 1
+    return at
+
+
+def _break_before(text: Document, at: int, *, reach: int) -> int:
+    """Where to cut `text` so that at most `at` bytes stay: before the last white space within `reach`, else between characters."""
+    first = max(0, at - reach)
+    cuts = [first + m.start() for m in _BREAK.finditer(bytes(text[first : at + 1]))]
+    return cuts[-1] if cuts and cuts[-1] > 0 else character_boundary(text, at)
+
+
+def collect(documents: Iterable[Document], spool: Path, *, val_fraction: float, val_bytes: int) -> Corpus:
+    """Write `documents` to the file `spool`, and order, split and cut them.
+
+    A document is held out when the first 64 bits of its SHA-256, as a fraction, lie below `val_fraction`, so that adding a
+    document moves no other and equal documents stay together. Blank documents are dropped. Raises DataError when no text
+    is left.
+    """
+    hashes, lengths = bytearray(), array("q")
+    with spool.open("wb") as file:
+        for document in documents:
+            if _VISIBLE.search(document):
+                hashes += hashlib.sha256(document).digest()
+                lengths.append(len(document))
+                file.write(document)
+    if not lengths:
+        raise DataError("there is no text: every document is empty or blank")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    spans = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
+    digests = np.frombuffer(bytes(hashes), dtype="S32")
+    order = np.argsort(digests, kind="stable")
+    spans, digests = spans[order], digests[order]
+    if digests[0] == digests[-1]:
+        train, val = _split_one_text(spool, spans, val_fraction)
+        digests = _hash_spans(spool, train)
+    else:
+        held_out = _held_out(digests, val_fraction)
+        train, val, digests = spans[held_out:], spans[:held_out], digests[held_out:]
+    val = _cut_to(spool, val, val_bytes)
+    content = hashlib.sha256(b"lmablate text 1\n")
+    content.update(digests.tobytes())
+    content.update(b"\nvalidation\n")
+    content.update(_hash_spans(spool, val).tobytes())
+    found = int(val[:, 1].sum())
+    log.info("%d documents to train on, %d validation bytes", len(train), found)
+    if found < val_bytes // 2:
+        log.info(
+            "the validation text has %d bytes, since no more text is held out; data.val_bytes asks for %d",
+            found,
+            val_bytes,
+        )
+    return Corpus(spool, train, val, found, content.hexdigest())
+
+
+def _held_out(digests: np.ndarray, val_fraction: float) -> int:
+    """How many of the sorted documents are for validation: at least one text, and not all."""
+    heads = np.frombuffer(digests.tobytes(), dtype=">u8")[::4]
+    count = int(np.searchsorted(heads, np.uint64(val_fraction * 2.0**64)))
+    if count == 0:  # few documents: the lowest hash it is
+        count = int(np.searchsorted(digests, digests[0], side="right"))
+        log.info("no document fell to validation by its hash, so the one with the lowest hash is held out")
+    elif count == len(digests):
+        count = int(np.searchsorted(digests, digests[-1], side="left"))
+        log.info("every document fell to validation by its hash, so the one with the highest hash is trained on")
+    return count
+
+
+def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """All documents are one and the same text: train on its beginning, hold out its end."""
+    offset, length = spans[0].tolist()
+    text = np.memmap(spool, dtype=np.uint8, mode="r", offset=offset, shape=(length,))
+    at = round(length * (1 - val_fraction))
+    first = max(0, at - 4096)
+    near = text[first : at + 1].tobytes()
+    newline = near.rfind(b"\n")
+    cut = first + newline + 1 if newline >= 0 else first + _break_before(near, at - first, reach=4096)
+    if not (_VISIBLE.search(text[:cut].tobytes()) and _VISIBLE.search(text[cut:].tobytes())):
+        raise DataError(
+            f"the only document has {length} bytes, too few to hold out data.val_fraction={val_fraction} of it for validation: "
+            "give more text, or another data.val_fraction"
+        )
+    log.warning(
+        "there is only one document, so its last %.3g %% (%d bytes) are held out for validation",
+        100 * val_fraction,
+        length - cut,
+    )
+    train, val = spans.copy(), spans.copy()
+    train[:, 1] = cut
+    val += (cut, -cut)
+    return train, val
+
+
+def _cut_to(spool: Path, spans: np.ndarray, val_bytes: int) -> np.ndarray:
+    """The first `val_bytes` bytes of the documents at `spans`, the last one cut at white space where possible."""
+    before = np.cumsum(spans[:, 1]) - spans[:, 1]
+    kept = spans[before < val_bytes].copy()
+    room = val_bytes - int(before[len(kept) - 1])
+    offset, length = kept[-1].tolist()
+    if length > room:
+        text = np.memmap(spool, dtype=np.uint8, mode="r", offset=offset, shape=(length,))[: room + 1].tobytes()
+        kept[-1, 1] = _break_before(text, room, reach=256)
+    return kept[kept[:, 1] > 0]
+
+
+def _hash_spans(spool: Path, spans: np.ndarray) -> np.ndarray:
+    """The SHA-256 of each span, as an array of 32-byte strings."""
+    text = np.memmap(spool, dtype=np.uint8, mode="r")
+    return np.array([hashlib.sha256(text[a : a + n]).digest() for a, n in spans.tolist()], dtype="S32")

@@ -1,0 +1,125 @@
+"""From settings to tokens: read, split, tokenise and store, once; afterwards only open."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from lmablate.data.documents import Corpus, collect
+from lmablate.data.settings import BpeTokenizer, BytesTokenizer, DataSettings, PretrainedTokenizer, TokenizerSettings
+from lmablate.data.sources import Source, open_source
+from lmablate.data.stamp import Stamp, stamp_files
+from lmablate.data.store import FORMAT, look_up, note, open_store, publish, workshop, write_store
+from lmablate.data.tokenizer import ByteTokenizer, Tokenizer, find_pretrained, fingerprint, load_pretrained, train_bpe
+from lmablate.data.tokens import TokenData, too_short
+from lmablate.errors import DataError
+from lmablate.paths import cache_dir
+
+log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def prepare(
+    data: DataSettings, tokenizer: TokenizerSettings, *, context_length: int, cache: Path | None = None
+) -> TokenData:
+    """The tokens of `data` under `tokenizer`, from the store below `cache` (default: the user's cache folder) or newly made.
+
+    Any number of processes may ask at once. Raises DataError for text that is missing, unreadable, or shorter than
+    `context_length` + 1 tokens.
+    """
+    cache = (cache or cache_dir()).expanduser().absolute()
+    source = open_source(data)
+    stamps = [source.stamp(), _stamp(tokenizer)]
+    request = [
+        FORMAT,
+        data.model_dump(),
+        tokenizer.model_dump(),
+        _version(tokenizer),
+        [stamp.facts for stamp in stamps],
+    ]
+    key = _digest(request)
+    name = look_up(cache, key)
+    opened = open_store(cache / "stores" / name) if name else None
+    if opened is None:
+        name = _build(data, source, tokenizer, cache)
+        opened = open_store(cache / "stores" / name)
+        if opened is None:
+            raise DataError(
+                f"the token store {cache / 'stores' / name} vanished while it was opened: run the command again"
+            )
+        if all(stamp.settled for stamp in stamps):
+            note(cache, key, name)
+    tokens, meta = opened
+    _say(tokenizer, meta)
+    if len(tokens.train) <= context_length:
+        raise DataError(too_short(len(tokens.train), context_length))
+    if isinstance(tokenizer, BytesTokenizer):
+        return dataclasses.replace(tokens, entropy_floor=source.entropy_floor)
+    return tokens
+
+
+def _build(data: DataSettings, source: Source, settings: TokenizerSettings, cache: Path) -> str:
+    """Make the store unless one with this content is there; returns its name."""
+    with workshop(cache) as folder:
+        log.info("reading data=%s", data.source)
+        spool = folder / "text"
+        corpus = collect(source.documents(), spool, val_fraction=data.val_fraction, val_bytes=data.val_bytes)
+        given = None if isinstance(settings, BpeTokenizer) else _given(settings)
+        about = fingerprint(given) if given else [settings.model_dump(), _version(settings)]
+        name = _digest([FORMAT, corpus.fingerprint, about])[:32]
+        place = cache / "stores" / name
+        if open_store(place) is None:
+            log.info("tokenising data=%s with tokenizer=%s", data.source, settings.kind)
+            write_store(folder, corpus, given or _train(corpus, settings))
+            spool.unlink()
+            publish(folder, place)
+    return name
+
+
+def _given(settings: TokenizerSettings) -> Tokenizer:
+    return load_pretrained(settings) if isinstance(settings, PretrainedTokenizer) else ByteTokenizer()
+
+
+def _train(corpus: Corpus, settings: TokenizerSettings) -> Tokenizer:
+    assert isinstance(settings, BpeTokenizer)
+    batches = ([text.decode()] for text, _ in corpus.pieces(corpus.train))
+    return train_bpe(batches, settings.vocab_size)
+
+
+def _stamp(settings: TokenizerSettings) -> Stamp:
+    if isinstance(settings, PretrainedTokenizer):
+        return stamp_files([find_pretrained(settings)])
+    return Stamp(None, settled=True)
+
+
+def _version(settings: TokenizerSettings) -> str | None:
+    """Another release of the trainer may merge otherwise."""
+    return importlib.metadata.version("tokenizers") if isinstance(settings, BpeTokenizer) else None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _say(settings: TokenizerSettings, meta: dict[str, Any]) -> None:
+    """What a user should know of the tokenizer, once a process."""
+    words = []
+    if isinstance(settings, BpeTokenizer) and meta["vocab_size"] != settings.vocab_size:
+        words.append(
+            f"tokenizer.vocab_size={settings.vocab_size} was not reached: the training text has no more pairs that occur twice, "
+            f"so the tokenizer and the model have {meta['vocab_size']} tokens"
+        )
+    if not meta["lossless"]:
+        words.append(
+            f"{settings.kind} tokenizer: it drops or changes characters of the validation text, so val_bpb cannot be compared "
+            "with that of other tokenizers"
+        )
+    for word in words:
+        if word not in _said:
+            _said.add(word)
+            log.warning(word)

@@ -1,0 +1,34 @@
+"""Where text comes from: one class a source, chosen by the settings' class."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from lmablate.data.documents import Document
+from lmablate.data.hub import HubDataset
+from lmablate.data.kjv import Kjv
+from lmablate.data.local_files import LocalFiles
+from lmablate.data.settings import DataSettings, FilesData, HubData, KjvData
+from lmablate.data.stamp import Stamp
+from lmablate.data.synthetic import Markov
+
+
+class Source(Protocol):
+    """Documents in any order. `entropy_floor` is in nats per token of tokenizer=bytes, where it is known."""
+
+    @property
+    def entropy_floor(self) -> float | None: ...
+
+    def stamp(self) -> Stamp: ...
+
+    def documents(self) -> Iterator[Document]: ...
+
+
+def open_source(settings: DataSettings) -> Source:
+    """Raises DataError if the source is not there."""
+    if isinstance(settings, KjvData):
+        return Kjv(settings)
+    if isinstance(settings, FilesData):
+        return LocalFiles(settings)
+    if isinstance(settings, HubData):
+        return HubDataset(settings)
+    return Markov(settings)

@@ -1,0 +1,174 @@
+"""Token stores on disk: a folder named by its content, whole or absent.
+
+stores/<hash>/  train.bin  val.bin  tokenizer.json  meta.json
+index/<hash>.json       which store a request led to, so that unchanged sources are not read again
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmablate.data.documents import Corpus
+from lmablate.data.tokenizer import Tokenizer, fingerprint
+from lmablate.data.tokens import TokenData
+from lmablate.errors import DataError
+from lmablate.files import atomic_write
+
+FORMAT = 1  # raised when the files below, or how they are made, change
+_BATCH_BYTES = 4 << 20  # of text tokenised at a time
+_FILES = ("train.bin", "val.bin", "tokenizer.json")
+_STALE_SECONDS = 24 * 3600
+
+
+def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    """Tokenise `corpus` into `folder`; meta.json comes last and holds the sizes of the others."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    with (folder / "train.bin").open("wb") as file:
+        for ids in _tokens(corpus, corpus.train, tokenizer):
+            counts += np.bincount(ids, minlength=len(counts))
+            file.write(ids.astype(dtype))
+        _flush(file)
+    val = np.concatenate(list(_tokens(corpus, corpus.val, tokenizer))).astype(dtype)
+    (folder / "val.bin").write_bytes(val.tobytes())
+    (folder / "tokenizer.json").write_text(tokenizer.dumps(), encoding="utf-8")
+    log_p = np.log((counts + 1) / (counts.sum() + len(counts)))
+    meta = {
+        "format": FORMAT,
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+        "val_bytes": corpus.val_bytes,
+        "fingerprint": corpus.fingerprint,
+        "tokenizer_fingerprint": fingerprint(tokenizer),
+        "unigram_val_loss": float(-log_p[val].mean()),
+        "lossless": _gives_text_back(corpus, tokenizer),
+        "bytes": {name: (folder / name).stat().st_size for name in _FILES},
+    }
+    atomic_write(folder / "meta.json", json.dumps(meta, indent=1))
+
+
+def _tokens(corpus: Corpus, spans: np.ndarray, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Ids of the documents at `spans`, a batch at a time, each document followed by its end token."""
+    end = np.array([tokenizer.eot_id])
+    texts: list[bytes] = []
+    last: list[bool] = []
+    held = 0
+
+    def encode() -> np.ndarray:
+        parts: list[np.ndarray] = []
+        for ids, is_last in zip(tokenizer.encode(texts), last, strict=True):
+            parts += (ids, end) if is_last else (ids,)
+        return np.concatenate(parts).astype(np.int64)
+
+    for text, is_last in corpus.pieces(spans):
+        texts.append(text)
+        last.append(is_last)
+        held += len(text)
+        if held >= _BATCH_BYTES:
+            yield encode()
+            texts, last, held = [], [], 0
+    if texts:
+        yield encode()
+
+
+def _gives_text_back(corpus: Corpus, tokenizer: Tokenizer) -> bool:
+    texts = [text for text, _ in corpus.pieces(corpus.val)]
+    return all(
+        tokenizer.decode(ids.tolist()) == text.decode()
+        for ids, text in zip(tokenizer.encode(texts), texts, strict=True)
+    )
+
+
+def open_store(folder: Path) -> tuple[TokenData, dict[str, Any]] | None:
+    """The store in `folder` and its meta.json, or None if there is none or it is damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if any((folder / name).stat().st_size != meta["bytes"][name] for name in _FILES):
+            return None
+        data = TokenData(
+            vocab_size=meta["vocab_size"],
+            eot_id=meta["eot_id"],
+            train=np.memmap(folder / "train.bin", dtype=meta["dtype"], mode="r"),
+            val=np.fromfile(folder / "val.bin", dtype=meta["dtype"]),
+            val_bytes=meta["val_bytes"],
+            fingerprint=meta["fingerprint"],
+            tokenizer_fingerprint=meta["tokenizer_fingerprint"],
+            unigram_val_loss=meta["unigram_val_loss"],
+            entropy_floor=None,
+            tokenizer_path=folder / "tokenizer.json",
+        )
+    except PermissionError as error:
+        raise DataError(
+            f"{folder} cannot be read: permission denied; set LMABLATE_CACHE to a folder of your own"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return data, meta
+
+
+@contextlib.contextmanager
+def workshop(cache: Path) -> Iterator[Path]:
+    """A folder of this process's own beside the stores, gone afterwards; leftovers of killed processes go after a day."""
+    stores = cache / "stores"
+    folder = stores / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        stores.mkdir(parents=True, exist_ok=True)
+        for left in stores.glob(".building-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+    except OSError as error:
+        raise DataError(
+            f"cannot prepare the data in {cache}: {error.strerror or error}: free some space there, or name another folder "
+            "with LMABLATE_CACHE or runtime.cache_dir"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(built: Path, place: Path) -> None:
+    """Move the folder `built` to `place` in one step. If another process was faster, its store, which is equal, stays."""
+    for _ in range(10):
+        try:
+            os.rename(built, place)
+            return
+        except OSError:
+            if open_store(place) is not None:
+                return
+            # A damaged store is in the way: put it where it is cleaned up.
+            with contextlib.suppress(OSError):
+                os.rename(place, built.parent / f"damaged-{uuid.uuid4().hex[:8]}")
+    raise DataError(f"cannot write {place}: another folder name for the cache may help, with LMABLATE_CACHE")
+
+
+def look_up(cache: Path, key: str) -> str | None:
+    """The name of the store that the request `key` led to."""
+    try:
+        return json.loads((cache / "index" / f"{key}.json").read_text())["store"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def note(cache: Path, key: str, store: str) -> None:
+    """Remember it. The index only saves time, so a cache that cannot be written is none the worse."""
+    with contextlib.suppress(OSError):
+        (cache / "index").mkdir(exist_ok=True)
+        atomic_write(cache / "index" / f"{key}.json", json.dumps({"store": store}))
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

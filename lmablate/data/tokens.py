@@ -1,0 +1,106 @@
+"""Token ids of a text, and the one order in which every run reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lmablate.data.tokenizer import Tokenizer, loads
+from lmablate.errors import DataError
+
+IGNORED = -100  # a target that is no token: padding of the last validation window
+
+
+@dataclass(frozen=True, eq=False)
+class TokenData:
+    """Training and validation tokens; after each document stands `eot_id`.
+
+    `train`: token ids, (n,) uint16 or uint32, memory-mapped. `val`: ids of the validation text, `val_bytes` bytes of UTF-8 that
+    are the same for every tokenizer. `fingerprint` names the two texts, `tokenizer_fingerprint` the tokenizer. In nats per
+    token of `val`: `unigram_val_loss` under the add-one-smoothed counts of `train`, and `entropy_floor`, the least that any
+    model can expect, where it is known.
+    """
+
+    vocab_size: int
+    eot_id: int
+    train: np.ndarray
+    val: np.ndarray
+    val_bytes: int
+    fingerprint: str
+    tokenizer_fingerprint: str
+    unigram_val_loss: float
+    entropy_floor: float | None
+    tokenizer_path: Path
+    _orders: dict[tuple[int, int], dict[int, tuple[np.ndarray, int]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return loads(self.tokenizer_path.read_text(encoding="utf-8"), self.eot_id)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, without an end token."""
+        return self.tokenizer.encode([text.encode()])[0].tolist()
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`; an end token is shown as its name."""
+        return self.tokenizer.decode(np.asarray(ids, dtype=np.int64).tolist())
+
+    def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:
+        """Tokens of training step `step`: int64 (batch_size, context_length + 1); inputs are ``[:, :-1]``, targets ``[:, 1:]``.
+
+        A function of the arguments and the tokens alone. In every epoch the tokens, taken as a ring, are cut into windows of
+        `context_length` from a random place on, and each window is used once, in random order; place and order are drawn
+        from `data_seed` and the epoch. Windows are counted over steps, so that a batch may straddle two epochs.
+        """
+        n = len(self.train)
+        windows = n // context_length
+        if not windows or n <= context_length:
+            raise DataError(too_short(n, context_length))
+        numbers = np.arange(step * batch_size, (step + 1) * batch_size)
+        epochs = numbers // windows
+        starts = np.empty(batch_size, dtype=np.int64)
+        recent = self._orders.setdefault((data_seed, context_length), {})
+        needed = range(int(epochs[0]), int(epochs[-1]) + 1)
+        for epoch in [old for old in recent if old not in needed]:
+            del recent[epoch]
+        for epoch in needed:
+            if epoch not in recent:
+                recent[epoch] = _order(data_seed, epoch, windows, n)
+            order, origin = recent[epoch]
+            here = epochs == epoch
+            starts[here] = origin + order[numbers[here] - epoch * windows] * context_length
+        positions = starts[:, None] + np.arange(context_length + 1)
+        return np.take(self.train, positions, mode="wrap").astype(np.int64)
+
+    def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of the validation text, both int64 (windows, context_length).
+
+        Every token is the target exactly once, the first one after an end token; padding of the last window is IGNORED.
+        """
+        n = len(self.val)
+        windows = -(-n // context_length)
+        inputs = np.full(windows * context_length, self.eot_id, dtype=np.int64)
+        targets = np.full(windows * context_length, IGNORED, dtype=np.int64)
+        inputs[1:n] = self.val[:-1]
+        targets[:n] = self.val
+        return inputs.reshape(windows, context_length), targets.reshape(windows, context_length)
+
+
+def _order(data_seed: int, epoch: int, windows: int, n: int) -> tuple[np.ndarray, int]:
+    """The order of the windows and the place of the first, from random_raw: numpy promises that it never changes."""
+    bits = np.random.Philox(np.random.SeedSequence(data_seed, spawn_key=(epoch,)))
+    return np.argsort(bits.random_raw(windows), kind="stable"), int(bits.random_raw()) % n
+
+
+def too_short(tokens: int, context_length: int) -> str:
+    """For messages."""
+    return (
+        f"the text has {tokens} training tokens, and model.context_length={context_length} needs at least {context_length + 1}: "
+        "give more text or a shorter context"
+    )

@@ -1,0 +1,144 @@
+"""The rules of the house, held by reading the code itself."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmablate import axes
+from lmablate.paths import CONF_DIR, ROOT, SWEEPS_DIR
+
+PACKAGE = ROOT / "lmablate"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+BOUNDARY = {"config/compose.py", "cli.py", "launcher/local.py"}  # where Hydra and OmegaConf may be met
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_hydra_only_at_the_boundary_and_wandb_only_in_tracking(path):
+    if name_of(path) not in BOUNDARY:
+        assert not imports(path) & {"hydra", "omegaconf"}
+    if name_of(path) != "tracking.py":
+        assert "wandb" not in imports(path)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*.py")), ids=name_of)
+def test_parts_take_no_open_keywords_and_have_no_defaults_for_science(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.args.kwarg is None, f"{node.name} takes **{node.args.kwarg.arg}"
+            if node.name == "__init__":
+                assert not node.args.defaults, f"line {node.lineno}: a part has a default"
+                assert not [d for d in node.args.kw_defaults if d is not None], (
+                    f"line {node.lineno}: a part has a default"
+                )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_settings_default_to_none_and_to_nothing_else(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        is_settings = isinstance(node, ast.ClassDef) and any(
+            isinstance(b, ast.Name) and b.id in {"Settings", "_Common", "_Text"} for b in node.bases
+        )
+        for field in node.body if is_settings else []:
+            if isinstance(field, ast.AnnAssign) and field.value is not None:
+                assert isinstance(field.value, ast.Constant), f"{path}:{field.lineno}"
+                assert field.value.value is None, f"{path}:{field.lineno}"
+
+
+@pytest.mark.parametrize("axis", axes.AXES)
+def test_an_axis_is_a_group_and_its_classes_stand_in_the_module_of_its_name(axis):
+    for path in (CONF_DIR / axis).glob("*.yaml"):
+        targets = re.findall(r"_target_: ([\w.]+)", path.read_text())
+        for target in targets:
+            home = f"lmablate.model.{axis}" if axis not in ("stability",) else "lmablate.model.norm"
+            assert target.startswith((home, "torch.nn.functional.")), f"{path.name} names {target}"
+
+
+@pytest.mark.parametrize("path", sorted(CONF_DIR.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF_DIR).as_posix())
+def test_every_option_says_what_it_is_and_how_to_call_it(path):
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+    assert comments, "no comment"
+    if path.parent != CONF_DIR:
+        group = path.parent.relative_to(CONF_DIR).as_posix()
+        assert f"{group}={path.stem}" in comments[0], f"the first comment does not show {group}={path.stem}"
+
+
+def test_nothing_depends_on_how_a_parameter_is_called_but_out_proj():
+    """Decay goes by dimension, and init by the one tested contract."""
+    text = (PACKAGE / "optim.py").read_text() + (PACKAGE / "trainer.py").read_text()
+    assert "named_parameters" not in text
+    assert set(re.findall(r'"(\w*proj)"', (PACKAGE / "model" / "init.py").read_text())) == {"out_proj"}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if "model" in p.parts], ids=name_of)
+def test_the_model_knows_no_option_by_name(path):
+    words = {option for axis in axes.AXES for option in axes.options(axis)} - {
+        "none",
+        "all",
+        "gelu",
+        "silu",
+        "relu",
+        "elu",
+        "selu",
+        "identity",
+    }
+    compared = [
+        side.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare)
+        for side in [node.left, *node.comparators]
+        if isinstance(side, ast.Constant)
+    ]
+    assert not words & set(compared)
+
+
+def test_starting_the_command_line_imports_nothing_heavy():
+    code = "import lmablate.train, lmablate.cli, sys; print([m for m in ('torch', 'wandb', 'datasets', 'pandas', 'matplotlib') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_training_imports_no_plotting_no_tables_no_datasets():
+    code = (
+        "import lmablate.trainer, lmablate.run, lmablate.model, lmablate.launcher.worker, sys;"
+        "print([m for m in ('wandb', 'datasets', 'pandas', 'matplotlib', 'seaborn', 'transformers') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS_DIR.glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_stored_sweep_says_its_question_and_has_its_analysis(path):
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith("# ")
+    assert "?" in lines[1]
+    node = yaml.safe_load(path.read_text())
+    assert set(node["sweep"]["scales"]) == {"laptop", "gpu", "lab"}
+    assert (ROOT / "analysis" / path.name).with_suffix(".py").is_file()
+
+
+def test_the_readme_shows_the_axes_as_they_are():
+    readme = (ROOT / "README.md").read_text()
+    assert axes.renew(readme) == readme, "renew it with: python -m lmablate.axes README.md"
