@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-INK, MUTED, GRID = "#1b1f24", "#667079", "#e4e7eb"
+INK, MUTED, GRID, PAPER = "#1b1f24", "#667079", "#e4e7eb", "#ffffff"
 # Six hues of Okabe and Ito (2008) and two darker ones, told apart under all common forms of colour blindness; beyond
 # eight arms line style and marker go on counting, so that 24 arms still differ.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#8C8C2B")
@@ -52,8 +52,8 @@ _RC: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.solid_capstyle": "round",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "svg.hashsalt": "lmablate",  # the same figure gives the same file
 }
@@ -126,8 +126,8 @@ def signed(value: float, digits: int = 4) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A share in two figures: ``0.2 %``, ``13 %``."""
-    return f"{100 * fraction:.2g} %" if fraction < 1 else f"{100 * fraction:.0f} %"
+    """A share in per cent: ``0.2 %``, ``13 %``; never less than 0.1 %."""
+    return f"{max(100 * fraction, 0.1):.1f} %" if fraction < 0.095 else f"{100 * fraction:.0f} %"
 
 
 def count(value: float) -> str:

@@ -7,11 +7,24 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pandas as pd
-from lmablate.analysis._style import INK, MUTED, STEPS, Arm, arm_styles, count, entitle, message, new_figure, style
+from lmablate.analysis._style import (
+    INK,
+    MUTED,
+    PAPER,
+    STEPS,
+    Arm,
+    arm_styles,
+    count,
+    entitle,
+    message,
+    new_figure,
+    style,
+)
 from lmablate.analysis.finals import arm_names, draw_finals, matched_note
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lmablate.arms import with_arms
@@ -21,17 +34,22 @@ NOTHING = "No finished runs to draw."
 
 def comparison(runs: pd.DataFrame, history: pd.DataFrame | None = None, title: str = "") -> Figure:
     """Loss curves on the left, final validation loss by arm and seed on the right; frames as from load_runs and
-    load_history. Without a history the right panel stands alone."""
+    load_history. One above the other where names are long; without a history the final losses stand alone."""
     if runs.empty:
         return message(NOTHING)
     runs = with_arms(runs)
     styles = arm_styles(runs["arm"])
     with style():
-        figure = new_figure(height=3.3 + 0.26 * max(4, len(styles)))
+        rows = 0.26 * max(4, len(styles))
+        stacked = max(map(len, styles)) > 36  # long names would squeeze the panels side by side
+        figure = new_figure(height=3.3 + rows + (3.4 if stacked else 0))
         if history is None or history.empty:
             draw_finals(figure.subplots(), runs, styles)
         else:
-            left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+            shape = (
+                {"nrows": 2, "height_ratios": (3.8, 1.4 + rows)} if stacked else {"ncols": 2, "width_ratios": (1.15, 1)}
+            )
+            left, right = figure.subplots(**shape)
             draw_curves(left, runs, history, styles)
             draw_finals(right, runs, styles)
         entitle(figure, title, matched_note(runs))
@@ -78,16 +96,17 @@ def draw_curves(axes: Axes, runs: pd.DataFrame, history: pd.DataFrame, styles: d
         _draw_validation(axes, records, styles[run["arm"]])
         if run["status"] == "diverged":
             place = [records["tokens"].max()], [top]
-            axes.plot(*place, "X", ms=9, color=styles[run["arm"]].color, mec="white", mew=0.8, clip_on=False, zorder=5)
+            axes.plot(*place, "X", ms=9, color=styles[run["arm"]].color, mec=PAPER, mew=0.8, clip_on=False, zorder=5)
     axes.set_ylim(bottom, top)
     axes.set_xlim(0, 1.02 * shown["tokens"].max() or 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=STEPS))
     axes.set(title="Loss", xlabel="training tokens", ylabel="loss (nats per token)")
     key = [_sample(Arm(INK, "-", "o"), "validation"), Line2D([], [], color=INK, lw=0.7, alpha=0.5, label="training")]
     if (runs["status"] == "diverged").any():
-        key.append(Line2D([], [], color=INK, marker="X", ms=8, mec="white", linestyle="none", label="diverged"))
+        key.append(Line2D([], [], color=INK, marker="X", ms=8, mec=PAPER, linestyle="none", label="diverged"))
     axes.legend(handles=key, loc="lower left", handlelength=1.8)
     _draw_end(axes, runs, shown, styles)
 
@@ -97,29 +116,29 @@ def _draw_validation(axes: Axes, records: pd.DataFrame, look: Arm) -> None:
     marker = look.marker if len(val) <= 20 else None
     axes.plot(
         val["tokens"], val["val_loss"], color=look.color, linestyle=look.line, lw=1.4, alpha=0.9, zorder=3,
-        marker=marker, ms=3.6, mec="white", mew=0.5,
+        marker=marker, ms=3.6, mec=PAPER, mew=0.5,
     )  # fmt: skip
 
 
 def _draw_end(axes: Axes, runs: pd.DataFrame, history: pd.DataFrame, styles: dict[str, Arm]) -> None:
-    """The last third of the validation curves, magnified, in the corner that falling losses leave empty."""
+    """The last third of the validation curves, magnified, in the corner that falling losses leave empty; nothing where
+    that corner is in use or there is little to tell apart."""
     finished = runs[runs["status"] == "completed"]
-    last = history["tokens"].max()
-    late = history[(history["tokens"] >= 0.64 * last) & history["val_loss"].notna()]
-    late = late[late["run_id"].isin(finished["run_id"])]
-    if (
-        late["tokens"].nunique() < 3
-        or _loss_limits(runs, history)[1] < late["val_loss"].max() + 0.3 * late["val_loss"].std()
-    ):
+    losses = history[history["run_id"].isin(finished["run_id"]) & history["val_loss"].notna()]
+    done = losses["tokens"] / history["tokens"].max()
+    bottom, top = axes.get_ylim()
+    crowded = (losses.loc[done >= 0.38, "val_loss"] > bottom + 0.4 * (top - bottom)).any()
+    if len(finished) < 2 or losses.loc[done >= 0.64, "tokens"].nunique() < 3 or crowded:
         return
-    inset = axes.inset_axes((0.42, 0.45, 0.57, 0.54))
-    for run, records in _by_run(finished, late):
+    axes.add_patch(Rectangle((0.37, 0.4), 0.63, 0.59, transform=axes.transAxes, color=PAPER, lw=0, zorder=1.5))
+    inset = axes.inset_axes((0.49, 0.48, 0.49, 0.44))
+    for run, records in _by_run(finished, losses[done >= 0.64]):
         _draw_validation(inset, records, styles[run["arm"]])
     inset.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     inset.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
     inset.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
     inset.tick_params(labelsize=8)
-    inset.set_title("validation, the end", fontsize=8.5, fontweight="normal", color=MUTED, pad=4)
+    inset.set_title("validation, the last third", fontsize=8.5, fontweight="normal", color=MUTED, pad=3)
 
 
 def _sample(look: Arm, label: str) -> Line2D:
@@ -132,7 +151,7 @@ def _sample(look: Arm, label: str) -> Line2D:
         marker=look.marker,
         lw=1.4,
         ms=4.5,
-        mec="white",
+        mec=PAPER,
         mew=0.5,
         label=label,
     )

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmablate.analysis._style import INK, MUTED, PALETTE, entitle, message, new_figure, side_column, signed, style
+from lmablate.analysis._style import (
+    INK,
+    MUTED,
+    PALETTE,
+    PAPER,
+    entitle,
+    message,
+    new_figure,
+    side_column,
+    signed,
+    style,
+)
 from matplotlib.figure import Figure
 
 from lmablate.arms import arm_label, show
@@ -65,4 +76,4 @@ def _draw_row(axes: Any, y: int, row: Mapping[str, Any], limit: float) -> None:
                 edge = limit if mark == ">" else -limit
                 axes.plot([edge], [y], marker=mark, ms=6, color=color, clip_on=False, zorder=5)
     axes.plot([row["mean_difference"]], [y], marker="|", ms=15, mew=2.6, color=color, zorder=3)
-    axes.plot(values, [y] * len(values), "o", ms=5.5, mfc="white", mec=color, mew=1.2, zorder=4)
+    axes.plot(values, [y] * len(values), "o", ms=5.5, mfc=PAPER, mec=color, mew=1.2, zorder=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
-from lmablate.analysis._style import INK, MUTED, STEPS, Arm, count, percent, side_column
+from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, percent, side_column
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -34,15 +34,17 @@ def draw_finals(axes: Axes, runs: pd.DataFrame, styles: dict[str, Arm]) -> None:
         rows, look = runs[runs["arm"] == arm], styles[arm]
         values = rows["val_loss"].dropna()
         axes.plot([values.mean()], [y], "|", ms=17, mew=2.6, color=look.color, zorder=3)
-        axes.plot(values, [y] * len(values), look.marker, ms=6, mfc="white", mec=look.color, mew=1.3, zorder=4)
+        axes.plot(values, [y] * len(values), look.marker, ms=6, mfc=PAPER, mec=look.color, mew=1.3, zorder=4)
         if (rows["status"] == "diverged").any():
-            axes.plot([right], [y], "X", ms=9, color=look.color, mec="white", mew=0.8, clip_on=False, zorder=5)
+            axes.plot([right], [y], "X", ms=9, color=look.color, mec=PAPER, mew=0.8, clip_on=False, zorder=5)
         means.append((y, f"{values.mean():.4f}", INK) if len(values) else (y, "none", MUTED))
     side_column(axes, "mean", means)
     axes.set_yticks(range(len(names)), list(names.values()))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left, right)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, min_n_ticks=3))
+    if runs["val_loss"].isna().all():
+        axes.set_xticks([])
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set(title="Final validation loss, each seed", xlabel="nats per token (lower is better)")

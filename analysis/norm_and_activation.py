@@ -1,6 +1,6 @@
-"""Does RMSNorm or LayerNorm, and SwiGLU or GELU, give the lower loss at equal parameters and equal tokens?
+"""Do the norm and the activation matter at equal parameters and tokens? RMSNorm or LayerNorm, SwiGLU or GELU, two seeds.
 
-Sweep: sweeps/norm_and_activation.yaml (norm = rms, layer; activation = swiglu, gelu; 2 seeds).
+The runs: ``python -m lmablate.train sweeps=norm_and_activation``.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import pandas as pd
 from lmablate.analysis._style import run
 from lmablate.analysis.curves import comparison
 
+from lmablate.summary import sweep_question
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-QUESTION = "RMSNorm or LayerNorm, SwiGLU or GELU: which has the lower loss?"
+SWEEP = "norm_and_activation"
 
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     """Loss curves, and the final validation loss of every arm and seed; frames as from load_runs and load_history."""
-    return comparison(runs, history, QUESTION)
+    return comparison(runs, history, sweep_question(SWEEP) or SWEEP)
 
 
 def main() -> None:
     """``python -m lmablate.analysis.norm_and_activation RESULTS_DIR --out FILE``"""
     from lmablate.results import load_history, load_runs
 
-    run(lambda results_dir: figure(load_runs(results_dir), load_history(results_dir)), QUESTION)
+    run(lambda results_dir: figure(load_runs(results_dir), load_history(results_dir)), __doc__)
 
 
 if __name__ == "__main__":

@@ -116,5 +116,12 @@ def keys(runs: pd.DataFrame, column: str) -> list[Hashable]:
     return [None if is_missing(v) else tuple(v) if isinstance(v, list) else v for v in runs[column]]
 
 
+def in_order(option: Hashable) -> tuple[bool, float, str]:
+    """A sorting key: numbers by size, then words by letter."""
+    if isinstance(option, int | float):
+        return False, float(option), ""
+    return True, 0.0, show(option)
+
+
 def _join(columns: Sequence[Sequence[Hashable]], length: int) -> list[Hashable]:
     return list(zip(*columns, strict=True)) if columns else [()] * length

@@ -95,15 +95,14 @@ def _own_flags(words: list[str]) -> list[str]:
 def _run(words: list[str], action: Action) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.plugins import Plugins
     from omegaconf import DictConfig, OmegaConf
 
     from lmablate.config.compose import register_resolvers, to_run_config
-    from lmablate.launcher.local import LocalLauncher
+    from lmablate.launcher.local import LocalLauncher, register
     from lmablate.paths import CONF_DIR
 
     register_resolvers()
-    Plugins.instance().register(LocalLauncher)
+    register()
     composed: list[DictConfig] = []
     LocalLauncher.collected = composed
 

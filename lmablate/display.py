@@ -30,7 +30,7 @@ class Board:
         self.work_before = 0.0
         self._said: dict[str, float] = {}
         wanted = jobs[0].cfg.runtime.progress if jobs else "off"
-        self.console = Console(stderr=False)
+        self.console = Console(width=None if sys.stdout.isatty() else 160)
         self.mode = ("live" if self.console.is_terminal else "lines") if wanted == "auto" else wanted
         self._live: Live | None = None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.axes import default_choices
+from lmablate.axes import AXES, default_choices
 from lmablate.identity import SCIENCE_VERSION, run_id
 from lmablate.run import load_data, with_data
 from lmablate.run_directory import RunDirectory, check_writable
@@ -24,6 +24,7 @@ class Job:
 
     cfg: RunConfig
     run_id: str
+    label: str = ""  # what a person recognises the run by
     asked: int = 1
     other_overrides: list[list[str]] = field(default_factory=list)
 
@@ -42,17 +43,31 @@ class Job:
         assert result is not None
         return result
 
-    @property
-    def label(self) -> str:
-        """What a person recognises the run by: what was asked for beyond the common settings."""
-        defaults = default_choices()
-        words = [option for axis, option in self.cfg.choices.items() if defaults.get(axis) != option]
-        sizes = [
-            word
-            for word in self.cfg.overrides
-            if "." in word.split("=")[0] and not word.startswith(("runtime.", "trainer.", "hydra."))
-        ]
-        return " ".join([*words, *sizes, f"seed={self.cfg.init_seed}"])
+
+def label_jobs(jobs: Sequence[Job]) -> None:
+    """Name each job by what differs between them; a single one by what differs from the defaults."""
+    defaults = default_choices()
+    words = [_words(job.cfg) for job in jobs]
+    varies = {key for key in {k for w in words for k in w} if len({w.get(key) for w in words}) > 1}
+    if len(jobs) == 1:
+        varies = {key for key, value in words[0].items() if defaults.get(key) != value}
+    for job, word in zip(jobs, words, strict=True):
+        shown = [value if key in AXES else f"{key}={value}" for key, value in word.items() if key in varies]
+        job.label = " ".join(shown) or "defaults"
+
+
+def _words(cfg: RunConfig) -> dict[str, str]:
+    """Axis options first, then the other choices and the overrides of single keys, then the seeds."""
+    asked = (word.lstrip("+").partition("=") for word in cfg.overrides)
+    skipped = ("runtime.", "hydra.", "hydra/", "results_dir", "seed", "init_seed", "data_seed", "sweeps")
+    single = {key: value for key, _, value in asked if not key.startswith(skipped) and key not in cfg.choices}
+    seeds = (
+        {"seed": str(cfg.seed)}
+        if cfg.seed is not None
+        else {"init_seed": str(cfg.init_seed), "data_seed": str(cfg.data_seed)}
+    )
+    order = [*AXES, *(group for group in cfg.choices if group not in AXES)]
+    return {**{group: cfg.choices[group] for group in order if group in cfg.choices}, **single, **seeds}
 
 
 def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, TokenData]]:
@@ -81,6 +96,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
             jobs[identity].other_overrides.append(cfg.overrides)
         else:
             jobs[identity], data_of[identity] = Job(final, identity), data
+    label_jobs(list(jobs.values()))
     return list(jobs.values()), data_of
 
 

@@ -53,12 +53,12 @@ def plan(configs: Sequence[RunConfig]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     n = slots(todo) or 1
-    print(
-        f"{len(jobs)} runs, {len(jobs) - len(todo)} done already, {len(todo)} to train: about {duration(total / n)} on this machine, {n} at a time"
-    )
+    price = f"about {duration(total / n)} on this machine, {n} at a time" if todo else "nothing to do"
+    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done already, {len(todo)} to train: {price}")
     if todo:
+        rate = f"{speed / 1e9:.1f} GFLOP/s a run"
         print(
-            f"(from {CALIBRATION_SECONDS:.0f} s of training {todo[0].label}: {speed / 1e9:.1f} GFLOP/s a run; evaluation and start-up come on top)"
+            f"({rate}, from {CALIBRATION_SECONDS:.0f} s of training {todo[0].label}; start-up and evaluation come on top)"
         )
     print("FLOPs/token: matrix products of training, forward and backward; causal attention counts the keys it reads.")
     return 0

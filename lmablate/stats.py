@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmablate.arms import arm_columns, is_missing, keys, show
+from lmablate.arms import arm_columns, in_order, is_missing, keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,8 @@ def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = Fa
     for row, values in zip(rows, zip(*columns, strict=True), strict=True):
         cells.setdefault(values[1:], {}).setdefault(values[0], []).append(row)
     out = []
-    for where, options in sorted(cells.items(), key=lambda item: [_order(value) for value in item[0]]):
-        for a, b in itertools.combinations(sorted(options, key=_order), 2):
+    for where, options in sorted(cells.items(), key=lambda item: [in_order(value) for value in item[0]]):
+        for a, b in itertools.combinations(sorted(options, key=in_order), 2):
             place = dict(zip(held, where, strict=True))
             out.append(_compare(axis, (a, options[a]), (b, options[b]), place, mix_numerics))
     return out
@@ -83,12 +83,6 @@ def comparisons(runs: pd.DataFrame) -> list[Row]:
     """paired_differences along everything that varies, in the order of arm_columns."""
     axes = [column for column in arm_columns(runs) if column not in ("science_version", "data.fingerprint")]
     return [row for axis in axes for row in paired_differences(runs, axis)]
-
-
-def _order(option: Hashable) -> tuple[bool, float, str]:
-    """Numbers by size before words by letter."""
-    number = isinstance(option, int | float)
-    return not number, float(option) if isinstance(option, int | float) else 0.0, show(option)
 
 
 def _compare(

@@ -82,7 +82,7 @@ def test_a_larger_grid_trains_only_what_is_missing(grid):
 
 
 def test_duplicates_are_merged(grid):
-    folder, words, _ = grid
+    _, words, _ = grid
     plan = command("lmablate.plan", *words, "seed=0", "norm_position=sandwich,double")
     assert plan.returncode == 0, plan.stderr
     assert "4 runs" in plan.stdout
@@ -172,7 +172,7 @@ def test_help_lists_the_axes():
 
 def test_one_failing_job_does_not_stop_the_others(grid, tmp_path):
     """A part of the user's own that breaks at the first step: the other job ends well, and the exit code is 1."""
-    folder, words, _ = grid
+    _, words, _ = grid
     package = tmp_path / "mine"
     package.mkdir()
     (package / "__init__.py").write_text(
@@ -202,7 +202,7 @@ def test_one_failing_job_does_not_stop_the_others(grid, tmp_path):
 
 
 def test_a_variant_of_the_users_own_needs_one_yaml_and_one_class(grid, tmp_path):
-    folder, words, _ = grid
+    _, words, _ = grid
     (tmp_path / "scaled_norms.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class MaxNorm(nn.Module):\n"

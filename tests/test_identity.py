@@ -16,13 +16,10 @@ def text(tmp_path_factory):
 
 
 def identity(text, *words):
-    cfg = compose(
-        [
-            *(w for w in QUICK if w.split("=")[0] not in {v.split("=")[0] for v in words}),
-            f"data.paths={text}/*.txt",
-            *words,
-        ]
-    )
+    given = {word.split("=")[0] for word in words}
+    replaced = given | ({"trainer.steps"} if "trainer.tokens" in given else set())
+    base = [word for word in QUICK if word.split("=")[0] not in replaced]
+    cfg = compose([*base, f"data.paths={text}/*.txt", *words])
     data = load_data(cfg)
     return run_id(with_data(cfg, data), data)
 

@@ -31,7 +31,8 @@ def texts(table: pa.Table, field: str, where: str) -> Iterator[memoryview]:
     if pa.types.is_null(kind):
         return
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()):
-        raise DataError(f"{where}: the field {field} must hold text in every row, and holds {kind}")
+        held = "values of several types" if str(kind) == "extension<arrow.json>" else kind
+        raise DataError(f"{where}: the field {field} must hold text in every row, and holds {held}")
     for chunk in column.cast(pa.large_string()).chunks:
         if len(chunk) == 0:
             continue

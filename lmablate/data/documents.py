@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 Document = bytes | memoryview  # UTF-8
 
+BATCH_BYTES = 4 << 20  # of text tokenised at a time
 PIECE_BYTES = 1 << 20  # longer documents are tokenised in pieces of this size, to bound memory
 _VISIBLE = re.compile(rb"\S")
 _WORD_END = re.compile(rb"[!-~](?=[ \n\t])")
@@ -38,6 +39,19 @@ class Corpus:
     val: np.ndarray
     val_bytes: int
     fingerprint: str
+
+    def batches(self, spans: np.ndarray) -> Iterator[list[tuple[bytes, bool]]]:
+        """The pieces of `spans`, as many at a time as make BATCH_BYTES."""
+        batch: list[tuple[bytes, bool]] = []
+        held = 0
+        for piece in self.pieces(spans):
+            batch.append(piece)
+            held += len(piece[0])
+            if held >= BATCH_BYTES:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
 
     def pieces(self, spans: np.ndarray, limit: int = PIECE_BYTES) -> Iterator[tuple[bytes, bool]]:
         """The documents of `spans` as (UTF-8 bytes, does the document end here), none much longer than `limit`.
@@ -70,12 +84,12 @@ def _break_before(text: Document, at: int, *, reach: int) -> int:
     return cuts[-1] if cuts and cuts[-1] > 0 else character_boundary(text, at)
 
 
-def collect(documents: Iterable[Document], spool: Path, *, val_fraction: float, val_bytes: int) -> Corpus:
+def collect(documents: Iterable[Document], spool: Path, *, where: str, val_fraction: float, val_bytes: int) -> Corpus:
     """Write `documents` to the file `spool`, and order, split and cut them.
 
     A document is held out when the first 64 bits of its SHA-256, as a fraction, lie below `val_fraction`, so that adding a
-    document moves no other and equal documents stay together. Blank documents are dropped. Raises DataError when no text
-    is left.
+    document moves no other and equal documents stay together. Blank documents are dropped. Raises DataError, which begins
+    with `where`, when no text is left.
     """
     hashes, lengths = bytearray(), array("q")
     with spool.open("wb") as file:
@@ -85,14 +99,14 @@ def collect(documents: Iterable[Document], spool: Path, *, val_fraction: float, 
                 lengths.append(len(document))
                 file.write(document)
     if not lengths:
-        raise DataError("there is no text: every document is empty or blank")
+        raise DataError(f"{where}: there is no text, since every document is empty or blank")
     sizes = np.asarray(lengths, dtype=np.int64)
     spans = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
     digests = np.frombuffer(bytes(hashes), dtype="S32")
     order = np.argsort(digests, kind="stable")
     spans, digests = spans[order], digests[order]
     if digests[0] == digests[-1]:
-        train, val = _split_one_text(spool, spans, val_fraction)
+        train, val = _split_one_text(spool, spans, val_fraction, where)
         digests = _hash_spans(spool, train)
     else:
         held_out = _held_out(digests, val_fraction)
@@ -126,7 +140,7 @@ def _held_out(digests: np.ndarray, val_fraction: float) -> int:
     return count
 
 
-def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float, where: str) -> tuple[np.ndarray, np.ndarray]:
     """All documents are one and the same text: train on its beginning, hold out its end."""
     offset, length = spans[0].tolist()
     text = np.memmap(spool, dtype=np.uint8, mode="r", offset=offset, shape=(length,))
@@ -137,8 +151,8 @@ def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float) -> tupl
     cut = first + newline + 1 if newline >= 0 else first + _break_before(near, at - first, reach=4096)
     if not (_VISIBLE.search(text[:cut].tobytes()) and _VISIBLE.search(text[cut:].tobytes())):
         raise DataError(
-            f"the only document has {length} bytes, too few to hold out data.val_fraction={val_fraction} of it for validation: "
-            "give more text, or another data.val_fraction"
+            f"{where}: the only document has {length} bytes, too few to hold out data.val_fraction={val_fraction} of it for "
+            "validation: give more text, or another data.val_fraction"
         )
     log.warning(
         "there is only one document, so its last %.3g %% (%d bytes) are held out for validation",
@@ -166,4 +180,4 @@ def _cut_to(spool: Path, spans: np.ndarray, val_bytes: int) -> np.ndarray:
 def _hash_spans(spool: Path, spans: np.ndarray) -> np.ndarray:
     """The SHA-256 of each span, as an array of 32-byte strings."""
     text = np.memmap(spool, dtype=np.uint8, mode="r")
-    return np.array([hashlib.sha256(text[a : a + n]).digest() for a, n in spans.tolist()], dtype="S32")
+    return np.array([hashlib.sha256(text[a : a + n].data).digest() for a, n in spans.tolist()], dtype="S32")

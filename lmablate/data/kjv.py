@@ -17,6 +17,7 @@ _VERSE = re.compile(r"(\d+):\d+\s")
 class Kjv:
     """1,189 chapters; a verse is a line, and so is a paragraph that begins within a verse."""
 
+    where = "data=kjv"
     entropy_floor = None
 
     def __init__(self, settings: KjvData) -> None:

@@ -26,7 +26,7 @@ class LocalFiles:
 
     def __init__(self, settings: FilesData) -> None:
         self.field = settings.text_field
-        self.patterns = ", ".join(settings.patterns)
+        self.where = f"data.paths={', '.join(settings.patterns)}"
         self.paths = _matching(settings.patterns)
 
     def stamp(self) -> Stamp:
@@ -43,40 +43,43 @@ class LocalFiles:
 
     def _text_files(self, paths: list[Path]) -> Iterator[memoryview]:
         """Each file whole; utf-8-sig drops the byte order mark that some editors write."""
-        where = f"data.paths={self.patterns}"
         # One table a file, so one file is in memory at a time.
-        for number, document in enumerate(
-            self._load("text", paths, where, batch_size=1, column="text", sample_by="document", encoding="utf-8-sig")
-        ):
+        options = {"sample_by": "document", "encoding": "utf-8-sig"}
+        for number, document in enumerate(_load("text", paths, self.where, batch_size=1, column="text", **options)):
             if _NUL.search(document):
                 raise DataError(f"{paths[number]} is not text: it has zero bytes; leave it out of data.paths")
             yield document
 
     def _rows(self, path: Path, builder: str) -> Iterator[memoryview]:
-        options = {"columns": [self.field]} if builder == "parquet" and self.field in _parquet_columns(path) else {}
-        yield from self._load(builder, [path], str(path), batch_size=256, column=self.field, **options)
+        options = {}
+        if builder == "parquet":
+            columns, rows = _parquet_shape(path)
+            if rows == 0:  # the reader of `datasets` fails on it
+                return
+            options = {"columns": [self.field]} if self.field in columns else {}
+        yield from _load(builder, [path], str(path), batch_size=256, column=self.field, **options)
 
-    def _load(
-        self, builder: str, paths: list[Path], where: str, *, batch_size: int, column: str, **options: object
-    ) -> Iterator[memoryview]:
-        """Streamed, so that nothing is copied to the cache of ``datasets`` and memory holds a batch."""
-        import datasets
 
-        names = [glob.escape(str(path.absolute())) for path in paths]
-        try:
-            with quiet_datasets():
-                rows = datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
-                for table in rows.with_format("arrow").iter(batch_size=batch_size):
-                    yield from texts(table, column, where)
-        except DataError:
-            raise
-        except (StopIteration, RuntimeError) as error:
-            if not isinstance(error if isinstance(error, StopIteration) else error.__cause__, StopIteration):
-                raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
-        except Exception as error:  # whatever the readers of the formats raise
-            for path in paths:
-                _check_utf8(path)
-            raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
+def _load(
+    builder: str, paths: list[Path], where: str, *, batch_size: int, column: str, **options: object
+) -> Iterator[memoryview]:
+    """Streamed, so that nothing is copied to the cache of ``datasets`` and memory holds a batch."""
+    import datasets
+
+    names = [glob.escape(str(path.absolute())) for path in paths]
+    try:
+        with quiet_datasets():
+            rows = datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
+            for table in rows.with_format("arrow").iter(batch_size=batch_size):
+                yield from texts(table, column, where)
+    except DataError:
+        raise
+    except StopIteration:  # an empty file
+        return
+    except Exception as error:  # whatever the readers of the formats raise
+        for path in paths:
+            _check_utf8(path)
+        raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
 
 
 def _builder(path: Path) -> str:
@@ -106,13 +109,15 @@ def _matching(patterns: list[str]) -> list[Path]:
     return paths
 
 
-def _parquet_columns(path: Path) -> list[str]:
+def _parquet_shape(path: Path) -> tuple[list[str], int | None]:
+    """Names of the columns and number of rows, or nothing if it cannot be read: the reader that follows says why."""
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_schema(path).names
-    except Exception:  # the reader that follows says what is wrong
-        return []
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return file.schema_arrow.names, file.metadata.num_rows
+    except Exception:
+        return [], None
 
 
 def _check_utf8(path: Path) -> None:

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lmablate import __version__
 from lmablate.data.documents import Corpus, collect
 from lmablate.data.settings import BpeTokenizer, BytesTokenizer, DataSettings, PretrainedTokenizer, TokenizerSettings
 from lmablate.data.sources import Source, open_source
@@ -35,14 +36,8 @@ def prepare(
     cache = (cache or cache_dir()).expanduser().absolute()
     source = open_source(data)
     stamps = [source.stamp(), _stamp(tokenizer)]
-    request = [
-        FORMAT,
-        data.model_dump(),
-        tokenizer.model_dump(),
-        _version(tokenizer),
-        [stamp.facts for stamp in stamps],
-    ]
-    key = _digest(request)
+    versions = [FORMAT, __version__, _version(tokenizer)]
+    key = _digest([versions, data.model_dump(), tokenizer.model_dump(), [stamp.facts for stamp in stamps]])
     name = look_up(cache, key)
     opened = open_store(cache / "stores" / name) if name else None
     if opened is None:
@@ -57,7 +52,7 @@ def prepare(
     tokens, meta = opened
     _say(tokenizer, meta)
     if len(tokens.train) <= context_length:
-        raise DataError(too_short(len(tokens.train), context_length))
+        raise DataError(f"{source.where}: {too_short(len(tokens.train), context_length)}")
     if isinstance(tokenizer, BytesTokenizer):
         return dataclasses.replace(tokens, entropy_floor=source.entropy_floor)
     return tokens
@@ -66,15 +61,17 @@ def prepare(
 def _build(data: DataSettings, source: Source, settings: TokenizerSettings, cache: Path) -> str:
     """Make the store unless one with this content is there; returns its name."""
     with workshop(cache) as folder:
-        log.info("reading data=%s", data.source)
+        log.info("reading %s", source.where)
         spool = folder / "text"
-        corpus = collect(source.documents(), spool, val_fraction=data.val_fraction, val_bytes=data.val_bytes)
+        corpus = collect(
+            source.documents(), spool, where=source.where, val_fraction=data.val_fraction, val_bytes=data.val_bytes
+        )
         given = None if isinstance(settings, BpeTokenizer) else _given(settings)
         about = fingerprint(given) if given else [settings.model_dump(), _version(settings)]
         name = _digest([FORMAT, corpus.fingerprint, about])[:32]
         place = cache / "stores" / name
         if open_store(place) is None:
-            log.info("tokenising data=%s with tokenizer=%s", data.source, settings.kind)
+            log.info("tokenising %s with tokenizer=%s", source.where, settings.kind)
             write_store(folder, corpus, given or _train(corpus, settings))
             spool.unlink()
             publish(folder, place)
@@ -87,7 +84,7 @@ def _given(settings: TokenizerSettings) -> Tokenizer:
 
 def _train(corpus: Corpus, settings: TokenizerSettings) -> Tokenizer:
     assert isinstance(settings, BpeTokenizer)
-    batches = ([text.decode()] for text, _ in corpus.pieces(corpus.train))
+    batches = ([text.decode() for text, _ in batch] for batch in corpus.batches(corpus.train))
     return train_bpe(batches, settings.vocab_size)
 
 

@@ -13,7 +13,9 @@ from lmablate.data.synthetic import Markov
 
 
 class Source(Protocol):
-    """Documents in any order. `entropy_floor` is in nats per token of tokenizer=bytes, where it is known."""
+    """Documents in any order. `where` begins messages; `entropy_floor` is in nats per token of tokenizer=bytes, where known."""
+
+    where: str
 
     @property
     def entropy_floor(self) -> float | None: ...

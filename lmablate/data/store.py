@@ -25,7 +25,6 @@ from lmablate.errors import DataError
 from lmablate.files import atomic_write
 
 FORMAT = 1  # raised when the files below, or how they are made, change
-_BATCH_BYTES = 4 << 20  # of text tokenised at a time
 _FILES = ("train.bin", "val.bin", "tokenizer.json")
 _STALE_SECONDS = 24 * 3600
 
@@ -37,7 +36,7 @@ def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     with (folder / "train.bin").open("wb") as file:
         for ids in _tokens(corpus, corpus.train, tokenizer):
             counts += np.bincount(ids, minlength=len(counts))
-            file.write(ids.astype(dtype))
+            file.write(ids.astype(dtype).data)
         _flush(file)
     val = np.concatenate(list(_tokens(corpus, corpus.val, tokenizer))).astype(dtype)
     (folder / "val.bin").write_bytes(val.tobytes())
@@ -61,25 +60,11 @@ def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
 def _tokens(corpus: Corpus, spans: np.ndarray, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Ids of the documents at `spans`, a batch at a time, each document followed by its end token."""
     end = np.array([tokenizer.eot_id])
-    texts: list[bytes] = []
-    last: list[bool] = []
-    held = 0
-
-    def encode() -> np.ndarray:
+    for batch in corpus.batches(spans):
         parts: list[np.ndarray] = []
-        for ids, is_last in zip(tokenizer.encode(texts), last, strict=True):
+        for ids, (_, is_last) in zip(tokenizer.encode([text for text, _ in batch]), batch, strict=True):
             parts += (ids, end) if is_last else (ids,)
-        return np.concatenate(parts).astype(np.int64)
-
-    for text, is_last in corpus.pieces(spans):
-        texts.append(text)
-        last.append(is_last)
-        held += len(text)
-        if held >= _BATCH_BYTES:
-            yield encode()
-            texts, last, held = [], [], 0
-    if texts:
-        yield encode()
+        yield np.concatenate(parts).astype(np.int64)
 
 
 def _gives_text_back(corpus: Corpus, tokenizer: Tokenizer) -> bool:
@@ -148,10 +133,14 @@ def publish(built: Path, place: Path) -> None:
         except OSError:
             if open_store(place) is not None:
                 return
-            # A damaged store is in the way: put it where it is cleaned up.
+            # A damaged store is in the way.
+            aside = built.with_name(f"{built.name}-damaged")
             with contextlib.suppress(OSError):
-                os.rename(place, built.parent / f"damaged-{uuid.uuid4().hex[:8]}")
-    raise DataError(f"cannot write {place}: another folder name for the cache may help, with LMABLATE_CACHE")
+                os.rename(place, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+    raise DataError(
+        f"cannot write {place}: remove what is in its place, or name another cache folder with LMABLATE_CACHE"
+    )
 
 
 def look_up(cache: Path, key: str) -> str | None:

@@ -23,6 +23,8 @@ _MAX_WEIGHT = 64  # of one successor; whole numbers, so that every machine sampl
 class Markov:
     """`successors` (states, k): what may follow. `weights` (states, k): how often, as whole numbers."""
 
+    where = "data=synthetic"
+
     def __init__(self, settings: SyntheticData) -> None:
         self.settings = settings
         n, k = settings.n_states, settings.n_successors

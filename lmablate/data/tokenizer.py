@@ -73,13 +73,13 @@ class SubwordTokenizer:
     def __init__(self, inner: tokenizers.Tokenizer, end_token: str) -> None:
         from tokenizers import AddedToken
 
-        self.eot_id: int = inner.token_to_id(end_token)
         # Registered as special, and special tokens are then not looked for in text.
         inner.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
         inner.encode_special_tokens = True
         inner.no_padding()
         inner.no_truncation()
         self._inner = inner
+        self.eot_id: int = inner.get_vocab()[end_token]
         # Ids may have gaps: the largest one decides, not the count.
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -105,8 +105,8 @@ def train_bpe(texts: Iterable[list[str]], vocab_size: int) -> SubwordTokenizer:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     inner = Inner(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # type: ignore[assignment]
-    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -119,13 +119,15 @@ def train_bpe(texts: Iterable[list[str]], vocab_size: int) -> SubwordTokenizer:
 
 
 def loads(text: str, eot_id: int) -> Tokenizer:
-    """A tokenizer from its JSON. Raises DataError for anything else."""
+    """A tokenizer from the JSON that its ``dumps`` wrote."""
     if text == ByteTokenizer().dumps():
         return ByteTokenizer()
     from tokenizers import Tokenizer as Inner
 
     inner = Inner.from_str(text)
-    return SubwordTokenizer(inner, inner.id_to_token(eot_id))
+    end_token = inner.id_to_token(eot_id)
+    assert end_token is not None, f"a stored tokenizer without token {eot_id}"
+    return SubwordTokenizer(inner, end_token)
 
 
 def load_pretrained(settings: PretrainedTokenizer) -> SubwordTokenizer:

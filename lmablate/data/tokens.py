@@ -27,7 +27,7 @@ class TokenData:
 
     vocab_size: int
     eot_id: int
-    train: np.ndarray
+    train: np.memmap
     val: np.ndarray
     val_bytes: int
     fingerprint: str
@@ -76,7 +76,7 @@ class TokenData:
             here = epochs == epoch
             starts[here] = origin + order[numbers[here] - epoch * windows] * context_length
         positions = starts[:, None] + np.arange(context_length + 1)
-        return np.take(self.train, positions, mode="wrap").astype(np.int64)
+        return np.take(np.asarray(self.train), positions, mode="wrap").astype(np.int64)
 
     def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of the validation text, both int64 (windows, context_length).

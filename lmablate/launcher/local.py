@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
 from collections.abc import Sequence
 from typing import ClassVar
 
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -14,8 +18,6 @@ from omegaconf import DictConfig
 class LocalLauncher(Launcher):
     """Composes every job of a multirun and leaves them in ``collected``; the command checks and runs them (cli.py)."""
 
-    # Hydra accepts plugins of the namespace package hydra_plugins alone. This class is registered by hand (cli.py), which
-    # works in a checkout, an editable install and a wheel alike, where discovery of namespace packages does not.
     __module__ = "hydra_plugins.lmablate"
     collected: ClassVar[list[DictConfig]] = []
 
@@ -26,3 +28,21 @@ class LocalLauncher(Launcher):
         loader = self.hydra_context.config_loader
         self.collected.extend(loader.load_sweep_config(self.config, list(words)) for words in job_overrides)
         return []
+
+
+def register() -> None:
+    """Make ``hydra_plugins.lmablate.LocalLauncher`` known to Hydra.
+
+    Hydra takes launchers from the namespace package hydra_plugins alone, and its discovery walks folders, which does not
+    see an editable install. Made by hand, the module is there in a checkout, an editable install and a wheel alike.
+    """
+    plugins = Plugins.instance()
+    try:
+        parent = importlib.import_module("hydra_plugins")
+    except ImportError:
+        parent = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
+        parent.__path__ = []
+    module = types.ModuleType("hydra_plugins.lmablate")
+    module.LocalLauncher = LocalLauncher  # type: ignore[attr-defined]
+    sys.modules["hydra_plugins.lmablate"] = parent.lmablate = module  # type: ignore[attr-defined]
+    plugins.register(LocalLauncher)

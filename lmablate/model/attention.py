@@ -156,7 +156,8 @@ class MultiQuery(Attention):
     def __init__(self, shape: AttentionShape, *, layer: int) -> None:
         if shape.n_kv_heads != 1:
             raise ConfigError(
-                f"attention=mqa has one key/value head, but model.n_kv_heads={shape.n_kv_heads}: leave model.n_kv_heads out, or use attention=gqa"
+                f"attention=mqa has one key/value head, but model.n_kv_heads={shape.n_kv_heads}: "
+                "leave model.n_kv_heads out, or use attention=gqa"
             )
         super().__init__(shape, window=None)
 

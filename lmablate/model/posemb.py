@@ -198,7 +198,8 @@ class T5Bias(PosEmb):
             / math.log(self.max_distance / exact)
             * (self.n_buckets - exact)
         )
-        far = (exact + steps.long()).clamp(max=self.n_buckets - 1)
+        # a distance on the edge of a bucket belongs to the upper one, and rounding must not put it into the lower
+        far = (exact + (steps + 1e-9).long()).clamp(max=self.n_buckets - 1)
         return torch.where(distance < exact, distance, far)
 
     def score_bias(self, length: int) -> Tensor | None:

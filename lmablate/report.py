@@ -1,0 +1,149 @@
+"""``python -m lmablate.report RESULTS_DIR --out DIR``: one page, figures, tables and comparisons from finished runs.
+
+Writes ``index.html`` (self-contained: it opens anywhere without a network), ``figures/*.png`` and ``*.svg``,
+``tables/runs.csv`` and ``tables/arms.csv``, and ``verdicts.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+from lmablate.files import atomic_write
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+VERDICTS_SCHEMA = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0 when the report was written, 2 when there is nothing to report on."""
+    parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")
+    parser.add_argument(
+        "results_dir", nargs="+", metavar="RESULTS_DIR", help="a folder that training wrote to, or several"
+    )
+    parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: %(default)s)")
+    words = parser.parse_args(argv)
+    try:
+        print("\n".join(write_report(words.results_dir, Path(words.out))))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
+    """Write the whole report into `out`; returns what there is to say about it, line by line.
+
+    Raises ConfigError where there are no finished runs, or `out` cannot be written.
+    """
+    from lmablate.analysis._style import save
+    from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished, with_arms
+    from lmablate.stats import comparisons
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SkippedFile)
+        runs = load_runs(results_dir)
+        history = load_history(results_dir, run_ids=runs["run_id"])
+    skipped = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is SkippedFile))
+    unfinished = load_unfinished(results_dir)
+    if runs.empty:
+        raise ConfigError(_nothing(results_dir, unfinished, skipped))
+    for folder in (out, out / "figures", out / "tables"):
+        check_writable(folder, "--out")
+
+    runs = with_arms(runs)
+    found = comparisons(runs)
+    questions = _questions(runs)
+    figures = _figures(runs, history, found, questions)
+    for name, _, figure in figures:
+        save(figure, out / "figures" / name)
+    _write_tables(runs, out / "tables")
+    verdicts = {"schema": VERDICTS_SCHEMA, "comparisons": found}
+    atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
+    from lmablate.page import render
+
+    page = render(runs, found, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir)
+    atomic_write(out / "index.html", page)
+    said = [f"left out: {line}" for line in skipped]
+    return [
+        *said,
+        f"{_count(runs, unfinished)}: wrote {out / 'index.html'}, and figures, tables and verdicts.json beside it",
+    ]
+
+
+def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]], skipped: list[str]) -> str:
+    states = [row["state"] for row in unfinished]
+    seen = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no runs at all"
+    lines = [
+        f"no finished runs in {', '.join(map(str, results_dir))} ({seen}): train some first, e.g. python -m lmablate.train"
+    ]
+    return "\n".join([*lines, *skipped])
+
+
+def _count(runs: pd.DataFrame, unfinished: list[dict[str, Any]]) -> str:
+    n, arms = len(runs), runs["arm"].nunique()
+    words = f"{n} run{'s' * (n != 1)} of {arms} arm{'s' * (arms != 1)}"
+    return words + (f" ({len(unfinished)} more not finished)" if unfinished else "")
+
+
+def _questions(runs: pd.DataFrame) -> dict[str, ModuleType]:
+    """The stored sweeps among `runs` that have an analysis of their own: lmablate.analysis.<sweep> with a figure()."""
+    found = {}
+    for sweep in sorted({name for name in runs["sweep"] if isinstance(name, str) and name.isidentifier()}):
+        if not sweep.startswith("_") and importlib.util.find_spec(f"lmablate.analysis.{sweep}"):
+            module = importlib.import_module(f"lmablate.analysis.{sweep}")
+            if hasattr(module, "figure"):
+                found[sweep] = module
+    return found
+
+
+def _figures(
+    runs: pd.DataFrame, history: pd.DataFrame, found: list[dict[str, Any]], questions: dict[str, ModuleType]
+) -> list[tuple[str, str, Figure]]:
+    """File name, what it shows, and figure: those of stored sweeps first, then the general ones."""
+    from lmablate.analysis.curves import final_losses, loss_curves
+    from lmablate.analysis.differences import differences
+    from lmablate.summary import sweep_question
+
+    figures = []
+    sweeps = runs["sweep"].nunique(dropna=False)
+    for name, module in questions.items():
+        rows = runs if sweeps == 1 else runs[runs["sweep"] == name]
+        figures.append((name, sweep_question(name) or name, module.figure(rows, history)))
+    figures.append(("final_losses", "Final validation loss of every arm and seed", final_losses(runs)))
+    figures.append(("loss_curves", "Loss against training tokens", loss_curves(runs, history)))
+    if found:
+        figures.append(("differences", "Differences between arms, same seed", differences(found)))
+    return figures
+
+
+def _write_tables(runs: pd.DataFrame, folder: Path) -> None:
+    from lmablate.summary import arms_table, command
+
+    table = runs.copy()
+    if "provenance.overrides" in table:
+        table["provenance.overrides"] = [command(words) for words in table["provenance.overrides"]]
+        table = table.rename(columns={"provenance.overrides": "command"})
+    first = ["run_id", "arm"]
+    table = table[[*first, *(column for column in table.columns if column not in first)]].sort_values(
+        ["arm", "init_seed"]
+    )
+    for name, frame in (("runs", table), ("arms", arms_table(runs))):
+        atomic_write(folder / f"{name}.csv", frame.to_csv(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""A results directory in tables and words: arms, what was held equal, and what a reader must know before believing it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.arms import arm_columns, axes_that_vary, axis_columns, config_columns, in_order, is_missing, keys, show
+from lmablate.identity import SCIENCE_VERSION
+from lmablate.paths import SWEEPS_DIR
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+MATCHED = 0.01  # how far apart two sizes may lie and still count as matched
+
+
+def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm of `runs` (as from with_arms), best mean first, arms without a finished run last.
+
+    Columns: arm, its words, n (completed runs), mean, sd, min and max of the final validation loss (nats per token),
+    diverged, failed (runs), val_bpb (mean, bits per byte), n_params, n_params_non_embedding, flops_per_token, tokens
+    (training tokens of a run, the most any got), tokens_per_second (median).
+    """
+    import pandas as pd
+
+    words = [column for column in arm_columns(runs) if column in runs]
+    rows = []
+    for arm, group in runs.groupby("arm", sort=False):
+        loss = group["val_loss"].dropna()
+        row = {"arm": arm, **{column: group[column].iloc[0] for column in words}, "n": len(loss)}
+        row |= {"mean": loss.mean(), "sd": loss.std(), "min": loss.min(), "max": loss.max()}
+        row |= {status: int((group["status"] == status).sum()) for status in ("diverged", "failed")}
+        row["val_bpb"] = group["val_bpb"].mean()
+        row |= {key: int(group[key].max()) for key in (*SIZES, "tokens")}
+        row["tokens_per_second"] = group["tokens_per_second"].median()
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["mean", "arm"], na_position="last", ignore_index=True)
+
+
+SIZES = ("n_params", "n_params_non_embedding", "flops_per_token")
+_SIZE_WORDS = dict(zip(SIZES, ("Parameters", "Non-embedding parameters", "FLOPs per token"), strict=True))
+
+
+def sweep_question(sweep: str) -> str | None:
+    """What a stored sweep asks (``sweep.question`` of its YAML); None if there is no such sweep here."""
+    import yaml
+
+    for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
+        path = folder / f"{sweep}.yaml"
+        if path.is_file():
+            return ((yaml.safe_load(path.read_text()) or {}).get("sweep") or {}).get("question")
+    return None
+
+
+def question(runs: pd.DataFrame) -> str:
+    """What the runs compare, in words: ``norm (layer, rms) × activation (gelu, swiglu)``."""
+    parts = []
+    for column in arm_columns(runs):
+        options = _options(runs, column)
+        parts.append(f"{column} ({', '.join(options)})" if len(options) <= 8 else f"{column} ({len(options)} options)")
+    return " × ".join(parts) or "One arm"
+
+
+def varied(runs: pd.DataFrame) -> list[Row]:
+    """What differs on purpose: name and options of every column that tells the arms apart, and the seeds."""
+    rows = [{"name": column, "options": _options(runs, column)} for column in arm_columns(runs)]
+    return [*rows, {"name": "seed", "options": sorted({seed_word(row) for row in runs.to_dict("records")})}]
+
+
+def followed(runs: pd.DataFrame) -> list[Row]:
+    """What differs as a consequence: configuration keys that vary although nobody asked, with the option that decides.
+
+    Each row: name, values (pairs of value and the options or arms it belongs to).
+    """
+    chosen, rows = arm_columns(runs), []
+    for column in axes_that_vary(runs, config=True):
+        if column in chosen:
+            continue
+        for by in [*chosen, "arm"]:
+            pairs = sorted(set(zip(keys(runs, column), keys(runs, by), strict=True)), key=str)
+            if len(pairs) == len(set(keys(runs, by))):  # one value for each option: this one decides
+                break
+        places: dict[str, list[str]] = {}
+        for value, option in pairs:
+            places.setdefault(show(value), []).append(show(option))
+        rows.append({"name": column, "values": list(places.items())})
+    return rows
+
+
+def held_equal(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Everything with one value in all runs, axes before numbers: name and value, nulls left out."""
+    numbers = [name for name in config_columns(runs) if not name.endswith(".kind") and name not in _PROVENANCE.values()]
+    names = [*axis_columns(runs), "tokens", *numbers, "numerics", "science_version"]
+    single = [name for name in names if name in runs and len(set(keys(runs, name))) == 1]
+    shown = [(name, show(runs[name].iloc[0])) for name in single]
+    return [(name, value) for name, value in shown if value != "-"]
+
+
+def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
+    """What stands between these numbers and a conclusion, the gravest first; empty if nothing does."""
+    finished = runs[runs["status"] == "completed"]
+    found = [
+        f"{_SIZE_WORDS[key]} differ by {_excess(arms[key]):.1%} between arms: they were not matched."
+        for key in SIZES
+        if _excess(arms[key]) > MATCHED
+    ]
+    if finished["tokens"].nunique() > 1:
+        low, high = finished["tokens"].min(), finished["tokens"].max()
+        found.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
+    if runs["science_version"].nunique() > 1:
+        found.append("Runs of several science versions are mixed: the code's numbers changed between them.")
+    stale = int((runs["science_version"] != SCIENCE_VERSION).sum())
+    if stale:
+        found.append(
+            f"{stale} of {len(runs)} runs are stale: this lmablate (science version {SCIENCE_VERSION}) would compute other numbers. "
+            "Training them again replaces them."
+        )
+    if runs["numerics"].nunique() > 1:
+        found.append(
+            f"Numerics differ between runs ({'; '.join(sorted(runs['numerics'].unique()))}): such runs are not paired."
+        )
+    for column, what in (("data.fingerprint", "texts"), ("data.tokenizer", "tokenizers")):
+        if column in runs and runs[column].nunique() > 1:
+            found.append(
+                f"Runs on different {what} are mixed: losses per token do not compare between them; bits per byte may."
+            )
+    found += _seed_notices(runs)
+    diverged = int((runs["status"] == "diverged").sum())
+    if diverged:
+        found.append(
+            f"{diverged} of {len(runs)} runs diverged. Their arms' means are over the runs that did not, and flatter them."
+        )
+    found += _weak_arms(runs, arms)
+    return found
+
+
+def _seed_notices(runs: pd.DataFrame) -> list[str]:
+    seeds = {arm: {seed_word(row) for row in group.to_dict("records")} for arm, group in runs.groupby("arm")}
+    every = set().union(*seeds.values())
+    if len(every) == 1:
+        return ["One seed: a difference cannot be told from noise."]
+    uneven = [arm for arm, own in seeds.items() if own != every]
+    if uneven:
+        lacking = f"{len(uneven)} of {len(seeds)} lack some of {', '.join(sorted(every))}"
+        return [f"Arms have different seeds: {lacking}. Only shared seeds are paired."]
+    return []
+
+
+def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
+    """Arms that learned no more than how often each token occurs: there is nothing to compare in them."""
+    column = "data.unigram_val_loss"
+    if column not in runs or runs[column].isna().all():
+        return []
+    weak = [row["arm"] for row in arms.to_dict("records") if row["mean"] > 0.98 * runs[column].max()]
+    return [f"No better than a unigram model: {', '.join(weak)}. Train longer before comparing."] if weak else []
+
+
+def seed_word(row: Row) -> str:
+    """A run's seed as text: ``0``, or ``0/1`` where weights and data have different ones."""
+    if not is_missing(row["seed"]):
+        return str(row["seed"])
+    return "?" if is_missing(row["init_seed"]) else f"{row['init_seed']}/{row['data_seed']}"
+
+
+def command(overrides: Any) -> str:
+    """The command that makes a run again, ready to paste."""
+    words = () if is_missing(overrides) else overrides
+    return shlex.join(["python", "-m", "lmablate.train", *words])
+
+
+def provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Where the numbers come from: each fact with all its values among the runs."""
+    rows = []
+    for name, column in _PROVENANCE.items():
+        if column in runs:
+            values = sorted({show(value) for value in keys(runs, column)} - {"-"})
+            rows.append((name, ", ".join(values) or "not recorded"))
+    if "provenance.started" in runs:
+        times = sorted({*keys(runs, "provenance.started"), *keys(runs, "provenance.finished")} - {None}, key=str)
+        rows += [("trained", f"{times[0]} to {times[-1]}")] if times else []
+    return rows
+
+
+_PROVENANCE = {
+    "lmablate": "provenance.lmablate",
+    "torch": "provenance.torch",
+    "Python": "provenance.python",
+    "git commit": "provenance.git_commit",
+    "uncommitted changes": "provenance.git_dirty",
+    "host": "provenance.host",
+    "platform": "provenance.platform",
+    "threads per run": "provenance.threads",
+    "numerics": "numerics",
+    "science version": "science_version",
+    "training tokens in the text": "data.train_tokens",
+    "text (fingerprint)": "data.fingerprint",
+    "tokenizer (fingerprint)": "data.tokenizer",
+    "vocabulary": "data.vocab_size",
+    "validation tokens": "data.val_tokens",
+    "validation bytes": "data.val_bytes",
+    "unigram model (nats per token)": "data.unigram_val_loss",
+    "entropy of the source (nats per token)": "data.entropy_floor",
+}
+
+
+def _options(runs: pd.DataFrame, column: str) -> list[str]:
+    return [show(value) for value in sorted(set(keys(runs, column)), key=in_order)]
+
+
+def _excess(sizes: pd.Series) -> float:
+    """How much the largest exceeds the smallest, as a fraction."""
+    return float(sizes.max() / max(1, sizes.min()) - 1)
