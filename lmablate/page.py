@@ -71,6 +71,7 @@ def render(
         unigram=_common(runs, "data.unigram_val_loss"),
         failed=[row for row in unfinished if row["state"] == "failed"],
         unfinished=[row for row in unfinished if row["state"] != "failed"],
+        commands=summary.commands(runs),
         provenance=summary.provenance(runs),
         again=shlex.join(["python", "-m", "lmablate.report", *map(str, results_dir)]),
     )
@@ -172,9 +173,11 @@ def _signed(value: Any, digits: int = 4) -> str:
 
 
 def _short(value: Any) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if value >= size:
-            return f"{value / size:.4g} {letter}"
+    """Four digits, enough to see that two sizes are within a per cent; tables/arms.csv has all of them."""
+    """Four digits, enough to see that two sizes are within a per cent; tables/arms.csv has all of them."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if value >= 0.99995 * size:
+            return f"{value / min(size, 1e3 if letter == 'k' else size):#.4g} {letter}"
     return _count(value)
 
 

@@ -52,6 +52,7 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     from lmablate.analysis._style import save
     from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished, with_arms
     from lmablate.stats import comparisons
+    from lmablate.summary import arms_table, notices
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SkippedFile)
@@ -77,11 +78,28 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
 
     page = render(runs, found, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir)
     atomic_write(out / "index.html", page)
-    said = [f"left out: {line}" for line in skipped]
-    return [
-        *said,
-        f"{_count(runs, unfinished)}: wrote {out / 'index.html'}, and figures, tables and verdicts.json beside it",
+    said = [*_table(runs), "", *(f"note: {line}" for line in [*notices(runs, arms_table(runs)), *skipped])]
+    where = f"wrote {out / 'index.html'}, and figures, tables and verdicts.json beside it"
+    return [*said, f"{_count(runs, unfinished)}: {where}"]
+
+
+def _table(runs: pd.DataFrame) -> list[str]:
+    """The arms as lines of text, best first, and what a unigram model reaches."""
+    from lmablate.arms import show
+    from lmablate.summary import arms_table
+
+    rows: list[tuple[str, ...]] = [
+        ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "params", "FLOPs/token")
     ]
+    for arm in arms_table(runs).to_dict("records"):
+        loss, sd, bpb = (f"{arm[key]:.4f}" if show(arm[key]) != "-" else "-" for key in ("mean", "sd", "val_bpb"))
+        sizes = (f"{arm[key]:,}" for key in ("n_params", "flops_per_token"))
+        rows.append((arm["arm"], loss, sd, str(arm["n"]), str(arm["diverged"]), bpb, *sizes))
+    known = runs["data.unigram_val_loss"].dropna().unique() if "data.unigram_val_loss" in runs else []
+    rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return [*lines, "(nats per token; means over the runs that finished)"]
 
 
 def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]], skipped: list[str]) -> str:

@@ -72,12 +72,12 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
         for path in sorted(folder.glob("*/result.json")):
             row, problem = read_result_file(path)
             if row is None:
-                warnings.warn(f"{path}: left out, {problem}", SkippedFile, stacklevel=2)
+                warnings.warn(f"{path}: left out ({problem})", SkippedFile, stacklevel=2)
                 continue
             axes |= dict.fromkeys(row["choices"])
             flat = _flatten(row)
             if rows.setdefault((flat["run_id"], flat["numerics"]), flat) is not flat:
-                warnings.warn(f"{path}: left out, run {flat['run_id']} was read already", SkippedFile, stacklevel=2)
+                warnings.warn(f"{path}: left out (run {flat['run_id']} was read already)", SkippedFile, stacklevel=2)
     wanted = STATUSES if status is None else {status} if isinstance(status, str) else set(status)
     if unknown := set(wanted) - set(STATUSES):
         raise ConfigError(f"status={', '.join(sorted(unknown))}: unknown; there are {', '.join(STATUSES)}")
@@ -118,7 +118,7 @@ def load_history(
                 if not all(isinstance(row.get("step"), int) for row in rows):
                     raise ValueError("a record without a step")
             except (OSError, ValueError) as error:
-                warnings.warn(f"{path}: left out, {error}", SkippedFile, stacklevel=2)
+                warnings.warn(f"{path}: left out ({error})", SkippedFile, stacklevel=2)
                 continue
             records[run_id] = [{"run_id": run_id, **row} for row in rows]
     frame = pd.DataFrame([row for rows in records.values() for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +170,33 @@ def command(overrides: Any) -> str:
     """The command that makes a run again, ready to paste."""
     words = () if is_missing(overrides) else overrides
     return shlex.join(["python", "-m", "lmablate.train", *words])
+
+
+def commands(runs: pd.DataFrame) -> list[str]:
+    """Commands that make all of `runs` again: one for each stored sweep, and a grid for the others where they are one."""
+    out = []
+    for sweep in dict.fromkeys(keys(runs, "sweep")):
+        rows = runs[[name == sweep for name in keys(runs, "sweep")]]
+        words = [() if is_missing(item) else tuple(item) for item in rows.get("provenance.overrides", ())]
+        common = [word for word in (words[0] if words else ()) if all(word in other for other in words)]
+        if sweep is not None:
+            common = [word for word in common if not word.startswith(("sweeps=", "results_dir="))]
+            out.append(shlex.join(["python", "-m", "lmablate.train", f"sweeps={sweep}", *common]))
+        elif grid := _grid(words):
+            out.append(shlex.join(["python", "-m", "lmablate.train", "-m", *grid, *common]))
+    return out
+
+
+def _grid(words: list[tuple[str, ...]]) -> list[str]:
+    """``key=a,b`` for every override that varies, if the runs are all combinations of them; otherwise nothing."""
+    settings = [dict(word.partition("=")[::2] for word in run) for run in words]
+    names = [name for name in (settings[0] if settings else {}) if len({run.get(name) for run in settings}) > 1]
+    options = {name: list(dict.fromkeys(str(run.get(name)) for run in settings)) for name in names}
+    whole = math.prod(map(len, options.values())) == len(settings) > 1 and all(
+        run.keys() == settings[0].keys() for run in settings
+    )
+    plain = not any("," in value for values in options.values() for value in values)
+    return [f"{name}={','.join(sorted(values))}" for name, values in options.items()] if whole and plain else []
 
 
 def provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:

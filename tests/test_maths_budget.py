@@ -14,7 +14,16 @@ SIZES = {
     "head_dim": {"d_model": 40, "n_heads": 4, "head_dim": 6, "n_kv_heads": 4},
     "deep_tied": {"n_layers": 5, "tie_embeddings": True},
     "biases": {"bias": True, "d_ff": 52},
-    "everything": {"d_model": 24, "n_layers": 3, "n_heads": 6, "head_dim": 10, "bias": True, "tie_embeddings": True, "vocab_size": 101, "context_length": 19},
+    "everything": {
+        "d_model": 24,
+        "n_layers": 3,
+        "n_heads": 6,
+        "head_dim": 10,
+        "bias": True,
+        "tie_embeddings": True,
+        "vocab_size": 101,
+        "context_length": 19,
+    },
 }
 AXES = {
     "default": {},
@@ -22,7 +31,12 @@ AXES = {
     "mqa_post": {"attention": "mqa", "norm_position": "post", "norm": "layer"},
     "sandwich_layer_learned": {"norm_position": "sandwich", "norm": "layer", "posemb": "learned"},
     "parallel_t5_plain": {"block_layout": "parallel", "posemb": "t5", "activation": "gelu"},
-    "parallel2_output_all": {"block_layout": "parallel2", "norm_position": "output", "stability": "all", "posemb": "alibi"},
+    "parallel2_output_all": {
+        "block_layout": "parallel2",
+        "norm_position": "output",
+        "stability": "all",
+        "posemb": "alibi",
+    },
     "no_norm": {"norm": "none", "posemb": "sinusoidal", "activation": "relu2"},
 }
 
@@ -39,23 +53,75 @@ def test_parameters_equal_built(sizes, axes):
     model = build_model(cfg, device="meta")
     total = sum(p.numel() for p in model.parameters())
     tables = sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] in ("embedding", "head"))
-    positions = sum(p.numel() for name, p in model.named_parameters() if name == "posemb.table.weight" and cfg.choices["posemb"] == "learned")
+    positions = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if name == "posemb.table.weight" and cfg.choices["posemb"] == "learned"
+    )
     assert parameters(cfg) == (total, total - tables - positions)
 
 
-LLAMA = {"d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "head_dim": 128, "d_ff": 11008, "vocab_size": 32000}
-GPT2 = {"d_model": 768, "n_layers": 12, "n_heads": 12, "n_kv_heads": 12, "head_dim": 64, "d_ff": 3072, "vocab_size": 50257}
-NEOX = {"d_model": 6144, "n_layers": 44, "n_heads": 64, "n_kv_heads": 64, "head_dim": 96, "d_ff": 24576, "vocab_size": 50432}
-GEMMA2 = {"d_model": 2304, "n_layers": 26, "n_heads": 8, "n_kv_heads": 4, "head_dim": 256, "d_ff": 9216, "vocab_size": 256000}
-QWEN3 = {"d_model": 1024, "n_layers": 28, "n_heads": 16, "n_kv_heads": 8, "head_dim": 128, "d_ff": 3072, "vocab_size": 151936}
+LLAMA = {
+    "d_model": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "head_dim": 128,
+    "d_ff": 11008,
+    "vocab_size": 32000,
+}
+GPT2 = {
+    "d_model": 768,
+    "n_layers": 12,
+    "n_heads": 12,
+    "n_kv_heads": 12,
+    "head_dim": 64,
+    "d_ff": 3072,
+    "vocab_size": 50257,
+}
+NEOX = {
+    "d_model": 6144,
+    "n_layers": 44,
+    "n_heads": 64,
+    "n_kv_heads": 64,
+    "head_dim": 96,
+    "d_ff": 24576,
+    "vocab_size": 50432,
+}
+GEMMA2 = {
+    "d_model": 2304,
+    "n_layers": 26,
+    "n_heads": 8,
+    "n_kv_heads": 4,
+    "head_dim": 256,
+    "d_ff": 9216,
+    "vocab_size": 256000,
+}
+QWEN3 = {
+    "d_model": 1024,
+    "n_layers": 28,
+    "n_heads": 16,
+    "n_kv_heads": 8,
+    "head_dim": 128,
+    "d_ff": 3072,
+    "vocab_size": 151936,
+}
 GPT2_AXES = {"norm": "layer", "activation": "gelu_tanh", "posemb": "learned"}
 PUBLISHED = {  # exact counts of the released checkpoints
     "llama_2_7b": (6_738_415_616, LLAMA, {}),
     "llama_3_8b": (8_030_261_248, LLAMA | {"n_kv_heads": 8, "d_ff": 14336, "vocab_size": 128256}, {"attention": "gqa"}),
     "mistral_7b": (7_241_732_096, LLAMA | {"n_kv_heads": 8, "d_ff": 14336}, {"attention": "gqa"}),
     "gpt2_small": (124_439_808, GPT2 | {"context_length": 1024, "bias": True, "tie_embeddings": True}, GPT2_AXES),
-    "gpt_neox_20b": (20_554_567_680, NEOX | {"bias": True}, {"norm": "layer", "activation": "gelu", "block_layout": "parallel2"}),
-    "gemma_2_2b": (2_614_341_888, GEMMA2 | {"tie_embeddings": True}, {"norm_position": "sandwich", "attention": "gqa", "activation": "geglu"}),
+    "gpt_neox_20b": (
+        20_554_567_680,
+        NEOX | {"bias": True},
+        {"norm": "layer", "activation": "gelu", "block_layout": "parallel2"},
+    ),
+    "gemma_2_2b": (
+        2_614_341_888,
+        GEMMA2 | {"tie_embeddings": True},
+        {"norm_position": "sandwich", "attention": "gqa", "activation": "geglu"},
+    ),
     "qwen3_0_6b": (596_049_920, QWEN3 | {"tie_embeddings": True}, {"attention": "gqa", "stability": "qk_norm"}),
 }
 
@@ -86,7 +152,11 @@ FLOPS = {
     "mha": ({}, {}, (None, None)),
     "gqa_plain_biases": ({"attention": "gqa", "activation": "gelu"}, {"bias": True}, (None, None)),
     "mqa_head_dim_tied": ({"attention": "mqa"}, {"head_dim": 10, "tie_embeddings": True}, (None, None)),
-    "sliding_window_post_layer": ({"attention": "sliding_window", "norm_position": "post", "norm": "layer"}, {}, (7, 7)),
+    "sliding_window_post_layer": (
+        {"attention": "sliding_window", "norm_position": "post", "norm": "layer"},
+        {},
+        (7, 7),
+    ),
     "interleaved_parallel": ({"attention": "interleaved", "block_layout": "parallel"}, {"n_layers": 3}, (7, None, 7)),
     "t5_sandwich": ({"posemb": "t5", "norm_position": "sandwich"}, {"d_ff": 56}, (None, None)),
 }
@@ -124,7 +194,10 @@ def test_gated_width_costs_what_the_plain_one_does(ratio, bias):
             return abs(3 * d_model * width + (2 * width + d_model if bias else 0) - wanted) / wanted
 
         gated = ff_width(d_model, ff_ratio=ratio, gated=True, bias=bias, gated_scale=None)
-        best = {step: min(miss(width) for width in range(gated // step * step - step, gated + 2 * step, step)) for step in (4, 8)}
+        best = {
+            step: min(miss(width) for width in range(gated // step * step - step, gated + 2 * step, step))
+            for step in (4, 8)
+        }
         step = 8 if best[8] <= 0.01 else 4
         assert gated % step == 0
         assert miss(gated) == best[step]
@@ -134,7 +207,9 @@ def test_gated_width_costs_what_the_plain_one_does(ratio, bias):
 
 def test_gated_width_is_not_rounded_to_256():
     """At these widths 256 would add 50 % and 12.5 %."""
-    widths = {d: ff_width(d, ff_ratio=4.0, gated=True, bias=False, gated_scale=None) for d in (128, 256, 512, 768, 1024)}
+    widths = {
+        d: ff_width(d, ff_ratio=4.0, gated=True, bias=False, gated_scale=None) for d in (128, 256, 512, 768, 1024)
+    }
     assert widths == {128: 344, 256: 680, 512: 1368, 768: 2048, 1024: 2728}
 
 

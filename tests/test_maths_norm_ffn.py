@@ -30,8 +30,16 @@ NORMS = {
         lambda d: nn.LayerNorm(d, eps=1e-5),
         {"gain.weight": "weight", "bias.weight": "bias"},
     ),
-    "layer_no_bias": (lambda d: LayerNorm(d, eps=1e-5, bias=False), lambda d: nn.LayerNorm(d, bias=False), {"gain.weight": "weight"}),
-    "layer_eps": (lambda d: LayerNorm(d, eps=0.3, bias=False), lambda d: nn.LayerNorm(d, eps=0.3, bias=False), {"gain.weight": "weight"}),
+    "layer_no_bias": (
+        lambda d: LayerNorm(d, eps=1e-5, bias=False),
+        lambda d: nn.LayerNorm(d, bias=False),
+        {"gain.weight": "weight"},
+    ),
+    "layer_eps": (
+        lambda d: LayerNorm(d, eps=0.3, bias=False),
+        lambda d: nn.LayerNorm(d, eps=0.3, bias=False),
+        {"gain.weight": "weight"},
+    ),
 }
 
 
@@ -43,7 +51,9 @@ def test_norm_equals_torch(norm, shape, offset):
     make, make_theirs, names = NORMS[norm]
     ours, theirs = make(shape[-1]), randomise(make_theirs(shape[-1]))
     copy_weights(ours, theirs, names)
-    x, x_theirs = ((offset + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))).requires_grad_() for _ in range(2))
+    x, x_theirs = (
+        (offset + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))).requires_grad_() for _ in range(2)
+    )
     actual, expected = ours(x), theirs(x_theirs)
     close(actual, expected)
     weights = torch.randn(shape)
@@ -119,15 +129,28 @@ def test_ffn_is_its_formula(option, bias):
     close(actual, expected)
     parameters = list(ffn.parameters())
     assert len(parameters) == (3 if gated else 2) * (2 if bias else 1)
-    for a, b in zip(torch.autograd.grad(actual.square().sum(), parameters), torch.autograd.grad(expected.square().sum(), parameters), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(actual.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+        strict=True,
+    ):
         close(a, b)
 
 
-@pytest.mark.parametrize(("option", "act"), [("swiglu", "silu"), ("geglu", "gelu"), ("reglu", "relu"), ("glu", "sigmoid"), ("bilinear", "linear")])
+@pytest.mark.parametrize(
+    ("option", "act"),
+    [("swiglu", "silu"), ("geglu", "gelu"), ("reglu", "relu"), ("glu", "sigmoid"), ("bilinear", "linear")],
+)
 def test_gated_ffn_equals_llama_mlp(option, act):
-    theirs = randomise(hf("llama", "LlamaMLP")(hf_config("Llama", hidden_size=D_MODEL, intermediate_size=D_FF, hidden_act=act)))
+    theirs = randomise(
+        hf("llama", "LlamaMLP")(hf_config("Llama", hidden_size=D_MODEL, intermediate_size=D_FF, hidden_act=act))
+    )
     ours = GatedFFN(D_MODEL, D_FF, fn=pointwise(conf("activation", option)["fn"]), bias=False, dropout=0.0)
-    names = {"gate_proj.weight": "gate_proj.weight", "in_proj.weight": "up_proj.weight", "out_proj.weight": "down_proj.weight"}
+    names = {
+        "gate_proj.weight": "gate_proj.weight",
+        "in_proj.weight": "up_proj.weight",
+        "out_proj.weight": "down_proj.weight",
+    }
     copy_weights(ours, theirs, names)
     x = torch.randn(2, 7, D_MODEL)
     close(ours(x, None), theirs(x))
@@ -161,7 +184,10 @@ def test_loss_skips_padding():
     logits, targets = torch.randn(2, 6, 11), torch.randint(0, 11, (2, 6))
     padded = targets.clone()
     padded[:, 4:] = IGNORE
-    close(Causal(z_loss=None)(Fixed(logits), targets, padded).nats, F.cross_entropy(logits[:, :4].flatten(0, 1), targets[:, :4].flatten()))
+    close(
+        Causal(z_loss=None)(Fixed(logits), targets, padded).nats,
+        F.cross_entropy(logits[:, :4].flatten(0, 1), targets[:, :4].flatten()),
+    )
 
 
 def test_z_loss_is_its_formula():

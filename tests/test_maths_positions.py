@@ -10,7 +10,17 @@ from torch import nn
 from lmablate.errors import ConfigError
 from lmablate.model import attention
 from lmablate.model.attention import AttentionShape, GroupedQuery, MultiHead, SlidingWindow
-from lmablate.model.posemb import ALiBi, Learned, PosEmb, Positions, PositionShape, RoPE, Sinusoidal, T5Bias, alibi_slopes
+from lmablate.model.posemb import (
+    ALiBi,
+    Learned,
+    PosEmb,
+    Positions,
+    PositionShape,
+    RoPE,
+    Sinusoidal,
+    T5Bias,
+    alibi_slopes,
+)
 
 SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH)
 
@@ -39,7 +49,9 @@ def test_rope_equals_llama(head_dim, theta, length):
 def test_rope_is_a_complex_rotation_at_long_range():
     """``(x_i + i x_{i + d/2}) exp(i t w_i)`` in double precision, as far as position 8191."""
     x = torch.randn(1, 1, 8192, HEAD_DIM)
-    angle = torch.arange(8192.0, dtype=torch.float64)[:, None] * torch.tensor([10000 ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)])
+    angle = torch.arange(8192.0, dtype=torch.float64)[:, None] * torch.tensor(
+        [10000 ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)]
+    )
     first, second = x.double().chunk(2, -1)
     turned = torch.complex(first, second) * torch.exp(1j * angle)
     close(RoPE(SHAPE, rope_theta=10000.0).rotate(x, x)[0], torch.cat((turned.real, turned.imag), -1))
@@ -60,14 +72,18 @@ def test_alibi_slopes_of_the_paper():
 
 
 @pytest.mark.parametrize("length", [1, 20, 300], ids=lambda n: f"T{n}")
-@pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (16, 20), (8, 12), (2, 7), (64, 256), (4, 1000), (12, 48)])
+@pytest.mark.parametrize(
+    ("n_buckets", "max_distance"), [(32, 128), (16, 20), (8, 12), (2, 7), (64, 256), (4, 1000), (12, 48)]
+)
 def test_t5_buckets_and_bias_equal_t5(n_buckets, max_distance, length):
     keys = {"relative_attention_num_buckets": n_buckets, "relative_attention_max_distance": max_distance}
     config = hf_config("T5", d_model=D_MODEL, d_kv=HEAD_DIM, num_heads=N_HEADS, is_decoder=True, **keys)
     theirs = randomise(hf("t5", "T5Attention")(config, has_relative_attention_bias=True, layer_idx=0))
     ours = T5Bias(SHAPE, n_buckets=n_buckets, max_distance=max_distance)
     t = torch.arange(length)
-    wanted = theirs._relative_position_bucket(t[None, :] - t[:, None], bidirectional=False, num_buckets=n_buckets, max_distance=max_distance)
+    wanted = theirs._relative_position_bucket(
+        t[None, :] - t[:, None], bidirectional=False, num_buckets=n_buckets, max_distance=max_distance
+    )
     assert torch.equal(ours.buckets(length, torch.device("cpu")), wanted)
     with torch.no_grad():
         ours.table.weight.copy_(theirs.relative_attention_bias.weight)
@@ -84,7 +100,9 @@ def exact_bucket(distance, n_buckets, max_distance):
     return min(half + steps, n_buckets - 1)
 
 
-@pytest.mark.parametrize(("n_buckets", "max_distance"), [(10, 160), (20, 320), (36, 32), (36, 392), (54, 64), (58, 282), (32, 128), (6, 24)])
+@pytest.mark.parametrize(
+    ("n_buckets", "max_distance"), [(10, 160), (20, 320), (36, 32), (36, 392), (54, 64), (58, 282), (32, 128), (6, 24)]
+)
 def test_t5_buckets_where_a_distance_stands_on_an_edge(n_buckets, max_distance):
     """Rounding of the logarithm must not move a distance whose bucket edge is a whole number (d / half a power of max / half)."""
     buckets = T5Bias(SHAPE, n_buckets=n_buckets, max_distance=max_distance).buckets(400, torch.device("cpu"))
@@ -150,7 +168,10 @@ def scores_at(posemb, branch, content, shift, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
-@pytest.mark.parametrize(("option", "relative"), [("none", True), ("rope", True), ("alibi", True), ("t5", True), ("learned", False), ("sinusoidal", False)])
+@pytest.mark.parametrize(
+    ("option", "relative"),
+    [("none", True), ("rope", True), ("alibi", True), ("t5", True), ("learned", False), ("sinusoidal", False)],
+)
 def test_scores_depend_on_relative_position_only(option, relative, kind, monkeypatch):
     posemb, branch = randomise(OPTIONS[option](), seed=1, scale=1.0), randomise(ATTENTIONS[kind]())
     content = torch.randn(10, D_MODEL, generator=torch.Generator().manual_seed(99))

@@ -54,6 +54,8 @@ def texts(table: pa.Table, field: str, where: str) -> Iterator[memoryview]:
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
     """No log lines of the ``datasets`` package: what they tell stands in our own message."""
+    import datasets  # noqa: F401  since its import sets the level
+
     log = logging.getLogger("datasets")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lmablate.errors import DataError
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 4.0  # for the Hub to answer at all; the client's own retries take 23 s to give up
+ANSWER_SECONDS = 5.0  # for the Hub to answer at all; the client's own retries take 23 s to give up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INSTEAD = (
     "use the built-in text with data=kjv, or local copies with data=files data.paths='...'; "
@@ -36,6 +37,11 @@ class HubDataset:
         self.settings = settings
         self.where = f"data=hub data.name={settings.name}"
         self._commit: str | None = None
+
+    @cached_property
+    def online(self) -> bool:
+        """Asked once, so that an unreachable Hub costs its few seconds once."""
+        return hub_answers()
 
     def stamp(self) -> Stamp:
         """A commit never changes. A branch or tag is looked up, over the network or in the local cache."""
@@ -56,11 +62,11 @@ class HubDataset:
         assert name is not None
         if _COMMIT.fullmatch(revision):
             return revision
-        if hub_answers():
+        if self.online:
             try:
                 commit = HfApi().dataset_info(name, revision=revision, timeout=ANSWER_SECONDS).sha
             except Exception as error:
-                raise DataError(f"{self.where} data.revision={self.settings.revision}: {first_line(error)}") from error
+                raise DataError(f"{self.where}: cannot be loaded: {in_words(error, revision)}") from error
             log.info("%s is at commit %s now: data.revision=%s pins it", name, commit, commit)
             return commit
         reference = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "refs" / revision
@@ -68,8 +74,7 @@ class HubDataset:
 
     def _rows(self) -> Iterator[memoryview]:
         s = self.settings
-        online = hub_answers()
-        why = why_offline()
+        online, why = self.online, why_offline()
         try:
             with quiet_datasets(), contextlib.nullcontext() if online else offline():
                 rows = self._load(online, why)
@@ -79,7 +84,7 @@ class HubDataset:
             raise
         except Exception as error:  # the network's errors, the Hub's, and those of the readers of the formats
             if online:
-                raise DataError(f"{self.where}: cannot be loaded: {first_line(error)}") from error
+                raise DataError(f"{self.where}: cannot be loaded: {in_words(error, s.revision)}") from error
             raise DataError(f"{self.where}: {why}, and the dataset is not in the local cache: {_INSTEAD}") from error
 
     def _load(self, online: bool, why: str) -> Any:
@@ -133,6 +138,19 @@ def hub_answers(seconds: float = ANSWER_SECONDS) -> bool:
     return answered.is_set()
 
 
+def in_words(error: Exception, revision: str | None) -> str:
+    """What the Hub refused."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "access has to be asked for on its page; then log in with: hf auth login"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such name, or it is private: then log in with: hf auth login"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"there is no revision {revision}"
+    return first_line(error)
+
+
 def why_offline() -> str:
     """For messages."""
     from huggingface_hub import constants
@@ -175,4 +193,4 @@ def fetch_tokenizer(name: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(name, "tokenizer.json", revision=revision))
     except Exception as error:
-        raise DataError(f"{where}: there is no such file, and the Hub says: {first_line(error)}") from error
+        raise DataError(f"{where}: there is no such file, and on the Hub: {in_words(error, revision)}") from error

@@ -1,0 +1,290 @@
+"""Schedules, AdamW, checkpoints and the detector of divergence against closed forms, torch and transformers."""
+
+import math
+import shutil
+from functools import cache
+
+import pytest
+import torch
+from tiny import SmallText, config, request, scaled_model
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+from variants import base, variant
+
+from lmablate.checkpoint import checkpoints, load_checkpoint, load_weights, save_checkpoint
+from lmablate.config.schema import OptimSettings, ScheduleSettings
+from lmablate.divergence import DivergenceDetector
+from lmablate.model import build_model
+from lmablate.model.primitives import Bias, Gain, Matrix
+from lmablate.optim import build_optimizer, lr_factor, set_lr
+from lmablate.trainer import Interrupted, Trainer
+
+
+def schedule(kind, warmup, final=None, decay=None):
+    return ScheduleSettings(
+        kind=kind, warmup_steps=warmup, warmup_fraction=None, final_fraction=final, decay_fraction=decay
+    )
+
+
+HALF = math.sqrt(0.5)
+BY_HAND = [  # schedule, steps, {step: factor}
+    (schedule("constant", 4), 10, {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 9: 1.0}),
+    (schedule("constant", 0), 10, {0: 1.0, 9: 1.0}),
+    (schedule("linear", 2, 0.0), 10, {0: 0.5, 1: 1.0, 2: 7 / 8, 5: 0.5, 9: 0.0}),
+    (schedule("linear", 2, 0.2), 10, {1: 1.0, 5: 0.6, 9: 0.2}),
+    (schedule("cosine", 2, 0.0), 10, {0: 0.5, 1: 1.0, 3: (1 + HALF) / 2, 5: 0.5, 7: (1 - HALF) / 2, 9: 0.0}),
+    (schedule("cosine", 2, 0.1), 10, {1: 1.0, 5: 0.55, 9: 0.1}),
+    (schedule("wsd", 2, 0.0, 0.4), 10, {0: 0.5, 1: 1.0, 2: 1.0, 5: 1.0, 6: 0.75, 7: 0.5, 8: 0.25, 9: 0.0}),
+    (schedule("wsd", 2, 0.1, 0.2), 10, {7: 1.0, 8: 0.55, 9: 0.1}),
+    (schedule("wsd", 2, 0.1, 0.0), 10, {2: 1.0, 9: 1.0}),
+    # a warmup that reaches into the decay shortens it, one longer than the run is all there is
+    (schedule("wsd", 8, 0.0, 0.4), 10, {6: 7 / 8, 7: 1.0, 8: 0.5, 9: 0.0}),
+    *(
+        (schedule(kind, 20, 0.1, 0.4 if kind == "wsd" else None), 10, {0: 0.05, 9: 0.5})
+        for kind in ("cosine", "linear", "wsd")
+    ),
+    *(
+        (schedule(kind, 10, 0.1, 0.4 if kind == "wsd" else None), 10, {8: 0.9, 9: 1.0})
+        for kind in ("cosine", "linear", "wsd")
+    ),
+    (schedule("cosine", 0, 0.0), 1, {0: 0.0}),
+]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "steps", "wanted"),
+    BY_HAND,
+    ids=lambda x: f"{x.kind}-{x.warmup_steps}" if isinstance(x, ScheduleSettings) else "",
+)
+def test_schedule_at_steps_worked_out_by_hand(chosen, steps, wanted):
+    assert {step: lr_factor(chosen, step, steps) for step in wanted} == pytest.approx(wanted, abs=1e-12)
+
+
+def dummy_optimizer():
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
+def course(scheduler, steps):
+    rates = []
+    for _ in range(steps + 1):
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates[1:]  # torch's first rate belongs to "no step yet"; ours of step 0 is already on its way
+
+
+def test_schedules_equal_torch():
+    cosine = course(CosineAnnealingLR(dummy_optimizer(), T_max=30, eta_min=0.1), 30)
+    assert [lr_factor(schedule("cosine", 0, 0.1), s, 30) for s in range(30)] == pytest.approx(cosine, abs=1e-9)
+    linear = course(LinearLR(dummy_optimizer(), 1.0, 0.2, total_iters=30), 30)
+    assert [lr_factor(schedule("linear", 0, 0.2), s, 30) for s in range(30)] == pytest.approx(linear, abs=1e-9)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_schedules_equal_transformers(warmup):
+    from transformers import optimization as published
+
+    theirs = {
+        schedule("constant", warmup): published.get_constant_schedule_with_warmup(dummy_optimizer(), warmup),
+        schedule("linear", warmup, 0.0): published.get_linear_schedule_with_warmup(dummy_optimizer(), warmup, 40),
+        schedule("cosine", warmup, 0.0): published.get_cosine_schedule_with_warmup(dummy_optimizer(), warmup, 40),
+        schedule("wsd", warmup, 0.0, 0.25): published.get_wsd_schedule(
+            dummy_optimizer(), warmup, 10, num_training_steps=40, decay_type="linear"
+        ),
+    }
+    for chosen, scheduler in theirs.items():
+        assert [lr_factor(chosen, s, 40) for s in range(40)] == pytest.approx(course(scheduler, 40), abs=1e-9), (
+            chosen.kind
+        )
+
+
+OPTIM = OptimSettings(kind="adamw", lr=0.01, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_clip=None)
+
+
+@pytest.mark.parametrize("posemb", ["t5", "learned"])
+def test_every_matrix_decays_and_no_gain_or_bias_does(posemb):
+    model = build_model(
+        variant(norm="layer", norm_position="sandwich", posemb=posemb, stability="qk_norm", model={"bias": True})
+    )
+    decay = {
+        id(p): group["weight_decay"] for group in build_optimizer(model, OPTIM).param_groups for p in group["params"]
+    }
+    assert set(decay) == {id(p) for p in model.parameters()}
+    kinds = {Matrix: 0.1, Gain: 0.0, Bias: 0.0}
+    owners = [
+        (module, wanted) for module in model.modules() for kind, wanted in kinds.items() if isinstance(module, kind)
+    ]
+    assert len(owners) == len(decay)
+    assert all(decay[id(module.weight)] == wanted for module, wanted in owners)
+
+
+def test_adamw_steps_are_their_formula():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Module()
+    model.matrix, model.vector = (nn.Parameter(torch.randn(*shape, generator=generator)) for shape in ((3, 4), (5,)))
+    optimizer = build_optimizer(model, OPTIM)
+    wanted = {p: (p.detach().double(), 0.0, 0.0) for p in model.parameters()}
+    for t, lr in enumerate((0.01, 0.02, 0.005), 1):
+        set_lr(optimizer, lr)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+            w, m, v = wanted[p]
+            m, v = 0.9 * m + 0.1 * p.grad.double(), 0.95 * v + 0.05 * p.grad.double() ** 2
+            update = (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+            wanted[p] = (w - lr * update - lr * (0.1 if p.ndim > 1 else 0.0) * w, m, v)
+        optimizer.step()
+        for p in model.parameters():
+            torch.testing.assert_close(p, wanted[p][0].float(), rtol=1e-6, atol=1e-6)
+
+
+def train(model, optimizer, steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(0, 64, (2, 25), generator=generator)
+        nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def fresh(seed=0):
+    model = build_model(base().model_copy(update={"init_seed": seed}))
+    return model, build_optimizer(model, OPTIM)
+
+
+def test_checkpoint_restores_everything_to_the_bit(tmp_path):
+    model, optimizer = fresh()
+    train(model, optimizer, 3, seed=1)
+    state = {"progress": {"seconds": 0.1, "init_val_loss": math.nan}, "words": ["a"]}
+    path = save_checkpoint(tmp_path, 3, model, optimizer, state, keep=1)
+    other, other_optimizer = fresh(seed=9)
+    loaded = load_checkpoint(tmp_path, other, other_optimizer)
+    assert loaded["step"] == 3
+    assert loaded["words"] == ["a"]
+    assert loaded["progress"]["seconds"] == 0.1
+    assert math.isnan(loaded["progress"]["init_val_loss"])
+    weights_only, _ = fresh(seed=9)
+    load_weights(path, weights_only)
+    for a, b, c in zip(model.parameters(), other.parameters(), weights_only.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+        assert set(optimizer.state[a]) == set(other_optimizer.state[b]) == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(optimizer.state[a][key], other_optimizer.state[b][key]) for key in optimizer.state[a])
+    train(model, optimizer, 2, seed=2)
+    train(other, other_optimizer, 2, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "header", "noise"])
+def test_damaged_newest_checkpoint_falls_back_to_the_older(tmp_path, damage):
+    model, optimizer = fresh()
+    for step in (1, 2, 3):
+        train(model, optimizer, 1, seed=step)
+        save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
+        if step == 2:
+            kept = [p.detach().clone() for p in model.parameters()]
+    newest, older = checkpoints(tmp_path)
+    assert (newest.name, older.name) == ("step-000000003.safetensors", "step-000000002.safetensors")
+    data = newest.read_bytes()
+    newest.write_bytes(
+        {"half": data[: len(data) // 2], "empty": b"", "header": data[:50], "noise": b"\xff" * 999}[damage]
+    )
+    other, other_optimizer = fresh(seed=9)
+    assert load_checkpoint(tmp_path, other, other_optimizer)["step"] == 2
+    assert all(torch.equal(a, b) for a, b in zip(kept, other.parameters(), strict=True))
+    shutil.rmtree(tmp_path)
+    assert load_checkpoint(tmp_path, other, other_optimizer) is None
+
+
+def records_of(cfg, folder, stop=lambda: 0):
+    trainer = Trainer(scaled_model(cfg), SmallText(), cfg, folder)
+    try:
+        return list(trainer.records(stop)), trainer
+    except Interrupted:
+        return None, trainer
+
+
+def test_a_run_cut_in_two_ends_like_an_unbroken_one(tmp_path):
+    """Dropout and clipping on, so that their noise and state must survive as well."""
+    cfg = config("model.dropout=0.2", "trainer.steps=6", "schedule.warmup_steps=2", "optim.grad_clip=0.5")
+    whole, trainer = records_of(cfg, None)
+    answers = iter([0, 0, 15])
+    assert records_of(cfg, tmp_path, lambda: next(answers))[0] is None
+    rest, resumed = records_of(cfg, tmp_path)
+    assert resumed.progress.step == 6
+    kept = ("step", "tokens", "train_loss", "lr", "grad_norm", "val_loss", "val_bpb")
+    assert [{key: r.get(key) for key in kept} for r in rest] == [{key: r.get(key) for key in kept} for r in whole[4:]]
+    assert resumed.train_loss == trainer.train_loss
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def verdicts(losses, *, initial=5.0, smoothing=0.0, patience=3, norms=None):
+    detector = DivergenceDetector(initial_loss=initial, smoothing=smoothing, patience=patience)
+    norms = norms or [1.0] * len(losses)
+    return [detector.diverged(loss, norm) for loss, norm in zip(losses, norms, strict=True)]
+
+
+def test_divergence_by_hand():
+    assert verdicts([4, math.nan]) == [False, True]
+    assert verdicts([4, math.inf]) == [False, True]
+    assert verdicts([4, 4], norms=[1.0, math.inf]) == [False, True]
+    assert verdicts([4, 4], norms=[math.nan, 1.0]) == [True, False]
+    assert verdicts([5, 5, 5, 5]) == [False] * 4  # not above the loss at initialisation
+    assert verdicts([4, 6, 6, 6]) == [False, False, False, True]
+    assert verdicts([6, 6, 4, 6, 6, 4]) == [False] * 6  # a short rise does not count, nor do two
+    assert verdicts([6], patience=1) == [True]
+
+
+def test_divergence_sees_the_smoothed_loss():
+    # The average with smoothing 1/2 of 4, 6, 7, 8 is 4, 5, 6, 7: above 5 from the third on.
+    assert verdicts([4, 6, 7, 8], smoothing=0.5, patience=2) == [False, False, False, True]
+    # One spike of 9 lifts it to 6.5, 5.25 and 4.6: two steps above.
+    assert verdicts([4, 9, 4, 4, 4], smoothing=0.5, patience=3) == [False] * 5
+    assert verdicts([4, 9, 4, 4, 4], smoothing=0.5, patience=2) == [False, False, True, False, False]
+    # A slow rise of 1 % a step from 4 passes 5 at step 23 and, smoothed with 0.9, about 1 / (1 - 0.9) steps later.
+    rise = [4 * 1.01**step for step in range(60)]
+    average, above = rise[0], 0
+    for step, loss in enumerate(rise):
+        average = average if step == 0 else 0.9 * average + 0.1 * loss
+        above = above + 1 if average > 5 else 0
+        if above == 10:
+            break
+    assert 23 + 5 + 10 < step < 23 + 12 + 10
+    assert verdicts(rise, smoothing=0.9, patience=10).index(True) == step
+
+
+def test_detector_goes_on_where_it_was_saved():
+    losses = [4, 6, 7, 8, 9, 4, 8, 9]
+    for cut in range(len(losses)):
+        first, second = (DivergenceDetector(initial_loss=5.0, smoothing=0.5, patience=3) for _ in range(2))
+        got = [first.diverged(loss, 1.0) for loss in losses[:cut]]
+        second.initial_loss = math.nan
+        second.restore(first.state())
+        assert got + [second.diverged(loss, 1.0) for loss in losses[cut:]] == verdicts(losses, smoothing=0.5)
+
+
+@cache
+def wild(log_every, flush_every=None):
+    """A run that diverges: the step, the smoothed loss. `flush_every`: losses are taken from the device in batches."""
+    raw = request("trainer.steps=40")
+    raw["optim"].update(lr=1.0, grad_clip=None)
+    raw["schedule"].update(warmup_fraction=0.9)
+    raw["trainer"].update(divergence_patience=3, divergence_smoothing=0.3)
+    raw["runtime"].update(log_every=log_every)
+    cfg = config(raw=raw)
+    trainer = Trainer(scaled_model(cfg), SmallText(), cfg, None)
+    if flush_every is None:
+        list(trainer.records())
+    else:
+        trainer._start()
+        diverged = False
+        while not diverged and trainer.progress.step < 40:
+            trainer._step(trainer.progress.step)
+            trainer.progress.step += 1
+            diverged = trainer.progress.step % flush_every == 0 and trainer._flush()
+    return trainer.progress.diverged_at_step, trainer.train_loss
+
+
+def test_verdict_does_not_depend_on_how_often_a_run_logs():
+    assert wild(1)[0] is not None
+    assert wild(1)[0] > 3
+    assert wild(1) == wild(4) == wild(40) == wild(1, 1) == wild(1, 5) == wild(1, 40)
