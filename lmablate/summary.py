@@ -96,7 +96,7 @@ def held_equal(runs: pd.DataFrame) -> list[tuple[str, str]]:
     numbers = [name for name in config_columns(runs) if not name.endswith(".kind") and name not in _PROVENANCE.values()]
     names = [*axis_columns(runs), "tokens", *numbers, "numerics", "science_version"]
     single = [name for name in names if name in runs and len(set(keys(runs, name))) == 1]
-    shown = [(name, show(runs[name].iloc[0])) for name in single]
+    shown = [(name, _fact(runs[name].iloc[0])) for name in single]
     return [(name, value) for name, value in shown if value != "-"]
 
 
@@ -204,8 +204,8 @@ def provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:
     rows = []
     for name, column in _PROVENANCE.items():
         if column in runs:
-            values = sorted({show(value) for value in keys(runs, column)} - {"-"})
-            rows.append((name, ", ".join(values) or "not recorded"))
+            values = sorted({_fact(value) for value in keys(runs, column)} - {"-"})
+            rows += [(name, ", ".join(values))] if values else []
     if "provenance.started" in runs:
         times = sorted({*keys(runs, "provenance.started"), *keys(runs, "provenance.finished")} - {None}, key=str)
         rows += [("trained", f"{times[0]} to {times[-1]}")] if times else []
@@ -236,6 +236,12 @@ _PROVENANCE = {
 
 def _options(runs: pd.DataFrame, column: str) -> list[str]:
     return [show(value) for value in sorted(set(keys(runs, column)), key=in_order)]
+
+
+def _fact(value: Any) -> str:
+    """As show, with large whole numbers in groups of three."""
+    whole = isinstance(getattr(value, "item", lambda: value)(), int) and not isinstance(value, bool)
+    return f"{value:,}" if whole and abs(value) >= 10_000 else show(value)
 
 
 def _excess(sizes: pd.Series) -> float:

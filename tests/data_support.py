@@ -25,7 +25,12 @@ def defaults(name: str) -> dict[str, Any]:
 
 def files(paths: str | Path | list[str], **changes: Any) -> FilesData:
     return FilesData(
-        **{**defaults("data/files"), "paths": paths if isinstance(paths, list) else str(paths), "val_bytes": 1000, **changes}
+        **{
+            **defaults("data/files"),
+            "paths": paths if isinstance(paths, list) else str(paths),
+            "val_bytes": 1000,
+            **changes,
+        }
     )
 
 

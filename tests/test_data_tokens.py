@@ -112,7 +112,7 @@ def test_only_the_epochs_in_use_are_kept():
 
 def test_a_text_of_one_window_can_be_trained_on_and_a_shorter_one_cannot():
     assert ring(11).batch(3, data_seed=0, batch_size=4, context_length=10).shape == (4, 11)
-    with pytest.raises(DataError, match="10 training tokens.*context_length=10 needs at least 11"):
+    with pytest.raises(DataError, match=r"10 training tokens.*context_length=10 needs at least 11"):
         ring(10).batch(0, data_seed=0, batch_size=1, context_length=10)
 
 

@@ -1,12 +1,11 @@
 """The arithmetic of sizes against built models, published parameter counts and torch's own FLOP counter."""
 
 import pytest
-import torch
 from tiny import tokens_for
 from torch.utils.flop_counter import FlopCounterMode
 from variants import variant
 
-from lmablate.budget import ff_width, ffn_params, flops_per_token, keys_read, parameters
+from lmablate.budget import ff_width, flops_per_token, keys_read, parameters
 from lmablate.model import build_model
 from lmablate.objective import Causal
 

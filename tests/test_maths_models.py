@@ -8,7 +8,6 @@ from reference_models import (
     LENGTH,
     N_HEADS,
     N_LAYERS,
-    TWINS,
     close,
     copy_weights,
     randomise,
@@ -16,6 +15,7 @@ from reference_models import (
 )
 from tiny import config, tokens_for
 from torch import nn
+from twins import TWINS
 
 from lmablate.model import build_model
 from lmablate.model.block_layout import Parallel, Parallel2, Serial

@@ -117,13 +117,9 @@ def collect(documents: Iterable[Document], spool: Path, *, where: str, val_fract
     content.update(b"\nvalidation\n")
     content.update(_hash_spans(spool, val).tobytes())
     found = int(val[:, 1].sum())
-    log.info("%d documents to train on, %d validation bytes", len(train), found)
+    log.info("%s: %d documents to train on, %d bytes of validation text", where, len(train), found)
     if found < val_bytes // 2:
-        log.info(
-            "the validation text has %d bytes, since no more text is held out; data.val_bytes asks for %d",
-            found,
-            val_bytes,
-        )
+        log.info("%s: no more text is held out, so data.val_bytes=%d is not reached", where, val_bytes)
     return Corpus(spool, train, val, found, content.hexdigest())
 
 
@@ -133,10 +129,10 @@ def _held_out(digests: np.ndarray, val_fraction: float) -> int:
     count = int(np.searchsorted(heads, np.uint64(val_fraction * 2.0**64)))
     if count == 0:  # few documents: the lowest hash it is
         count = int(np.searchsorted(digests, digests[0], side="right"))
-        log.info("no document fell to validation by its hash, so the one with the lowest hash is held out")
+        log.info("by their hashes no document falls to validation, so the one with the lowest is held out")
     elif count == len(digests):
         count = int(np.searchsorted(digests, digests[-1], side="left"))
-        log.info("every document fell to validation by its hash, so the one with the highest hash is trained on")
+        log.info("by their hashes every document falls to validation, so the one with the highest is trained on")
     return count
 
 
@@ -154,11 +150,7 @@ def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float, where: 
             f"{where}: the only document has {length} bytes, too few to hold out data.val_fraction={val_fraction} of it for "
             "validation: give more text, or another data.val_fraction"
         )
-    log.warning(
-        "there is only one document, so its last %.3g %% (%d bytes) are held out for validation",
-        100 * val_fraction,
-        length - cut,
-    )
+    log.warning("%s: there is only one document, so its last %d bytes are held out for validation", where, length - cut)
     train, val = spans.copy(), spans.copy()
     train[:, 1] = cut
     val += (cut, -cut)

@@ -1,0 +1,235 @@
+"""Figures: every state a results directory can be in draws, says what it must, and leaves pyplot alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_results
+import pytest
+from lmablate.analysis import _style, curves, differences, norm_and_activation
+from matplotlib.figure import Figure
+
+from lmablate.results import load_history, load_runs, with_arms
+from lmablate.stats import comparisons
+
+ROOT = Path(__file__).parents[1]
+FOUR_ACTIVATIONS = ("relu", "gelu", "silu", "swiglu")
+
+
+def texts(figure):
+    """Every piece of text that a figure shows."""
+    figure.canvas.draw()
+    found = [figure.get_suptitle(), figure.get_supxlabel()]
+    for axes in figure.axes:
+        found += [
+            axes.get_title(loc="left"),
+            axes.get_xlabel(),
+            axes.get_ylabel(),
+            *(text.get_text() for text in axes.texts),
+        ]
+        found += [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+    return [text for text in found if text]
+
+
+def frames(path):
+    return load_runs(path), load_history(path)
+
+
+def crosses(axes):
+    return [line for line in axes.lines if line.get_marker() == "X"]
+
+
+@pytest.fixture
+def grid(tmp_path):
+    fake_results.write_fake_results(tmp_path)
+    return frames(tmp_path)
+
+
+def test_norm_and_activation_shows_every_seed_and_says_what_is_equal(grid):
+    runs, history = grid
+    figure = norm_and_activation.figure(runs, history)
+    left, right = figure.axes[:2]
+    points = sorted(x for line in right.lines if line.get_marker() not in "|X" for x in line.get_xdata())
+    assert points == pytest.approx(sorted(runs["val_loss"]))
+    means = sorted(line.get_xdata()[0] for line in right.lines if line.get_marker() == "|")
+    assert means == pytest.approx(sorted(runs.groupby(["norm", "activation"])["val_loss"].mean()))
+    said = "\n".join(texts(figure))
+    for words in (
+        "2 seeds per arm",
+        "819k training tokens per run",
+        "parameters (equal within 0.2 %)",
+        "unigram model reaches 5.934",
+    ):
+        assert words in said
+    assert "nats per token" in right.get_xlabel()
+    assert "nats per token" in left.get_ylabel()
+    assert [text.get_text() for text in right.get_yticklabels()] == [
+        "rms · swiglu",
+        "layer · swiglu",
+        "rms · gelu",
+        "layer · gelu",
+    ]
+
+
+def test_loss_axis_leaves_out_the_start_and_keeps_the_end(grid):
+    runs, history = grid
+    bottom, top = norm_and_activation.figure(runs, history).axes[0].get_ylim()
+    assert bottom < runs["val_loss"].min()
+    assert runs["val_loss"].max() < top < fake_results.INIT_LOSS - 1
+
+
+def test_diverged_runs_are_crosses_and_counted_in_the_label(tmp_path):
+    lost = {("none", 0), ("none", 1)}
+    fake_results.write_fake_results(
+        tmp_path,
+        {"norm": ("rms", "none")},
+        seeds=(0, 1, 2),
+        diverged=lambda row: (row["choices"]["norm"], row["seed"]) in lost,
+    )
+    left, right = norm_and_activation.figure(*frames(tmp_path)).axes[:2]
+    labels = [text.get_text() for text in right.get_yticklabels()]
+    assert labels == ["rms", "norm none (2 of 3 diverged)"]
+    assert len(crosses(left)) == 2
+    assert len(crosses(right)) == 1
+    assert crosses(left)[0].get_ydata()[0] == left.get_ylim()[1]
+
+
+def test_arms_keep_their_colour_in_every_figure(grid):
+    runs, history = grid
+    named = with_arms(runs)
+    expected = _style.arm_styles(named["arm"])
+    legend = curves.loss_curves(runs, history).legends[0]
+    drawn = dict(
+        zip(
+            [text.get_text() for text in legend.get_texts()],
+            [line.get_color() for line in legend.get_lines()],
+            strict=True,
+        )
+    )
+    assert drawn == {arm: look.color for arm, look in expected.items()}
+    right = norm_and_activation.figure(runs, history).axes[1]
+    rows = [text.get_text() for text in right.get_yticklabels()]
+    for line in right.lines:
+        if line.get_marker() == "|":
+            assert line.get_color() == expected[rows[int(line.get_ydata()[0])]].color
+
+
+def test_24_arms_are_all_drawn_differently():
+    styles = _style.arm_styles(f"arm {i}" for i in range(24))
+    assert len({(look.color, look.line) for look in styles.values()}) == 24
+    assert len({(look.color, look.marker) for look in styles.values()}) == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "keywords"),
+    [
+        ({}, {"seeds": (0,)}),
+        ({"activation": FOUR_ACTIVATIONS, "norm_position": ("pre", "post", "sandwich", "output")}, {"seeds": (0,)}),
+        ({"norm": ("none",)}, {"diverged": lambda row: True}),
+        ({"norm": ("rms", "layer")}, {"steps": 40}),
+        (
+            {"norm": ("rms", "layer")},
+            {"change": lambda row: row["data"].update(unigram_val_loss=4.4, entropy_floor=4.2)},
+        ),
+    ],
+    ids=["one run", "16 arms, one seed", "all diverged", "short runs", "references near"],
+)
+def test_any_results_directory_draws(tmp_path, options, keywords):
+    fake_results.write_fake_results(tmp_path, options, **keywords)
+    runs, history = frames(tmp_path)
+    for figure in (
+        curves.comparison(runs, history, "title"),
+        curves.comparison(runs),
+        curves.loss_curves(runs, history),
+        curves.final_losses(runs),
+        differences.differences(comparisons(runs)),
+    ):
+        assert isinstance(figure, Figure)
+        assert texts(figure) or figure.texts
+
+
+def test_reference_lines_only_where_they_do_not_squash_the_arms(tmp_path):
+    fake_results.write_fake_results(tmp_path / "far")
+    fake_results.write_fake_results(tmp_path / "near", change=lambda row: row["data"].update(unigram_val_loss=4.38))
+    spans = {}
+    for name in ("far", "near"):
+        axes = curves.final_losses(load_runs(tmp_path / name)).axes[0]
+        spans[name] = ("a unigram model" in [text.get_text() for text in axes.texts], axes.get_xlim()[1])
+    assert spans["far"][0] is False
+    assert spans["far"][1] < 4.5
+    assert spans["near"][0] is True
+
+
+def test_empty_data_says_so(tmp_path):
+    runs, history = frames(tmp_path)
+    for figure in (
+        norm_and_activation.figure(runs, history),
+        curves.loss_curves(runs, history),
+        curves.final_losses(runs),
+    ):
+        assert figure.texts[0].get_text() == "No finished runs to draw."
+    assert "no paired difference" in differences.differences([]).texts[0].get_text()
+
+
+def test_differences_draw_each_pair_and_its_interval(grid):
+    found = comparisons(grid[0])
+    axes = differences.differences(found).axes[0]
+    points = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert points == [pytest.approx(row["differences"]) for row in found]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        "rms − layer, at gelu", "rms − layer, at swiglu", "swiglu − gelu, at layer", "swiglu − gelu, at rms",
+    ]  # fmt: skip
+
+
+def test_figures_leave_pyplot_alone_and_are_reproducible(grid, tmp_path):
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    before = dict(mpl.rcParams)
+    written = [_style.save(norm_and_activation.figure(*grid), tmp_path / name)[1].read_bytes() for name in ("a", "b")]
+    assert written[0] == written[1]
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_script_writes_png_and_svg(tmp_path):
+    fake_results.write_fake_results(tmp_path / "results", seeds=(0,))
+    words = [sys.executable, "-m", "lmablate.analysis.norm_and_activation"]
+    done = subprocess.run(
+        [*words, tmp_path / "results", "--out", tmp_path / "new" / "fig.png"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "fig.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "new" / "fig.svg").read_text()
+
+
+def test_script_says_what_is_wrong_with_the_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["norm_and_activation", str(tmp_path / "nowhere"), "--out", str(tmp_path / "fig")])
+    with pytest.raises(SystemExit) as stopped:
+        norm_and_activation.main()
+    assert stopped.value.code == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_explore_notebook_runs_and_is_committed_without_outputs(tmp_path, monkeypatch):
+    import nbformat
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    fake_results.write_fake_results(tmp_path / "results", steps=80)
+    notebook = nbformat.read(ROOT / "analysis" / "explore.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs"), "clear the notebook's outputs before committing it"
+        assert cell.get("execution_count") is None
+
+    # The kernel must be this interpreter, whatever "python3" is registered for the user.
+    manager = AsyncKernelManager(kernel_name="python3")
+    manager.kernel_spec.argv[0] = sys.executable
+    monkeypatch.setenv("LMABLATE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    kinds = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", {})}
+    assert {"text/html", "image/png"} <= kinds

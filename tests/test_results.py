@@ -1,0 +1,329 @@
+"""The run store: what the trainer writes comes back as it was; what a kill or an accident leaves never spoils the rest."""
+
+import json
+import math
+import warnings
+
+import fake_results
+import pandas as pd
+import pytest
+
+from lmablate.errors import ConfigError
+from lmablate.results import (
+    HISTORY_COLUMNS,
+    RESULT_KEYS,
+    RunDirectory,
+    SkippedFile,
+    check_writable,
+    load_history,
+    load_runs,
+    load_unfinished,
+)
+
+NO_NAN = {"parse_constant": lambda word: pytest.fail(f"{word} is not JSON")}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path / "results", "0123456789ab")
+
+
+def steps(directory):
+    return [json.loads(line)["step"] for line in directory.history_path.read_text().splitlines()]
+
+
+# Writing
+
+
+def test_looking_at_a_run_makes_no_folder(run):
+    assert not run.is_done
+    assert run.read_result() is None
+    assert run.truncate_history(-1) == []
+    assert not run.path.parent.exists()
+
+
+def test_every_record_is_a_line_on_disk_at_once_and_non_finite_is_null(run):
+    for step, loss in enumerate((1.5, math.nan, math.inf, -math.inf)):
+        run.append({"step": step, "train_loss": loss})
+        last = run.history_path.read_text().splitlines()[-1]
+        assert json.loads(last, **NO_NAN) == {"step": step, "train_loss": loss if math.isfinite(loss) else None}
+    assert steps(run) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "tail", [b"", b'{"step": 40, "tra', b'{"step": 40, "train_loss": 2.0}', b"\x00\x00\x00", b'{"ste\xff']
+)
+def test_truncating_forgets_later_records_and_mends_a_torn_line(run, tail):
+    for step in (0, 10, 20, 30):
+        run.append({"step": step, "train_loss": step / 7})
+    with run.history_path.open("ab") as file:
+        file.write(tail)
+    kept = run.truncate_history(20)
+    assert [record["step"] for record in kept] == steps(run) == [0, 10, 20]
+    assert kept[2]["train_loss"] == 20 / 7
+    run.append({"step": 30})
+    assert steps(run) == [0, 10, 20, 30]
+    assert run.truncate_history(-1) == []
+    assert run.history_path.read_text() == ""
+
+
+def test_a_crash_while_truncating_leaves_the_old_history(run, monkeypatch):
+    for step in (0, 10):
+        run.append({"step": step})
+
+    def crash(*paths):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", crash)
+    with pytest.raises(OSError, match="no space"):
+        run.truncate_history(0)
+    assert steps(run) == [0, 10]
+    assert [path.name for path in run.path.iterdir()] == ["history.jsonl"]
+
+
+def test_result_comes_last_is_valid_json_and_marks_the_run_done(run):
+    row = {**fake_results.fake_row({}), "run_id": run.run_id, "train_loss": math.nan}
+    run.create()
+    assert not run.is_done
+    run.finish(row)
+    assert run.is_done
+    stored = json.loads(run.result_path.read_text(), **NO_NAN)
+    assert stored == run.read_result() == {**row, "train_loss": None}
+    assert [path.name for path in run.path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize("key", RESULT_KEYS)
+def test_a_result_without_a_contract_key_is_refused(run, key):
+    row = {**fake_results.fake_row({}), "run_id": run.run_id}
+    del row[key]
+    with pytest.raises(ValueError, match=rf"lacks {key}"):
+        run.finish(row)
+    assert not run.result_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"status": "done"}, "status is 'done'"),
+        ({"n_params": 1.5}, "n_params=1.5"),
+        ({"val_loss": "4.3"}, "val_loss='4.3'"),
+        ({"choices": {"norm": None}}, "choices"),
+        ({"run_id": "another"}, "handed to the folder of run 0123456789ab"),
+    ],
+)
+def test_a_result_of_the_wrong_kind_is_refused(run, change, words):
+    with pytest.raises(ValueError, match=words):
+        run.finish({**fake_results.fake_row({}), "run_id": run.run_id, **change})
+
+
+def test_status_is_replaced_whole(run):
+    run.write_status({"state": "running", "step": 1, "train_loss": math.inf})
+    run.write_status({"state": "failed", "error": "out of memory"})
+    assert json.loads(run.status_path.read_text()) == {"state": "failed", "error": "out of memory"}
+    assert [path.name for path in run.path.iterdir()] == ["status.json"]
+
+
+def test_a_damaged_result_does_not_count_as_done(run):
+    run.finish({**fake_results.fake_row({}), "run_id": run.run_id})
+    run.result_path.write_text(run.result_path.read_text()[:200])
+    assert not run.is_done
+
+
+def test_an_unwritable_folder_is_named_with_reason_and_mend(tmp_path):
+    check_writable(tmp_path / "new" / "results")
+    assert list((tmp_path / "new" / "results").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as error:
+        check_writable(tmp_path / "file" / "results")
+    assert str(tmp_path / "file" / "results") in str(error.value)
+    assert "not a directory" in str(error.value)
+    assert "results_dir=PATH" in str(error.value)
+
+
+# Reading runs
+
+
+def test_a_row_is_flat_and_the_axis_words_are_its_columns(tmp_path):
+    rows = fake_results.write_fake_results(tmp_path, seeds=(0,))
+    runs = load_runs(tmp_path).set_index("run_id")
+    for row in rows:
+        got = runs.loc[row["run_id"]]
+        assert got["norm"] == row["choices"]["norm"]
+        assert got["activation"] == row["choices"]["activation"]
+        assert got["data"] == "kjv"
+        assert got["optim.lr"] == 3e-3
+        assert got["model.d_ff"] == row["config"]["model"]["d_ff"]
+        assert got["val_loss"] == row["val_loss"]
+        assert got["numerics"] == "cpu bf16 eager"
+        assert got["numerics.device"] == "cpu"
+        assert got["data.fingerprint"] == row["data"]["fingerprint"]
+        assert got["provenance.torch"] == row["provenance"]["torch"]
+        assert got["provenance.overrides"] == tuple(row["provenance"]["overrides"])
+    assert runs["seed"].dtype == "Int64"
+    assert runs["n_params"].dtype == "int64"
+    assert "config" not in runs
+
+
+def test_nulls_are_missing_numbers_not_text(tmp_path):
+    fake_results.write_fake_results(tmp_path, {}, seeds=(0, 1), diverged=lambda row: row["seed"] == 1)
+    runs = load_runs(tmp_path)
+    assert runs["val_loss"].dtype == "float64"
+    assert runs["val_loss"].isna().sum() == 1
+    assert runs.set_index("status").loc["diverged", "diverged_at_step"] > 0
+    assert load_runs(tmp_path, status="completed")["seed"].tolist() == [0]
+    assert len(load_runs(tmp_path, status=("completed", "diverged"))) == 2
+    with pytest.raises(ConfigError, match="done: unknown; there are completed, diverged, failed"):
+        load_runs(tmp_path, status="done")
+
+
+def test_one_seed_column_tells_weights_from_data_order(tmp_path):
+    fake_results.write_fake_results(
+        tmp_path, {}, seeds=(3,), change=lambda row: row.update(seed=None, init_seed=1, data_seed=2)
+    )
+    row = load_runs(tmp_path).iloc[0]
+    assert row["seed"] is pd.NA
+    assert (row["init_seed"], row["data_seed"]) == (1, 2)
+
+
+def test_name_clashes_the_axis_wins_and_nothing_is_lost(tmp_path):
+    def clash(row):
+        row["config"]["data"]["val_bytes"] = 7  # beside data.val_bytes of the row
+        row["choices"]["tokens"] = "many"  # beside the row's own scalar
+
+    fake_results.write_fake_results(
+        tmp_path / "a", {}, seeds=(0,), change=lambda row: row["config"]["data"].update(val_bytes=7)
+    )
+    row = load_runs(tmp_path / "a").iloc[0]
+    assert row["data.val_bytes"] == 215_000
+    assert row["config.data.val_bytes"] == 7
+    fake_results.write_fake_results(
+        tmp_path / "b", {}, seeds=(0,), change=lambda row: row["choices"].update(sweep="mine")
+    )
+    assert load_runs(tmp_path / "b").iloc[0]["sweep"] == "mine"
+
+
+DAMAGE = {
+    "truncated": lambda text: text[:300],
+    "empty": lambda text: "",
+    "not an object": lambda text: "[1, 2]",
+    "keys missing": lambda text: json.dumps(
+        {k: v for k, v in json.loads(text).items() if k not in ("val_loss", "numerics")}
+    ),
+    "wrong type": lambda text: json.dumps({**json.loads(text), "choices": "rms"}),
+    "binary": lambda text: "\x00" * 100,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_result_is_skipped_by_name_and_the_rest_loads(tmp_path, damage):
+    rows = fake_results.write_fake_results(tmp_path)
+    broken = tmp_path / rows[0]["run_id"] / "result.json"
+    broken.write_text(DAMAGE[damage](broken.read_text()))
+    with pytest.warns(SkippedFile) as caught:
+        runs = load_runs(tmp_path)
+    assert set(runs["run_id"]) == {row["run_id"] for row in rows[1:]}
+    assert [str(broken) in str(warning.message) for warning in caught] == [True]
+    if damage == "keys missing":
+        assert "lacks val_loss, numerics" in str(caught[0].message)
+
+
+def test_an_empty_directory_has_the_columns_and_a_missing_one_is_an_error(tmp_path):
+    runs = load_runs(tmp_path)
+    assert len(runs) == 0
+    assert set(RESULT_KEYS) - {"choices", "provenance"} <= set(runs.columns)
+    assert runs["val_loss"].dtype == "float64"
+    assert list(load_history(tmp_path).columns) == list(HISTORY_COLUMNS)
+    (tmp_path / "file").write_text("")
+    for bad, words in (("nowhere", "no such folder"), ("file", "a file, not a folder")):
+        for load in (load_runs, load_history, load_unfinished):
+            with pytest.raises(ConfigError, match=words):
+                load(tmp_path / bad)
+
+
+def test_several_directories_load_as_one_and_a_run_counts_once(tmp_path):
+    fake_results.write_fake_results(tmp_path / "a", {"norm": ("rms",)})
+    fake_results.write_fake_results(tmp_path / "b", {"norm": ("layer",)})
+    both = [tmp_path / "a", str(tmp_path / "b")]
+    assert sorted(load_runs(both)["norm"]) == ["layer", "layer", "rms", "rms"]
+    assert load_history(both)["run_id"].nunique() == 4
+    with pytest.warns(SkippedFile, match="was read already"):
+        assert len(load_runs([tmp_path / "a", tmp_path / "a"])) == 2
+    on_gpu = {
+        "device": "NVIDIA H200",
+        "precision": "bf16",
+        "compiled": True,
+        "gang": True,
+        "threads": 2,
+        "microbatch_size": 4,
+    }
+    fake_results.write_fake_results(
+        tmp_path / "gpu", {"norm": ("rms",)}, change=lambda row: row.update(numerics=on_gpu)
+    )
+    runs = load_runs([tmp_path / "a", tmp_path / "gpu"])
+    assert len(runs) == 4
+    assert set(runs["numerics"]) == {"cpu bf16 eager", "NVIDIA H200 bf16 compiled gang threads=2 microbatch=4"}
+
+
+# Reading histories
+
+
+def test_history_is_tidy_and_complete(tmp_path):
+    rows = fake_results.write_fake_results(tmp_path, steps=80)
+    history = load_history(tmp_path)
+    assert list(history.columns) == list(HISTORY_COLUMNS)
+    assert history["step"].dtype == "int64"
+    assert set(history["run_id"]) == {row["run_id"] for row in rows}
+    for row in rows:
+        records = history[history["run_id"] == row["run_id"]]
+        assert records["step"].is_monotonic_increasing
+        assert records["val_loss"].dropna().iloc[-1] == pytest.approx(row["val_loss"])
+        assert math.isnan(records["train_loss"].iloc[0])
+    one = rows[0]["run_id"]
+    some = load_history(tmp_path, run_ids=[one], columns=["tokens", "val_loss"])
+    assert list(some.columns) == ["run_id", "tokens", "val_loss"]
+    assert set(some["run_id"]) == {one}
+    with pytest.raises(ConfigError, match="no column loss; there are run_id, step"):
+        load_history(tmp_path, columns=["loss"])
+
+
+def test_a_torn_line_is_dropped_and_a_damaged_history_skipped_by_name(tmp_path):
+    rows = fake_results.write_fake_results(tmp_path, steps=80)
+    torn, broken, stepless = (tmp_path / row["run_id"] / "history.jsonl" for row in rows[:3])
+    whole = len(torn.read_text().splitlines())
+    torn.write_text(torn.read_text() + '{"step": 81, "tok')
+    broken.write_text(broken.read_text().replace('{"step": 4,', '{"step": 4', 1))
+    stepless.write_text(stepless.read_text().replace('"step"', '"stop"', 1))
+    with pytest.warns(SkippedFile) as caught:
+        history = load_history(tmp_path)
+    assert sorted(str(warning.message).split("history.jsonl")[0] for warning in caught) == sorted(
+        str(path.parent) + "/" for path in (broken, stepless)
+    )
+    assert (history["run_id"] == rows[0]["run_id"]).sum() == whole
+    assert history["run_id"].nunique() == len(rows) - 2
+
+
+def test_what_else_was_recorded_is_a_column_too(tmp_path):
+    directory = RunDirectory(tmp_path, "a" * 12)
+    directory.append({"step": 0, "residual_rms": 1.25})
+    assert load_history(tmp_path)["residual_rms"].tolist() == [1.25]
+
+
+# Runs that are not done
+
+
+def test_unfinished_runs_are_listed_with_what_is_known(tmp_path):
+    rows = fake_results.write_fake_results(tmp_path, {}, seeds=(0, 1))
+    fake_results.write_unfinished(tmp_path, "f" * 12, "failed", error="RuntimeError: out of memory")
+    fake_results.write_unfinished(tmp_path, "c" * 12, "running")
+    RunDirectory(tmp_path, "b" * 12).create().config_path.write_text("[unclosed")
+    (tmp_path / rows[0]["run_id"] / "result.json").write_text("{")
+    (tmp_path / "page" / "figures").mkdir(parents=True)
+    (tmp_path / ".hydra").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = {row["run_id"]: row for row in load_unfinished(tmp_path)}
+    states = {rows[0]["run_id"]: "damaged", "b" * 12: "not started", "c" * 12: "running", "f" * 12: "failed"}
+    assert {run_id: row["state"] for run_id, row in found.items()} == states
+    assert found["f" * 12]["error"] == "RuntimeError: out of memory"
+    assert found["c" * 12]["overrides"] == ("norm=none", "seed=7")
+    assert (found["c" * 12]["step"], found["c" * 12]["steps"]) == (120, 400)
