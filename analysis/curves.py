@@ -20,7 +20,7 @@ from lmablate.analysis._style import (
     new_figure,
     style,
 )
-from lmablate.analysis.finals import arm_names, draw_finals, matched_note
+from lmablate.analysis.finals import MOST, arm_names, draw_finals, matched_note
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -40,7 +40,7 @@ def comparison(runs: pd.DataFrame, history: pd.DataFrame | None = None, title: s
     runs = with_arms(runs)
     styles = arm_styles(runs["arm"])
     with style():
-        rows = 0.26 * max(4, len(styles))
+        rows = 0.26 * min(MOST, max(4, len(styles)))
         stacked = max(map(len, styles)) > 36  # long names would squeeze the panels side by side
         figure = new_figure(height=3.3 + rows + (3.4 if stacked else 0))
         if history is None or history.empty:
@@ -63,10 +63,10 @@ def loss_curves(runs: pd.DataFrame, history: pd.DataFrame, title: str = "") -> F
     runs = with_arms(runs)
     styles = arm_styles(runs["arm"])
     with style():
-        figure = new_figure(height=max(4.4, 1.6 + 0.21 * len(styles)))
+        figure = new_figure(height=max(4.4, 1.6 + 0.21 * min(MOST, len(styles))))
         axes = figure.subplots()
         draw_curves(axes, runs, history, styles)
-        handles = [_sample(styles[arm], name) for arm, name in arm_names(runs).items()]
+        handles = [_sample(styles[arm], name) for arm, name in list(arm_names(runs).items())[:MOST]]
         figure.legend(handles=handles, loc="outside right center", labelspacing=0.55, handlelength=2.6)
         entitle(figure, title, matched_note(runs))
     return figure
@@ -79,7 +79,7 @@ def final_losses(runs: pd.DataFrame, title: str = "") -> Figure:
     runs = with_arms(runs)
     styles = arm_styles(runs["arm"])
     with style():
-        figure = new_figure(height=1.5 + 0.3 * max(2, len(styles)))
+        figure = new_figure(height=1.5 + 0.3 * min(MOST, max(2, len(styles))))
         draw_finals(figure.subplots(), runs, styles)
         entitle(figure, title, matched_note(runs))
     return figure

@@ -42,7 +42,7 @@ def differences(comparisons: Sequence[Mapping[str, Any]], title: str = "") -> Fi
             _draw_row(axes, y, row, limit)
         axes.set_yticks(range(len(rows)), [name(row) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(-limit, limit)
+        axes.set_xlim(-1.03 * limit, 1.03 * limit)  # room for the arrows
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.set(

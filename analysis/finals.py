@@ -7,6 +7,8 @@ from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, perce
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+MOST = 60  # arms that can be read one below the other
+
 
 def arm_order(runs: pd.DataFrame) -> list[str]:
     """Arms by mean final loss, best first; those that never finished last."""
@@ -26,7 +28,9 @@ def arm_names(runs: pd.DataFrame) -> dict[str, str]:
 
 def draw_finals(axes: Axes, runs: pd.DataFrame, styles: dict[str, Arm]) -> None:
     """One row an arm: seeds as open points, the mean as a bar and in figures, diverged runs as a cross at the edge."""
-    names = arm_names(runs)
+    every = arm_names(runs)
+    names = dict(list(every.items())[:MOST])
+    runs = runs[runs["arm"].isin(names)]
     diverged = bool((runs["status"] == "diverged").any())
     left, right = _limits(runs["val_loss"].dropna(), diverged)
     means = []
@@ -47,7 +51,8 @@ def draw_finals(axes: Axes, runs: pd.DataFrame, styles: dict[str, Arm]) -> None:
         axes.set_xticks([])
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set(title="Final validation loss, each seed", xlabel="nats per token (lower is better)")
+    left_out = f" (the best {MOST} of {len(every)} arms)" if len(every) > MOST else ""
+    axes.set(title=f"Final validation loss, each seed{left_out}", xlabel="nats per token (lower is better)")
     _draw_references(axes, runs)
 
 

@@ -15,7 +15,10 @@ AXIS_ORDER = (
 )
 _NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm")
 # Where a thing was found or how a run was carried out, and not what was run.
-_NOT_SCIENCE = ("numerics.", "provenance.", "runtime.", "config.schema_version", "data.paths", "tokenizer.path")
+_NOT_SCIENCE = (
+    *("numerics.", "provenance.", "runtime.", "data.paths", "tokenizer.path"),
+    *("config.schema_version", "config.init_seed", "config.data_seed"),
+)
 # Words that say little without their axis.
 _BARE = ("none", "all", "tiny", "small", "base", "short")
 

@@ -52,18 +52,22 @@ def matched_width(target: float, params_of: Callable[[int], int], guess: float) 
 def ff_width(d_model: int, *, ff_ratio: float, gated: bool, bias: bool, gated_scale: float | None) -> int:
     """d_ff for a dense-equivalent ratio.
 
-    Plain: ``ff_ratio * d_model``. Gated: the width that gives the same number of parameters (2/3 of it, Shazeer 2020,
-    section 3), or `gated_scale` times the plain width where that is set (1.0: equal width).
+    Plain: ``ff_ratio * d_model``, to a multiple of 8 (or 4). Gated: the width with the parameters of the plain FFN that
+    would be built (about 2/3 of its width, Shazeer 2020, section 3), or `gated_scale` times its width (1.0: equal width).
     """
-    plain = ff_ratio * d_model
-    if gated and gated_scale is None:
-        target = 2 * d_model * plain + (plain + d_model if bias else 0)
-        guess = 2 / 3 * plain
-    else:
-        guess = plain * (gated_scale or 1.0)
+
+    def nearest(width: float, gated: bool) -> int:
         hidden = 2 if gated else 1
-        target = (hidden + 1) * d_model * guess + (hidden * guess + d_model if bias else 0)
-    return matched_width(target, lambda width: ffn_params(d_model, width, gated=gated, bias=bias), guess)
+        target = (hidden + 1) * d_model * width + (hidden * width + d_model if bias else 0)
+        return matched_width(target, lambda w: ffn_params(d_model, w, gated=gated, bias=bias), width)
+
+    plain = nearest(ff_ratio * d_model, gated=False)
+    if not gated:
+        return plain
+    if gated_scale is not None:
+        return nearest(gated_scale * plain, gated=True)
+    target = ffn_params(d_model, plain, gated=False, bias=bias)
+    return matched_width(target, lambda w: ffn_params(d_model, w, gated=True, bias=bias), 2 / 3 * plain)
 
 
 def parameters(cfg: RunConfig) -> Parameters:

@@ -118,6 +118,10 @@ def _run(words: list[str], action: Action) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions out, so that they end in our words and exit codes
     try:
         task()
+    except OSError as error:  # Hydra notes a multirun in results_dir before any of our checks
+        raise ConfigError(
+            f"results_dir: cannot write {error.filename} ({error.strerror}): choose another folder (results_dir=PATH)"
+        ) from error
     finally:
         sys.argv = before
         if asked is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.axes import default_choices
+from lmablate.errors import ConfigError
 from lmablate.identity import SCIENCE_VERSION, run_id
 from lmablate.run_directory import RunDirectory
 
@@ -121,9 +122,13 @@ def read_config(path: Path) -> RunConfig:
     """The RunConfig of a run directory."""
     import yaml
 
-    from lmablate.config.schema import RunConfig
+    from lmablate.config.schema import SCHEMA_VERSION, RunConfig
 
-    return RunConfig.model_validate(yaml.safe_load(path.read_text()))
+    raw = yaml.safe_load(path.read_text())
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(f"{path}: schema_version is {version}, and this lmablate reads {SCHEMA_VERSION}: use the release that wrote it")
+    return RunConfig.model_validate(raw)
 
 
 def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:

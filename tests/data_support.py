@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from lmablate.data.documents import Corpus, collect
 from lmablate.data.settings import (
     BpeTokenizer,
     BytesTokenizer,
@@ -74,3 +75,15 @@ def write(folder: Path, documents: list[str], name: str = "{}.txt") -> Path:
     for i, text in enumerate(documents):
         (folder / name.format(i)).write_text(text, encoding="utf-8", newline="")
     return folder / name.format("*")
+
+
+def gather(folder: Path, documents: list[str], *, val_fraction: float = 0.2, val_bytes: int = 500) -> Corpus:
+    """`documents` in canonical order, split and cut."""
+    encoded = [text.encode() for text in documents]
+    folder.mkdir(exist_ok=True)
+    return collect(encoded, folder / "spool", where="test", val_fraction=val_fraction, val_bytes=val_bytes)
+
+
+def stores(cache: Path) -> list[Path]:
+    """The finished token stores of a cache."""
+    return [path for path in (cache / "stores").iterdir() if not path.name.startswith(".")]

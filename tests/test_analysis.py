@@ -233,3 +233,13 @@ def test_explore_notebook_runs_and_is_committed_without_outputs(tmp_path, monkey
     NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     kinds = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", {})}
     assert {"text/html", "image/png"} <= kinds
+
+
+def test_more_arms_than_a_page_holds_are_cut_and_it_is_said(tmp_path):
+    fake_results.write_fake_results(tmp_path, {"optim.lr": [i / 1000 for i in range(1, 63)]}, seeds=(0,), steps=40)
+    runs, history = frames(tmp_path)
+    axes = curves.final_losses(runs).axes[0]
+    assert axes.get_title(loc="left") == "Final validation loss, each seed (the best 60 of 62 arms)"
+    assert len(axes.get_yticklabels()) == 60
+    assert len(curves.loss_curves(runs, history).legends[0].get_texts()) == 60
+    assert "36 of 1891 comparisons drawn" in differences.differences(comparisons(runs)).get_supxlabel()

@@ -151,10 +151,12 @@ def test_a_trace_is_shown_when_asked_for(tmp_path):
     assert "Traceback" in done.stderr
 
 
-def test_an_unwritable_results_directory_is_refused(tmp_path):
+@pytest.mark.parametrize("grid_words", [(), ("-m", "seed=0,1")], ids=["one run", "grid"])
+def test_an_unwritable_results_directory_is_refused(tmp_path, grid_words):
     (tmp_path / "file").write_text("not a folder")
     done = command(
         "lmablate.train",
+        *grid_words,
         *QUICK,
         f"data.paths={write_corpus(tmp_path / 'text')}/*.txt",
         f"results_dir={tmp_path}/file/results",

@@ -1,6 +1,5 @@
-"""Text becomes the same store wherever it lies, and a store is whole, good and made once."""
+"""A token store is whole, good, made once, and made again only when the text has changed."""
 
-import hashlib
 import json
 import logging
 import os
@@ -10,165 +9,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
-from data_support import bpe, byte_level, files, kjv, synthetic, texts, write
+from data_support import bpe, byte_level, files, gather, kjv, stores, synthetic, texts, write
 
 from lmablate.data import DataError, TokenData, prepare
 from lmablate.data import documents as documents_module
-from lmablate.data.documents import Corpus, collect
+from lmablate.data.documents import Corpus
 from lmablate.data.local_files import LocalFiles
 from lmablate.data.store import open_store
 from lmablate.data.tokenizer import ByteTokenizer, train_bpe
-
-
-def gather(folder: Path, documents: list[str], *, val_fraction: float = 0.2, val_bytes: int = 500) -> Corpus:
-    encoded = [text.encode() for text in documents]
-    folder.mkdir(exist_ok=True)
-    return collect(encoded, folder / "spool", where="test", val_fraction=val_fraction, val_bytes=val_bytes)
-
-
-def texts_of(corpus: Corpus, spans: np.ndarray) -> list[str]:
-    raw = corpus.spool.read_bytes()
-    return [raw[start : start + size].decode() for start, size in spans.tolist()]
-
-
-def stores(cache: Path) -> list[Path]:
-    return [path for path in (cache / "stores").iterdir() if not path.name.startswith(".")]
-
-
-# --- the canonical text -----------------------------------------------------------------------------------------------
-
-
-def test_names_folders_order_and_format_change_nothing(tmp_path: Path):
-    documents = texts(30)
-    (tmp_path / "rows").mkdir()
-    with (tmp_path / "rows/a.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": text, "n": 1}) + "\n" for text in reversed(documents))
-    pa.parquet.write_table(pa.table({"body": documents[5:] + documents[:5]}), tmp_path / "rows/b.parquet")
-    write(tmp_path / "deep/er", documents[:20])
-    write(tmp_path / "deep", documents[20:], name="z{}.md")
-    sources = [
-        files(write(tmp_path / "one", documents)),
-        files(write(tmp_path / "two", documents[::-1], name="x{}.txt")),
-        files(tmp_path / "deep/**"),
-        files([str(tmp_path / "deep/*.md"), str(tmp_path / "deep/er/*.txt")]),
-        files(tmp_path / "rows/*.jsonl"),
-        files(tmp_path / "rows/*.parquet", text_field="body"),
-    ]
-    made = [prepare(source, bpe(), context_length=16, cache=tmp_path / "cache") for source in sources]
-    assert len({data.fingerprint for data in made}) == 1
-    assert len({data.train.tobytes() for data in made}) == 1
-    assert len(stores(tmp_path / "cache")) == 1
-
-
-@pytest.mark.parametrize("place", ["train", "val"])
-def test_one_other_character_is_another_text(tmp_path: Path, place: str):
-    first = gather(tmp_path / "a", texts(40))
-    changed = texts_of(first, getattr(first, place))[0]
-    documents = [text if not text.startswith(changed) else text[:-1] + "!" for text in texts(40)]
-    assert documents != texts(40)
-    assert gather(tmp_path / "b", documents).fingerprint != first.fingerprint
-
-
-def test_a_new_document_moves_no_other(tmp_path: Path):
-    before = gather(tmp_path / "a", texts(40), val_bytes=10**6)
-    after = gather(tmp_path / "b", texts(40) + texts(20, seed=1), val_bytes=10**6)
-    for side in ("train", "val"):
-        old, new = (texts_of(corpus, getattr(corpus, side)) for corpus in (before, after))
-        assert [text for text in new if text in old] == old
-        assert len(new) > len(old)
-
-
-def test_split_and_order_follow_the_hash_of_the_text(tmp_path: Path):
-    documents = texts(200)
-    corpus = gather(tmp_path, documents, val_fraction=0.3, val_bytes=10**6)
-
-    def digest(text: str) -> bytes:
-        return hashlib.sha256(text.encode()).digest()
-
-    ordered = sorted(documents, key=digest)
-    held_out = [text for text in ordered if int.from_bytes(digest(text)[:8], "big") / 2**64 < 0.3]
-    assert texts_of(corpus, corpus.val) == held_out
-    assert texts_of(corpus, corpus.train) == ordered[len(held_out) :]
-    assert 40 < len(held_out) < 80
-
-
-def test_equal_documents_are_kept_and_stay_together(tmp_path: Path):
-    corpus = gather(tmp_path, texts(30) * 3, val_bytes=10**6)
-    train, val = (texts_of(corpus, spans) for spans in (corpus.train, corpus.val))
-    assert len(train) + len(val) == 90
-    assert all(train.count(text) == 3 for text in train)
-    assert not set(train) & set(val)
-
-
-@pytest.mark.parametrize(("fraction", "held_out"), [(1e-9, 1), (1 - 1e-9, 2)])
-def test_few_documents_leave_neither_side_empty(tmp_path: Path, fraction: float, held_out: int):
-    corpus = gather(tmp_path, texts(3), val_fraction=fraction, val_bytes=10**6)
-    assert (len(corpus.val), len(corpus.train)) == (held_out, 3 - held_out)
-
-
-@pytest.mark.parametrize("copies", [1, 3])
-def test_a_single_text_is_split_at_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture, copies: int):
-    book = "".join(f"line {i} of the book\n" for i in range(500))
-    corpus = gather(tmp_path, [book] * copies, val_fraction=0.1, val_bytes=10**6)
-    (head, *same), (tail, *others) = texts_of(corpus, corpus.train), texts_of(corpus, corpus.val)
-    assert head + tail == book
-    assert head.endswith("\n")
-    assert len(tail) / len(book) == pytest.approx(0.1, abs=0.01)
-    assert same == [head] * (copies - 1)
-    assert others == [tail] * (copies - 1)
-    assert "only one document" in caplog.text
-
-
-def test_a_single_text_without_white_space_is_split_between_characters(tmp_path: Path):
-    corpus = gather(tmp_path, ["日本語" * 1000], val_fraction=0.1003, val_bytes=10**6)
-    (head,), (tail,) = texts_of(corpus, corpus.train), texts_of(corpus, corpus.val)
-    assert head + tail == "日本語" * 1000
-
-
-def test_blank_documents_are_dropped(tmp_path: Path):
-    blank = ["", " \n\t ", "\n"]
-    assert gather(tmp_path / "a", texts(20) + blank).fingerprint == gather(tmp_path / "b", texts(20)).fingerprint
-    with pytest.raises(DataError, match="test: there is no text"):
-        gather(tmp_path / "c", blank)
-
-
-def test_the_validation_text_is_cut_to_its_bytes_at_white_space(tmp_path: Path):
-    corpus = gather(tmp_path, texts(200), val_bytes=1000)
-    val = texts_of(corpus, corpus.val)
-    assert 1000 - 256 < corpus.val_bytes == sum(len(text.encode()) for text in val) <= 1000
-    whole = next(text for text in texts(200) if text.startswith(val[-1]))
-    assert whole[len(val[-1])].isspace()
-    unbroken = gather(tmp_path / "b", ["日本語" * 100 + str(i) for i in range(50)], val_bytes=1000)
-    assert 1000 - 3 < unbroken.val_bytes <= 1000
-    assert texts_of(unbroken, unbroken.val)
-
-
-def test_validation_text_is_the_same_for_every_tokenizer(tmp_path: Path):
-    source = files(write(tmp_path / "text", texts(60)))
-    shown, sizes = set(), set()
-    for tokenizer in (bpe(270), bpe(400), byte_level()):
-        data = prepare(source, tokenizer, context_length=16, cache=tmp_path / "cache")
-        documents = data.decode(data.val).split("<|endoftext|>")
-        assert documents.pop() == "", "the last document ends too"
-        assert sum(len(text.encode()) for text in documents) == data.val_bytes
-        assert int((data.val == data.eot_id).sum()) == len(documents)
-        shown.add(tuple(documents))
-        sizes.add(len(data.val))
-    assert len(shown) == 1
-    assert len(sizes) == 3
-
-
-def test_training_and_validation_share_no_document(tmp_path: Path):
-    data = prepare(
-        files(write(tmp_path / "text", texts(60))), byte_level(), context_length=16, cache=tmp_path / "cache"
-    )
-    train, val = ({*data.decode(ids).split("<|endoftext|>")} - {""} for ids in (data.train, data.val))
-    assert train | val <= {*texts(60)} | val
-    assert not any(text.startswith(tuple(val)) for text in train)
-
 
 # --- tokens in the store ----------------------------------------------------------------------------------------------
 

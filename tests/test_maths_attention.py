@@ -189,7 +189,7 @@ BIASES = {
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=["no_lead", "batch", "two_leads"])
 @pytest.mark.parametrize("n_kv_heads", [N_HEADS, 2, 1])
-@pytest.mark.parametrize("window", [None, 5, LENGTH + 3])
+@pytest.mark.parametrize("window", [None, 5, LENGTH - 1, LENGTH, LENGTH + 3])
 @pytest.mark.parametrize("bias", BIASES)
 def test_fused_explicit_and_by_hand_agree(bias, window, n_kv_heads, lead):
     generator = torch.Generator().manual_seed(3)

@@ -186,10 +186,6 @@ def test_one_seed_column_tells_weights_from_data_order(tmp_path):
 
 
 def test_name_clashes_the_axis_wins_and_nothing_is_lost(tmp_path):
-    def clash(row):
-        row["config"]["data"]["val_bytes"] = 7  # beside data.val_bytes of the row
-        row["choices"]["tokens"] = "many"  # beside the row's own scalar
-
     fake_results.write_fake_results(
         tmp_path / "a", {}, seeds=(0,), change=lambda row: row["config"]["data"].update(val_bytes=7)
     )

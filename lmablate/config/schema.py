@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from lmablate.data.settings import DataSettings, TokenizerSettings
 from lmablate.settings import Settings
 
-SCHEMA_VERSION = 1  # of the shape of config.yaml; migrate.py lifts older files
+SCHEMA_VERSION = 1  # of the shape of config.yaml
 
 
 def _whole(value: Any) -> Any:

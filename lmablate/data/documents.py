@@ -145,7 +145,7 @@ def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float, where: 
     near = text[first : at + 1].tobytes()
     newline = near.rfind(b"\n")
     cut = first + newline + 1 if newline >= 0 else first + _break_before(near, at - first, reach=4096)
-    if not (_VISIBLE.search(text[:cut].tobytes()) and _VISIBLE.search(text[cut:].tobytes())):
+    if not (_VISIBLE.search(text[:cut].data) and _VISIBLE.search(text[cut:].data)):
         raise DataError(
             f"{where}: the only document has {length} bytes, too few to hold out data.val_fraction={val_fraction} of it for "
             "validation: give more text, or another data.val_fraction"

@@ -181,6 +181,7 @@ def offline() -> Iterator[None]:
 def fetch_tokenizer(name: str, revision: str | None) -> Path:
     """The tokenizer.json of the model `name`, from the local cache or the Hub. Raises DataError."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     where = f"tokenizer.path={name}"
     with contextlib.suppress(Exception):
@@ -192,5 +193,7 @@ def fetch_tokenizer(name: str, revision: str | None) -> Path:
         )
     try:
         return Path(hf_hub_download(name, "tokenizer.json", revision=revision))
+    except EntryNotFoundError as error:
+        raise DataError(f"{where}: there is no such file, and on the Hub: it has no tokenizer.json") from error
     except Exception as error:
         raise DataError(f"{where}: there is no such file, and on the Hub: {in_words(error, revision)}") from error

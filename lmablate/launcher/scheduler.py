@@ -84,15 +84,17 @@ def _run_in_processes(todo: Sequence[Job], board: Board) -> int:
     queue = list(todo)
     free = list(range(slots(todo)))
     running: list[Running] = []
+    forwarded = 0
     with _stop_signals() as asked:
         while queue or running:
             while queue and free and not asked:
                 running.append(_start(queue.pop(0), free.pop(0)))
                 board.started(running[-1].job)
-            if asked:
+            for number in asked[forwarded:]:  # each once: a second SIGINT means "stop at once" to a job
                 queue.clear()
                 for one in running:
-                    _signal(one, asked[-1])
+                    _signal(one, number)
+            forwarded = len(asked)
             time.sleep(POLL_SECONDS)
             for one in list(running):
                 if one.process.poll() is None:
