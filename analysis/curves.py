@@ -7,6 +7,12 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
 from lmablate.analysis._style import (
     INK,
     MUTED,
@@ -21,12 +27,6 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis.finals import MOST, arm_names, draw_finals, matched_note
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-
 from lmablate.arms import with_arms
 
 NOTHING = "No finished runs to draw."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from lmablate.analysis._style import (
     INK,
     MUTED,
@@ -17,8 +19,6 @@ from lmablate.analysis._style import (
     signed,
     style,
 )
-from matplotlib.figure import Figure
-
 from lmablate.arms import arm_label, show
 
 MOST = 36  # rows that can be read on a page

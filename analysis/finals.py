@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pandas as pd
-from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, percent, side_column
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+
+from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, percent, side_column
 
 MOST = 60  # arms that can be read one below the other
 

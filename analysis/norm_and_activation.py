@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pandas as pd
+
 from lmablate.analysis._style import run
 from lmablate.analysis.curves import comparison
-
 from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ def main(module: str, purpose: str, action: Action, argv: Sequence[str] | None =
             file=sys.stderr,
         )
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    speak()
     if "--help" in words or "-h" in words:
         from lmablate import axes
 
@@ -64,6 +64,12 @@ def main(module: str, purpose: str, action: Action, argv: Sequence[str] | None =
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def speak() -> None:
+    """Print our own notes, and of other packages only warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lmablate").setLevel(logging.INFO)
 
 
 def _own_flags(words: list[str]) -> list[str]:

@@ -127,7 +127,9 @@ def read_config(path: Path) -> RunConfig:
     raw = yaml.safe_load(path.read_text())
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise ConfigError(f"{path}: schema_version is {version}, and this lmablate reads {SCHEMA_VERSION}: use the release that wrote it")
+        raise ConfigError(
+            f"{path}: schema_version is {version}, and this lmablate reads {SCHEMA_VERSION}: use the release that wrote it"
+        )
     return RunConfig.model_validate(raw)
 
 

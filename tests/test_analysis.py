@@ -7,9 +7,9 @@ from pathlib import Path
 
 import fake_results
 import pytest
-from lmablate.analysis import _style, curves, differences, norm_and_activation
 from matplotlib.figure import Figure
 
+from lmablate.analysis import _style, curves, differences, norm_and_activation
 from lmablate.results import load_history, load_runs, with_arms
 from lmablate.stats import comparisons
 

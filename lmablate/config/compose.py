@@ -145,7 +145,7 @@ def explain(error: ValidationError) -> str:
         elif item["type"] == "missing":
             lines.append(f"{place}: missing")
         elif item["type"] == "value_error":
-            lines.append(f"{place}: {message}" if place else message)
+            lines.append(message if not place or message.startswith(place) else f"{place}: {message}")
         else:
             lines.append(f"{place}={item['input']}: {message[0].lower()}{message[1:]}")
     return "\n".join(lines)

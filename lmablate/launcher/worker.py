@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import logging
 import os
 import signal
 import sys
@@ -26,8 +25,10 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--trust", action="append", default=[])
     words = parser.parse_args()
+    from lmablate.cli import speak
+
     die_with_parent(words.parent)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    speak()
     return run_directory(words.directory, words.trust)
 
 

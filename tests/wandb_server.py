@@ -1,0 +1,89 @@
+"""A stand-in for wandb's server on loopback: as much of its protocol as wandb-core needs to take a run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class WandbServer:
+    """Keeps what it is sent: `runs[run id]` has `history` (records), `summary`, `config`, `upsert` (group, name, ...)."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.started = threading.Event()  # a run was taken
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words: object) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                body = json.loads(gzip.decompress(raw) if self.headers["Content-Encoding"] == "gzip" else raw)
+                answer = owner.graphql(body) if self.path == "/graphql" else owner.stream(self.path, body)
+                data = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def graphql(self, body: dict[str, Any]) -> dict[str, Any]:
+        variables = body["variables"]
+        run = self.runs.get(variables.get("name", ""))
+        project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": "me"}}
+        if body["operationName"] == "RunResumeStatus":
+            return {"data": {"model": {**project, "bucket": run and self._bucket(variables["name"], run)}}}
+        if body["operationName"] == "UpsertBucket":
+            run = self.runs.setdefault(variables["name"], {"history": [], "summary": "{}", "upsert": variables})
+            run["config"] = variables["config"]
+            self.started.set()
+            bucket = {**self._bucket(variables["name"], run), "sweepName": None, "project": project}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if body["operationName"] == "CreateRunFiles":
+            return {"data": {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": []}}}
+        return {"data": {}}
+
+    def _bucket(self, name: str, run: dict[str, Any]) -> dict[str, Any]:
+        lines = {"historyLineCount": len(run["history"]), "logLineCount": 0, "eventsLineCount": 0}
+        tails = {"historyTail": json.dumps([json.dumps(line) for line in run["history"][-1:]]), "eventsTail": "[]"}
+        texts = {"description": "", "notes": "", "tags": [], "wandbConfig": '{"t": {}}'}
+        known = {"summaryMetrics": run["summary"], "config": run["config"] if "config" in run else "{}"}
+        return {"id": "b", "name": name, "displayName": name, **lines, **tails, **texts, **known}
+
+    def stream(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if not path.endswith("/file_stream"):
+            return {}
+        run = self.runs[path.split("/")[-2]]
+        for name, part in (body.get("files") or {}).items():
+            if name == "wandb-history.jsonl":
+                run["history"][part["offset"] :] = [json.loads(line) for line in part["content"]]
+            elif name == "wandb-summary.json":
+                run["summary"] = part["content"][-1]
+        if body.get("complete"):
+            run["exit_code"] = body["exitcode"]
+        return {"exitcode": None, "limits": {}}
+
+
+class SilentServer:
+    """Takes every connection and never answers."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def stop(self) -> None:
+        self.socket.close()
