@@ -36,7 +36,11 @@ class Tracker:
         self._finished = mode == "disabled"
         self._thread = threading.Thread(target=self._mirror, name="lmablate-tracker", daemon=True)
         if mode != "disabled":
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # the machine has no thread left for us
+                self._finished = True
+                self._off(str(error))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Mirror one record of history.jsonl under its own names; what is None is left out. Returns at once."""

@@ -36,4 +36,5 @@ class Causal(nn.Module):
         nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
         if self.z_loss is None:
             return Loss(nats, nats)
-        return Loss(nats + self.z_loss * logits.logsumexp(-1).square().mean(), nats)
+        log_z = logits.logsumexp(-1)[targets != IGNORE]
+        return Loss(nats + self.z_loss * log_z.square().mean(), nats)

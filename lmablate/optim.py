@@ -30,7 +30,8 @@ def build_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW
 def lr_factor(schedule: ScheduleSettings, step: int, steps: int) -> float:
     """The share of the peak learning rate used by optimizer step `step` (from 0) of `steps`.
 
-    Warmup rises linearly and reaches 1 with its last step; the decay reaches `final_fraction` with the last step of all.
+    Warmup rises linearly and reaches 1 with its last step; the decay starts from 1 and would reach `final_fraction` with
+    the step after the last, so that no step is spent at a rate of 0.
     """
     warmup = schedule.warmup_steps or 0
     if step < warmup:
@@ -43,8 +44,7 @@ def lr_factor(schedule: ScheduleSettings, step: int, steps: int) -> float:
         start = max(warmup, steps - round((schedule.decay_fraction or 0.0) * steps))
     if step < start:
         return 1.0
-    # 0 just before the decay starts, 1 at the last step
-    progress = min(1.0, (step - start + 1) / max(1, steps - start))
+    progress = (step - start) / (steps - start)
     if schedule.kind == "cosine":
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
     return final + (1 - final) * (1 - progress)

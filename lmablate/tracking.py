@@ -106,7 +106,8 @@ def read_offline(directory: Path) -> dict[str, Any]:
     where a later attempt repeats steps, its records replace the earlier ones. `exit_code` is the last attempt's, None if
     it was never ended. A torn end of a file is left out. Raises FileNotFoundError if there are no such files.
     """
-    segments = sorted((_segment(path) for path in Path(directory).glob("wandb/*/*.wandb")), key=lambda s: s["started"])
+    found = (_segment(path) for path in Path(directory).glob("wandb/*/*.wandb"))
+    segments = sorted((one for one in found if one["run_id"]), key=lambda one: one["started"])  # without: it never began
     if not segments:
         raise FileNotFoundError(f"{directory}: no wandb files; runtime.wandb=offline writes them")
     run: dict[str, Any] = {**segments[-1], "config": {}, "summary": {}, "history": []}

@@ -1,13 +1,34 @@
-"""A stand-in for wandb's server on loopback: as much of its protocol as wandb-core needs to take a run."""
+"""A stand-in for wandb's server on loopback, as much of its protocol as wandb-core needs to take a run, and a home for it."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+KEY = "0123456789" * 4
+
+
+def home_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home, a working folder and an environment in which nobody has heard of wandb; no server of the outside is named."""
+    for name in [*os.environ]:
+        if name.startswith("WANDB_") or name == "NETRC":
+            monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    (folder / "work").mkdir(parents=True)
+    monkeypatch.chdir(folder / "work")
+    monkeypatch.setenv("HOME", str(folder))
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # refuses
+    return folder
 
 
 class WandbServer:
@@ -15,6 +36,7 @@ class WandbServer:
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
+        self.paths: set[str] = set()
         self.started = threading.Event()  # a run was taken
         owner = self
 
@@ -23,10 +45,10 @@ class WandbServer:
                 pass
 
             def do_POST(self) -> None:
+                owner.paths.add(self.path)
                 raw = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 body = json.loads(gzip.decompress(raw) if self.headers["Content-Encoding"] == "gzip" else raw)
-                answer = owner.graphql(body) if self.path == "/graphql" else owner.stream(self.path, body)
-                data = json.dumps(answer).encode()
+                data = json.dumps(owner.graphql(body) if self.path == "/graphql" else owner.stream(body)).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -61,13 +83,11 @@ class WandbServer:
         lines = {"historyLineCount": len(run["history"]), "logLineCount": 0, "eventsLineCount": 0}
         tails = {"historyTail": json.dumps([json.dumps(line) for line in run["history"][-1:]]), "eventsTail": "[]"}
         texts = {"description": "", "notes": "", "tags": [], "wandbConfig": '{"t": {}}'}
-        known = {"summaryMetrics": run["summary"], "config": run["config"] if "config" in run else "{}"}
+        known = {"summaryMetrics": run["summary"], "config": run.get("config", "{}")}
         return {"id": "b", "name": name, "displayName": name, **lines, **tails, **texts, **known}
 
-    def stream(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        if not path.endswith("/file_stream"):
-            return {}
-        run = self.runs[path.split("/")[-2]]
+    def stream(self, body: dict[str, Any]) -> dict[str, Any]:
+        (run,) = self.runs.values()
         for name, part in (body.get("files") or {}).items():
             if name == "wandb-history.jsonl":
                 run["history"][part["offset"] :] = [json.loads(line) for line in part["content"]]
