@@ -127,10 +127,8 @@ class Tracker:
             worker.close()
             self._off(f"stopped ({answer.get('error') or worker.last_words()})")
         elif not answer["uploaded"]:
-            log.warning(
-                "wandb: the server did not take the whole run in time; `wandb sync %s` uploads the rest",
-                ready["folder"],
-            )
+            mend = f"wandb sync --include-online {ready['folder']}"
+            log.warning("wandb: the server did not take the whole run in time; `%s` uploads it", mend)
 
     def _unsent(self, last_step: int | None, message: Message) -> list[Message]:
         """The records of earlier attempts that the mirror lacks: after its last step, before the first new record."""

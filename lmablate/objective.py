@@ -36,5 +36,6 @@ class Causal(nn.Module):
         nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
         if self.z_loss is None:
             return Loss(nats, nats)
-        log_z = logits.logsumexp(-1)[targets != IGNORE]
-        return Loss(nats + self.z_loss * log_z.square().mean(), nats)
+        counted = (targets != IGNORE).to(logits.dtype)
+        log_z2 = (logits.logsumexp(-1).square() * counted).sum() / counted.sum()
+        return Loss(nats + self.z_loss * log_z2, nats)

@@ -107,7 +107,9 @@ def read_offline(directory: Path) -> dict[str, Any]:
     it was never ended. A torn end of a file is left out. Raises FileNotFoundError if there are no such files.
     """
     found = (_segment(path) for path in Path(directory).glob("wandb/*/*.wandb"))
-    segments = sorted((one for one in found if one["run_id"]), key=lambda one: one["started"])  # without: it never began
+    segments = sorted(
+        (one for one in found if one["run_id"]), key=lambda one: one["started"]
+    )  # without: it never began
     if not segments:
         raise FileNotFoundError(f"{directory}: no wandb files; runtime.wandb=offline writes them")
     run: dict[str, Any] = {**segments[-1], "config": {}, "summary": {}, "history": []}

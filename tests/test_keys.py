@@ -22,6 +22,8 @@ WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule
 SCENES = {
     "trainer.divergence_smoothing": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.3},
     "schedule.warmup_fraction": {"trainer.steps": 12},
+    "schedule.final_fraction": {"trainer.steps": 12},
+    "schedule.decay_fraction": {"trainer.steps": 12},
     "trainer.divergence_patience": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.0},
 }
 WHEN_NULL = {int: (1, 2, 3, 48), float: (0.37, 3.0), bool: (True,)}

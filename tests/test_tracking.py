@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -41,19 +42,22 @@ def start(mode, directory, *, resume=False, **timeouts):
 
 def record(step, **more):
     """A line of history.jsonl, its numbers long enough to be spoilt by any rounding."""
-    loss = 5 / (step + 3)
-    return {
-        "step": step,
-        "tokens": step * 2048,
-        "seconds": step / 7,
-        "train_loss": loss,
-        "lr": 1e-3 / (step + 1),
-        **more,
-    }
+    numbers = {"seconds": step / 7, "train_loss": 5 / (step + 3), "lr": 1e-3 / (step + 1)}
+    return {"step": step, "tokens": step * 2048, **numbers, **more}
+
+
+def write_history(directory, steps):
+    lines = (json.dumps(record(step, val_loss=None)) + "\n" for step in range(steps))
+    (directory / "history.jsonl").write_text("".join(lines))
 
 
 def warnings_of(caplog):
     return [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+
+
+def sync(*words):
+    """wandb's own command."""
+    subprocess.run([Path(sys.executable).with_name("wandb"), *words], check=True, capture_output=True, timeout=60)
 
 
 def wait_for(condition, seconds=15):
@@ -156,7 +160,7 @@ def test_without_files_the_reader_says_where_and_how(tmp_path):
 # --- kill and resume ---
 
 
-def test_a_killed_run_keeps_its_records_and_a_resumed_one_continues_it(tmp_path, server):
+def test_a_killed_run_keeps_its_records_and_a_resumed_one_continues_it(tmp_path, server, monkeypatch):
     code = f"""
 import time
 from pathlib import Path
@@ -181,8 +185,7 @@ time.sleep(60)
     assert (first["exit_code"], first["history"]) == (1, [record(step) for step in range(5)])
 
     # The checkpoint was at step 6; 5 and 6 were recorded in history.jsonl and are supposed not to have got through.
-    with (tmp_path / "history.jsonl").open("w") as file:
-        file.writelines(json.dumps(record(step, val_loss=None)) + "\n" for step in range(7))
+    write_history(tmp_path, 7)
     tracker = start("offline", tmp_path, resume=True)
     tracker.log(record(7))
     tracker.finish("completed", {})
@@ -200,8 +203,8 @@ time.sleep(60)
     assert read_offline(tmp_path)["history"] == [record(step) for step in range(6)] + again
 
     # What wandb's own command makes of the three: one run, every record, in order.
-    command = [Path(sys.executable).with_name("wandb"), "sync", "--yes"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    monkeypatch.chdir(tmp_path)
+    sync("sync", "--yes")
     assert [line["step"] for line in server.runs[ID]["history"]] == [*range(8), 6, 7, 8]
 
 
@@ -224,7 +227,7 @@ def test_online_sends_the_records_and_a_resumed_run_continues(tmp_path, server, 
     assert (tokens["1"], every["2"], every["5"]) == ("tokens", "*", 1)  # every chart over the first metric, tokens
     assert {path.rpartition("/")[2] for path in server.paths} == {"graphql", "file_stream"}  # no reports to anybody
 
-    (tmp_path / "history.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in range(5)))
+    write_history(tmp_path, 5)
     tracker = start("online", tmp_path, resume=True)  # 3 and 4 never reached the server
     tracker.log(record(5))
     tracker.finish("completed", {"val_loss": 2.5})
@@ -268,7 +271,7 @@ def test_without_a_key_online_becomes_offline(tmp_path, caplog):
     assert tracker.mode == "offline" and "key" in warning and read_offline(tmp_path)["history"] == [record(0)]
 
 
-def test_a_server_lost_in_mid_run_costs_a_bounded_end_and_no_record(tmp_path, server, caplog):
+def test_a_server_lost_in_mid_run_costs_a_bounded_end_and_no_record(tmp_path, server, monkeypatch, caplog):
     tracker = start("online", tmp_path, finish_timeout=5)
     tracker.log(record(0))
     assert server.started.wait(15) and tracker._started.wait(15)
@@ -279,8 +282,13 @@ def test_a_server_lost_in_mid_run_costs_a_bounded_end_and_no_record(tmp_path, se
     tracker.finish("completed", {})
     assert time.monotonic() - began < 6
     (warning,) = warnings_of(caplog)
-    assert "wandb sync" in warning
     assert read_offline(tmp_path)["history"] == [record(step) for step in range(20)]
+
+    again = WandbServer()  # what the warning advises works
+    monkeypatch.setenv("WANDB_BASE_URL", again.url)
+    sync(*shlex.split(warning.split("`")[1])[1:])
+    again.stop()
+    assert [line["step"] for line in again.runs[ID]["history"]] == [*range(20)]
 
 
 # --- when wandb fails ---
