@@ -32,7 +32,11 @@ class Causal(nn.Module):
 
     def forward(self, model: TransformerLM, inputs: Tensor, targets: Tensor) -> Loss:
         """`inputs` and `targets` are int64 ``[B, T]``."""
-        logits = model(inputs).float()
+        return self.of_logits(model(inputs), targets)
+
+    def of_logits(self, logits: Tensor, targets: Tensor) -> Loss:
+        """The loss of logits ``[B, T, vocab_size]``."""
+        logits = logits.float()
         nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
         if self.z_loss is None:
             return Loss(nats, nats)

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +75,27 @@ class Trainer:
         self._pending: list[torch.Tensor] = []
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
-        """Yield one record a logging step. `stop` is asked after every step; when it answers with a signal's
-        number, a checkpoint is written and Interrupted raised with it."""
+        """Train, yielding one record a logging step; see `cycle`."""
+        cycle = self.cycle(stop)
+        nats = None
+        while True:
+            try:
+                item = cycle.send(nats)
+            except StopIteration:
+                return
+            nats = None
+            if isinstance(item, dict):
+                yield item
+            else:
+                nats = self.backward(item)
+
+    def cycle(self, stop: Callable[[], int]) -> Generator[Record | torch.Tensor, torch.Tensor | None, None]:
+        """The run, step by step, with the gradients left to the caller.
+
+        Yields records, and between them the rows ``[B, T + 1]`` of the next step; for these it is sent their mean nats,
+        once their gradients stand in the parameters. `stop` is asked after every step; when it answers with a signal's
+        number, a checkpoint is written and Interrupted raised with it.
+        """
         if self.cfg.runtime.compile:
             self._compile()
         if not self._resume():
@@ -86,7 +105,10 @@ class Trainer:
         steps, evaluate_at = self.cfg.trainer.steps, self._evaluation_steps()
         while self.progress.step < steps:
             began = time.monotonic()
-            lr = self._step(self.progress.step)
+            lr = self._set_lr(self.progress.step)
+            nats = yield self.rows(self.progress.step)
+            assert nats is not None
+            self._update(nats)
             self.progress.step += 1
             step = self.progress.step
             due = step % self.cfg.runtime.log_every == 0 or step in evaluate_at or step == steps
@@ -168,36 +190,46 @@ class Trainer:
         n = min(self.cfg.runtime.evaluations, self.cfg.trainer.steps)
         return {round(i * self.cfg.trainer.steps / n) for i in range(1, n + 1)}
 
-    def _step(self, step: int) -> float:
-        """One optimizer step on batch `step`; returns its learning rate. Nothing here waits for a GPU."""
-        cfg = self.cfg
-        lr = cfg.optim.lr * lr_factor(cfg.schedule, step, cfg.trainer.steps)
+    def _step(self, step: int) -> None:
+        """One optimizer step on batch `step`. Nothing here waits for a GPU."""
+        self._set_lr(step)
+        self._update(self.backward(self.rows(step)))
+
+    def _set_lr(self, step: int) -> float:
+        lr = self.cfg.optim.lr * lr_factor(self.cfg.schedule, step, self.cfg.trainer.steps)
         set_lr(self.optimizer, lr)
-        rows = torch.from_numpy(
-            self.data.batch(
-                step,
-                data_seed=cfg.data_seed,
-                batch_size=cfg.trainer.batch_size,
-                context_length=cfg.model.context_length,
-            )
+        return lr
+
+    def rows(self, step: int) -> torch.Tensor:
+        """The tokens of batch `step` on the device, int64 ``[B, T + 1]``."""
+        cfg = self.cfg
+        batch = self.data.batch(
+            step, data_seed=cfg.data_seed, batch_size=cfg.trainer.batch_size, context_length=cfg.model.context_length
         )
-        if self.device != "cpu":
-            rows = rows.pin_memory().to(self.device, non_blocking=True)
+        rows = torch.from_numpy(batch)
+        return rows if self.device == "cpu" else rows.pin_memory().to(self.device, non_blocking=True)
+
+    def backward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Leave the gradients of the mean loss over `rows` in the parameters; returns the mean nats a token."""
+        cfg = self.cfg
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part, micro in enumerate(rows.split(cfg.runtime.microbatch_size or len(rows))):
             if cfg.model.dropout:  # the same drops in every arm, and after a resume
-                torch.manual_seed(_noise_seed(cfg.data_seed, step, part))
+                torch.manual_seed(_noise_seed(cfg.data_seed, self.progress.step, part))
             with self.precision():
                 loss = self.objective(self.model, micro[:, :-1], micro[:, 1:])
             share = len(micro) / len(rows)
             (loss.objective * share).backward()
             total += loss.nats.detach() * share
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.optim.grad_clip or math.inf)
+        return total
+
+    def _update(self, nats: torch.Tensor) -> None:
+        """Clip the gradients in place, take the optimizer's step, and note loss and gradient norm for the next flush."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.grad_clip or math.inf)
         self.optimizer.step()
-        self._pending.append(torch.stack((total, norm.to(total.dtype))))
-        return lr
+        self._pending.append(torch.stack((nats, norm.to(nats.dtype))))
 
     def _flush(self) -> bool:
         """Take the losses of the pending steps from the device, in order; True if one of them diverged."""

@@ -4,13 +4,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from wandb_server import KEY, home_without_wandb
+from tracked import ID, KEY, home_without_wandb
 
 from lmablate import wandb_account
 from lmablate.errors import ConfigError
 from lmablate.tracking import flatten, resolve_mode, short_name
-
-ID = "1f2e3d4c5b6a"
 
 
 @pytest.fixture(autouse=True)

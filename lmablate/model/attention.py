@@ -91,9 +91,9 @@ def attend(
     else:
         mask = torch.zeros((), device=q.device, dtype=q.dtype) if bias is None else bias.to(q.dtype)
         mask = torch.where(visible(length, window, q.device), mask, -torch.inf)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask.expand(1, -1, length, length) if mask.ndim == 3 else mask, dropout_p=dropout
-        )
+        if mask.ndim > 3:  # a bias of its own for every member
+            mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return y.reshape(*lead, *y.shape[-3:])
 
 

@@ -29,7 +29,7 @@ class PositionShape(NamedTuple):
 class Positions(NamedTuple):
     """What one forward pass hands to every attention branch.
 
-    ``rotate(q, k)`` takes and returns ``[..., H, T, head_dim]``; ``bias`` is ``[H, T, T]`` or None.
+    ``rotate(q, k)`` takes and returns ``[..., H, T, head_dim]``; ``bias`` is None or broadcasts to ``[..., H, T, T]``.
     """
 
     rotate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -57,7 +57,7 @@ class PosEmb(nn.Module):
         return q, k
 
     def score_bias(self, length: int) -> Tensor | None:
-        """``[H, T, T]``, query by key, added to ``q k^T / sqrt(head_dim)`` before the mask."""
+        """``[H, T, T]`` (or with lead axes), query by key, added to ``q k^T / sqrt(head_dim)`` before the mask."""
         return None
 
     @staticmethod
@@ -81,7 +81,7 @@ class Learned(PosEmb):
             raise ConfigError(
                 f"posemb=learned has rows for {rows} positions and was given {length} tokens: raise model.context_length"
             )
-        return x + self.table(torch.arange(length, device=x.device))
+        return x + self.table.shared(torch.arange(length, device=x.device))
 
     @staticmethod
     def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
@@ -203,7 +203,7 @@ class T5Bias(PosEmb):
         return torch.where(distance < exact, distance, far)
 
     def score_bias(self, length: int) -> Tensor | None:
-        return self.table(self.buckets(length, self.table.weight.device)).movedim(-1, -3)
+        return self.table.shared(self.buckets(length, self.table.weight.device)).movedim(-1, -3)
 
     @staticmethod
     def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:

@@ -1,13 +1,21 @@
 """The few modules that own weights. Every other part is written against these.
 
 Activations are ``[*lead, B, T, D]``: nothing here, and nothing built on it, assumes how many axes stand before the last
-ones it names. A bias is added after the product and a gain after the normalisation, as separate operations, because
+ones it names. A weight may carry one leading member axis K (see lmablate/gang.py): the activations are then
+``[K, ..., D]``, member k meets its own weight, and K models of one graph run as one program. No part but these knows.
+
+A bias is added after the product and a gain after the normalisation, as separate operations, because
 ``F.linear(x, w) + b`` and ``F.linear(x, w, b)`` round differently and only the first has a batched counterpart.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def per_member(vector: Tensor, x: Tensor) -> Tensor:
+    """A vector ``[D]`` as it is, one with members ``[K, D]`` shaped to meet ``x = [K, ..., D]``."""
+    return vector if vector.ndim == 1 else vector.view(len(vector), *[1] * (x.ndim - 2), -1)
 
 
 class Gain(nn.Module):
@@ -18,7 +26,7 @@ class Gain(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight
+        return x * per_member(self.weight, x)
 
 
 class Bias(nn.Module):
@@ -29,7 +37,7 @@ class Bias(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight
+        return x + per_member(self.weight, x)
 
 
 class Matrix(nn.Module):
@@ -43,10 +51,17 @@ class Matrix(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, columns))
         self.compute_dtype: torch.dtype | None = None
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
+        """``x W^T``: ``[..., columns] -> [..., rows]``."""
         if self.compute_dtype is None:
-            return F.linear(x, weight)
-        return F.linear(x.to(self.compute_dtype), weight.to(self.compute_dtype)).to(x.dtype)
+            return _linear(x, self.weight)
+        return _linear(x.to(self.compute_dtype), self.weight.to(self.compute_dtype)).to(x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    if weight.ndim == 2:
+        return F.linear(x, weight)
+    return torch.bmm(x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
 
 
 class Linear(Matrix):
@@ -57,18 +72,29 @@ class Linear(Matrix):
         self.bias = Bias(d_out) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x, self.weight)
+        y = self.product(x)
         return y if self.bias is None else self.bias(y)
 
 
 class Embedding(Matrix):
-    """A table of rows: int64 ids ``[...] -> [..., width]``."""
+    """A table of rows: int64 ids ``[...] -> [..., width]``; with members, ids are ``[K, ...]``."""
 
     def __init__(self, n_rows: int, width: int) -> None:
         super().__init__(n_rows, width)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
+        if self.weight.ndim == 2:
+            return F.embedding(ids, self.weight)
+        members, rows, _ = self.weight.shape
+        first = torch.arange(members, device=ids.device).view(-1, *[1] * (ids.ndim - 1)) * rows
+        return F.embedding(ids + first, self.weight.flatten(0, 1))
+
+    def shared(self, ids: Tensor) -> Tensor:
+        """The rows of ids that all sequences share, such as positions: ``[...] -> [..., width]``, or
+        ``[K, 1, ..., width]`` with members, which meets ``[K, B, ..., width]``."""
+        if self.weight.ndim == 2:
+            return F.embedding(ids, self.weight)
+        return self(ids.expand(len(self.weight), 1, *ids.shape))
 
 
 class Head(nn.Module):
@@ -79,7 +105,7 @@ class Head(nn.Module):
         self.proj = None if tied else Linear(d_model, vocab_size, bias=False)
 
     def forward(self, x: Tensor, table: Embedding) -> Tensor:
-        return table.product(x, table.weight) if self.proj is None else self.proj(x)
+        return table.product(x) if self.proj is None else self.proj(x)
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:

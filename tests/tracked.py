@@ -1,19 +1,26 @@
-"""A stand-in for wandb's server on loopback, as much of its protocol as wandb-core needs to take a run, and a home for it."""
+"""What the tests of the wandb mirror share: a run, a home without wandb, and stand-ins for wandb's server on loopback."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-KEY = "0123456789" * 4
+from lmablate.tracking import open_tracker
+
+ID, KEY = "1f2e3d4c5b6a", "0123456789" * 4
+CONFIG = {"norm": "layer", "model.d_model": 128, "optim.lr": 1e-3, "compile": False, "model.d_ff": None}
 
 
 def home_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -29,6 +36,38 @@ def home_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # refuses
     return folder
+
+
+def start(mode, directory, *, resume=False, **timeouts):
+    options = {"run_id": ID, "name": f"layer-{ID}", "group": "norms", "project": "ablations", "config": CONFIG}
+    return open_tracker(mode, **options, directory=directory, resume=resume, **timeouts)
+
+
+def record(step, **more):
+    """A line of history.jsonl, its numbers long enough to be spoilt by any rounding."""
+    numbers = {"seconds": step / 7, "train_loss": 5 / (step + 3), "lr": 1e-3 / (step + 1)}
+    return {"step": step, "tokens": step * 2048, **numbers, **more}
+
+
+def write_history(directory, steps):
+    lines = (json.dumps(record(step, val_loss=None)) + "\n" for step in range(steps))
+    (directory / "history.jsonl").write_text("".join(lines))
+
+
+def warnings_of(caplog):
+    return [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
+
+
+def sync(*words):
+    """wandb's own command."""
+    subprocess.run([Path(sys.executable).with_name("wandb"), *words], check=True, capture_output=True, timeout=60)
+
+
+def wait_for(condition, seconds=15):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
 
 
 class WandbServer:
