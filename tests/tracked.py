@@ -60,7 +60,9 @@ def warnings_of(caplog):
 
 def sync(*words):
     """wandb's own command."""
-    subprocess.run([Path(sys.executable).with_name("wandb"), *words], check=True, capture_output=True, timeout=60)
+    command = [Path(sys.executable).with_name("wandb"), *words]
+    environment = {**os.environ, "WANDB_ERROR_REPORTING": "false"}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
 
 
 def wait_for(condition, seconds=15):

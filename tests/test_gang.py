@@ -1,0 +1,201 @@
+"""A gang member is indistinguishable from the same run trained alone: to the bit, on CPU, whatever sits beside it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import SmallText, config, every_option, scaled_model
+
+from lmablate.gang import Gang, graph_key
+from lmablate.model import build_model
+from lmablate.trainer import Trainer
+
+STEPS = 20
+
+
+def members_of(*overrides, count=3):
+    """Runs that differ in whatever a gang may differ in."""
+    lr = (3e-3, 1e-3, 5e-3, 2e-3)
+    decay, clip, beta = (0.1, 0.0, 0.3, 0.2), (1.0, 0.3, None, 2.0), (0.95, 0.9, 0.99, 0.98)
+    out = []
+    for k in range(count):
+        cfg = config(*overrides, f"seed={k}", f"trainer.steps={STEPS}", "runtime.log_every=5")
+        optim = cfg.optim.model_copy(
+            update={"lr": lr[k], "weight_decay": decay[k], "grad_clip": clip[k], "beta2": beta[k]}
+        )
+        out.append(cfg.model_copy(update={"optim": optim}))
+    return out
+
+
+def solo(cfg, scale=1.0):
+    trainer = Trainer(scaled_model(cfg, scale), SmallText(), cfg, folder=None)
+    return summary(trainer, list(trainer.records()))
+
+
+def gang(cfgs, size=None, scale=1.0):
+    """Train together; the summaries by position."""
+    trainers = {k: Trainer(scaled_model(cfg, scale), SmallText(), cfg, folder=None) for k, cfg in enumerate(cfgs)}
+    records = {k: [] for k in trainers}
+    ended = []
+    for name, record in Gang(trainers.items(), size=size or len(cfgs)).run():
+        ended.append(name) if record is None else records[name].append(record)
+    assert sorted(ended) == sorted(trainers)
+    return [summary(trainer, records[k]) for k, trainer in trainers.items()]
+
+
+def summary(trainer, records):
+    """Records without what a clock writes, and the weights."""
+    timeless = [
+        {key: value for key, value in record.items() if key not in ("seconds", "tokens_per_second")}
+        for record in records
+    ]
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    return SimpleNamespace(records=json.dumps(timeless), weights=weights, diverged=trainer.progress.diverged_at_step)
+
+
+def assert_same_bits(a, b):
+    for name, weight in a.weights.items():
+        assert torch.equal(weight, b.weights[name]), f"{name}: {(weight - b.weights[name]).abs().max():.2g} apart"
+    assert a.records == b.records
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("axis", "option"), every_option(), ids=lambda word: word)
+def test_every_option_gangs_to_the_bit(axis, option, precision):
+    """Output, gradients and 20 optimizer steps: weights, losses and gradient norms equal solo's."""
+    extra = () if axis == "aspect_ratio" else ("model.head_dim=16",)
+    cfgs = members_of(f"{axis}={option}", f"trainer.precision={precision}", *extra, count=2)
+    for mine, alone in zip(gang(cfgs), map(solo, cfgs), strict=True):
+        assert_same_bits(mine, alone)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("model.bias=true", "norm=layer"),
+        ("model.tie_embeddings=true",),
+        ("runtime.microbatch_size=3",),
+        ("attention=gqa", "stability=all", "posemb=t5"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_combinations_gang_to_the_bit(extra):
+    cfgs = members_of(*extra, count=4)
+    for mine, alone in zip(gang(cfgs), map(solo, cfgs), strict=True):
+        assert_same_bits(mine, alone)
+
+
+def test_size_and_order_change_no_bit():
+    cfgs = members_of(count=4)
+    whole = gang(cfgs)
+    for mine, other in zip(whole, gang(cfgs, size=2), strict=True):  # two slots, refilled as they come free
+        assert_same_bits(mine, other)
+    for mine, other in zip(whole, reversed(gang(cfgs[::-1])), strict=True):
+        assert_same_bits(mine, other)
+
+
+def test_a_member_that_diverges_leaves_the_others_untouched():
+    cfgs = members_of("norm=none", count=4)
+    wild = cfgs[1].optim.model_copy(update={"lr": 1e9, "grad_clip": None})
+    cfgs[1] = cfgs[1].model_copy(update={"optim": wild})
+    together = gang(cfgs)
+    assert together[1].diverged is not None
+    for k in (0, 2, 3):
+        assert together[k].diverged is None
+        assert_same_bits(together[k], solo(cfgs[k]))
+    assert together[1].diverged == solo(cfgs[1]).diverged
+
+
+def test_members_of_different_lengths_and_a_queue_longer_than_the_gang():
+    cfgs = [
+        cfg.model_copy(update={"trainer": cfg.trainer.model_copy(update={"steps": steps})})
+        for cfg, steps in zip(members_of(count=4), (6, 20, 11, 3), strict=True)
+    ]
+    for mine, alone in zip(gang(cfgs, size=2), map(solo, cfgs), strict=True):
+        assert_same_bits(mine, alone)
+
+
+def test_a_gang_checkpoint_resumes_alone_and_a_solo_one_in_a_gang(tmp_path):
+    cfgs = [
+        cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"checkpoint_seconds": 0.0})})
+        for cfg in members_of(count=2)
+    ]
+    whole = [solo(cfg) for cfg in cfgs]
+
+    def trainer(k, way):
+        return Trainer(build_model(cfgs[k]), SmallText(), cfgs[k], tmp_path / way / str(k))
+
+    stop = iter([0] * 14 + [15] * 2)  # both members ask once a step; stop after seven
+    with pytest.raises(Exception, match="15"):
+        list(Gang([(k, trainer(k, "gang first")) for k in range(2)], size=2, stop=lambda: next(stop)).run())
+    for k in range(2):  # seven steps in a gang, the rest alone
+        alone = trainer(k, "gang first")
+        list(alone.records())
+        assert_same_weights(alone, whole[k])
+    for k in range(2):
+        count = iter([0] * 6 + [15])
+        with pytest.raises(Exception, match="15"):
+            list(trainer(k, "solo first").records(lambda count=count: next(count)))
+    together = {k: trainer(k, "solo first") for k in range(2)}
+    list(Gang(together.items(), size=2).run())
+    for k in range(2):
+        assert_same_weights(together[k], whole[k])
+
+
+def assert_same_weights(trainer, wanted):
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(weight, wanted.weights[name])
+
+
+class Store(SmallText):
+    fingerprint, tokenizer_fingerprint = "text", "tokenizer"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "seed=1",
+        "init_seed=4",
+        "data_seed=4",
+        "optim.lr=1e-3",
+        "optim.weight_decay=0.0",
+        "optim.beta1=0.8",
+        "optim.grad_clip=0.5",
+        "schedule=wsd",
+        "schedule.warmup_steps=2",
+        "model.init_std=0.05",
+        "trainer.steps=9",
+    ],
+)
+def test_what_may_differ_in_a_gang(word):
+    assert graph_key(config(), Store()) == graph_key(config(word), Store())
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "norm=layer",
+        "activation=geglu",
+        "posemb=alibi",
+        "model.d_ff=80",
+        "model.bias=true",
+        "trainer.batch_size=3",
+        "model.context_length=16",
+        "trainer.precision=bf16",
+        "stability=z_loss",
+        "norm.eps=1e-5",
+        "posemb.rope_theta=500.0",
+        "runtime.microbatch_size=2",
+    ],
+)
+def test_what_may_not_differ_in_a_gang(word):
+    assert graph_key(config(), Store()) != graph_key(config(word), Store())
+
+
+def test_dropout_runs_solo():
+    assert graph_key(config("model.dropout=0.1"), Store()) is None
+
+
+def test_z_loss_may_differ_in_size():
+    assert graph_key(config("stability.z_loss=1e-4"), Store()) == graph_key(config("stability.z_loss=1e-3"), Store())
