@@ -5,12 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from lmablate.axes import default_choices
 from lmablate.errors import ConfigError
 from lmablate.identity import SCIENCE_VERSION, run_id
+from lmablate.provenance import device_name, peak_memory_bytes, provenance
 from lmablate.run_directory import RunDirectory
+from lmablate.stopping import asked_to_stop
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -49,50 +47,78 @@ def execute(
     Continues from a checkpoint if there is one. On SIGTERM or SIGINT a checkpoint is written and trainer.Interrupted
     raised, with the signal's number. `on_status` sees every heartbeat.
     """
-    import torch
+    with asked_to_stop() as stop, RunSession(cfg, data, on_status) as session:
+        for record in session.trainer.records(lambda: stop.signal):
+            session.take(record)
+        return session.finish()
 
-    from lmablate.model import build_model
-    from lmablate.tracking import flatten, open_tracker, resolve_mode, short_name
-    from lmablate.trainer import Trainer
 
-    torch.set_num_threads(cfg.runtime.threads)
-    torch.set_flush_denormal(True)
-    started = datetime.now(UTC)
-    cfg = with_data(cfg, data)
-    identity = run_id(cfg, data)
-    directory = RunDirectory(Path(cfg.results_dir), identity)
-    write_config(cfg, directory.config_path)
-    trainer = Trainer(build_model(cfg), data, cfg, directory.checkpoint_dir)
-    heartbeat = Heartbeat(directory, cfg, on_status)
-    facts = _facts(cfg, data, identity)
-    tracker = open_tracker(
-        resolve_mode(cfg.runtime.wandb),
-        run_id=identity,
-        name=short_name(cfg.choices, default_choices(), identity),
-        group=cfg.sweep,
-        project=cfg.runtime.wandb_project,
-        config=flatten({**facts, "config": cfg.model_dump(exclude={"runtime", "overrides", "results_dir"})}),
-        directory=directory.path,
-        resume=directory.checkpoint_dir.exists(),
-    )
-    status = "failed"
-    try:
-        with asked_to_stop() as stop:
-            first = True
-            for record in trainer.records(lambda: stop.signal):
-                if first:  # whatever a killed attempt wrote after its last checkpoint is written again
-                    directory.truncate_history(record["step"] - 1)
-                    first = False
-                directory.append(record)
-                tracker.log(record)
-                heartbeat.beat(record)
-        result = {**facts, **_outcome(trainer, cfg, started)}
-        directory.finish(result)
-        status = result["status"]
-    finally:
-        tracker.finish(status, {} if status == "failed" else {key: result[key] for key in _SUMMARY})
-    heartbeat.end(status)
-    return result
+class RunSession:
+    """One run at work: its directory, trainer, tracker and heartbeat. Leaving it without `finish` marks it as failed."""
+
+    def __init__(
+        self, cfg: RunConfig, data: TokenData, on_status: Callable[[dict[str, Any]], None] = lambda status: None
+    ) -> None:
+        import torch
+
+        from lmablate.model import build_model
+        from lmablate.tracking import flatten, open_tracker, resolve_mode, short_name
+        from lmablate.trainer import Trainer
+
+        torch.set_num_threads(cfg.runtime.threads)
+        torch.set_flush_denormal(True)
+        self.started = datetime.now(UTC)
+        self.cfg = cfg = with_data(cfg, data)
+        identity = run_id(cfg, data)
+        self.directory = RunDirectory(Path(cfg.results_dir), identity)
+        write_config(cfg, self.directory.config_path)
+        self.trainer = Trainer(build_model(cfg), data, cfg, self.directory.checkpoint_dir)
+        self.heartbeat = Heartbeat(self.directory, cfg, on_status)
+        self.facts = _facts(cfg, data, identity)
+        self.numerics: dict[str, Any] = {"gang": False}
+        self.status = "failed"
+        self.summary: dict[str, Any] = {}
+        self._first = True
+        science = cfg.model_dump(exclude={"runtime", "overrides", "results_dir", "choices", "sweep"})
+        self.tracker = open_tracker(
+            resolve_mode(cfg.runtime.wandb),
+            run_id=identity,
+            name=short_name(cfg.choices, default_choices(), identity),
+            group=cfg.sweep,
+            project=cfg.runtime.wandb_project,
+            config={
+                **flatten({k: v for k, v in self.facts.items() if k != "choices"}),
+                **flatten(science),
+                **cfg.choices,
+            },
+            directory=self.directory.path,
+            resume=self.directory.checkpoint_dir.exists(),
+        )
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Store one record of the trainer's."""
+        if self._first:  # whatever a killed attempt wrote after its last checkpoint is written again
+            self.directory.truncate_history(record["step"] - 1)
+            self._first = False
+        self.directory.append(record)
+        self.tracker.log(record)
+        self.heartbeat.beat(record)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the result row, which marks the run as done."""
+        result = {**self.facts, **_outcome(self.trainer, self.cfg, self.started, self.numerics)}
+        self.directory.finish(result)
+        self.status = result["status"]
+        self.summary = {key: result[key] for key in _SUMMARY}
+        return result
+
+    def __enter__(self) -> RunSession:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.tracker.finish(self.status, self.summary)
+        if self.status != "failed":
+            self.heartbeat.end(self.status)
 
 
 _SUMMARY = (
@@ -162,7 +188,7 @@ def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
     }
 
 
-def _outcome(trainer: Trainer, cfg: RunConfig, started: datetime) -> dict[str, Any]:
+def _outcome(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict[str, Any]) -> dict[str, Any]:
     """What became of a run."""
     p = trainer.progress
     diverged = p.diverged_at_step is not None
@@ -182,75 +208,13 @@ def _outcome(trainer: Trainer, cfg: RunConfig, started: datetime) -> dict[str, A
             "device": device_name(cfg.runtime.device),
             "precision": cfg.trainer.precision,
             "compiled": trainer.compiled,
-            "gang": False,
+            **numerics,
             "threads": cfg.runtime.threads,
             "microbatch_size": cfg.runtime.microbatch_size,
         },
         "config": cfg.model_dump(exclude={"choices", "overrides", "runtime", "results_dir", "sweep"}),
         "provenance": provenance(cfg, started),
     }
-
-
-def device_name(device: str) -> str:
-    """``cpu``, or the GPU's name."""
-    if device == "cpu":
-        return "cpu"
-    import torch
-
-    return torch.cuda.get_device_name()
-
-
-def peak_memory_bytes(device: str) -> int:
-    """The largest memory of this process so far: resident on CPU, allocated by torch on a GPU."""
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def provenance(cfg: RunConfig, started: datetime) -> dict[str, Any]:
-    """Where, when and with what a run was made."""
-    import platform
-
-    import torch
-
-    import lmablate
-
-    commit, dirty = _git_state()
-    return {
-        "lmablate": lmablate.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "threads": cfg.runtime.threads,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "overrides": cfg.overrides,
-    }
-
-
-def _git_state() -> tuple[str | None, bool | None]:
-    """The commit of the code that ran, and whether files were changed; (None, None) outside a checkout."""
-    from lmablate.paths import ROOT
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    if not (ROOT / ".git").exists():
-        return None, None
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return None, None
 
 
 class Heartbeat:
@@ -274,31 +238,3 @@ class Heartbeat:
     def _write(self) -> None:
         self.directory.write_status({**self.state, "time": time.time()})
         self.on_status(dict(self.state))
-
-
-class StopRequest:
-    """Set by SIGTERM and SIGINT; the trainer looks at it after every step."""
-
-    signal: int = 0  # 0: nobody asked
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first SIGINT into a request; a second SIGINT stops at once."""
-    request = StopRequest()
-
-    def note(number: int, frame: Any) -> None:
-        if request.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal = number
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: leave the signals to whoever owns them
-        yield request
-        return
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

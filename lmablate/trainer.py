@@ -108,7 +108,7 @@ class Trainer:
             lr = self._set_lr(self.progress.step)
             nats = yield self.rows(self.progress.step)
             assert nats is not None
-            self._update(nats)
+            self.apply(nats)
             self.progress.step += 1
             step = self.progress.step
             due = step % self.cfg.runtime.log_every == 0 or step in evaluate_at or step == steps
@@ -149,7 +149,7 @@ class Trainer:
         while not times or sum(times) < budget:
             began = time.monotonic()
             self._step(0)
-            torch.stack(self._pending).tolist()  # waits for a GPU
+            self.settle()
             times.append(time.monotonic() - began)
         return sorted(times)[len(times) // 2]
 
@@ -193,7 +193,7 @@ class Trainer:
     def _step(self, step: int) -> None:
         """One optimizer step on batch `step`. Nothing here waits for a GPU."""
         self._set_lr(step)
-        self._update(self.backward(self.rows(step)))
+        self.apply(self.backward(self.rows(step)))
 
     def _set_lr(self, step: int) -> float:
         lr = self.cfg.optim.lr * lr_factor(self.cfg.schedule, step, self.cfg.trainer.steps)
@@ -225,18 +225,23 @@ class Trainer:
             total += loss.nats.detach() * share
         return total
 
-    def _update(self, nats: torch.Tensor) -> None:
+    def apply(self, nats: torch.Tensor) -> None:
         """Clip the gradients in place, take the optimizer's step, and note loss and gradient norm for the next flush."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.grad_clip or math.inf)
         self.optimizer.step()
         self._pending.append(torch.stack((nats, norm.to(nats.dtype))))
 
+    def settle(self) -> list[list[float]]:
+        """Loss and gradient norm of the pending steps, taken from the device; waits for a GPU."""
+        rows = torch.stack(self._pending).tolist() if self._pending else []
+        self._pending.clear()
+        return rows
+
     def _flush(self) -> bool:
         """Take the losses of the pending steps from the device, in order; True if one of them diverged."""
         assert self.detector is not None
-        rows = torch.stack(self._pending).tolist() if self._pending else []
+        rows = self.settle()
         first = self.progress.step - len(rows) + 1
-        self._pending.clear()
         for step, (loss, norm) in enumerate(rows, first):
             self.progress.window_loss += loss
             self.progress.window_norm += norm

@@ -1,0 +1,124 @@
+"""A group of runs of one graph, trained as a gang where that is faster: what launchers call."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmablate.gang import Gang, Stack
+from lmablate.model import build_model
+from lmablate.run import RunSession, with_data
+from lmablate.stopping import asked_to_stop
+from lmablate.trainer import Trainer
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+    from lmablate.data import TokenData
+
+log = logging.getLogger(__name__)
+Run = tuple["RunConfig", "TokenData"]
+SIZES = (2, 4, 8, 16, 32)
+TRIALS = 5  # timed steps of each candidate size
+MARGIN = 1.05  # a gang must beat training alone by this much: it holds more memory
+
+
+def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda run_id, status: None) -> None:
+    """Train runs of one graph, as many at a time as the planner finds best.
+
+    `on_end` hears of each run's end and its status. A run that cannot start is reported as failed and leaves the others
+    alone. Raises trainer.Interrupted after SIGTERM or SIGINT, with checkpoints written.
+    """
+    torch.set_num_threads(runs[0][0].runtime.threads)
+    torch.set_flush_denormal(True)
+    size, why = plan_size(runs)
+    log.info("gang: %d runs of one graph, %d at a time (%s)", len(runs), size, why)
+    note: dict[str, Any] = {"gang": False}
+    if size > 1:
+        difference = self_test(runs)
+        # `gang` marks rows whose bits may differ from those of a run trained alone.
+        note = {"gang": difference > 0, "gang_size": size, "gang_self_test": difference}
+    sessions: list[RunSession] = []
+
+    def queue() -> Iterator[tuple[RunSession, Trainer]]:
+        for cfg, data in runs:
+            session = RunSession(cfg, data)
+            session.numerics = dict(note)
+            sessions.append(session)
+            yield session, session.trainer
+
+    with asked_to_stop() as stop:
+        try:
+            for session, record in Gang(queue(), size=size, stop=lambda: stop.signal).run():
+                if record is not None:
+                    session.take(record)
+                    continue
+                result = session.finish()
+                session.__exit__()
+                sessions.remove(session)
+                on_end(result["run_id"], result["status"])
+        finally:
+            for session in sessions:  # left by an exception or a signal
+                session.__exit__()
+
+
+def plan_size(runs: Sequence[Run]) -> tuple[int, str]:
+    """How many members train fastest on this machine, and why: (1, ...) means one after the other.
+
+    Each candidate size is timed for a few steps, per member; a gang is chosen only where it beats training alone.
+    """
+    cfg = runs[0][0]
+    if len(runs) == 1:
+        return 1, "nothing to gang with"
+    alone = _seconds_per_member(runs, 1)
+    best, fastest = 1, alone
+    for size in SIZES:
+        if size > len(runs):
+            break
+        seconds = _seconds_per_member(runs, size)
+        if seconds * (MARGIN if best == 1 else 1.0) < fastest:
+            best, fastest = size, seconds
+        elif seconds > 1.1 * fastest:
+            break  # past the point where stacking pays
+    speed = cfg.tokens_per_step / fastest
+    return best, f"{alone / fastest:.2f} times the speed of one alone, {speed:,.0f} tokens/s"
+
+
+def _trial(run: Run) -> Trainer:
+    cfg = with_data(*run)
+    return Trainer(build_model(cfg), run[1], cfg, folder=None)
+
+
+def _seconds_per_member(runs: Sequence[Run], size: int) -> float:
+    """The fastest of a few steps of `size` members, over `size`: noise only ever adds."""
+    trainers = [_trial(run) for run in runs[:size]]
+    stack = Stack(trainers) if size > 1 else None
+    times = []
+    for step in range(TRIALS + 1):
+        began = time.perf_counter()
+        rows = [trainer.rows(step) for trainer in trainers]
+        nats = stack.backward(rows) if stack else [trainers[0].backward(rows[0])]
+        for trainer, loss in zip(trainers, nats, strict=True):
+            trainer.apply(loss)
+        for trainer in trainers:
+            trainer.settle()
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / size
+
+
+def self_test(runs: Sequence[Run]) -> float:
+    """The largest relative difference between the gradients of two members together and each alone; 0.0: bit-equal."""
+    together, alone = [_trial(run) for run in runs[:2]], [_trial(run) for run in runs[:2]]
+    rows = [trainer.rows(0) for trainer in together]
+    Stack(together).backward(rows)
+    worst = 0.0
+    for mine, single, batch in zip(together, alone, rows, strict=True):
+        single.backward(batch)
+        for a, b in zip(mine.model.parameters(), single.model.parameters(), strict=True):
+            if a.grad is not None and b.grad is not None and not torch.equal(a.grad, b.grad):
+                gap = (a.grad - b.grad).abs().max() / b.grad.abs().max().clamp(min=1e-30)
+                worst = max(worst, float(gap))
+    return worst
