@@ -17,7 +17,8 @@ from lmablate.errors import ConfigError
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
 
-Action = Callable[[Sequence["RunConfig"]], int]  # takes the jobs of one command, returns the exit code
+# Takes the jobs of one command and the word of the launcher; returns the exit code.
+Action = Callable[[Sequence["RunConfig"], str], int]
 
 HELP = """{program}: {purpose}
 
@@ -134,4 +135,4 @@ def _run(words: list[str], action: Action) -> int:
             os.environ.pop("HYDRA_FULL_ERROR", None)
     # Hydra's part ends here: every job is checked before the first one starts.
     configs = [to_run_config(job) for job in composed]
-    return action(configs) if configs else 0
+    return action(configs, composed[0].hydra.runtime.choices["hydra/launcher"]) if configs else 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CALIBRATION_SECONDS = 2.0
 
 
-def plan(configs: Sequence[RunConfig]) -> int:
+def plan(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print one row a job and the totals; returns the exit code."""
     from rich.console import Console
     from rich.table import Table

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
 
 
-def train(configs: Sequence[RunConfig]) -> int:
+def train(configs: Sequence[RunConfig], launcher: str) -> int:
     """Train what is missing of `configs`; returns the exit code."""
     from lmablate.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs

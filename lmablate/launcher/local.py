@@ -1,4 +1,4 @@
-"""``hydra/launcher=local``: Hydra expands the grid, our own scheduler (scheduler.py) runs the jobs."""
+"""``hydra/launcher=local`` and ``=gang``: Hydra expands the grid, our own scheduler (scheduler.py) runs the jobs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,14 @@ class LocalLauncher(Launcher):
         return []
 
 
+class GangLauncher(LocalLauncher):
+    """The same, for jobs that then train together where their graphs are equal (gang.py)."""
+
+    __module__ = "hydra_plugins.lmablate"
+
+
 def register() -> None:
-    """Make ``hydra_plugins.lmablate.LocalLauncher`` known to Hydra.
+    """Make the launchers of ``hydra_plugins.lmablate`` known to Hydra.
 
     Hydra takes launchers from the namespace package hydra_plugins alone, and its discovery walks folders, which does not
     see an editable install. Made by hand, the module is there in a checkout, an editable install and a wheel alike.
@@ -43,6 +49,7 @@ def register() -> None:
         parent = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         parent.__path__ = []
     module = types.ModuleType("hydra_plugins.lmablate")
-    module.LocalLauncher = LocalLauncher  # type: ignore[attr-defined]
     sys.modules["hydra_plugins.lmablate"] = parent.lmablate = module  # type: ignore[attr-defined]
-    plugins.register(LocalLauncher)
+    for launcher in (LocalLauncher, GangLauncher):
+        setattr(module, launcher.__name__, launcher)
+        plugins.register(launcher)

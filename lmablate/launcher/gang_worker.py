@@ -1,0 +1,60 @@
+"""Jobs of one graph in one process: ``python -m lmablate.launcher.gang_worker RUN_DIRECTORY ... [--trust PACKAGE]``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
+    """Train the runs whose config.yaml stand in `paths`; 0 all ended, 1 one failed, 143 stopped.
+
+    Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
+    """
+    from lmablate.gang_run import train_group
+    from lmablate.launcher.worker import run_directory
+    from lmablate.model.parts import trust
+    from lmablate.run import load_data, read_config
+    from lmablate.run_directory import RunDirectory
+    from lmablate.trainer import Interrupted
+
+    trust(*trusted)
+    directories = [RunDirectory(path.parent, path.name) for path in paths]
+    try:
+        configs = [read_config(path / "config.yaml") for path in paths]
+        train_group([(cfg, load_data(cfg)) for cfg in configs])
+        return 0
+    except (Interrupted, KeyboardInterrupt):
+        for directory in directories:
+            if not directory.is_done:
+                directory.write_status({"state": "stopped", "pid": os.getpid()})
+        return 143
+    except Exception:
+        log.exception("these runs could not train together; they go on one by one")
+    left = [directory for directory in directories if not directory.is_done]
+    codes = [run_directory(directory.path, list(trusted)) for directory in left]
+    return max(codes, default=0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directories", type=Path, nargs="+")
+    parser.add_argument("--parent", type=int, default=os.getppid())
+    parser.add_argument("--trust", action="append", default=[])
+    words = parser.parse_args()
+    from lmablate.cli import speak
+    from lmablate.launcher.worker import die_with_parent
+
+    die_with_parent(words.parent)
+    speak()
+    return run_group(words.directories, words.trust)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
