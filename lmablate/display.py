@@ -27,7 +27,6 @@ class Board:
         self.failed: list[tuple[Job, str]] = []
         self.status: dict[str, dict[str, Any]] = {}
         self.began = time.monotonic()
-        self.work_before = 0.0
         self._said: dict[str, float] = {}
         wanted = jobs[0].cfg.runtime.progress if jobs else "off"
         self.console = Console(width=None if sys.stdout.isatty() else 160)
@@ -64,11 +63,6 @@ class Board:
     def update(self, job: Job, status: dict[str, Any]) -> None:
         if not status:
             return
-        if not self.status[job.run_id].get("step"):
-            self.work_before += (
-                status.get("step", 0) / job.cfg.trainer.steps if not self.status[job.run_id].get("seen") else 0.0
-            )
-            self.status[job.run_id]["seen"] = True
         self.status[job.run_id] |= status
         now = time.monotonic()
         if self.mode == "lines" and status.get("step") and now - self._said.get(job.run_id, self.began) >= LINE_SECONDS:
@@ -118,7 +112,7 @@ class Board:
         )
         if share <= 0 or ended >= total:
             return "done" if ended >= total else "time left unknown"
-        seconds = (time.monotonic() - self.began) * (total - self.work_before - share) / share
+        seconds = (time.monotonic() - self.began) * (total - share) / share
         return f"{duration(seconds)} left"
 
     def _best(self) -> str:

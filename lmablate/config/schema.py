@@ -38,41 +38,38 @@ def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:
 Part = Annotated[dict[str, Any], AfterValidator(_names_a_target)]
 
 
-class ModelRequest(Settings):
-    """Sizes as asked for: null is solved from the others."""
+class _Model(Settings):
+    """What is final as it is asked for: `context_length` in tokens, `init_std` of the matrices' normal draws."""
 
     d_model: PositiveInt
     n_layers: PositiveInt
+    context_length: PositiveInt
+    tie_embeddings: bool
+    bias: bool
+    dropout: Fraction
+    init_std: PositiveFloat
+    depth_scaled_init: bool
+
+
+class ModelRequest(_Model):
+    """Sizes as asked for: null is solved from the others."""
+
     n_heads: PositiveInt | None
     n_kv_heads: PositiveInt | None
     head_dim: PositiveInt | None
     d_ff: PositiveInt | None
     ff_ratio: PositiveFloat | None
     gated_scale: PositiveFloat | None
-    context_length: PositiveInt
-    tie_embeddings: bool
-    bias: bool
-    dropout: Fraction
-    init_std: PositiveFloat
-    depth_scaled_init: bool
 
 
-class ModelSettings(Settings):
-    """Final sizes: `d_model`, `d_ff` and `head_dim` in channels, `context_length` in tokens."""
+class ModelSettings(_Model):
+    """Final sizes: `d_model`, `d_ff` and `head_dim` in channels."""
 
-    d_model: PositiveInt
-    n_layers: PositiveInt
     n_heads: PositiveInt
     n_kv_heads: PositiveInt
     head_dim: PositiveInt
     d_ff: PositiveInt
     vocab_size: PositiveInt
-    context_length: PositiveInt
-    tie_embeddings: bool
-    bias: bool
-    dropout: Fraction
-    init_std: PositiveFloat
-    depth_scaled_init: bool
 
 
 class ActivationSettings(Settings):
@@ -129,23 +126,23 @@ class ScheduleSettings(Settings):
         return self
 
 
-class TrainerRequest(Settings):
-    steps: Count | None
-    tokens: Count | None
+class _Trainer(Settings):
     batch_size: PositiveInt
-    precision: Literal["auto", "fp32", "bf16"]
     divergence_smoothing: Fraction
     divergence_patience: PositiveInt
 
 
-class TrainerSettings(Settings):
+class TrainerRequest(_Trainer):
+    steps: Count | None
+    tokens: Count | None
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+class TrainerSettings(_Trainer):
     """`steps` optimizer steps of `batch_size` sequences each."""
 
     steps: PositiveInt
-    batch_size: PositiveInt
     precision: Literal["fp32", "bf16"]
-    divergence_smoothing: Fraction
-    divergence_patience: PositiveInt
 
 
 class RuntimeSettings(Settings):
