@@ -107,9 +107,7 @@ class Board:
         """Time left, from the share of the work done since the start."""
         total = len(self.todo)
         ended = sum(job.done for job in self.todo) + len(self.failed)
-        share = (
-            ended + sum(s.get("step", 0) / max(1, s.get("steps", 1)) for s in self.status.values()) - self.work_before
-        )
+        share = ended + sum(s.get("step", 0) / max(1, s.get("steps", 1)) for s in self.status.values())
         if share <= 0 or ended >= total:
             return "done" if ended >= total else "time left unknown"
         seconds = (time.monotonic() - self.began) * (total - share) / share
