@@ -39,9 +39,10 @@ FUSIBLE_KEYS = {
 def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
     """Runs with equal keys may train as one gang; None for a run that trains solo.
 
-    Solo are runs with dropout, whose random draws depend on the shape of the whole batch.
+    Solo are runs with dropout, whose random draws depend on the shape of the whole batch, and compiled runs, since the
+    stack of a gang runs eagerly.
     """
-    if cfg.model.dropout:
+    if cfg.model.dropout or cfg.runtime.compile:
         return None
     key: dict[str, Any] = {name: value for name, value in science(cfg, data).items() if name not in FUSIBLE}
     for group, names in FUSIBLE_KEYS.items():

@@ -193,8 +193,9 @@ def test_what_may_not_differ_in_a_gang(word):
     assert graph_key(config(), Store()) != graph_key(config(word), Store())
 
 
-def test_dropout_runs_solo():
-    assert graph_key(config("model.dropout=0.1"), Store()) is None
+@pytest.mark.parametrize("word", ["model.dropout=0.1", "runtime.compile=true"])
+def test_what_runs_solo(word):
+    assert graph_key(config(word), Store()) is None
 
 
 def test_z_loss_may_differ_in_size():
