@@ -6,17 +6,15 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from lmablate.display import Board
 from lmablate.jobs import Job
+from lmablate.launcher.processes import Process, Starter
 from lmablate.run import write_config
 
 log = logging.getLogger(__name__)
@@ -25,12 +23,11 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Running:
-    """A job that has a process."""
+    """Jobs that have a process: one, or several of one graph. A job that has its result is taken out."""
 
-    job: Job
-    process: subprocess.Popen[bytes]
+    jobs: list[Job]
+    process: Process
     slot: int
-    log_file: IO[bytes]
 
 
 def run_jobs(jobs: Sequence[Job]) -> int:
@@ -49,7 +46,10 @@ def run_jobs(jobs: Sequence[Job]) -> int:
             runtime = job.cfg.runtime.model_copy(update={"wandb": mode})
             job.cfg = job.cfg.model_copy(update={"runtime": runtime})
     with board:
-        stopped_by = _run_here(todo[0], board) if len(todo) == 1 else _run_in_processes(todo, board)
+        if len(todo) == 1:
+            stopped_by = _run_here(todo[0], board)
+        else:
+            stopped_by = _run_in_processes([[job] for job in heaviest_first(todo)], board, slots(todo))
     if stopped_by:
         board.say(
             f"stopped: {sum(job.done for job in jobs)} of {len(jobs)} runs are done; the same command continues from the checkpoints"
@@ -79,32 +79,58 @@ def _run_here(job: Job, board: Board) -> int:
     return 0
 
 
-def _run_in_processes(todo: Sequence[Job], board: Board) -> int:
+def _run_in_processes(queue: list[list[Job]], board: Board, n_slots: int) -> int:
     """Keep every slot busy until all jobs have ended. Returns the signal that stopped the sweep, or 0."""
-    queue = list(todo)
-    free = list(range(slots(todo)))
+    free = list(range(n_slots))
     running: list[Running] = []
     forwarded = 0
-    with _stop_signals() as asked:
+    with _stop_signals() as asked, Starter([job for jobs in queue for job in jobs]) as starter:
         while queue or running:
-            while queue and free and not asked:
-                running.append(_start(queue.pop(0), free.pop(0)))
-                board.started(running[-1].job)
+            while queue and free and not asked and starter.ready():
+                jobs, slot = queue.pop(0), free.pop(0)
+                for job in jobs:
+                    _prepare(job)
+                running.append(Running(jobs, starter.start(jobs, slot), slot))
+                for job in jobs:
+                    board.started(job)
             for number in asked[forwarded:]:  # each once: a second SIGINT means "stop at once" to a job
                 queue.clear()
                 for one in running:
                     _signal(one, number)
             forwarded = len(asked)
-            time.sleep(POLL_SECONDS)
+            starter.pause(POLL_SECONDS)
             for one in list(running):
-                if one.process.poll() is None:
-                    board.update(one.job, _status(one.job))
+                code = one.process.poll()
+                for job in list(one.jobs):
+                    if job.done:
+                        one.jobs.remove(job)
+                        board.finished(job, {"state": "done"})
+                    else:
+                        board.update(job, _status(job))
+                if code is None:
                     continue
                 running.remove(one)
                 free.append(one.slot)
-                one.log_file.close()
-                board.finished(one.job, _verdict(one, stopped=bool(asked)))
+                if one.jobs and one.process.lost and not asked:
+                    queue.insert(0, one.jobs)
+                    continue
+                for job in one.jobs:
+                    board.finished(job, _verdict(job, code, stopped=bool(asked)))
     return asked[0] if asked else 0
+
+
+def heaviest_first(jobs: Sequence[Job]) -> list[Job]:
+    """By FLOPs of the whole run, else in the order given: a long run that starts last leaves the other cores idle."""
+    return sorted(jobs, key=lambda job: -_flops(job))
+
+
+def _flops(job: Job) -> int:
+    from lmablate.budget import flops_per_token
+
+    try:
+        return flops_per_token(job.cfg) * job.cfg.tokens
+    except Exception:  # a part of the user's own that cannot be counted: its run will say so, and harm no other
+        return 0
 
 
 def slots(jobs: Sequence[Job]) -> int:
@@ -122,43 +148,9 @@ def slots(jobs: Sequence[Job]) -> int:
     return min(max(1, cores // runtime.threads), len(jobs))
 
 
-def _start(job: Job, slot: int) -> Running:
-    from lmablate.model.parts import trusted
-
-    directory = job.directory
-    write_config(job.cfg, directory.config_path)
-    directory.write_status({"state": "starting", "step": 0, "steps": job.cfg.trainer.steps})
-    threads = str(job.cfg.runtime.threads)
-    # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if job.cfg.runtime.device == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(i) for i in range(_gpu_count())]
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    command = [sys.executable, "-m", "lmablate.launcher.worker", str(directory.path), "--parent", str(os.getpid())]
-    for package in trusted():
-        command += ["--trust", package]
-    log_file = open(directory.log_path, "ab")  # noqa: SIM115 - closed when the process ends
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log_file,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
-    return Running(job, process, slot, log_file)
-
-
-def _gpu_count() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+def _prepare(job: Job) -> None:
+    write_config(job.cfg, job.directory.config_path)
+    job.directory.write_status({"state": "starting", "step": 0, "steps": job.cfg.trainer.steps})
 
 
 def _status(job: Job) -> dict[str, Any]:
@@ -170,16 +162,13 @@ def _status(job: Job) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def _verdict(one: Running, *, stopped: bool) -> dict[str, Any]:
-    """What became of a process that has ended. Only a result on disk counts as done."""
-    if one.job.done:
-        return {"state": "done"}
-    code = one.process.returncode
+def _verdict(job: Job, code: int, *, stopped: bool) -> dict[str, Any]:
+    """What became of a job without a result whose process has ended with `code`."""
     if stopped and code in (143, -signal.SIGTERM, -signal.SIGINT, 130):
         return {"state": "stopped"}
-    status = _status(one.job)
+    status = _status(job)
     reason = status.get("error") or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
-    one.job.directory.write_status({**status, "state": "failed", "error": reason})
+    job.directory.write_status({**status, "state": "failed", "error": reason})
     return {"state": "failed", "error": reason}
 
 

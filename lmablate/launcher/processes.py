@@ -1,0 +1,161 @@
+"""How the process of a job starts: forked from a warm one where that is safe, from nothing elsewhere.
+
+Fork (Linux, runs on the CPU) saves the imports, some three seconds a job, and loses nothing: the process that forks
+(forkserver.py) has no threads and does nothing else. ``LMABLATE_START=spawn`` turns it off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lmablate.errors import ConfigError
+from lmablate.jobs import Job
+from lmablate.launcher.warm import Broken, WarmProcess
+from lmablate.paths import cache_dir
+
+log = logging.getLogger(__name__)
+
+
+class Process(Protocol):
+    """What the scheduler needs of a process."""
+
+    pid: int
+    lost: bool  # it ended because the process it was forked from did: the job may start again
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+
+
+class Spawned:
+    """A process started from nothing, for one job or for several of one graph."""
+
+    lost = False
+
+    def __init__(self, jobs: Sequence[Job], environment: dict[str, str]) -> None:
+        from lmablate.model.parts import trusted
+
+        module = "worker" if len(jobs) == 1 else "gang_worker"
+        command = [sys.executable, "-m", f"lmablate.launcher.{module}", *(str(job.directory.path) for job in jobs)]
+        command += ["--parent", str(os.getpid())]
+        for package in trusted():
+            command += ["--trust", package]
+        with open(jobs[0].directory.log_path, "ab") as log_file:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+
+class Starter:
+    """Starts the processes of one sweep."""
+
+    def __init__(self, todo: Sequence[Job]) -> None:
+        self.warm: WarmProcess | None = None
+        if todo and all(can_fork(job) for job in todo):
+            log.debug("runs start by fork of a warm process")
+            compiled = any(job.cfg.runtime.compile for job in todo)
+            self.warm = WarmProcess(["torch._inductor.compile_fx"] if compiled else [], environment_of(todo[0], 0))
+
+    def ready(self) -> bool:
+        """Can a process be started now? Not while the warm one still imports."""
+        if self.warm is not None:
+            self.warm.receive()
+            self._give_up_if_broken()
+        return self.warm is None or self.warm.ready
+
+    def start(self, jobs: Sequence[Job], slot: int) -> Process:
+        """A process at work on `jobs` (several: as a gang), its words in the log of the first."""
+        from lmablate.model.parts import trusted
+
+        environment = environment_of(jobs[0], slot)
+        if self.warm is not None:
+            directories = [job.directory.path for job in jobs]
+            try:
+                return self.warm.start(directories, jobs[0].directory.log_path, trusted(), environment)
+            except Broken as error:
+                if not self.warm.why:
+                    log.warning("a run could not be forked (%s); it gets a process of its own", error)
+                self._give_up_if_broken()
+        return Spawned(jobs, environment)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until a forked process has ended."""
+        if self.warm is not None and not self.warm.why:
+            select.select([self.warm.channel], [], [], seconds)
+        else:
+            time.sleep(seconds)
+
+    def _give_up_if_broken(self) -> None:
+        if self.warm is not None and self.warm.why:
+            log.warning(
+                "the process that starts runs %s; runs now start without it, those cut short from their checkpoints",
+                self.warm.why,
+            )
+            self.warm = None
+
+    def __enter__(self) -> Starter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.warm is not None:
+            self.warm.end("is no longer needed")
+
+
+def can_fork(job: Job) -> bool:
+    """Fork is safe on Linux for what does not touch a GPU; process handles need Linux 5.3."""
+    method = os.environ.get("LMABLATE_START", "auto")
+    if method not in ("auto", "spawn"):
+        raise ConfigError(f"LMABLATE_START={method}: use auto or spawn")
+    able = sys.platform == "linux" and hasattr(os, "fork") and hasattr(os, "pidfd_open")
+    return able and method == "auto" and job.cfg.runtime.device == "cpu" and _handles_work()
+
+
+def _handles_work() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
+def environment_of(job: Job, slot: int) -> dict[str, str]:
+    """What a run's environment adds to ours."""
+    runtime = job.cfg.runtime
+    threads = str(runtime.threads)
+    # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
+    added = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    # What one run of a sweep compiled, the next one finds; and one process compiles, since every core has a run.
+    added["TORCHINDUCTOR_CACHE_DIR"] = str(_compile_cache(runtime.cache_dir))
+    added["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if runtime.device == "cuda":
+        import torch
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+        added["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    return added
+
+
+def _compile_cache(ours: str | None) -> Path:
+    """The user's folder for compiled graphs, else one beside the token stores, which outlives /tmp."""
+    asked = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    # Some imports of torch write its default into the environment, as if the user had.
+    if asked and not Path(asked).name.startswith("torchinductor_"):
+        return Path(asked)
+    return ((Path(ours) if ours else cache_dir()) / "inductor").absolute()
