@@ -15,8 +15,8 @@ def train(configs: Sequence[RunConfig], launcher: str) -> int:
     from lmablate.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 
-    jobs, _ = prepare_jobs(configs)
-    return run_jobs(jobs)
+    jobs, data = prepare_jobs(configs)
+    return run_jobs(jobs, gang=data if launcher == "gang" else None)
 
 
 def main() -> None:

@@ -7,15 +7,19 @@ import logging
 import os
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmablate.display import Board
 from lmablate.jobs import Job
+from lmablate.launcher.groups import group_jobs
 from lmablate.launcher.processes import Process, Starter
 from lmablate.run import write_config
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
@@ -30,8 +34,10 @@ class Running:
     slot: int
 
 
-def run_jobs(jobs: Sequence[Job]) -> int:
+def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None) -> int:
     """Train every job that has no result yet; returns the exit code of the command.
+
+    With `gang`, the data of each job by run id, jobs of equal graphs share a process and may train together.
 
     A job that fails harms no other; failures are listed at the end with their overrides and logs. SIGTERM and SIGINT go
     to the jobs, which write a checkpoint and stop.
@@ -49,7 +55,9 @@ def run_jobs(jobs: Sequence[Job]) -> int:
         if len(todo) == 1:
             stopped_by = _run_here(todo[0], board)
         else:
-            stopped_by = _run_in_processes([[job] for job in heaviest_first(todo)], board, slots(todo))
+            queue = heaviest_first(todo)
+            groups = [[job] for job in queue] if gang is None else group_jobs(queue, gang, slots(todo))
+            stopped_by = _run_in_processes(groups, board, slots(todo))
     if stopped_by:
         board.say(
             f"stopped: {sum(job.done for job in jobs)} of {len(jobs)} runs are done; the same command continues from the checkpoints"
