@@ -1,9 +1,11 @@
 """``hydra/launcher=gang``: one process for jobs of one graph, every job with its own row, history and fate."""
 
 import json
+import signal
 
 import pytest
 from corpus import QUICK, command, write_corpus
+from test_resume import start_and_stop
 
 from lmablate.results import load_runs
 
@@ -57,3 +59,21 @@ def test_every_member_has_a_directory_of_its_own(words, tmp_path):
         row = json.loads(path.read_text())
         assert row["numerics"]["gang"] is False  # bit-equal to solo, as the self-test found
         assert {"config.yaml", "history.jsonl", "status.json"} <= {p.name for p in path.parent.iterdir()}
+
+
+def test_a_gang_that_is_stopped_continues_to_the_same_bits(words, tmp_path):
+    longer = [
+        *(word for word in words if not word.startswith(("trainer.steps", "optim.lr"))),
+        "trainer.steps=400",
+        "hydra/launcher=gang",
+    ]
+    assert start_and_stop([*longer, "runtime.log_every=1"], tmp_path / "stopped", signal.SIGTERM, 6) == 143
+    assert list((tmp_path / "stopped").glob("*/checkpoint/step-*.safetensors"))
+    for way in ("stopped", "whole"):
+        done = command("lmablate.train", *longer, f"results_dir={tmp_path / way}")
+        assert done.returncode == 0, done.stderr
+    stopped, whole = (
+        load_runs(tmp_path / way).set_index("run_id")["val_loss"].sort_index() for way in ("stopped", "whole")
+    )
+    assert len(whole) == 4
+    assert stopped.equals(whole)

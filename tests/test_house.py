@@ -56,7 +56,8 @@ def test_parts_take_no_open_keywords_and_have_no_defaults_for_science(path):
 def test_settings_default_to_none_and_to_nothing_else(path):
     for node in ast.walk(ast.parse(path.read_text())):
         is_settings = isinstance(node, ast.ClassDef) and any(
-            isinstance(b, ast.Name) and b.id in {"Settings", "_Common", "_Text", "_Model", "_Trainer", "ModelRequest"} for b in node.bases
+            isinstance(b, ast.Name) and b.id in {"Settings", "_Common", "_Text", "_Model", "_Trainer", "ModelRequest"}
+            for b in node.bases
         )
         for field in node.body if is_settings else []:
             if isinstance(field, ast.AnnAssign) and field.value is not None:
