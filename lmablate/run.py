@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.allocator import keep_freed_memory
 from lmablate.axes import default_choices
 from lmablate.errors import ConfigError
 from lmablate.identity import SCIENCE_VERSION, run_id
@@ -67,6 +68,7 @@ class RunSession:
 
         torch.set_num_threads(cfg.runtime.threads)
         torch.set_flush_denormal(True)
+        keep_freed_memory()
         self.started = datetime.now(UTC)
         self.cfg = cfg = with_data(cfg, data)
         identity = run_id(cfg, data)
