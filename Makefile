@@ -28,5 +28,20 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The peers have an environment of their own, with lmablate in it, so that all train in one process.
+.venv-bench/.ok: pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-no-deps.txt
+	$(PY) -m venv .venv-bench
+	echo '*' > .venv-bench/.gitignore
+	.venv-bench/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install -q --disable-pip-version-check --no-deps -r benchmarks/requirements-no-deps.txt -e .
+	touch $@
+
+# About an hour on two cores; `make bench BENCH=--quick` is a few minutes. Writes docs/benchmarks.md.
+bench: .venv-bench/.ok
+	.venv-bench/bin/python benchmarks/single_run.py $(BENCH)
+	.venv-bench/bin/python benchmarks/gang.py $(BENCH)
+	.venv-bench/bin/python benchmarks/sweep.py $(BENCH)
+	.venv-bench/bin/python benchmarks/report.py
+
 clean:
 	rm -rf .venv build dist *.egg-info demo

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from lmablate.model.transformer import TransformerLM
+from lmablate.cross_entropy import linear_cross_entropy, worth_chunking
+from lmablate.model.transformer import TransformerLM
 
 IGNORE = -100  # a target that is padding
 
@@ -30,8 +32,11 @@ class Causal(nn.Module):
         super().__init__()
         self.z_loss = z_loss
 
-    def forward(self, model: TransformerLM, inputs: Tensor, targets: Tensor) -> Loss:
+    def forward(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Loss:
         """`inputs` and `targets` are int64 ``[B, T]``."""
+        if isinstance(model, TransformerLM) and worth_chunking(targets.numel(), vocab_size(model)):
+            z_loss = None if self.z_loss is None else torch.full((), self.z_loss, device=inputs.device)
+            return Loss(*_chunked(model, model.hidden(inputs), targets, z_loss))
         return self.of_logits(model(inputs), targets)
 
     def of_logits(self, logits: Tensor, targets: Tensor) -> Loss:
@@ -43,3 +48,32 @@ class Causal(nn.Module):
         counted = (targets != IGNORE).to(logits.dtype)
         log_z2 = (logits.logsumexp(-1).square() * counted).sum() / counted.sum()
         return Loss(nats + self.z_loss * log_z2, nats)
+
+
+def member_losses(objectives: Sequence[Causal], model: TransformerLM, inputs: Tensor, targets: Tensor) -> list[Loss]:
+    """The losses of the members of a gang, each as its own objective alone would give it; ``[K, B, T]`` tokens."""
+    if not worth_chunking(targets[0].numel(), vocab_size(model)):
+        logits = model(inputs)
+        return [own.of_logits(*pair) for own, *pair in zip(objectives, logits, targets, strict=True)]
+    weights = [own.z_loss for own in objectives]
+    z_loss = None if None in weights else torch.tensor(weights, device=inputs.device)
+    return [Loss(*pair) for pair in zip(*_chunked(model, model.hidden(inputs), targets, z_loss), strict=True)]
+
+
+def vocab_size(model: TransformerLM) -> int:
+    """How many logits a token has."""
+    return model.embedding.weight.shape[-2]
+
+
+def _chunked(model: TransformerLM, hidden: Tensor, targets: Tensor, z_loss: Tensor | None) -> tuple[Tensor, Tensor]:
+    head = model.embedding if model.head.proj is None else model.head.proj
+    device = hidden.device.type
+    return linear_cross_entropy(
+        hidden,
+        head.weight,
+        targets,
+        z_loss=z_loss,
+        soft_cap=model.final_soft_cap,
+        compute_dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.compute_dtype,
+        ignore_index=IGNORE,
+    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmablate.allocator import keep_freed_memory
 from lmablate.checkpoint import load_checkpoint, save_checkpoint
 from lmablate.divergence import DivergenceDetector
 from lmablate.evaluate import Evaluation, evaluate
@@ -62,6 +63,8 @@ class Trainer:
     def __init__(self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None) -> None:
         self.cfg, self.data, self.folder = cfg, data, folder
         self.device = cfg.runtime.device
+        if self.device == "cpu":
+            keep_freed_memory()
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, cfg.optim)
         self.objective = Causal(z_loss=cfg.stability.z_loss)

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,7 +28,7 @@ NUMBERS = ["step", "tokens", "train_loss", "lr", "grad_norm", "val_loss", "val_b
 
 # Parts of a user's own. Each says in its run's log what it found, and leaves what it can to a careless successor.
 PARTS = """
-import os, random, signal, sys
+import os, random, signal, sys, threading, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -52,13 +55,29 @@ class Leaves(Plain):
     def forward(self, x):
         sys.exit(7)
 
+class Threads(RMSNorm):
+    def __init__(self, d_model):
+        super().__init__(d_model, eps=1e-6)
+
+    def forward(self, x):
+        threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+        return super().forward(x)
+
+class Stuck(RMSNorm):
+    def __init__(self, d_model):
+        super().__init__(d_model, eps=1e-6)
+
+    def forward(self, x):
+        Path(f"stuck-{os.getpid()}").touch()
+        time.sleep(100)
+
 class Parricide(RMSNorm):
     def __init__(self, d_model):
         super().__init__(d_model, eps=1e-6)
         self.calls = 0
 
     def forward(self, x):
-        self.calls += 1
+        self.calls += torch.is_grad_enabled()  # a template takes no more than one step
         mark = Path("done")
         if self.calls == 30 and not mark.exists():
             mark.touch()
@@ -79,7 +98,7 @@ def own_parts(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "__init__.py").write_text(PARTS)
     (tmp_path / "conf" / "norm").mkdir(parents=True)
-    for name in ("Plain", "Killed", "Leaves", "Parricide"):
+    for name in ("Plain", "Killed", "Leaves", "Threads", "Stuck", "Parricide"):
         (tmp_path / "conf" / "norm" / f"{name.lower()}.yaml").write_text(
             f"# norm={name.lower()}\n_target_: own.{name}\n"
         )
@@ -102,7 +121,7 @@ def numbers(results, run_id):
 GRID = [(f"trainer.precision={precision}", f"seed={seed}") for precision in ("fp32", "bf16") for seed in range(3)]
 
 
-def test_forked_runs_have_the_numbers_of_spawned_ones_to_the_bit(text, tmp_path, monkeypatch):
+def test_forked_runs_have_the_numbers_of_spawned_ones_to_the_bit(text, tmp_path, monkeypatch, request):
     forked = jobs_of(text, tmp_path / "forked", *GRID)
     assert run_jobs(forked) == 0
     assert [job.row["status"] for job in forked] == ["completed"] * 6
@@ -116,6 +135,21 @@ def test_forked_runs_have_the_numbers_of_spawned_ones_to_the_bit(text, tmp_path,
         assert twin.row["numerics"] == job.row["numerics"]
         assert numbers(tmp_path / "forked", job.run_id).equals(numbers(tmp_path / "spawned", job.run_id))
     assert forked[0].row["val_loss"] != forked[1].row["val_loss"]
+    monkeypatch.delenv("LMABLATE_START")
+    request.getfixturevalue("one_graph_an_option")
+    templated = jobs_of(text, tmp_path / "templated", *GRID)
+    assert run_jobs(templated) == 0
+    for job, twin in zip(templated, forked, strict=True):
+        assert twin.row["val_loss"] == job.row["val_loss"]
+        assert numbers(tmp_path / "forked", job.run_id).equals(numbers(tmp_path / "templated", job.run_id))
+
+
+@pytest.fixture
+def one_graph_an_option(monkeypatch):
+    """Treat eager runs of one norm and precision as if they compiled the same graph."""
+    monkeypatch.setattr(
+        processes, "graph_of", lambda unit: f"{unit[0].cfg.norm['_target_']} {unit[0].cfg.trainer.precision}"
+    )
 
 
 def test_a_run_that_dies_or_leaves_harms_no_other_and_nothing_is_inherited(text, own_parts, capsys):
@@ -161,6 +195,53 @@ def test_runs_go_on_when_the_warm_process_is_killed(text, own_parts, caplog):
     assert run_jobs([twin]) == 0
     assert twin.row["val_loss"] == jobs[1].row["val_loss"]
     assert numbers(own_parts / "alone", twin.run_id).equals(numbers(own_parts / "results", twin.run_id))
+
+
+def test_runs_of_a_graph_go_on_when_its_template_dies_or_is_unfit(text, own_parts, caplog, one_graph_an_option):
+    grid = [(f"norm={norm}", f"seed={seed}") for norm in ("parricide", "threads") for seed in range(2)]
+    jobs = jobs_of(text, own_parts / "results", *grid, more=("trainer.steps=60", "runtime.checkpoint_seconds=0"))
+    assert run_jobs(jobs) == 0
+    assert (own_parts / "done").exists()  # the template was killed, not the warm process
+    assert not [record for record in caplog.records if "starts runs" in record.getMessage()]
+    assert "compiling has left" in "".join(job.directory.log_path.read_text() for job in jobs[2:])
+    (twin,) = jobs_of(text, own_parts / "alone", grid[0], more=("trainer.steps=60",))
+    assert run_jobs([twin]) == 0
+    assert numbers(own_parts / "alone", twin.run_id).equals(numbers(own_parts / "results", twin.run_id))
+
+
+def test_sigterm_while_a_graph_compiles_starts_nothing_more(text, own_parts, one_graph_an_option):
+    jobs = jobs_of(text, own_parts / "results", *[("norm=stuck", f"seed={seed}") for seed in range(3)])
+    stuck = lambda: list(own_parts.glob("stuck-*"))  # noqa: E731
+
+    def stop():
+        wait_until(lambda: stuck() and len(list(own_parts.glob("results/*/status.json"))) == 2, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    began = time.monotonic()
+    assert run_jobs(jobs) == 143
+    thread.join()
+    assert time.monotonic() - began < 60
+    (only,) = stuck()
+    assert not alive(int(only.name.partition("-")[2]))
+    assert not (own_parts / "results" / jobs[2].run_id).exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_compiles_a_graph_once(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_LOGS", "graph_code")
+    jobs = jobs_of(text, tmp_path / "forked", *GRID[:3], more=("runtime.compile=true",))
+    assert run_jobs(jobs) == 0
+    assert all(job.row["numerics"]["compiled"] for job in jobs)
+    graphs = [job.directory.log_path.read_text().count("TRACED GRAPH") for job in jobs]
+    assert graphs[0] > 0 and graphs[1:] == [0, 0]
+    monkeypatch.setenv("LMABLATE_START", "spawn")
+    spawned = jobs_of(text, tmp_path / "spawned", *GRID[:3], more=("runtime.compile=true",))
+    assert run_jobs(spawned) == 0
+    for job, twin in zip(jobs, spawned, strict=True):
+        assert twin.directory.log_path.read_text().count("TRACED GRAPH") == graphs[0]
+        assert numbers(tmp_path / "forked", job.run_id).equals(numbers(tmp_path / "spawned", job.run_id))
 
 
 def descendants(pid):

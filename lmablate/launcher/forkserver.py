@@ -1,13 +1,8 @@
 """The warm process that starts runs by fork: ``python -m lmablate.launcher.forkserver --fd N --parent PID``.
 
 It imports torch and all that a run needs, starts no thread, and forks one child for each job it is asked for, so that a
-run begins in a fraction of a second. The sweep's own process may have threads, and must not fork itself.
-
-JSON lines over the socket `N`. In: ``{"start": id, "directories": [path], "log": path, "trust": [package],
-"environment": {name: value}}``; several directories are runs of one graph, for a gang. Out: ``{"ready": threads}`` once,
-``{"started": id, "pid": pid}`` when the child leads a session of its own, ``{"refused": id, "error": words}`` when it could
-not be forked, and ``{"ended": id, "code": code}``, negative for a signal. When the socket closes, this process ends, and
-the kernel ends its children as it does when it is killed.
+run begins in a fraction of a second. The sweep's own process may have threads, and must not fork itself. What is said
+over the socket `N` stands in server.py. When the sweep's process dies, this one ends, and the kernel stops its children.
 
 A child's peak memory (``ru_maxrss``) counts the pages it shares with this process, as that of a process of its own counts
 those of the libraries it loads: it is what the run would need alone, and the sum over a sweep is more than it takes.
@@ -19,10 +14,7 @@ import argparse
 import atexit
 import gc
 import importlib
-import json
 import os
-import select
-import signal
 import socket
 import sys
 import threading
@@ -30,22 +22,13 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from lmablate.launcher.server import Request, Server
 from lmablate.launcher.worker import die_with_parent, run_directory
 
-Request = dict[str, Any]
-TRAINING = (
-    *(
-        "yaml",
-        "lmablate.run",
-        "lmablate.trainer",
-        "lmablate.model",
-        "lmablate.model.attention",
-        "lmablate.model.posemb",
-    ),
-    *("lmablate.model.activation", "lmablate.data.build", "lmablate.tracking", "lmablate.config.schema"),
-)
+TRAINING = """yaml lmablate.run lmablate.trainer lmablate.model lmablate.model.attention lmablate.model.posemb
+lmablate.model.activation lmablate.data.build lmablate.tracking lmablate.config.schema""".split()
 
 
 def warm_up(modules: Sequence[str]) -> int:
@@ -61,84 +44,36 @@ def warm_up(modules: Sequence[str]) -> int:
     torch.optim.AdamW([one], fused=True).step()
     gc.collect()
     gc.freeze()  # the collector of a child then leaves these objects alone, and their pages stay shared
+    return _threads()
+
+
+def compile_graph(directory: Path, trusted: list[str]) -> None:
+    """Do all that the first step of a run does, so that children find its code compiled. Exits where a fork is unsafe."""
+    from lmablate.model import build_model
+    from lmablate.model.parts import trust
+    from lmablate.run import load_data, read_config, with_data
+    from lmablate.trainer import Trainer
+
+    with suppress(ImportError):  # the compiler shows progress by it, and it would start a thread to watch itself
+        import tqdm
+
+        tqdm.tqdm.monitor_interval = 0
+    trust(*trusted)
+    cfg = read_config(directory / "config.yaml")
+    data = load_data(cfg)
+    cfg = with_data(cfg, data)
+    trainer = Trainer(build_model(cfg), data, cfg, folder=None)
+    rows = next(item for item in trainer.cycle(lambda: 0) if not isinstance(item, dict))
+    trainer.backward(rows)
+    del trainer, rows
+    gc.collect()
+    gc.freeze()
+    if (threads := _threads()) != 1:
+        sys.exit(f"compiling has left {threads} threads, so the runs of this graph compile for themselves")
+
+
+def _threads() -> int:
     return len(os.listdir("/proc/self/task"))
-
-
-class Server:
-    """Forks children on request and reports what becomes of them."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self.channel = channel
-        self.children: dict[int, tuple[int, int]] = {}  # by process file descriptor: request id, process id
-
-    def serve(self) -> Request | None:
-        """Work until the other side hangs up: None. In a child it returns at once, with the request to be run."""
-        pending = b""
-        while True:
-            poll = select.poll()  # made anew each time: an epoll set would be shared with children
-            for fd in (self.channel.fileno(), *self.children):
-                poll.register(fd, select.POLLIN)
-            ready = [fd for fd, _ in poll.poll()]
-            for fd in ready:
-                if fd in self.children:
-                    self._reap(fd)
-            if self.channel.fileno() in ready:
-                received = self.channel.recv(1 << 16)
-                if not received:
-                    return None
-                *lines, pending = (pending + received).split(b"\n")
-                for line in lines:
-                    request = json.loads(line)
-                    if self._fork(request):
-                        return request
-
-    def send(self, message: dict[str, Any]) -> None:
-        self.channel.sendall(json.dumps(message).encode() + b"\n")
-
-    def _reap(self, fd: int) -> None:
-        request, pid = self.children.pop(fd)
-        os.close(fd)
-        _, status = os.waitpid(pid, 0)
-        self.send({"ended": request, "code": os.waitstatus_to_exitcode(status)})
-
-    def _fork(self, request: Request) -> bool:
-        """True in the child. The parent goes on when the child can take signals for itself and its descendants."""
-        heard, said = os.pipe()
-        server = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            os.close(heard)
-            os.close(said)
-            self.send({"refused": request["start"], "error": str(error)})
-            return False
-        if pid == 0:
-            self._become_child(request, server)
-            os.close(heard)
-            os.close(said)  # what the parent waits for
-            return True
-        os.close(said)
-        os.read(heard, 1)
-        os.close(heard)
-        self.children[os.pidfd_open(pid)] = (request["start"], pid)
-        self.send({"started": request["start"], "pid": pid})
-        return False
-
-    def _become_child(self, request: Request, server: int) -> None:
-        """Leave everything of the server's behind, as a process of its own would start."""
-        os.setsid()
-        self.channel.close()
-        for fd in self.children:
-            os.close(fd)
-        self.children.clear()
-        log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        die_with_parent(server)
 
 
 def run_child(request: Request) -> int:
@@ -149,6 +84,11 @@ def run_child(request: Request) -> int:
     from lmablate.cli import speak
 
     os.environ.update(request["environment"])
+    if "template" in request:
+        speak()
+        compile_graph(Path(request["directories"][0]), request["trust"])
+        mine = Server(request["template"]).serve()
+        return 0 if mine is None else run_child(mine)
     # As in a process of its own, from the operating system's noise (Python sees to its own). Nothing of ours draws here.
     torch.default_generator.seed()
     np.random.seed()  # noqa: NPY002
@@ -186,7 +126,9 @@ def main() -> int:
     try:
         code = run_child(request)
     except SystemExit as left:  # a part of the user's own
-        code = left.code if isinstance(left.code, int) else left.code is not None
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1

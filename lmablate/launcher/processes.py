@@ -6,19 +6,21 @@ Fork (Linux, runs on the CPU) saves the imports, some three seconds a job, and l
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from lmablate.errors import ConfigError
 from lmablate.jobs import Job
-from lmablate.launcher.warm import Broken, WarmProcess
+from lmablate.launcher.warm import Broken, Forked, WarmProcess
 from lmablate.paths import cache_dir
 
 log = logging.getLogger(__name__)
@@ -27,8 +29,11 @@ log = logging.getLogger(__name__)
 class Process(Protocol):
     """What the scheduler needs of a process."""
 
-    pid: int
     lost: bool  # it ended because the process it was forked from did: the job may start again
+
+    @property
+    def pid(self) -> int:
+        """What leads its session: where its signals go."""
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -65,12 +70,16 @@ class Spawned:
 class Starter:
     """Starts the processes of one sweep."""
 
-    def __init__(self, todo: Sequence[Job]) -> None:
+    def __init__(self, queue: Sequence[Sequence[Job]]) -> None:
         self.warm: WarmProcess | None = None
-        if todo and all(can_fork(job) for job in todo):
+        self._left: Counter[str] = Counter()  # runs to come, by graph
+        self._compiling: dict[str, Forked] = {}
+        jobs = [job for unit in queue for job in unit]
+        if jobs and all(can_fork(job) for job in jobs):
             log.debug("runs start by fork of a warm process")
-            compiled = any(job.cfg.runtime.compile for job in todo)
-            self.warm = WarmProcess(["torch._inductor.compile_fx"] if compiled else [], environment_of(todo[0], 0))
+            self._left.update(graph for unit in queue if (graph := graph_of(unit)))
+            compiled = any(job.cfg.runtime.compile for job in jobs)
+            self.warm = WarmProcess(["torch._inductor.compile_fx"] if compiled else [], environment_of(jobs[0], 0))
 
     def ready(self) -> bool:
         """Can a process be started now? Not while the warm one still imports."""
@@ -79,6 +88,11 @@ class Starter:
             self._give_up_if_broken()
         return self.warm is None or self.warm.ready
 
+    def next(self, queue: Sequence[Sequence[Job]]) -> int:
+        """Where in the queue to go on: not where a graph is needed that another run is still compiling, if possible."""
+        busy = {graph for graph, first in self._compiling.items() if first.waits_for_graph}
+        return next((i for i, unit in enumerate(queue) if not busy or graph_of(unit) not in busy), 0)
+
     def start(self, jobs: Sequence[Job], slot: int) -> Process:
         """A process at work on `jobs` (several: as a gang), its words in the log of the first."""
         from lmablate.model.parts import trusted
@@ -86,13 +100,33 @@ class Starter:
         environment = environment_of(jobs[0], slot)
         if self.warm is not None:
             directories = [job.directory.path for job in jobs]
+            graph, last = self._graph_of_next(jobs)
             try:
-                return self.warm.start(directories, jobs[0].directory.log_path, trusted(), environment)
+                started = self.warm.start(
+                    directories, jobs[0].directory.log_path, trusted(), environment, graph=graph, last=last
+                )
+                if graph is not None:
+                    self._compiling.setdefault(graph, started)
+                return started
             except Broken as error:
                 if not self.warm.why:
                     log.warning("a run could not be forked (%s); it gets a process of its own", error)
                 self._give_up_if_broken()
         return Spawned(jobs, environment)
+
+    def stop(self) -> None:
+        """The runs are about to be stopped: nothing shall start in place of one."""
+        if self.warm is not None:
+            self.warm.stop()
+
+    def _graph_of_next(self, jobs: Sequence[Job]) -> tuple[str | None, bool]:
+        """The graph to be compiled once for these jobs and others to come, and whether they are the last of it."""
+        graph = graph_of(jobs)
+        if graph is None:
+            return None, False
+        self._left[graph] -= 1
+        shared = graph in self._compiling or self._left[graph] > 0
+        return (graph, self._left[graph] == 0) if shared and self._left[graph] >= 0 else (None, False)
 
     def pause(self, seconds: float) -> None:
         """Wait, or until a forked process has ended."""
@@ -132,6 +166,23 @@ def _handles_work() -> bool:
     except OSError:
         return False
     return True
+
+
+def graph_of(jobs: Sequence[Job]) -> str | None:
+    """Runs with equal answers compile the same graph; None for what is not to be compiled ahead of them.
+
+    A process that has used several threads cannot fork, and parts of a user's own may leave traces in it.
+    """
+    from lmablate.gang import FUSIBLE, FUSIBLE_KEYS
+    from lmablate.model.parts import trusted
+
+    cfg = jobs[0].cfg
+    if len(jobs) > 1 or not cfg.runtime.compile or cfg.runtime.threads != 1 or trusted():
+        return None
+    told = cfg.model_dump(exclude={"overrides", "choices", "sweep", "results_dir", "runtime", *FUSIBLE})
+    for group, names in FUSIBLE_KEYS.items():
+        told[group] = {name: value for name, value in told[group].items() if name not in names}
+    return json.dumps([told, cfg.runtime.microbatch_size], sort_keys=True, default=str)
 
 
 def environment_of(job: Job, slot: int) -> dict[str, str]:

@@ -92,10 +92,10 @@ def _run_in_processes(queue: list[list[Job]], board: Board, n_slots: int) -> int
     free = list(range(n_slots))
     running: list[Running] = []
     forwarded = 0
-    with _stop_signals() as asked, Starter([job for jobs in queue for job in jobs]) as starter:
+    with _stop_signals() as asked, Starter(queue) as starter:
         while queue or running:
             while queue and free and not asked and starter.ready():
-                jobs, slot = queue.pop(0), free.pop(0)
+                jobs, slot = queue.pop(starter.next(queue)), free.pop(0)
                 for job in jobs:
                     _prepare(job)
                 running.append(Running(jobs, starter.start(jobs, slot), slot))
@@ -103,6 +103,7 @@ def _run_in_processes(queue: list[list[Job]], board: Board, n_slots: int) -> int
                     board.started(job)
             for number in asked[forwarded:]:  # each once: a second SIGINT means "stop at once" to a job
                 queue.clear()
+                starter.stop()
                 for one in running:
                     _signal(one, number)
             forwarded = len(asked)

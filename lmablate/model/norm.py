@@ -7,9 +7,9 @@ parameter count in closed form, checked against the built module by the axis tes
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmablate.model.kernels import layer_norm, rms_norm
 from lmablate.model.primitives import Bias, Gain
 from lmablate.model.types import PositiveFloat
 
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         self.gain = Gain(d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gain(F.rms_norm(x, x.shape[-1:], None, self.eps))
+        return self.gain(rms_norm(x, self.eps))
 
     @staticmethod
     def n_params(d_model: int, settings: Mapping[str, Any]) -> int:
@@ -40,7 +40,7 @@ class LayerNorm(nn.Module):
         self.bias = Bias(d_model) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.gain(F.layer_norm(x, x.shape[-1:], None, None, self.eps))
+        y = self.gain(layer_norm(x, self.eps))
         return y if self.bias is None else self.bias(y)
 
     @staticmethod

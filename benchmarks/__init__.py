@@ -1,0 +1,1 @@
+"""Benchmarks against other libraries; the protocol stands in docs/benchmarks.md."""

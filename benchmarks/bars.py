@@ -1,0 +1,134 @@
+"""What we ask of ourselves, against what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from benchmarks import measure
+from benchmarks.tables import NONE, OURS, number, row_of, share_of_peak, speedup, table, with_interval
+
+COMPILED = "lmablate, bf16 compiled"
+
+
+class Bar(NamedTuple):
+    """`value` is (median, low, high); `at_least` False turns the comparison round."""
+
+    what: str
+    needed: float
+    value: tuple[float, float, float] | None
+    unit: str = ""
+    at_least: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """Missed or met by the whole interval, or too close to call."""
+        if self.value is None:
+            return NONE
+        middle, low, high = self.value if self.at_least else (-x for x in (self.value[0], *reversed(self.value[1:])))
+        needed = self.needed if self.at_least else -self.needed
+        if low >= needed:
+            return "met"
+        if high < needed:
+            return f"**missed by {abs(middle / needed - 1) * 100:.0f} %**"
+        return "met, within noise" if middle >= needed else "missed, within noise"
+
+
+PLAIN = {
+    "C1": {"transformers GPT-2": 2.2, "transformers Llama": 1.9, "x-transformers": 1.6, "litgpt": 1.6},
+    "C3": {"transformers GPT-2": 1.8, "transformers Llama": 1.6, "x-transformers": 1.6, "litgpt": 1.6},
+}
+EQUAL = {"C1": 1.05, "C3": 0.97}
+Ratio = tuple[float, float, float]
+
+
+def best_of(ratios: Iterator[Ratio | None]) -> Ratio | None:
+    """Against the best of several, the smallest ratio."""
+    known = [ratio for ratio in ratios if ratio is not None]
+    return min(known) if known else None
+
+
+def against(result: Mapping[str, Any], ours: str, precision: str, *, compiled: bool) -> Ratio | None:
+    """Our row `ours` against the best peer of this precision."""
+    peers = [
+        row["name"]
+        for row in result.get("rows", ())
+        if row["library"] != "lmablate" and (row["precision"], row["compiled"]) == (precision, compiled)
+    ]
+    return best_of(speedup(result, ours, name) for name in peers)
+
+
+def single_bars(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Bar]:
+    """Those of one run, from the results by configuration."""
+    for config, needed_by in PLAIN.items():
+        result = results.get(config, {})
+        for library, needed in needed_by.items():
+            peer = f"{library}, fp32 eager"
+            yield Bar(f"{config}: our default over {peer}", needed, speedup(result, OURS, peer))
+            yield Bar(f"{config}: the same with our blocks compiled", needed, speedup(result, COMPILED, peer))
+    for config, needed in EQUAL.items():
+        for precision in ("fp32", "bf16"):
+            value = against(results.get(config, {}), f"lmablate, {precision} compiled", precision, compiled=True)
+            yield Bar(f"{config}: both compiled in {precision}, over the best peer", needed, value)
+    wide = results.get("C4", {})
+    yield Bar("C4: our default over the best fp32 eager peer", 2.5, against(wide, OURS, "fp32", compiled=False))
+    yield Bar("C4: our default over the best bf16 eager peer", 2.5, against(wide, OURS, "bf16", compiled=False))
+    for name in (OURS, COMPILED):
+        row = row_of(results.get("W512", {}), name)
+        share = None if row is None else share_of_peak(results["W512"], row)
+        yield Bar(f"W512: {name}, share of the bf16 matmul peak", 0.65, share)
+    row = row_of(wide, OURS)
+    peak = row["alone"]["peak_bytes"] / 1e6 if row and row.get("alone") else None
+    yield Bar("C4: peak memory of our default, MB", 700, None if peak is None else (peak,) * 3, at_least=False)
+
+
+def gang_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
+    """Those of gangs."""
+    by_config = {one["config"]: one for one in (result or {}).get("results", ())}
+    small = {row["name"]: row for row in by_config.get("C0", {}).get("rows", ())}
+    gain = None
+    if "K=8" in small:
+        gain = measure.ratio([8 * t for t in small["solo eager"]["times"]], small["K=8"]["times"])
+    yield Bar("C0: gang of 8 over solo eager", 3.5, gain)
+    for config, one in by_config.items():
+        plan = one["planner"]
+        what = f"{config}: the planner's K = {plan['size']} over the best solo path ({plan['best_solo']})"
+        yield Bar(what, 0.95, tuple(plan["against_best_solo"]))
+    rows = {row["name"]: row for row in by_config.get("C1", {}).get("rows", ())}
+    per_member = rows.get("K=8", {}).get("bytes_per_member")
+    yield Bar(
+        "C1: memory a member of a gang of 8, MB",
+        130,
+        None if per_member is None else (per_member / 1e6,) * 3,
+        at_least=False,
+    )
+
+
+def sweep_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
+    """Those of the sweep: one measurement each, so no interval."""
+    wall = {row["way"]: row["wall_seconds"] / row["runs"] for row in (result or {}).get("rows", ())}
+    ours = [seconds for way, seconds in wall.items() if way.startswith("lmablate, ")]
+    for way in ("shell loop over a script with transformers Llama", "lmablate fp32 eager under Hydra's basic launcher"):
+        gain = (wall[way] / min(ours),) * 3 if ours and way in wall else None
+        yield Bar(
+            f"16-job sweep: runs an hour over a {way}" if way[0] == "s" else f"16-job sweep: runs an hour over {way}",
+            2.5,
+            gain,
+        )
+    outside = next(
+        (row["outside_share"] for row in (result or {}).get("rows", ()) if row["way"].endswith("defaults")), None
+    )
+    yield Bar(
+        "16-job sweep: time outside training steps", 0.05, None if outside is None else (outside,) * 3, at_least=False
+    )
+
+
+def bars_table(bars: list[Bar]) -> str:
+    """All bars with their verdicts."""
+    rows = []
+    for bar in bars:
+        sign = "at least" if bar.at_least else "at most"
+        value = bar.value
+        shown = NONE if value is None else number(value[0]) if len(set(value)) == 1 else with_interval(value)
+        rows.append([bar.what, f"{sign} {number(bar.needed)}", shown, bar.verdict])
+    return table(["", "bar", "measured", "verdict"], rows)

@@ -1,0 +1,158 @@
+"""``python benchmarks/report.py``: docs/benchmarks.md and its figure, from what stands in benchmarks/out/."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+OUT, DOCS = ROOT / "benchmarks" / "out", ROOT / "docs"
+
+from benchmarks import bars, tables  # noqa: E402
+from benchmarks.shapes import SHAPES  # noqa: E402
+
+Results = dict[str, dict[str, Any]]
+
+HOW = """# Benchmarks
+
+Written by `make bench`; do not edit. Every figure is a ratio measured inside one run on one machine; seconds and tokens/s
+are context, and change from machine to machine.
+
+## How it is measured
+
+- **One step of each in turn**, A, B, C, A, B, C, all contenders in one process, on one thread, timed by the process's own
+  processor time, which other programs on the machine do not move. Ratios are of medians; brackets hold the 95 % bootstrap
+  interval over rounds.
+- **The same work**: the same rows of tokens, fused AdamW with the same settings, gradient norm clipped at 1, no dropout.
+  Width, depth, heads and vocabulary are equal, and the FFN's width is solved so that all parameter counts agree within 1 %.
+- **Our default** is what `python -m lmablate.train` does without options: bf16 in the linear layers where the processor
+  has instructions for it, attention, norms and loss in fp32. Other libraries' default on a CPU is fp32; rows of equal
+  precision, eager and compiled, stand beside it. "(best)" marks the setting a library documents as its fastest.
+- **Share of the matmul peak**: the FLOPs of a step's matrix products over those of `torch.matmul` (1024 x 1024) in the
+  same precision, timed before and after in the same process.
+- **Start-up, compilation and memory** are of fresh processes, one contender each: processor seconds from nothing to the
+  end of the first optimizer step, and the largest resident set.
+- In one process all share one memory allocator, whose settings are the process's: where ours help, they help everybody.
+  The tables "each in a process of its own" take that away; steps still come in turn.
+"""
+
+
+def read() -> tuple[Results, Results, dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None]:
+    """(one process, apart, gang, sweep, profile)."""
+
+    def load(name: str) -> dict[str, Any] | None:
+        path = OUT / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    singles = {name: found for name in SHAPES if (found := load(f"single_{name}"))}
+    apart = {name: found for name in SHAPES if (found := load(f"apart_{name}"))}
+    return singles, apart, load("gang"), load("sweep"), load("profile")
+
+
+def page(
+    singles: Mapping[str, Mapping[str, Any]],
+    apart: Mapping[str, Mapping[str, Any]],
+    gang: Mapping[str, Any] | None,
+    sweep: Mapping[str, Any] | None,
+    profiles: Mapping[str, Any] | None = None,
+    notes: str = "",
+) -> str:
+    """docs/benchmarks.md."""
+    parts = [
+        HOW,
+        _machine(singles, apart, gang, sweep),
+        "![Speed over other libraries, and of gangs](figures/benchmarks.png)",
+    ]
+    parts += [
+        "## What we ask, and what was measured",
+        "In one process:",
+        bars.bars_table(list(bars.single_bars(singles))),
+    ]
+    if apart:
+        asked = [bar for bar in bars.single_bars(apart) if bar.value is not None]
+        parts += ["Each in a process of its own:", bars.bars_table(asked)]
+    parts += ["Gangs and sweeps:", bars.bars_table([*bars.gang_bars(gang), *bars.sweep_bars(sweep)])]
+    if notes:
+        parts.append(notes)
+    if profiles:
+        parts.append("## Where a step's time goes")
+        parts.append("Under a profiler, which slows small operations: for shares, not for seconds.")
+        for name, profile in profiles.items():
+            parts += [f"{name}:", tables.profile_table(profile)]
+    parts.append("## One run")
+    for name, shape in SHAPES.items():
+        parts.append(f"### {name}")
+        result = singles.get(name)
+        if result is None or "rows" not in result:
+            reason = (result or {}).get("not_measured")
+            parts.append(f"{shape.note}: {tables.NONE}{f' ({reason})' if reason else ''}.")
+        else:
+            parts += [tables.caption(result), tables.single_table(result)]
+            if any(row.get("alone") for row in result["rows"]):
+                parts.append(tables.alone_table(result))
+        if name in apart and "rows" in apart[name]:
+            parts += ["Each in a process of its own:", tables.single_table(apart[name])]
+    parts += ["## Gangs: K runs as one program", _gang(gang)]
+    parts += ["## A sweep of 16 runs", _sweep(sweep)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _machine(*results: Any) -> str:
+    singles, apart, gang, sweep = results
+    all_of = [r for group in (singles, apart) for r in group.values() if "machine" in r]
+    all_of += [r for r in (gang, sweep) if r]
+    seen = {}
+    for result in all_of:
+        about = result["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        seen[(about["processor"], about["date"])] = f"Python {about['python']}, {versions}"
+    lines = [f"- {processor}, {date}: {versions}." for (processor, date), versions in sorted(seen.items())]
+    return "## The machine\n\n" + ("\n".join(lines) or tables.NONE)
+
+
+def _gang(gang: Mapping[str, Any] | None) -> str:
+    if not gang:
+        return f"{tables.NONE}."
+    parts = []
+    for one in gang["results"]:
+        parts += [f"### {one['config']}", tables.gang_table(one)]
+        for check in one["equality"]:
+            same = (
+                "equal to the bit"
+                if check["bitwise"]
+                else f"within {check['ulp']:.0f} ulp ({check['relative']:.1e} of the largest weight)"
+            )
+            parts.append(f"After {check['steps']} steps, weights of members against solo runs: {same}.")
+        parts.append(f"The planner chose K = {one['planner']['size']}: {one['planner']['why']}.")
+    return "\n\n".join(parts)
+
+
+def _sweep(sweep: Mapping[str, Any] | None) -> str:
+    if not sweep:
+        return f"{tables.NONE}."
+    about = sweep["machine"]
+    text = (
+        f"2 variants of the FFN x {sweep['rows'][0]['runs'] // 2} seeds at the shape of C1, {sweep['tokens']:,} tokens a run, on "
+        f"{about['cores']} cores; the peer's script and the basic launcher use {sweep['threads']} threads a run. Load at the start "
+        f"{about['load']}."
+    )
+    return f"{text}\n\n{tables.sweep_table(sweep)}"
+
+
+def main() -> None:
+    from benchmarks.figure import draw, has_something
+
+    singles, apart, gang, sweep, profiles = read()
+    notes = (ROOT / "benchmarks" / "notes.md").read_text()
+    (DOCS / "benchmarks.md").write_text(page(singles, apart, gang, sweep, profiles, notes))
+    if has_something(singles):
+        draw(singles, gang, DOCS / "figures" / "benchmarks")
+    print(DOCS / "benchmarks.md")
+
+
+if __name__ == "__main__":
+    main()

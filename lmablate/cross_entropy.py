@@ -1,0 +1,130 @@
+"""Cross entropy from the head's input, a few rows of logits at a time.
+
+The logits are by far the largest tensors of a model with a large vocabulary. Here each chunk of rows becomes loss and
+gradient at once and is forgotten, so that what lives until the backward pass is the gradients of the hidden states and of
+the head's weight, and no more. In the products' precision the logits are the plain loss's to the bit; the weight's
+gradient is a sum over chunks, in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 256  # rows; at vocabulary 32,000 a chunk is 33 MB, and larger ones gained 3 % at most
+WORTH = 1 << 22  # logits of a pass; up to this the plain loss is as fast, and its logits take no more than 16 MiB
+
+
+def worth_chunking(rows: int, vocab_size: int) -> bool:
+    """Whether the loss of `rows` tokens is computed in chunks: by size alone, so that a run is the same everywhere."""
+    return rows * vocab_size > WORTH
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: Tensor | None,
+    soft_cap: float | None,
+    compute_dtype: torch.dtype | None,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """(objective, nats) of ``logits = hidden W^T``, capped as ``c tanh(logits / c)`` where `soft_cap` is on.
+
+    `nats` is the mean cross entropy over the targets that are not `ignore_index`, the objective
+    ``nats + z_loss * mean(log^2 Z)``. `hidden` is ``[..., D]``, `weight` ``[V, D]``, `targets` ``[...]``, and the results
+    are scalars; or all have a leading member axis, `z_loss` is ``[K]``, and so are the results. The products run in
+    `compute_dtype`, None for that of `hidden`, the rest in fp32. The objective alone has a gradient, and its backward
+    pass runs once.
+    """
+    if weight.ndim == 2:  # as one member, so that its sums are taken in the order of a gang's
+        hidden, weight, targets = hidden[None], weight[None], targets[None]
+        z_loss = None if z_loss is None else z_loss.reshape(1)
+        objective, nats = _LinearCrossEntropy.apply(
+            hidden, weight, targets, z_loss, soft_cap, compute_dtype, ignore_index, torch.is_grad_enabled()
+        )
+        return objective[0], nats[0]
+    return _LinearCrossEntropy.apply(
+        hidden, weight, targets, z_loss, soft_cap, compute_dtype, ignore_index, torch.is_grad_enabled()
+    )
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The above with a member axis. With p the softmax, ``d nats / d logits = (p - onehot) / n`` and
+    ``d log^2 Z / d logits = 2 log Z p``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: Tensor | None,
+        cap: float | None,
+        dtype: torch.dtype | None,
+        ignore_index: int,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        targets = targets.flatten(1)
+        kept = targets != ignore_index
+        count = kept.sum(1, keepdim=True)
+        share = kept.to(exact) / count  # of each row in the mean
+        nats, log2_z = torch.empty_like(share), torch.empty_like(share)
+        z = None if z_loss is None else z_loss.view(-1, 1, 1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = hidden.flatten(1, -2).to(dtype or hidden.dtype)
+            w = weight.to(x.dtype)
+            if with_gradient:
+                ctx.dx = torch.empty_like(x, dtype=hidden.dtype)
+                ctx.dw = torch.zeros_like(weight)
+            for start in range(0, x.shape[1], CHUNK):
+                rows = slice(start, start + CHUNK)
+                logits = torch.bmm(x[:, rows], w.mT).to(exact)
+                if cap is not None:
+                    logits.div_(cap).tanh_().mul_(cap)
+                target = targets[:, rows].masked_fill(~kept[:, rows], 0).unsqueeze(-1)
+                of_target = logits.gather(-1, target)
+                # log Z from the largest probability, which is exp(max - log Z)
+                largest = logits.amax(-1, keepdim=True)
+                p = torch.softmax(logits, -1)
+                log_z = largest - p.amax(-1, keepdim=True).log()
+                nats[:, rows] = (log_z - of_target).squeeze(-1)
+                log2_z[:, rows] = log_z.squeeze(-1).square()
+                if not with_gradient:
+                    continue
+                part = share[:, rows].unsqueeze(-1)
+                p.mul_(part if z is None else part * (1 + 2 * z * log_z)).scatter_add_(-1, target, -part)
+                if cap is not None:
+                    p.mul_(logits.div_(cap).square_().neg_().add_(1))  # the derivative of the cap
+                grad = p.to(x.dtype)
+                ctx.dx[:, rows] = torch.bmm(grad, w)
+                _add_product(ctx.dw, grad.mT, x[:, rows])
+        ctx.shape = hidden.shape
+        mean = nats.masked_fill_(~kept, 0).sum(1) / count.squeeze(1)
+        ctx.mark_non_differentiable(mean)
+        if z_loss is None:
+            return mean.clone(), mean
+        return mean + z_loss * (log2_z.masked_fill_(~kept, 0).sum(1) / count.squeeze(1)), mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.dx is None:
+            raise RuntimeError("this loss gives its gradients away in the backward pass, which can run once only")
+        dx, dw, ctx.dx, ctx.dw = ctx.dx, ctx.dw, None, None
+        if grad.device.type != "cpu" or not bool((grad == 1).all()):  # on a GPU the question would cost a wait
+            dx, dw = dx.mul_(grad.view(-1, 1, 1)), dw.mul_(grad.view(-1, 1, 1))
+        return dx.view(ctx.shape), dw, None, None, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a b`` for ``[K, ...]`` matrices, the sum in the precision of `total`."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total.add_(torch.bmm(a, b))
