@@ -64,8 +64,10 @@ def single_bars(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Bar]:
         result = results.get(config, {})
         for library, needed in needed_by.items():
             peer = f"{library}, fp32 eager"
-            yield Bar(f"{config}: our default over {peer}", needed, speedup(result, OURS, peer))
-            yield Bar(f"{config}: the same with our blocks compiled", needed, speedup(result, COMPILED, peer))
+            yield Bar(f"{config}: our default in a short run (eager) over {peer}", needed, speedup(result, OURS, peer))
+            yield Bar(
+                f"{config}: our default in a long run (compiled) over {peer}", needed, speedup(result, COMPILED, peer)
+            )
     for config, needed in EQUAL.items():
         for precision in ("fp32", "bf16"):
             value = against(results.get(config, {}), f"lmablate, {precision} compiled", precision, compiled=True)

@@ -66,7 +66,7 @@ class Solo:
     def __init__(self, shape: Shape, tokens: Tokens, *, compiled: bool) -> None:
         (self.trainer,) = members(shape, tokens, 1, compiled=compiled)
         if compiled:
-            self.trainer._compile()
+            self.trainer.compile()
 
     def step(self, number: int) -> None:
         self.trainer._step(number)

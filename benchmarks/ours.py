@@ -46,7 +46,7 @@ class Ours:
         self.cfg = config(shape, *words)
         self.trainer: Trainer = Trainer(build_model(self.cfg), tokens, self.cfg, folder=None)  # type: ignore[arg-type]
         if compiled:
-            self.trainer._compile()
+            self.trainer.compile()
             if not self.trainer.compiled:
                 raise RuntimeError("torch.compile failed; see the warning above")
         self.n_params = sum(p.numel() for p in self.trainer.model.parameters())

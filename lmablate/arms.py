@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 # The research axes in the order a reader meets them; other groups follow as they come.
 AXIS_ORDER = (
     *("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability", "aspect_ratio"),
-    *("ffn", "preset", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
+    *("ffn", "preset", "shrink", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
 )
-_NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm")
+_NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage", "trunk")
 # Where a thing was found or how a run was carried out, and not what was run.
 _NOT_SCIENCE = (
     *("numerics.", "provenance.", "runtime.", "data.paths", "tokenizer.path"),
@@ -59,6 +59,10 @@ def arm_columns(runs: pd.DataFrame) -> list[str]:
     grid, but not the `model.d_ff` that follows from the activation), then `science_version` where it is mixed.
     """
     chosen = axes_that_vary(runs)
+    if "preset" in chosen:  # a published system stands for the axes it decides
+        systems = keys(runs, "preset")
+        pairs = {column: set(zip(systems, keys(runs, column), strict=True)) for column in chosen}
+        chosen = [column for column in chosen if column == "preset" or len(pairs[column]) > len(set(systems))]
     groups = _join([keys(runs, column) for column in chosen], len(runs))
     lists = [words for words in runs.get("provenance.overrides", ()) if not is_missing(words)]
     asked = {word.partition("=")[0].lstrip("+") for words in lists for word in words}

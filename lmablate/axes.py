@@ -23,7 +23,7 @@ def default_choices() -> dict[str, str]:
     """The option each group has when nothing is asked for, from conf/train.yaml."""
     entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
-    return {group: option for group, option in pairs if option and "/" not in group}
+    return {group: option for group, option in pairs if option and "/" not in group and group != "tune"}
 
 
 def options(group: str) -> dict[str, str]:

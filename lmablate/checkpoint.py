@@ -35,17 +35,20 @@ def save_checkpoint(
     return path
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
+def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
+    """The checkpoints of a run, newest first; of step `up_to` at most."""
     found = [
         (int(match[1]), path) for path in folder.glob("step-*.safetensors") if (match := _NAME.fullmatch(path.name))
     ]
-    return [path for _, path in sorted(found, reverse=True)]
+    return [path for step, path in sorted(found, reverse=True) if up_to is None or step <= up_to]
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Fill `model` and `optimizer` from the newest readable checkpoint and return its state; None when there is none."""
-    for path in checkpoints(folder):
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, up_to: int | None = None
+) -> dict[str, Any] | None:
+    """Fill `model` and `optimizer` from the newest readable checkpoint, of step `up_to` at most, and return its state;
+    None when there is none."""
+    for path in checkpoints(folder, up_to):
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads(file.metadata()["state"])

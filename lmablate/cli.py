@@ -16,14 +16,18 @@ from lmablate.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
+    from lmablate.sweeper.study import Study
 
 # Takes the jobs of one command and the word of the launcher; returns the exit code.
 Action = Callable[[Sequence["RunConfig"], str], int]
+# The same for a study, whose later jobs hang on the results of earlier ones.
+StudyAction = Callable[["Study", str], int]
 
 HELP = """{program}: {purpose}
 
   python -m {module} norm=layer activation=gelu            one run
   python -m {module} -m norm=rms,layer activation=swiglu,gelu   a grid: every combination
+  python -m {module} preset=gpt2 shrink=tiny               a published system in proportion (python -m lmablate.presets)
   python -m {module} sweeps=norm_and_activation            a stored sweep (see sweeps/); scale=laptop, gpu or lab sets its size
 
 Groups and their options (conf/<group>/<option>.yaml), defaults in brackets:
@@ -34,7 +38,9 @@ All keys with their values: --cfg job. Packages with parts of your own: --trust 
 """
 
 
-def main(module: str, purpose: str, action: Action, argv: Sequence[str] | None = None) -> int:
+def main(
+    module: str, purpose: str, action: Action, argv: Sequence[str] | None = None, *, study: StudyAction | None = None
+) -> int:
     """Run one command line; returns its exit code and prints errors of the user's in words."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
@@ -54,7 +60,7 @@ def main(module: str, purpose: str, action: Action, argv: Sequence[str] | None =
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return _run(_own_flags(words), action)
+        return _run(_own_flags(words), action, study)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if traces:
             raise
@@ -99,19 +105,24 @@ def _own_flags(words: list[str]) -> list[str]:
     return dashes + rewrite(overrides)
 
 
-def _run(words: list[str], action: Action) -> int:
+def _run(words: list[str], action: Action, study: StudyAction | None) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
 
+    from lmablate.branches import expand
     from lmablate.config.compose import register_resolvers, to_run_config
     from lmablate.launcher.local import LocalLauncher, register
     from lmablate.paths import CONF_DIR
+    from lmablate.sweeper.plugin import StudySweeper, register_sweeper
 
     register_resolvers()
     register()
+    register_sweeper()
     composed: list[DictConfig] = []
     LocalLauncher.collected = composed
+    StudySweeper.asked = None
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
     def task(cfg: DictConfig) -> None:
@@ -125,6 +136,8 @@ def _run(words: list[str], action: Action) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions out, so that they end in our words and exit codes
     try:
         task()
+    except HydraException:  # of which one is an OSError too
+        raise
     except OSError as error:  # Hydra notes a multirun in results_dir before any of our checks
         raise ConfigError(
             f"results_dir: cannot write {error.filename} ({error.strerror}): choose another folder (results_dir=PATH)"
@@ -134,5 +147,9 @@ def _run(words: list[str], action: Action) -> int:
         if asked is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
     # Hydra's part ends here: every job is checked before the first one starts.
-    configs = [to_run_config(job) for job in composed]
+    if StudySweeper.asked is not None:
+        if study is None:
+            raise ConfigError("a study (hydra/sweeper=study) needs python -m lmablate.train or lmablate.plan")
+        return study(StudySweeper.asked.study(), StudySweeper.asked.launcher_word)
+    configs = expand([to_run_config(job) for job in composed])
     return action(configs, composed[0].hydra.runtime.choices["hydra/launcher"]) if configs else 0

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmablate.compilation import compile_blocks
 from lmablate.identity import science
 from lmablate.model import build_model
 from lmablate.model.primitives import set_compute_dtype
+from lmablate.objective import member_losses
 from lmablate.trainer import Interrupted, Record, Trainer
 
 if TYPE_CHECKING:
@@ -39,10 +41,9 @@ FUSIBLE_KEYS = {
 def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
     """Runs with equal keys may train as one gang; None for a run that trains solo.
 
-    Solo are runs with dropout, whose random draws depend on the shape of the whole batch, and compiled runs, since the
-    stack of a gang runs eagerly.
+    Solo are runs with dropout, whose random draws depend on the shape of the whole batch.
     """
-    if cfg.model.dropout or cfg.runtime.compile:
+    if cfg.model.dropout:
         return None
     key: dict[str, Any] = {name: value for name, value in science(cfg, data).items() if name not in FUSIBLE}
     for group, names in FUSIBLE_KEYS.items():
@@ -57,21 +58,34 @@ def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
 class Stack:
     """The stacked weights of K members, and one model that runs them."""
 
-    def __init__(self, members: list[Trainer]) -> None:
+    def __init__(self, members: list[Trainer], *, compiled: bool = False) -> None:
         cfg = members[0].cfg
         self.members = members
+        self.left: set[int] = set()  # slots whose members have ended
         self.device = members[0].device
         self.model = build_model(cfg, device="meta").to_empty(device=self.device)
         for mine, theirs in zip(self.model.buffers(), members[0].model.buffers(), strict=True):
             mine.copy_(theirs)
         if cfg.trainer.precision == "bf16" and self.device == "cpu":
             set_compute_dtype(self.model, torch.bfloat16)
-        self.stacked = list(self.model.parameters())
+        self.stacked: list[torch.nn.Parameter] = list(self.model.parameters())
         solo = [list(member.model.parameters()) for member in members]
         for i, parameter in enumerate(self.stacked):
             parameter.data = torch.stack([parameters[i].data for parameters in solo])
             for k, parameters in enumerate(solo):
                 parameters[i].data = parameter.data[k]
+        self.compiled = False
+        if compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile the one model; the members' own stay eager, since they only evaluate."""
+        member = self.members[0]
+        rows = [torch.zeros_like(member.rows(0)) for _ in self.members]
+        note = compile_blocks(self.model, member.cfg, lambda: self.backward(rows))
+        self.compiled = note is None
+        for member in self.members:
+            member.compile_note = note
 
     def replace(self, slot: int, member: Trainer) -> None:
         """Put a fresh member into a slot: its weights are copied into the stack and become views of it."""
@@ -80,35 +94,39 @@ class Stack:
                 parameter.data[slot].copy_(own.data)
                 own.data = parameter.data[slot]
         self.members[slot] = member
+        self.left.discard(slot)
 
     def release(self, slot: int) -> None:
         """Let the member of a slot take its weights with it, before another one writes there."""
         for own in self.members[slot].model.parameters():
             own.data, own.grad = own.data.clone(), None
+        self.left.add(slot)
 
     def backward(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Leave each member's gradients in its parameters; `rows` are ``[B, T + 1]`` each. Returns each one's mean nats."""
+        """Leave each member's gradients in its parameters; `rows` are ``[B, T + 1]`` each. Returns each one's mean nats.
+
+        A slot whose member has left computes on whatever stands there, and touches nothing of that member's.
+        """
         cfg = self.members[0].cfg
         for parameter in self.stacked:
             parameter.grad = None
-        totals = [torch.zeros((), device=self.device) for _ in self.members]
+        totals = torch.zeros(len(self.members), device=self.device)
         batch = torch.stack(rows)
         self.model.train()
         size = batch.shape[1]
         for micro in batch.split(cfg.runtime.microbatch_size or size, dim=1):
             share = micro.shape[1] / size
             with self.members[0].precision():
-                logits = self.model(micro[..., :-1])
-                losses = [
-                    member.objective.of_logits(*pair)
-                    for member, pair in zip(self.members, zip(logits, micro[..., 1:], strict=True), strict=True)
-                ]
-            (torch.stack([loss.objective for loss in losses]) * share).sum().backward()
-            totals = [total + loss.nats.detach() * share for total, loss in zip(totals, losses, strict=True)]
+                objectives = [member.objective for member in self.members]
+                losses = member_losses(objectives, self.model, micro[..., :-1], micro[..., 1:])
+            (losses.objective * share).sum().backward()
+            totals += losses.nats.detach() * share
         for k, member in enumerate(self.members):
+            if k in self.left:
+                continue
             for parameter, own in zip(self.stacked, member.model.parameters(), strict=True):
                 own.grad = None if parameter.grad is None else parameter.grad[k]
-        return totals
+        return list(totals.unbind())
 
 
 @dataclass
@@ -122,13 +140,20 @@ class Seat:
 
 
 class Gang:
-    """Trains queued members `size` at a time.
+    """Trains queued members `size` at a time, as a compiled program if `compiled`.
 
     `queue` yields (name, trainer) pairs; trainers are made one by one, when a slot is free for them.
     """
 
-    def __init__(self, queue: Iterable[tuple[Any, Trainer]], *, size: int, stop: Callable[[], int] = lambda: 0) -> None:
-        self.queue, self.stop = iter(queue), stop
+    def __init__(
+        self,
+        queue: Iterable[tuple[Any, Trainer]],
+        *,
+        size: int,
+        compiled: bool = False,
+        stop: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.queue, self.stop, self.compiled = iter(queue), stop, compiled
         self.slots: list[Seat | None] = [None] * size
         self.stack: Stack | None = None
 
@@ -139,14 +164,17 @@ class Gang:
         """
         while True:
             yield from self._fill()
-            seats = [seat for seat in self.slots if seat is not None]
+            seats = [(slot, seat) for slot, seat in enumerate(self.slots) if seat is not None]
             if not seats:
                 return
             if self.stack is None:
-                self.stack = Stack([seat.trainer for seat in seats])
-            nats = self.stack.backward([seat.rows for seat in seats if seat.rows is not None])
+                self.stack = Stack([seat.trainer for _, seat in seats], compiled=self.compiled)
+            idle = seats[0][1].rows
+            rows = [idle if seat is None else seat.rows for seat in self.slots]
+            nats = self.stack.backward([row for row in rows if row is not None])
             interrupted: Interrupted | None = None
-            for slot, seat in enumerate(seats):
+            for slot, seat in seats:
+                seat.trainer.compiled = self.stack.compiled
                 try:
                     yield from _advance(seat, nats[slot])
                 except Interrupted as stop:  # the others write their checkpoints first
@@ -160,7 +188,8 @@ class Gang:
                 raise interrupted
 
     def _fill(self) -> Iterator[tuple[Any, Record | None]]:
-        """Give free slots to queued runs; where none is left, drop the slots, so that no work is spent on them."""
+        """Give free slots to queued runs. Where none is left, drop the slots, so that no work is spent on them: at once,
+        or where that costs a compilation, when half of them are free."""
         for slot, seat in enumerate(self.slots):
             while seat is None and (queued := next(self.queue, None)) is not None:
                 name, trainer = queued
@@ -172,8 +201,10 @@ class Gang:
                 seat = self.slots[slot] = fresh
                 if self.stack is not None:
                     self.stack.replace(slot, trainer)
-        if None in self.slots:
-            self.slots = [seat for seat in self.slots if seat is not None]
+        live = [seat for seat in self.slots if seat is not None]
+        patient = self.stack is not None and self.stack.compiled
+        if len(live) <= len(self.slots) // 2 if patient else len(live) < len(self.slots):
+            self.slots = list(live)
             self.stack = None
 
 

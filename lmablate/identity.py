@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
 
 # Raised whenever a change of the code alters the numbers of a run; older rows are then shown as stale.
-SCIENCE_VERSION = 1
+SCIENCE_VERSION = 2
 
 _PARTS = ("norm", "norm_position", "posemb", "attention", "block_layout", "activation")
+GRAPH = (*_PARTS, "stability", "model", "objective", "trainer")  # what decides the operations of a step
 
 
 def science(cfg: RunConfig, data: TokenData) -> dict[str, Any]:

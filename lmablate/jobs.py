@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.axes import AXES, default_choices
+from lmablate.branches import trunk_id
 from lmablate.identity import SCIENCE_VERSION, run_id
-from lmablate.run import load_data, with_data
+from lmablate.run import check_vocabulary, load_data, with_data
 from lmablate.run_directory import RunDirectory, check_writable
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
+
+log = logging.getLogger(__name__)
+_told: set[str] = set()
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Job:
     label: str = ""  # what a person recognises the run by
     asked: int = 1
     other_overrides: list[list[str]] = field(default_factory=list)
+    trunk: str | None = None  # runs with the same one train in one process, the longest first
 
     @property
     def directory(self) -> RunDirectory:
@@ -42,6 +48,14 @@ class Job:
         result = self.directory.read_result()
         assert result is not None
         return result
+
+
+def tell_solved(jobs: Sequence[Job]) -> None:
+    """Say once in a command what a budget solved for each of its models."""
+    for job in jobs:
+        if job.cfg.solved is not None and job.cfg.solved not in _told:
+            _told.add(job.cfg.solved)
+            log.info("%s", job.cfg.solved)
 
 
 def label_jobs(jobs: Sequence[Job]) -> None:
@@ -66,7 +80,9 @@ def _words(cfg: RunConfig) -> dict[str, str]:
         if cfg.seed is not None
         else {"init_seed": str(cfg.init_seed), "data_seed": str(cfg.data_seed)}
     )
-    order = [*AXES, *(group for group in cfg.choices if group not in AXES)]
+    given = {word.partition("=")[0] for word in cfg.overrides}
+    axes = [axis for axis in AXES if "preset" not in cfg.choices or axis in given]  # a preset stands for its axes
+    order = [*axes, *(group for group in cfg.choices if group not in AXES)]
     return {**{group: cfg.choices[group] for group in order if group in cfg.choices}, **single, **seeds}
 
 
@@ -81,6 +97,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     jobs: dict[str, Job] = {}
     data_of: dict[str, TokenData] = {}
     for cfg in configs:
+        check_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))
         key = json.dumps(
             [cfg.data.model_dump(), cfg.tokenizer.model_dump(), cfg.model.context_length, cfg.runtime.cache_dir],
             sort_keys=True,
@@ -96,8 +113,15 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
             jobs[identity].other_overrides.append(cfg.overrides)
         else:
             jobs[identity], data_of[identity] = Job(final, identity), data
-    label_jobs(list(jobs.values()))
-    return list(jobs.values()), data_of
+            jobs[identity].trunk = trunk_id(final, data) if final.branches else None
+    from lmablate.compilation import resolve_compile
+    from lmablate.launcher.scheduler import slots
+
+    made = list(jobs.values())
+    label_jobs(made)
+    tell_solved(made)
+    resolve_compile(made, slots(made))
+    return made, data_of
 
 
 def stale(row: dict[str, Any]) -> bool:

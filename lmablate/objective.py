@@ -16,7 +16,7 @@ IGNORE = -100  # a target that is padding
 
 
 class Loss(NamedTuple):
-    """`objective` is what the optimizer minimises, `nats` the cross entropy a token, both scalars."""
+    """`objective` is what the optimizer minimises, `nats` the cross entropy a token: scalars, or ``[K]`` with members."""
 
     objective: Tensor
     nats: Tensor
@@ -34,30 +34,32 @@ class Causal(nn.Module):
 
     def forward(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Loss:
         """`inputs` and `targets` are int64 ``[B, T]``."""
-        if isinstance(model, TransformerLM) and worth_chunking(targets.numel(), vocab_size(model)):
-            z_loss = None if self.z_loss is None else torch.full((), self.z_loss, device=inputs.device)
-            return Loss(*_chunked(model, model.hidden(inputs), targets, z_loss))
-        return self.of_logits(model(inputs), targets)
-
-    def of_logits(self, logits: Tensor, targets: Tensor) -> Loss:
-        """The loss of logits ``[B, T, vocab_size]``."""
-        logits = logits.float()
-        nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
-        if self.z_loss is None:
-            return Loss(nats, nats)
-        counted = (targets != IGNORE).to(logits.dtype)
-        log_z2 = (logits.logsumexp(-1).square() * counted).sum() / counted.sum()
-        return Loss(nats + self.z_loss * log_z2, nats)
+        z_loss = None if self.z_loss is None else torch.full((), self.z_loss, device=inputs.device)
+        return _loss(model, inputs, targets, z_loss)
 
 
-def member_losses(objectives: Sequence[Causal], model: TransformerLM, inputs: Tensor, targets: Tensor) -> list[Loss]:
+def member_losses(objectives: Sequence[Causal], model: nn.Module, inputs: Tensor, targets: Tensor) -> Loss:
     """The losses of the members of a gang, each as its own objective alone would give it; ``[K, B, T]`` tokens."""
-    if not worth_chunking(targets[0].numel(), vocab_size(model)):
-        logits = model(inputs)
-        return [own.of_logits(*pair) for own, *pair in zip(objectives, logits, targets, strict=True)]
     weights = [own.z_loss for own in objectives]
     z_loss = None if None in weights else torch.tensor(weights, device=inputs.device)
-    return [Loss(*pair) for pair in zip(*_chunked(model, model.hidden(inputs), targets, z_loss), strict=True)]
+    return _loss(model, inputs, targets, z_loss)
+
+
+def _loss(model: nn.Module, inputs: Tensor, targets: Tensor, z_loss: Tensor | None) -> Loss:
+    rows = targets.shape[-2] * targets.shape[-1]
+    # The chunked loss knows no bias of the logits.
+    if isinstance(model, TransformerLM) and model.head.bias is None and worth_chunking(rows, vocab_size(model)):
+        return Loss(*_chunked(model, model.hidden(inputs), targets, z_loss))
+    logits = model(inputs).float()
+    counted = (targets != IGNORE).to(logits.dtype).flatten(-2)
+    count = counted.sum(-1)
+    # Summed within a member, in the same order alone and in a gang.
+    each = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    nats = each.view(counted.shape).sum(-1) / count
+    if z_loss is None:
+        return Loss(nats, nats)
+    log_z2 = (logits.logsumexp(-1).square().flatten(-2) * counted).sum(-1) / count
+    return Loss(nats + z_loss * log_z2, nats)
 
 
 def vocab_size(model: TransformerLM) -> int:

@@ -14,10 +14,18 @@ if TYPE_CHECKING:
 
 def build_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101). Weight decay by dimensionality: matrices decay, gains
-    and biases do not, whatever they are called."""
+    and biases do not, whatever they are called.
+
+    With eta_t the schedule's factor, a step takes ``eta_t lr weight_decay w`` from a weight as in torch; where decay is
+    independent it takes ``eta_t weight_decay w``, as in the paper's algorithm 2 (Wortsman et al. 2023, arXiv 2309.14322,
+    section 3.2.2: it makes the best decay hang less on the learning rate).
+    """
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    decay = (
+        optim.weight_decay / optim.lr if optim.decay == "independent" else optim.weight_decay
+    )  # torch multiplies by lr
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=optim.lr,

@@ -23,6 +23,7 @@ SEED_COLUMNS = 5  # with more seeds than this the headline table gives their ran
 def render(
     runs: pd.DataFrame,
     comparisons: list[Row],
+    claims: list[Row],
     figures: list[tuple[str, str, Figure]],
     headline: Collection[str],
     *,
@@ -30,7 +31,10 @@ def render(
     skipped: list[str],
     results_dir: Sequence[str | Path],
 ) -> str:
-    """The page as HTML. `runs` as from with_arms, `comparisons` as from stats, `figures` as (name, caption, figure)."""
+    """The page as HTML.
+
+    `runs` as from with_arms, `comparisons` as from stats, `claims` as from claims.reading, `figures` as (name, caption, figure).
+    """
     import jinja2
 
     from lmablate import summary
@@ -62,6 +66,7 @@ def render(
         runs=_run_rows(runs),
         notices=summary.notices(runs, arms),
         skipped=skipped,
+        claims=[{**claim, "tests": [_test_words(test) for test in claim["tests"]]} for claim in claims],
         comparisons=[{**row, "name": comparison_name(row)} for row in comparisons],
         headline=[(name, caption, inline_svg(figure, name)) for name, caption, figure in figures if name in headline],
         figures={name: inline_svg(figure, name) for name, _, figure in figures if name not in headline},
@@ -75,6 +80,19 @@ def render(
         provenance=summary.provenance(runs),
         again=shlex.join(["python", "-m", "lmablate.report", *map(str, results_dir)]),
     )
+
+
+def _test_words(test: Row) -> Row:
+    """A test of a claim with what its table cells say."""
+    unit = "%" if test["unit"] == "per cent" else "points"
+    interval = [_signed(end, 2) for end in test["interval_95"] or ()]
+    return {
+        **test,
+        "effect_words": "–" if test["effect"] is None else f"{_signed(test['effect'], 2)} {unit}",
+        "interval_words": " to ".join(interval) or "–",
+        "where_words": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in test["where"].items()),
+        "arms_words": f"{', '.join(test['plus'])} − {', '.join(test['minus'])}",
+    }
 
 
 def inline_svg(figure: Figure, name: str) -> Markup:

@@ -1,7 +1,8 @@
 """``python -m lmablate.report RESULTS_DIR --out DIR``: one page, figures, tables and comparisons from finished runs.
 
 Writes ``index.html`` (self-contained: it opens anywhere without a network), ``figures/*.png`` and ``*.svg``,
-``tables/runs.csv`` and ``tables/arms.csv``, and ``verdicts.json``.
+``tables/runs.csv``, ``tables/arms.csv`` and ``tables/verdicts.csv``, and ``verdicts.json``: the claims of lmablate/claims
+that the runs touch, each with its verdict, every comparison of two arms, and the noise floor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-VERDICTS_SCHEMA = 1
+VERDICTS_SCHEMA = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +51,8 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     Raises ConfigError where there are no finished runs, or `out` cannot be written.
     """
     from lmablate.analysis._style import save
+    from lmablate.claims.reading import noise
+    from lmablate.claims.reading import verdicts as judged
     from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished, with_arms
     from lmablate.stats import comparisons
     from lmablate.summary import arms_table, notices
@@ -65,20 +68,28 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     for folder in (out, out / "figures", out / "tables"):
         check_writable(folder, "--out")
 
+    claims = judged(runs, history, results_dir)
     runs = with_arms(runs)
     found = comparisons(runs)
     questions = _questions(runs)
-    figures = _figures(runs, history, found, questions)
+    figures = _figures(runs, history, found, claims, questions)
     for name, _, figure in figures:
         save(figure, out / "figures" / name)
-    _write_tables(runs, out / "tables")
-    verdicts = {"schema": VERDICTS_SCHEMA, "comparisons": found}
+    _write_tables(runs, claims, out / "tables")
+    verdicts = {"schema": VERDICTS_SCHEMA, "claims": claims, "comparisons": found, "noise": noise(runs)}
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     from lmablate.page import render
 
-    page = render(runs, found, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir)
+    page = render(
+        runs, found, claims, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir
+    )
     atomic_write(out / "index.html", page)
-    said = [*_table(runs), "", *(f"note: {line}" for line in [*notices(runs, arms_table(runs)), *skipped])]
+    said = [
+        *_table(runs),
+        "",
+        *_verdict_lines(claims),
+        *(f"note: {line}" for line in [*notices(runs, arms_table(runs)), *skipped]),
+    ]
     where = f"wrote {out / 'index.html'}, and figures, tables and verdicts.json beside it"
     return [*said, f"{_count(runs, unfinished)}: {where}"]
 
@@ -100,6 +111,11 @@ def _table(runs: pd.DataFrame) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     return [*lines, "(nats per token; means over the runs that finished)"]
+
+
+def _verdict_lines(claims: list[dict[str, Any]]) -> list[str]:
+    lines = [f"{claim['id']}: {claim['verdict']} ({claim['reason']})" for claim in claims]
+    return [*lines, ""] if lines else []
 
 
 def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]], skipped: list[str]) -> str:
@@ -129,11 +145,16 @@ def _questions(runs: pd.DataFrame) -> dict[str, ModuleType]:
 
 
 def _figures(
-    runs: pd.DataFrame, history: pd.DataFrame, found: list[dict[str, Any]], questions: dict[str, ModuleType]
+    runs: pd.DataFrame,
+    history: pd.DataFrame,
+    found: list[dict[str, Any]],
+    claims: list[dict[str, Any]],
+    questions: dict[str, ModuleType],
 ) -> list[tuple[str, str, Figure]]:
     """File name, what it shows, and figure: those of stored sweeps first, then the general ones."""
     from lmablate.analysis.curves import final_losses, loss_curves
     from lmablate.analysis.differences import differences
+    from lmablate.analysis.verdicts import verdicts
     from lmablate.summary import sweep_question
 
     figures = []
@@ -143,12 +164,15 @@ def _figures(
         figures.append((name, sweep_question(name) or name, module.figure(rows, history)))
     figures.append(("final_losses", "Final validation loss of every arm and seed", final_losses(runs)))
     figures.append(("loss_curves", "Loss against training tokens", loss_curves(runs, history)))
+    if any(test["effect"] is not None for claim in claims for test in claim["tests"]):
+        figures.append(("verdicts", "Verdicts on the claims", verdicts(claims)))
     if found:
         figures.append(("differences", "Differences between arms, same seed", differences(found)))
     return figures
 
 
-def _write_tables(runs: pd.DataFrame, folder: Path) -> None:
+def _write_tables(runs: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:
+    from lmablate.claims.table import verdict_table
     from lmablate.summary import arms_table, command
 
     table = runs.copy()
@@ -159,7 +183,8 @@ def _write_tables(runs: pd.DataFrame, folder: Path) -> None:
     table = table[[*first, *(column for column in table.columns if column not in first)]].sort_values(
         ["arm", "init_seed"]
     )
-    for name, frame in (("runs", table), ("arms", arms_table(runs))):
+    frames = {"runs": table, "arms": arms_table(runs), "verdicts": verdict_table(claims)}
+    for name, frame in frames.items():
         atomic_write(folder / f"{name}.csv", frame.to_csv(index=False))
 
 

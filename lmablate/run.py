@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.allocator import keep_freed_memory
 from lmablate.axes import default_choices
+from lmablate.branches import Trunk, trunk_id
 from lmablate.errors import ConfigError
 from lmablate.identity import SCIENCE_VERSION, run_id
 from lmablate.provenance import device_name, peak_memory_bytes, provenance
 from lmablate.run_directory import RunDirectory
+from lmablate.settings import BOOKKEEPING
 from lmablate.stopping import asked_to_stop
 
 if TYPE_CHECKING:
@@ -36,8 +38,25 @@ def load_data(cfg: RunConfig) -> TokenData:
 
 
 def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
-    """The same configuration with the vocabulary that the tokenizer really has."""
+    """The same configuration with the vocabulary that the tokenizer really has. Raises ConfigError for a preset at its own
+    size whose vocabulary is another."""
+    check_vocabulary(cfg, data.vocab_size)
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": data.vocab_size})})
+
+
+def foreign_vocabulary(cfg: RunConfig, found: int | None) -> bool:
+    """Is this a preset at its own size, with a tokenizer of another? `found` is None while that is not known."""
+    return cfg.published_vocab_size is not None and found is not None and found != cfg.published_vocab_size
+
+
+def check_vocabulary(cfg: RunConfig, found: int | None) -> None:
+    """Raise ConfigError for a preset at its own size whose tokenizer has another."""
+    if foreign_vocabulary(cfg, found):
+        preset, tokenizer = cfg.choices.get("preset"), cfg.choices.get("tokenizer")
+        raise ConfigError(
+            f"preset={preset} has a vocabulary of {cfg.published_vocab_size:,} at its own size, and tokenizer={tokenizer} has "
+            f"{found:,}: add shrink=tiny (or small, base), which takes the tokenizer's, or use tokenizer=pretrained with the published one"
+        )
 
 
 def execute(
@@ -74,14 +93,15 @@ class RunSession:
         identity = run_id(cfg, data)
         self.directory = RunDirectory(Path(cfg.results_dir), identity)
         write_config(cfg, self.directory.config_path)
-        self.trainer = Trainer(build_model(cfg), data, cfg, self.directory.checkpoint_dir)
+        self.trunk = Trunk.of(cfg, data, self.directory)
+        self.trainer = Trainer(build_model(cfg), data, cfg, self.directory.checkpoint_dir, self.trunk)
         self.heartbeat = Heartbeat(self.directory, cfg, on_status)
         self.facts = _facts(cfg, data, identity)
         self.numerics: dict[str, Any] = {"gang": False}
         self.status = "failed"
         self.summary: dict[str, Any] = {}
         self._first = True
-        science = cfg.model_dump(exclude={"runtime", "overrides", "results_dir", "choices", "sweep"})
+        science = cfg.model_dump(exclude=set(BOOKKEEPING))
         self.tracker = open_tracker(
             resolve_mode(cfg.runtime.wandb),
             run_id=identity,
@@ -99,6 +119,8 @@ class RunSession:
 
     def take(self, record: dict[str, Any]) -> None:
         """Store one record of the trainer's."""
+        if self._first and self.trunk is not None:
+            self.trunk.adopt_history()
         if self._first:  # whatever a killed attempt wrote after its last checkpoint is written again
             self.directory.truncate_history(record["step"] - 1)
             self._first = False
@@ -163,7 +185,7 @@ def read_config(path: Path) -> RunConfig:
 
 def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
     """What is known of a run before it starts."""
-    from lmablate.budget import flops_per_token, parameters
+    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 
     counts = parameters(cfg)
     return {
@@ -176,7 +198,12 @@ def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
         "n_params": counts.total,
         "n_params_non_embedding": counts.non_embedding,
         "flops_per_token": flops_per_token(cfg),
+        "kv_bytes_per_token": kv_bytes_per_token(cfg),
+        "solved": cfg.solved,
         "sweep": cfg.sweep,
+        "arm": cfg.arm,
+        "stage": cfg.stage,
+        "trunk": trunk_id(cfg, data),
         "data": {
             "fingerprint": data.fingerprint,
             "tokenizer": data.tokenizer_fingerprint,
@@ -214,9 +241,16 @@ def _outcome(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict
             "threads": cfg.runtime.threads,
             "microbatch_size": cfg.runtime.microbatch_size,
         },
-        "config": cfg.model_dump(exclude={"choices", "overrides", "runtime", "results_dir", "sweep"}),
-        "provenance": provenance(cfg, started),
+        "config": cfg.model_dump(exclude=set(BOOKKEEPING)),
+        "provenance": {**provenance(cfg, started), "compile_note": _compile_note(trainer)},
     }
+
+
+def _compile_note(trainer: Trainer) -> str | None:
+    """Why an eager run could not have been compiled."""
+    from lmablate.compilation import missing_compiler
+
+    return None if trainer.compiled else trainer.compile_note or missing_compiler(trainer.device)
 
 
 class Heartbeat:

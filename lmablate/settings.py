@@ -2,6 +2,22 @@
 
 from pydantic import BaseModel, ConfigDict
 
+# Of a run's configuration: what it was asked for by and how it is carried out, and not what it computes.
+BOOKKEEPING = frozenset(
+    {
+        "choices",
+        "overrides",
+        "runtime",
+        "results_dir",
+        "sweep",
+        "arm",
+        "stage",
+        "branches",
+        "published_vocab_size",
+        "solved",
+    }
+)
+
 
 class Settings(BaseModel):
     """Strict (no silent conversion), frozen, and closed: an unknown key is an error, never ignored.

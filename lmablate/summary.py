@@ -47,13 +47,22 @@ _SIZE_WORDS = dict(zip(SIZES, ("Parameters", "Non-embedding parameters", "FLOPs 
 
 def sweep_question(sweep: str) -> str | None:
     """What a stored sweep asks (``sweep.question`` of its YAML); None if there is no such sweep here."""
+    return _sweep_node(sweep).get("question")
+
+
+def sweep_claims(sweep: str) -> list[str]:
+    """The ids of the claims that a stored sweep is about; none if there is no such sweep here."""
+    return list(_sweep_node(sweep).get("claims") or ())
+
+
+def _sweep_node(sweep: str) -> Row:
     import yaml
 
     for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
         path = folder / f"{sweep}.yaml"
         if path.is_file():
-            return ((yaml.safe_load(path.read_text()) or {}).get("sweep") or {}).get("question")
-    return None
+            return (yaml.safe_load(path.read_text()) or {}).get("sweep") or {}
+    return {}
 
 
 def question(runs: pd.DataFrame) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from lmablate.allocator import keep_freed_memory
 from lmablate.checkpoint import load_checkpoint, save_checkpoint
+from lmablate.compilation import compile_blocks, eager, remember
 from lmablate.divergence import DivergenceDetector
 from lmablate.evaluate import Evaluation, evaluate
 from lmablate.model.primitives import set_compute_dtype
@@ -23,6 +24,7 @@ from lmablate.objective import Causal
 from lmablate.optim import build_optimizer, lr_factor, set_lr
 
 if TYPE_CHECKING:
+    from lmablate.branches import Trunk
     from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
@@ -60,8 +62,10 @@ class Progress:
 class Trainer:
     """Trains `model` on `data` as `cfg` says, from the newest checkpoint in `folder` if there is one."""
 
-    def __init__(self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None) -> None:
-        self.cfg, self.data, self.folder = cfg, data, folder
+    def __init__(
+        self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None, trunk: Trunk | None = None
+    ) -> None:
+        self.cfg, self.data, self.folder, self.trunk = cfg, data, folder, trunk
         self.device = cfg.runtime.device
         if self.device == "cpu":
             keep_freed_memory()
@@ -75,10 +79,33 @@ class Trainer:
         self.progress = Progress()
         self.detector: DivergenceDetector | None = None
         self.compiled = False
+        self.compile_note: str | None = None  # why it is not compiled, if it should have been
         self._pending: list[torch.Tensor] = []
+
+    def compile(self) -> None:
+        """Compile the model, if that is possible here."""
+        size = self.cfg.runtime.microbatch_size or self.cfg.trainer.batch_size
+        tokens = torch.zeros(
+            (min(size, self.cfg.trainer.batch_size), self.cfg.model.context_length),
+            dtype=torch.long,
+            device=self.device,
+        )
+
+        def step() -> None:
+            self.model.train()
+            with self.precision():
+                loss = self.objective(self.model, tokens, tokens)
+            loss.objective.backward()
+
+        self.compile_note = compile_blocks(self.model, self.cfg, step)
+        self.compiled = self.compile_note is None
+        if self.compiled:
+            remember(self.cfg)
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
         """Train, yielding one record a logging step; see `cycle`."""
+        if self.cfg.runtime.compile is True:
+            self.compile()
         cycle = self.cycle(stop)
         nats = None
         while True:
@@ -99,8 +126,6 @@ class Trainer:
         once their gradients stand in the parameters. `stop` is asked after every step; when it answers with a signal's
         number, a checkpoint is written and Interrupted raised with it.
         """
-        if self.cfg.runtime.compile:
-            self._compile()
         if not self._resume():
             yield self._start()
         last_saved = time.monotonic()
@@ -119,7 +144,8 @@ class Trainer:
             saving = self.folder is not None and (
                 bool(stopping) or time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds
             )
-            diverged = (due or saving or self.device == "cpu") and self._flush()
+            branching = self.trunk is not None and step in self.trunk.points
+            diverged = (due or saving or branching or self.device == "cpu") and self._flush()
             self.progress.seconds += time.monotonic() - began
             if due or diverged:
                 speed = (self.progress.step - mark_step) * self.cfg.tokens_per_step / max(1e-9, time.monotonic() - mark)
@@ -131,6 +157,8 @@ class Trainer:
                 mark, mark_step = time.monotonic(), step
             if diverged:
                 return
+            if branching:
+                self.save_trunk()
             if saving or (step == steps and self.folder is not None):
                 self.save()
                 last_saved = time.monotonic()
@@ -139,11 +167,19 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
-        assert self.folder is not None and self.detector is not None
+        assert self.folder is not None
+        self._save(self.folder, self.cfg.runtime.keep_checkpoints)
+
+    def save_trunk(self) -> None:
+        """Leave a checkpoint of the current step, from which shorter runs branch off, and the history up to it."""
+        assert self.trunk is not None
+        self.trunk.keep_history(self.progress.step)
+        self._save(self.trunk.folder, keep=len(self.trunk.points) + 1)
+
+    def _save(self, folder: Path, keep: int) -> None:
+        assert self.detector is not None
         state = {"progress": self.progress.state(), "detector": self.detector.state()}
-        save_checkpoint(
-            self.folder, self.progress.step, self.model, self.optimizer, state, keep=self.cfg.runtime.keep_checkpoints
-        )
+        save_checkpoint(folder, self.progress.step, self.model, self.optimizer, state, keep=keep)
 
     def seconds_per_step(self, budget: float) -> float:
         """The median time of a training step, from about `budget` seconds of them after one that warms up."""
@@ -170,6 +206,9 @@ class Trainer:
 
     def _resume(self) -> bool:
         state = load_checkpoint(self.folder, self.model, self.optimizer) if self.folder else None
+        if state is None and self.trunk is not None:
+            state = load_checkpoint(self.trunk.folder, self.model, self.optimizer, up_to=self.trunk.end)
+            self.trunk.left_at = state["step"] if state else None
         if state is None:
             return False
         self.progress.restore(state["progress"])
@@ -271,7 +310,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Evaluate; False if the loss is not finite, which is a divergence at this step."""
-        with self.precision():
+        with self.precision(), eager(self.compiled):
             self.progress.evaluation = evaluate(
                 self.model,
                 self.data,
@@ -286,27 +325,6 @@ class Trainer:
 
     def _validation(self) -> Record:
         return {"val_loss": self.progress.evaluation.val_loss, "val_bpb": self.progress.evaluation.val_bpb}
-
-    def _compile(self) -> None:
-        """Compile block by block, so that a deeper model reuses the graph. No compiler: eager, and the row says so."""
-        try:
-            for block in self.model.blocks:
-                block.compile()
-            tokens = torch.zeros(
-                (self.cfg.trainer.batch_size, self.cfg.model.context_length), dtype=torch.long, device=self.device
-            )
-            with self.precision():
-                self.model(tokens).sum().backward()
-            self.compiled = True
-        except Exception as error:
-            log.warning(
-                "runtime.compile: torch.compile failed (%s); this run goes on without it",
-                str(error).strip().splitlines()[-1],
-            )
-            for block in self.model.blocks:
-                block._compiled_call_impl = None
-        finally:
-            self.model.zero_grad(set_to_none=True)
 
 
 def _noise_seed(data_seed: int, step: int, part: int) -> int:

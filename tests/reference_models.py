@@ -9,9 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmablate.model.attention import AttentionShape
+
 D_MODEL, N_LAYERS, N_HEADS, D_FF, LENGTH, VOCAB = 32, 2, 4, 48, 24, 64
 HEAD_DIM = D_MODEL // N_HEADS
 WINDOW = 7  # what tiny.py gives to options with a window
+ATTENTION = AttentionShape(
+    d_model=D_MODEL,
+    n_heads=N_HEADS,
+    n_kv_heads=N_HEADS,
+    head_dim=HEAD_DIM,
+    n_layers=N_LAYERS,
+    qkv_bias=False,
+    out_bias=False,
+    dropout=0.0,
+    soft_cap=None,
+    qk_norm=None,
+    v_norm=None,
+    norm_all_heads=False,
+)
 
 # Our parameter name (with {i} for the layer) to theirs, or to theirs and the piece of it that is ours.
 Names = Mapping[str, "str | tuple[str, Callable[[Tensor], Tensor]]"]
@@ -57,7 +73,7 @@ def arrange(names: Names, theirs: Mapping[str, Tensor | None], n_layers: int = N
     return out
 
 
-def copy_weights(ours: nn.Module, theirs: nn.Module, names: Names, gain_offset: float = 0.0) -> None:
+def copy_weights(ours: nn.Module, theirs: nn.Module, names: Names) -> None:
     """Give ours their weights; fails unless every parameter of both has a partner."""
     values = arrange(names, dict(theirs.named_parameters()))
     targets = dict(ours.named_parameters())
@@ -65,7 +81,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module, names: Names, gain_offset: 
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(values[name] + (gain_offset if name.endswith("gain.weight") else 0.0))
+            target.copy_(values[name])
 
 
 def same_gradients(ours: nn.Module, theirs: nn.Module, names: Names, tolerance: float) -> None:

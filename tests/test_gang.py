@@ -33,12 +33,12 @@ def solo(cfg, scale=1.0):
     return summary(trainer, list(trainer.records()))
 
 
-def gang(cfgs, size=None, scale=1.0):
+def gang(cfgs, size=None, scale=1.0, compiled=False):
     """Train together; the summaries by position."""
     trainers = {k: Trainer(scaled_model(cfg, scale), SmallText(), cfg, folder=None) for k, cfg in enumerate(cfgs)}
     records = {k: [] for k in trainers}
     ended = []
-    for name, record in Gang(trainers.items(), size=size or len(cfgs)).run():
+    for name, record in Gang(trainers.items(), size=size or len(cfgs), compiled=compiled).run():
         ended.append(name) if record is None else records[name].append(record)
     assert sorted(ended) == sorted(trainers)
     return [summary(trainer, records[k]) for k, trainer in trainers.items()]
@@ -75,8 +75,12 @@ def test_every_option_gangs_to_the_bit(axis, option, precision):
     [
         ("model.bias=true", "norm=layer"),
         ("model.tie_embeddings=true",),
-        ("runtime.microbatch_size=3",),
+        ("runtime.microbatch_size=3", "model.d_ff=64"),  # whole vectors: see gang_run.self_test
         ("attention=gqa", "stability=all", "posemb=t5"),
+        (
+            *("norm=layer", "norm.unit_offset=true", "model.embedding_norm=true", "model.embedding_scale=sqrt_d_model"),
+            *("model.logit_scale=0.5", "model.head_bias=true", "model.qkv_bias=true", "optim.decay=independent"),
+        ),
     ],
     ids=lambda words: words[0],
 )
@@ -108,12 +112,36 @@ def test_a_member_that_diverges_leaves_the_others_untouched():
 
 
 def test_members_of_different_lengths_and_a_queue_longer_than_the_gang():
-    cfgs = [
-        cfg.model_copy(update={"trainer": cfg.trainer.model_copy(update={"steps": steps})})
-        for cfg, steps in zip(members_of(count=4), (6, 20, 11, 3), strict=True)
-    ]
+    cfgs = of_lengths(6, 20, 11, 3)
     for mine, alone in zip(gang(cfgs, size=2), map(solo, cfgs), strict=True):
         assert_same_bits(mine, alone)
+
+
+def of_lengths(*steps):
+    """Members that end after different numbers of steps."""
+    return [
+        cfg.model_copy(update={"trainer": cfg.trainer.model_copy(update={"steps": n})})
+        for cfg, n in zip(members_of(count=len(steps)), steps, strict=True)
+    ]
+
+
+def test_slots_of_a_compiled_gang_stay_until_half_are_free(monkeypatch):
+    built = []
+    monkeypatch.setattr("lmablate.gang.compile_blocks", lambda model, cfg, step: built.append(step()))
+    cfgs = of_lengths(6, 20, 3, 11)
+    for mine, alone in zip(gang(cfgs, compiled=True), map(solo, cfgs), strict=True):
+        assert_same_bits(mine, alone)
+    assert len(built) == 3  # for four members, for two, for one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("extra", [("norm=rms",), ("norm=layer", "posemb=t5", "attention=gqa"), ("stability=all",)])
+def test_a_compiled_gang_computes_what_compiled_runs_do(extra, precision):
+    cfgs = members_of(*extra, f"trainer.precision={precision}", "runtime.compile=true", count=3)
+    for mine, alone in zip(gang(cfgs, compiled=True), map(solo, cfgs), strict=True):
+        for name, weight in mine.weights.items():
+            torch.testing.assert_close(weight, alone.weights[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_gang_checkpoint_resumes_alone_and_a_solo_one_in_a_gang(tmp_path):
@@ -193,9 +221,8 @@ def test_what_may_not_differ_in_a_gang(word):
     assert graph_key(config(), Store()) != graph_key(config(word), Store())
 
 
-@pytest.mark.parametrize("word", ["model.dropout=0.1", "runtime.compile=true"])
-def test_what_runs_solo(word):
-    assert graph_key(config(word), Store()) is None
+def test_dropout_runs_solo():
+    assert graph_key(config("model.dropout=0.1"), Store()) is None
 
 
 def test_z_loss_may_differ_in_size():

@@ -28,7 +28,7 @@ def identity(text, *words):
     ("one", "other"),
     [
         (("seed=1",), ("init_seed=1", "data_seed=1")),
-        (("model.ff_ratio=4.0",), ("model.d_ff=84",)),  # gated: 2/3 of 128, to a multiple of 4
+        (("model.ff_ratio=4.0",), ("model.d_ff=86",)),  # gated: 2/3 of 128, to a multiple of 2
         (("activation=gelu",), ("activation=gelu", "model.d_ff=128")),
         (("norm_position=double",), ("norm_position=sandwich",)),
         (("model.n_heads=4",), ("model.head_dim=8",)),

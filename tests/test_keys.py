@@ -5,7 +5,7 @@ A dead key gives the same numbers to the bit, so "changes" means any difference 
 
 import copy
 import typing
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from tiny import config, distance, every_option, request, training_record
@@ -22,10 +22,18 @@ WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule
 SCENES = {
     "trainer.divergence_smoothing": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.3},
     "schedule.warmup_fraction": {"trainer.steps": 12},
+    # the ramp between fast and slow pairs moves by whole pairs; a short text is one that is not long
+    "posemb.original_length": {"posemb.rope_theta": 100.0},
+    "posemb.beta_fast": {"posemb.original_length": 2000},
+    "posemb.short_factor": {"posemb.original_length": 100, "posemb.short_factor": 2.0},
     "schedule.final_fraction": {"trainer.steps": 12},
     "schedule.decay_fraction": {"trainer.steps": 12},
+    # 1 + w is the same function; w near 0 is only rounded more finely, which takes some steps to show
+    "norm.unit_offset": {"trainer.steps": 40},
     "trainer.divergence_patience": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.0},
 }
+# Values of keys that hold free text, or where true is what most options do anyway.
+WORDS = {"attention.pattern": ["ls", "sg"], "model.final_norm": [True, False]}
 WHEN_NULL = {int: (1, 2, 3, 48), float: (0.37, 3.0), bool: (True,)}
 
 
@@ -54,8 +62,11 @@ def words_in(annotation: Any) -> list[Any]:
     return [annotation] if not inner else [word for part in inner for word in words_in(part)]
 
 
-def declared(path: str) -> list[Any]:
-    """What the schema says of a key; nothing for the keys of a part, which its signature declares."""
+def declared(raw: dict, path: str) -> list[Any]:
+    """What the schema says of a key, or the signature of the part that it belongs to."""
+    *way, key = path.split(".")
+    if "_target_" in (part := get(raw, ".".join(way)) if way else {}):
+        return words_in(get_type_hints(parts.target(part, way[-1]).__init__).get(key))
     kind: Any = RunRequest
     for key in path.split("."):
         fields = getattr(kind, "model_fields", {})
@@ -67,18 +78,21 @@ def declared(path: str) -> list[Any]:
 
 def other_values(raw: dict, path: str) -> list[Any]:
     value = get(raw, path)
+    if path in WORDS:
+        return WORDS[path]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
         return [v for v in (value + 1, value * 2, value // 2) if v != value]
     if isinstance(value, float):
         return [v for v in (value * 30, value * 3, value / 2, 0.3) if v != value]
-    said = declared(path)
+    said = declared(raw, path)
     if isinstance(value, str):
         return [word for word in said if isinstance(word, str) and word != value] or [f"not {value}"]
-    if path == "stability.qk_norm":
+    if path in ("stability.qk_norm", "stability.v_norm"):
         return [request("stability=qk_norm")["stability"]["qk_norm"]]
-    return [v for kind in (int, float, bool) if kind in said for v in WHEN_NULL[kind]]
+    words = [word for word in said if isinstance(word, str | bool)]
+    return words + [v for kind in (int, float, bool) if kind in said for v in WHEN_NULL[kind]]
 
 
 def outcome(raw: dict, path: str, value: Any):
@@ -126,7 +140,7 @@ class DeadKey(RMSNorm):
     """A variant with a key that is accepted and read nowhere: the disease this file is for."""
 
     def __init__(self, d_model: int, *, eps: float, strength: float) -> None:
-        super().__init__(d_model, eps=eps)
+        super().__init__(d_model, eps=eps, gain=None, unit_offset=None)
 
 
 def test_a_dead_key_is_caught(monkeypatch):

@@ -2,16 +2,29 @@
 
 import pytest
 import torch
-from reference_models import D_MODEL, HEAD_DIM, LENGTH, N_HEADS, close, fused, hf, hf_config, randomise, same_gradients
+from reference_models import (
+    ATTENTION,
+    D_MODEL,
+    HEAD_DIM,
+    LENGTH,
+    N_HEADS,
+    N_LAYERS,
+    close,
+    fused,
+    hf,
+    hf_config,
+    randomise,
+    same_gradients,
+)
 from reference_models import copy_weights as copy
 from torch import nn
 
 from lmablate.model.attention import (
-    AttentionShape,
     GroupedQuery,
     Interleaved,
     MultiHead,
     MultiQuery,
+    Reach,
     SlidingWindow,
     attend,
     explicit_attention,
@@ -20,8 +33,8 @@ from lmablate.model.attention import (
 from lmablate.model.norm import RMSNorm
 from lmablate.model.posemb import ALiBi, PosEmb, Positions, PositionShape, RoPE, T5Bias
 
-SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH)
-BASE = AttentionShape(D_MODEL, N_HEADS, N_HEADS, HEAD_DIM, bias=False, dropout=0.0, qk_norm=None, soft_cap=None)
+SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH, N_LAYERS)
+BASE = ATTENTION
 X = torch.randn(3, LENGTH, D_MODEL, generator=torch.Generator().manual_seed(7))
 
 
@@ -40,7 +53,7 @@ def same(ours, theirs, names, posemb, call):
     """Same output, same gradient of the input and of every weight."""
     copy(ours, theirs, names)
     x, x_theirs = (X.clone().requires_grad_() for _ in range(2))
-    actual, expected = ours(x, Positions(posemb.rotate, posemb.score_bias(LENGTH))), call(x_theirs)
+    actual, expected = ours(x, Positions(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative)), call(x_theirs)
     close(actual, expected)
     actual.square().sum().backward()
     expected.square().sum().backward()
@@ -50,7 +63,7 @@ def same(ours, theirs, names, posemb, call):
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 def test_mha_equals_torch(bias):
-    ours = MultiHead(BASE._replace(bias=bias), layer=0)
+    ours = MultiHead(BASE._replace(qkv_bias=bias, out_bias=bias), layer=0, scale=None)
     theirs = randomise(nn.MultiheadAttention(D_MODEL, N_HEADS, bias=bias, batch_first=True)).train()
     names = {"out_proj.weight": "out_proj.weight", "out_proj.bias.weight": "out_proj.bias"}
     for part, letter in enumerate("qkv"):
@@ -67,7 +80,7 @@ GEMMA = {"query_pre_attn_scalar": HEAD_DIM, "attn_logit_softcapping": 1.5, "slid
 # our option, changes to the shape, window; family and keys of theirs
 PUBLISHED = {
     "mha": (MultiHead, {}, None, "llama", {}),
-    "mha_bias": (MultiHead, {"bias": True}, None, "llama", {"attention_bias": True}),
+    "mha_bias": (MultiHead, {"qkv_bias": True, "out_bias": True}, None, "llama", {"attention_bias": True}),
     "gqa": (GroupedQuery, {"n_kv_heads": 2}, None, "llama", {"num_key_value_heads": 2}),
     "gqa_head_dim": (GroupedQuery, {"n_kv_heads": 2, "head_dim": 12}, None, "llama", HEADS_OF_12),
     "mqa": (MultiQuery, {"n_kv_heads": 1}, None, "llama", {"num_key_value_heads": 1}),
@@ -78,7 +91,7 @@ PUBLISHED = {
     "soft_cap_window": (SlidingWindow, {"soft_cap": 1.5}, 5, "gemma2", GEMMA),
     "qk_norm": (
         GroupedQuery,
-        {"n_kv_heads": 2, "qk_norm": lambda d: RMSNorm(d, eps=1e-6)},
+        {"n_kv_heads": 2, "qk_norm": lambda d: RMSNorm(d, eps=1e-6, gain=None, unit_offset=None)},
         None,
         "qwen3",
         {"num_key_value_heads": 2},
@@ -90,7 +103,7 @@ PUBLISHED = {
 def test_equals_published_attention_with_rope(case):
     option, changes, window, family, keys = PUBLISHED[case]
     shape = BASE._replace(**changes)
-    ours = option(shape, layer=0, **({"window": window} if window else {}))
+    ours = option(shape, layer=0, scale=None, **({"window": window} if window else {}))
     keys = {"num_key_value_heads": N_HEADS, "head_dim": HEAD_DIM, **keys}
     config = hf_config(family.title(), hidden_size=D_MODEL, num_attention_heads=N_HEADS, rms_norm_eps=1e-6, **keys)
     theirs = randomise(hf(family, f"{family.title()}Attention")(config, layer_idx=0))
@@ -98,7 +111,7 @@ def test_equals_published_attention_with_rope(case):
         f"{ours_}_proj.weight": f"{theirs_}_proj.weight"
         for ours_, theirs_ in zip(("q", "k", "v", "out"), "qkvo", strict=True)
     }
-    if shape.bias:
+    if shape.out_bias:
         names |= {
             name.replace(".weight", ".bias.weight"): source.replace(".weight", ".bias")
             for name, source in names.items()
@@ -107,7 +120,7 @@ def test_equals_published_attention_with_rope(case):
         names |= {f"{x}_norm.gain.weight": f"{x}_norm.weight" for x in "qk"}
     tables = hf(family, f"{family.title()}RotaryEmbedding")(config)(X, torch.arange(LENGTH)[None])
     mask = published_mask(window)[None, None]
-    rope = RoPE(SHAPE._replace(head_dim=shape.head_dim), rope_theta=10000.0)
+    rope = RoPE(SHAPE._replace(head_dim=shape.head_dim), rope_theta=10000.0, rotary_fraction=None, layout=None)
     same(ours, theirs, names, rope, lambda x: theirs(x, position_embeddings=tables, attention_mask=mask)[0])
 
 
@@ -124,7 +137,7 @@ def test_alibi_equals_bloom():
     names |= {"out_proj.weight": "dense.weight", "out_proj.bias.weight": "dense.bias"}
     alibi = hf("bloom", "build_alibi_tensor")(torch.ones(len(X), LENGTH), N_HEADS, torch.float32)
     call = lambda x: theirs(x, torch.zeros_like(x), alibi, published_mask()[None, None])[0]  # noqa: E731
-    same(MultiHead(BASE._replace(bias=True), layer=0), theirs, names, ALiBi(SHAPE), call)
+    same(MultiHead(BASE._replace(qkv_bias=True, out_bias=True), layer=0, scale=None), theirs, names, ALiBi(SHAPE), call)
 
 
 def test_t5_bias_equals_t5():
@@ -133,7 +146,7 @@ def test_t5_bias_equals_t5():
     config = hf_config("T5", **keys, relative_attention_num_buckets=8, relative_attention_max_distance=12)
     theirs = randomise(hf("t5", "T5Attention")(config, has_relative_attention_bias=True, layer_idx=0))
     posemb = T5Bias(SHAPE, n_buckets=8, max_distance=12)
-    ours = MultiHead(BASE, layer=0)
+    ours = MultiHead(BASE, layer=0, scale=None)
     root = HEAD_DIM**0.5
     with torch.no_grad():
         for target, source in (
@@ -144,7 +157,7 @@ def test_t5_bias_equals_t5():
         ):
             target.weight.copy_(source.weight)
         ours.q_proj.weight.copy_(theirs.q.weight * root)
-    actual = ours(X, Positions(posemb.rotate, posemb.score_bias(LENGTH)))
+    actual = ours(X, Positions(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative))
     expected = theirs(X, mask=published_mask()[None, None])[0]
     close(actual, expected)
     actual.square().sum().backward()
@@ -155,15 +168,15 @@ def test_t5_bias_equals_t5():
 
 @pytest.mark.parametrize("window", [None, 1, 5, LENGTH - 1, LENGTH, LENGTH + 3])
 def test_mask_is_the_published_one(window):
-    assert torch.equal(visible(LENGTH, window, torch.device("cpu")), published_mask(window) == 0)
+    assert torch.equal(visible(LENGTH, Reach(window), torch.device("cpu")), published_mask(window) == 0)
 
 
 @pytest.mark.parametrize(("family", "local_per_global"), [("Gemma2", 1), ("Gemma3Text", 5)])
 def test_interleaving_is_the_published_one(family, local_per_global):
     kinds = hf_config(family, num_hidden_layers=12, sliding_window=5).layer_types
     assert {"sliding_attention", "full_attention"} == set(kinds)
-    layers = [Interleaved(BASE, layer=i, window=5, local_per_global=local_per_global) for i in range(12)]
-    assert [layer.window for layer in layers] == [5 if kind == "sliding_attention" else None for kind in kinds]
+    layers = [Interleaved(BASE, layer=i, window=5, local_per_global=local_per_global, scale=None) for i in range(12)]
+    assert [layer.reads.window for layer in layers] == [5 if kind == "sliding_attention" else None for kind in kinds]
 
 
 def by_hand(q, k, v, bias, window, soft_cap):
@@ -202,12 +215,12 @@ def test_fused_explicit_and_by_hand_agree(bias, window, n_kv_heads, lead):
 
     def result(path, **keys):
         shared = (x.repeat_interleave(group, -3) for x in (k, v))
-        y = path(q, *shared, bias=BIASES[bias].score_bias(LENGTH), window=window, soft_cap=None, **keys)
+        y = path(q, *shared, bias=BIASES[bias].score_bias(LENGTH), **keys)
         return y, torch.autograd.grad(y.square().sum(), [q, k, v, *table])
 
-    expected, gradients = result(by_hand)
+    expected, gradients = result(by_hand, window=window, soft_cap=None)
     for path in (attend, explicit_attention):
-        actual, got = result(path, dropout=0.0)
+        actual, got = result(path, reach=Reach(window), scale=None, soft_cap=None, dropout=0.0)
         close(actual, expected)
         for a, b in zip(got, gradients, strict=True):
             close(a, b, 1e-4)
@@ -218,6 +231,6 @@ def test_fused_explicit_and_by_hand_agree(bias, window, n_kv_heads, lead):
 def test_soft_cap_bounds_the_biased_score(bias, window):
     q, k, v = torch.randn(3, 2, N_HEADS, LENGTH, HEAD_DIM, generator=torch.Generator().manual_seed(4))
     extra = BIASES[bias].score_bias(LENGTH)
-    actual = attend(q, k, v, bias=extra, window=window, soft_cap=1.5, dropout=0.0)
+    actual = attend(q, k, v, bias=extra, reach=Reach(window), scale=None, soft_cap=1.5, dropout=0.0)
     close(actual, by_hand(q, k, v, extra, window, 1.5))
     assert (actual - by_hand(q, k, v, extra, window, None)).abs().max() > 0.1

@@ -182,11 +182,10 @@ def test_flops_equal_torch_counter(case):
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("ratio", [4.0, 3.0, 2.5, 2.7])
 def test_gated_width_costs_what_the_plain_one_does(ratio, bias):
-    """As many parameters as the plain FFN that would be built: within 1 % by a multiple of 8, else by one of 4; where no
-    multiple of 4 comes that near (narrow ones), the nearest of them."""
+    """As many parameters as the plain FFN that would be built, within 1 %: by a multiple of 8, else of 4, else of 2."""
     for d_model in range(64, 2049, 8):
         plain = ff_width(d_model, ff_ratio=ratio, gated=False, bias=bias, gated_scale=None)
-        assert plain == ratio * d_model or (plain % 4 == 0 and abs(plain - ratio * d_model) <= 4)
+        assert plain == ratio * d_model or (plain % 2 == 0 and abs(plain - ratio * d_model) <= 4)
         wanted = 2 * d_model * plain + (plain + d_model if bias else 0)
 
         def miss(width, d_model=d_model, wanted=wanted):
@@ -195,13 +194,11 @@ def test_gated_width_costs_what_the_plain_one_does(ratio, bias):
         gated = ff_width(d_model, ff_ratio=ratio, gated=True, bias=bias, gated_scale=None)
         best = {
             step: min(miss(width) for width in range(gated // step * step - step, gated + 2 * step, step))
-            for step in (4, 8)
+            for step in (2, 4, 8)
         }
-        step = 8 if best[8] <= 0.01 else 4
+        step = next(step for step in (8, 4, 2) if best[step] <= 0.01)
         assert gated % step == 0
         assert miss(gated) == best[step]
-        assert miss(gated) <= 0.01 or gated < 200, f"d_model={d_model}: {gated}"
-        assert miss(gated) <= 0.0125 or ratio < 4
 
 
 def test_gated_width_is_not_rounded_to_256():

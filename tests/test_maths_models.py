@@ -19,7 +19,7 @@ from twins import TWINS
 
 from lmablate.model import build_model
 from lmablate.model.block_layout import Parallel, Parallel2, Serial
-from lmablate.model.norm_position import Output, Post, Pre, Sandwich
+from lmablate.model.norm_position import DeepNorm, Output, Post, Pre, Sandwich
 from lmablate.model.posemb import Positions
 from lmablate.objective import Causal
 
@@ -27,9 +27,9 @@ from lmablate.objective import Causal
 @pytest.mark.parametrize("name", TWINS)
 def test_equals_the_published_model(name):
     twin = TWINS[name]
-    cfg = config(*twin.words, f"model.d_ff={D_FF}")
+    cfg = config(*twin.words, f"model.d_ff={twin.d_ff}")
     ours, theirs = build_model(cfg).eval(), twin.build()
-    copy_weights(ours, theirs, twin.names, twin.gain_offset)
+    copy_weights(ours, theirs, twin.names)
     tokens = tokens_for(cfg)[:, :-1]
     assert tokens.shape == (3, LENGTH)
     expected = theirs(input_ids=tokens, labels=tokens)  # shifts the labels itself
@@ -126,6 +126,16 @@ def ffn(x):
     return torch.sin(2 * x) + 0.3
 
 
+def deepnorm(branch, norm, n_layers, rule="deepnet"):
+    return DeepNorm(branch, norm, n_layers, rule=rule)
+
+
+def deepnorm_glm(branch, norm, n_layers):
+    return deepnorm(branch, norm, n_layers, "glm")
+
+
+deepnorm.norms_per_branch = deepnorm_glm.norms_per_branch = DeepNorm.norms_per_branch
+
 # n is the list of norms in the order they are made: of the attention branch first, the inner norm before the outer.
 FORMULAS = {
     (Serial, Pre): lambda x, n: (h := x + attention(n[0](x))) + ffn(n[1](h)),
@@ -139,6 +149,10 @@ FORMULAS = {
     (Parallel2, Pre): lambda x, n: x + attention(n[0](x)) + ffn(n[1](x)),
     (Parallel2, Sandwich): lambda x, n: x + n[1](attention(n[0](x))) + n[3](ffn(n[2](x))),
     (Parallel2, Output): lambda x, n: x + n[0](attention(x)) + n[1](ffn(x)),
+    # Wang et al. 2022, figure 2 (decoders), and GLM-130B, section 2.1: 3 layers, alpha = (2 * 3)^(1/4) and (2 * 3)^(1/2)
+    (Serial, deepnorm): lambda x, n: n[1](6**0.25 * (h := n[0](6**0.25 * x + attention(x))) + ffn(h)),
+    (Parallel, deepnorm): lambda x, n: n[0](6**0.25 * x + attention(x) + ffn(x)),
+    (Serial, deepnorm_glm): lambda x, n: n[1](6**0.5 * (h := n[0](6**0.5 * x + attention(x))) + ffn(h)),
 }
 
 
@@ -150,7 +164,7 @@ def test_block_is_its_formula(layout, position):
         norms.append(randomise(nn.LayerNorm(8), seed=len(norms)))
         return norms[-1]
 
-    block = layout(Branch(attention), Branch(ffn), lambda branch: position(branch, norm=new_norm))
+    block = layout(Branch(attention), Branch(ffn), lambda branch: position(branch, norm=new_norm, n_layers=3))
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
     close(block(x, Positions(lambda q, k: (q, k), None)), FORMULAS[layout, position](x, norms))
     assert len(norms) == layout.n_branches * position.norms_per_branch

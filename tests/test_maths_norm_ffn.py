@@ -23,20 +23,28 @@ def _seed():
 
 
 NORMS = {
-    "rms": (lambda d: RMSNorm(d, eps=1e-6), lambda d: nn.RMSNorm(d, eps=1e-6), {"gain.weight": "weight"}),
-    "rms_eps": (lambda d: RMSNorm(d, eps=0.3), lambda d: nn.RMSNorm(d, eps=0.3), {"gain.weight": "weight"}),
+    "rms": (
+        lambda d: RMSNorm(d, eps=1e-6, gain=None, unit_offset=None),
+        lambda d: nn.RMSNorm(d, eps=1e-6),
+        {"gain.weight": "weight"},
+    ),
+    "rms_eps": (
+        lambda d: RMSNorm(d, eps=0.3, gain=None, unit_offset=None),
+        lambda d: nn.RMSNorm(d, eps=0.3),
+        {"gain.weight": "weight"},
+    ),
     "layer": (
-        lambda d: LayerNorm(d, eps=1e-5, bias=True),
+        lambda d: LayerNorm(d, eps=1e-5, bias=True, gain=None, unit_offset=None),
         lambda d: nn.LayerNorm(d, eps=1e-5),
         {"gain.weight": "weight", "bias.weight": "bias"},
     ),
     "layer_no_bias": (
-        lambda d: LayerNorm(d, eps=1e-5, bias=False),
+        lambda d: LayerNorm(d, eps=1e-5, bias=False, gain=None, unit_offset=None),
         lambda d: nn.LayerNorm(d, bias=False),
         {"gain.weight": "weight"},
     ),
     "layer_eps": (
-        lambda d: LayerNorm(d, eps=0.3, bias=False),
+        lambda d: LayerNorm(d, eps=0.3, bias=False, gain=None, unit_offset=None),
         lambda d: nn.LayerNorm(d, eps=0.3, bias=False),
         {"gain.weight": "weight"},
     ),

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from reference_models import D_MODEL, HEAD_DIM, LENGTH, N_HEADS, close, hf, hf_config, randomise
+from reference_models import ATTENTION, D_MODEL, HEAD_DIM, LENGTH, N_HEADS, N_LAYERS, close, hf, hf_config, randomise
 from torch import nn
 
 from lmablate.errors import ConfigError
-from lmablate.model import attention
-from lmablate.model.attention import AttentionShape, GroupedQuery, MultiHead, SlidingWindow
+from lmablate.model.attention import GroupedQuery, MultiHead, SlidingWindow, heads
 from lmablate.model.posemb import (
     ALiBi,
     Learned,
@@ -22,7 +21,7 @@ from lmablate.model.posemb import (
     alibi_slopes,
 )
 
-SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH)
+SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH, N_LAYERS)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,7 @@ def test_rope_equals_llama(head_dim, theta, length):
     q, k = torch.randn(2, N_HEADS, length, head_dim), torch.randn(2, 2, length, head_dim)
     cos, sin = hf("llama", "LlamaRotaryEmbedding")(config)(q, torch.arange(length)[None])
     expected = hf("llama", "apply_rotary_pos_emb")(q, k, cos, sin)
-    rope = RoPE(SHAPE._replace(head_dim=head_dim), rope_theta=theta)
+    rope = RoPE(SHAPE._replace(head_dim=head_dim), rope_theta=theta, rotary_fraction=None, layout=None)
     for actual, wanted in zip(rope.rotate(q, k), expected, strict=True):
         close(actual, wanted)
     if length <= LENGTH:
@@ -54,7 +53,10 @@ def test_rope_is_a_complex_rotation_at_long_range():
     )
     first, second = x.double().chunk(2, -1)
     turned = torch.complex(first, second) * torch.exp(1j * angle)
-    close(RoPE(SHAPE, rope_theta=10000.0).rotate(x, x)[0], torch.cat((turned.real, turned.imag), -1))
+    close(
+        RoPE(SHAPE, rope_theta=10000.0, rotary_fraction=None, layout=None).rotate(x, x)[0],
+        torch.cat((turned.real, turned.imag), -1),
+    )
 
 
 @pytest.mark.parametrize("n_heads", [*range(1, 18), 20, 24, 40, 64])
@@ -138,17 +140,17 @@ def test_learned_equals_torch_embedding():
 
 OPTIONS = {
     "none": lambda: PosEmb(SHAPE),
-    "rope": lambda: RoPE(SHAPE, rope_theta=100.0),
+    "rope": lambda: RoPE(SHAPE, rope_theta=100.0, rotary_fraction=None, layout=None),
     "alibi": lambda: ALiBi(SHAPE),
     "t5": lambda: T5Bias(SHAPE, n_buckets=8, max_distance=12),
     "learned": lambda: Learned(SHAPE),
     "sinusoidal": lambda: Sinusoidal(SHAPE, theta=100.0, scale=1.0),
 }
-BASE = AttentionShape(D_MODEL, N_HEADS, N_HEADS, HEAD_DIM, bias=True, dropout=0.0, qk_norm=None, soft_cap=None)
+BASE = ATTENTION._replace(qkv_bias=True, out_bias=True)
 ATTENTIONS = {
-    "mha": lambda: MultiHead(BASE, layer=0),
-    "gqa": lambda: GroupedQuery(BASE._replace(n_kv_heads=2), layer=0),
-    "sliding_window": lambda: SlidingWindow(BASE, layer=0, window=6),
+    "mha": lambda: MultiHead(BASE, layer=0, scale=None),
+    "gqa": lambda: GroupedQuery(BASE._replace(n_kv_heads=2), layer=0, scale=None),
+    "sliding_window": lambda: SlidingWindow(BASE, layer=0, window=6, scale=None),
 }
 
 
@@ -160,10 +162,10 @@ def scores_at(posemb, branch, content, shift, monkeypatch):
         seen.append(q @ k.mT / HEAD_DIM**0.5 + (0 if bias is None else bias))
         return torch.zeros_like(v)
 
-    monkeypatch.setattr(attention, "attend", spy)
+    monkeypatch.setattr(heads, "attend", spy)
     x = torch.randn(LENGTH, D_MODEL, generator=torch.Generator().manual_seed(shift))
     x[shift : shift + len(content)] = content
-    branch(posemb.embed(x), Positions(posemb.rotate, posemb.score_bias(LENGTH)))
+    branch(posemb.embed(x), Positions(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative))
     return seen[0][:, shift : shift + len(content), shift : shift + len(content)].tril()
 
 

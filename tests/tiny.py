@@ -30,7 +30,7 @@ SMALL = (
     "runtime.evaluations=2",
     "runtime.device=cpu",
 )
-SHORT = {"attention": {"window": 7}, "posemb": {"max_distance": 20, "n_buckets": 16}}
+SHORT = {"attention": {"window": 7}, "posemb": {"max_distance": 20, "n_buckets": 16, "original_length": 10}}
 
 
 def options(axis: str) -> list[str]:

@@ -108,6 +108,32 @@ _NEOX: Names = {
     **_pair("blocks.{i}.ffn.branch.in_proj", "gpt_neox.layers.{i}.mlp.dense_h_to_4h"),
     **_pair("blocks.{i}.ffn.branch.out_proj", "gpt_neox.layers.{i}.mlp.dense_4h_to_h"),
 }
+_GPTJ: Names = {
+    "embedding.weight": "transformer.wte.weight",
+    "head.proj.weight": "lm_head.weight",
+    "head.bias.weight": "lm_head.bias",
+    **_norm_pair("final_norm", "transformer.ln_f"),
+    **_norm_pair("blocks.{i}.both.norm", "transformer.h.{i}.ln_1"),
+    **{
+        f"blocks.{{i}}.both.branch.attention.{x}_proj.weight": f"transformer.h.{{i}}.attn.{x}_proj.weight"
+        for x in ("q", "k", "v", "out")
+    },
+    **_pair("blocks.{i}.both.branch.ffn.in_proj", "transformer.h.{i}.mlp.fc_in"),
+    **_pair("blocks.{i}.both.branch.ffn.out_proj", "transformer.h.{i}.mlp.fc_out"),
+}
+_BLOOM: Names = {
+    "embedding.weight": "transformer.word_embeddings.weight",
+    **_norm_pair("embedding_norm", "transformer.word_embeddings_layernorm"),
+    **_norm_pair("final_norm", "transformer.ln_f"),
+    **_norm_pair("blocks.{i}.attention.norm", "transformer.h.{i}.input_layernorm"),
+    **_norm_pair("blocks.{i}.ffn.norm", "transformer.h.{i}.post_attention_layernorm"),
+    **_pair("blocks.{i}.attention.branch.q_proj", "transformer.h.{i}.self_attention.query_key_value", fused(0)),
+    **_pair("blocks.{i}.attention.branch.k_proj", "transformer.h.{i}.self_attention.query_key_value", fused(1)),
+    **_pair("blocks.{i}.attention.branch.v_proj", "transformer.h.{i}.self_attention.query_key_value", fused(2)),
+    **_pair("blocks.{i}.attention.branch.out_proj", "transformer.h.{i}.self_attention.dense"),
+    **_pair("blocks.{i}.ffn.branch.in_proj", "transformer.h.{i}.mlp.dense_h_to_4h"),
+    **_pair("blocks.{i}.ffn.branch.out_proj", "transformer.h.{i}.mlp.dense_4h_to_h"),
+}
 
 
 @dataclass(frozen=True)
@@ -118,17 +144,14 @@ class Twin:
     family: str
     keys: Mapping[str, Any]
     names: Names
-    gain_offset: float = 0.0  # Gemma stores gains minus one
+    d_ff: int = D_FF
 
     def build(self) -> nn.Module:
-        name = {"gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM"}.get(
-            self.family, f"{self.family.title()}ForCausalLM"
-        )
+        known = {"gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM", "gptj": "GPTJForCausalLM"}
+        name = known.get(self.family, f"{self.family.title()}ForCausalLM")
         config = hf_config(name.removesuffix("ForCausalLM").removesuffix("LMHeadModel"), **self.keys)
         model = randomise(hf(self.family, name)(config))
         for module in model.modules():
-            if hasattr(module, "embed_scale"):  # Gemma multiplies its token rows by sqrt(d_model); ours does not
-                nn.init.ones_(module.get_buffer("embed_scale"))
             if self.family == "olmo2" and hasattr(module, "q_norm"):  # its other change, a norm over all heads at once
                 module.q_norm = module.k_norm = nn.Identity()
         return model
@@ -164,7 +187,8 @@ TWINS = {
     ),
     "gemma2": Twin(
         (
-            *("norm_position=sandwich", "activation=geglu", "attention=interleaved"),
+            *("norm_position=sandwich", "activation=geglu_tanh", "attention=interleaved"),
+            *("norm.unit_offset=true", "model.embedding_scale=sqrt_d_model"),
             *("stability=soft_cap", "stability.attention_soft_cap=2.0", "stability.final_soft_cap=3.0"),
         ),
         "gemma2",
@@ -173,12 +197,11 @@ TWINS = {
             "num_key_value_heads": N_HEADS,
             "sliding_window": WINDOW,
             "query_pre_attn_scalar": HEAD_DIM,
-            "hidden_activation": "gelu",
+            "hidden_activation": "gelu_pytorch_tanh",
             "attn_logit_softcapping": 2.0,
             "final_logit_softcapping": 3.0,
         },
         {**_llama_like(_SANDWICH, *_SERIAL), **_UNTIED},
-        gain_offset=1.0,
     ),
     "olmo2": Twin(
         ("norm_position=output",),
@@ -192,12 +215,15 @@ TWINS = {
         },
     ),
     "cohere": Twin(
-        ("block_layout=parallel", "norm=layer", "norm.bias=false", "model.tie_embeddings=true", "attention=gqa"),
+        (
+            *("block_layout=parallel", "norm=layer", "norm.bias=false", "model.tie_embeddings=true", "attention=gqa"),
+            "model.logit_scale=0.25",
+        ),
         "cohere",
         {
             **_SIZES,
             "num_key_value_heads": 2,
-            "logit_scale": 1.0,
+            "logit_scale": 0.25,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
         _llama_like({"both.norm": "input_layernorm"}, "both.branch.attention", "both.branch.ffn", q=_halves, k=_halves),
@@ -224,5 +250,42 @@ TWINS = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         },
         _NEOX,
+    ),
+    "gptj": Twin(
+        (
+            *(
+                "block_layout=parallel",
+                "norm=layer",
+                "activation=gelu_tanh",
+                "posemb.layout=pairs",
+                "posemb.rotary_fraction=0.5",
+            ),
+            *("model.mlp_bias=true", "model.head_bias=true"),
+        ),
+        "gptj",
+        {
+            "vocab_size": VOCAB,
+            "n_positions": 64,
+            "n_embd": D_MODEL,
+            "n_layer": N_LAYERS,
+            "n_head": N_HEADS,
+            "n_inner": D_FF,
+            "rotary_dim": HEAD_DIM // 2,
+            "tie_word_embeddings": False,
+        },
+        _GPTJ,
+    ),
+    "bloom": Twin(
+        (
+            *_LAYER_BIAS,
+            "activation=gelu_tanh",
+            "posemb=alibi",
+            "model.tie_embeddings=true",
+            "model.embedding_norm=true",
+        ),
+        "bloom",
+        {"vocab_size": VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS},
+        _BLOOM,
+        d_ff=4 * D_MODEL,
     ),
 }

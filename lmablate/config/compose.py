@@ -1,8 +1,10 @@
 """Hydra composes: from override strings to a checked RunConfig."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from lmablate.config.matching import reference_words
+from lmablate.config.preset import with_preset
 from lmablate.config.resolve import choose_alternatives, resolve
 from lmablate.config.schema import RunConfig, RunRequest
 from lmablate.errors import ConfigError
@@ -35,14 +39,22 @@ def compose(overrides: Iterable[str] = ()) -> RunConfig:
 
     Raises ConfigError, in words, for an unknown group, option or key, a wrong type, or an impossible combination.
     """
-    words = rewrite(list(overrides))
-    register_resolvers()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-            composed = hydra_compose("train", overrides=words, return_hydra_config=True)
-            return to_run_config(composed)
+        return to_run_config(_composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise in_words(error) from error
+
+
+def request(words: Iterable[str]) -> dict[str, Any]:
+    """What a command line asks for as plain values, in the shape of a RunRequest but not yet checked."""
+    return to_request(_composed(words))
+
+
+def _composed(words: Iterable[str]) -> DictConfig:
+    """What Hydra makes of override words, with its own node."""
+    register_resolvers()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+        return hydra_compose("train", overrides=rewrite(list(words)), return_hydra_config=True)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
@@ -56,12 +68,23 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     try:
         words = list(composed.hydra.overrides.task)
         choices = dict(composed.hydra.runtime.choices)
-        ours = OmegaConf.masked_copy(composed, [key for key in map(str, composed) if key not in ("hydra", "sweep")])
+        if choices.get("tune", "none") != "none" and choices.get("hydra/sweeper") != "study":
+            raise ConfigError(
+                f"tune={choices['tune']} tunes the arms of a study, and this command has none: choose a stored sweep with arms "
+                "(sweeps=<question>), or set optim.lr"
+            )
+        ours = OmegaConf.masked_copy(
+            composed, [key for key in map(str, composed) if key not in ("hydra", "sweep", "tune")]
+        )
         raw = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise in_words(error) from error
     assert isinstance(raw, dict)
-    groups = {group: option for group, option in choices.items() if option and "/" not in group and group != "sweeps"}
+    groups = {
+        group: option
+        for group, option in choices.items()
+        if option and "/" not in group and group not in ("sweeps", "tune")
+    }
     return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": words}
 
 
@@ -69,14 +92,30 @@ def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
     """Check, resolve, and try the model without its weights; `given` are the keys that were asked for explicitly."""
     from lmablate.model.factory import check
 
+    raw = with_preset(raw, given)
     choose_alternatives(raw, given)
     try:
         request = RunRequest.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
-    cfg = resolve(request, given)
+    cfg = resolve(request, given, lambda: _reference(raw))
     check(cfg)
     return cfg
+
+
+def _reference(raw: dict[str, Any]) -> RunConfig:
+    """The run that the budget of `raw` matches."""
+    return _reference_of(tuple(reference_words(raw["overrides"], raw["budget"]["reference"])))
+
+
+@lru_cache(maxsize=64)
+def _reference_of(words: tuple[str, ...]) -> RunConfig:
+    try:
+        raw = to_request(_composed(words))
+        return from_request({**raw, "budget": None}, explicit(raw["overrides"]))
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        told = error if isinstance(error, ConfigError) else in_words(error)
+        raise ConfigError(f"the reference of the budget, {' '.join(words) or 'the defaults'}: {told}") from error
 
 
 def explicit(words: Sequence[str]) -> dict[str, Any]:
@@ -102,11 +141,20 @@ def rewrite(words: list[str]) -> list[str]:
         re.sub(r"\bdouble\b", "sandwich", word) if word.lstrip("+").startswith("norm_position=") else word
         for word in words
     ]
+    out = [_quoted(word) if word.startswith("budget.reference=[") else word for word in out]
     if "scale" in keys:
         out = [word for word in out if not word.startswith("scale=")]
         # in front, so that what the user types has the last word
         out = _scale_overrides(sweeps, scale) + out
     return out
+
+
+def _quoted(word: str) -> str:
+    """``budget.reference=[norm=layer]`` with the quotes that Hydra wants around words with an equals sign."""
+    key, _, value = word.partition("=")
+    if "'" in value or '"' in value or not value.endswith("]"):
+        return word
+    return f"{key}=[{','.join(json.dumps(item.strip()) for item in value[1:-1].split(',') if item.strip())}]"
 
 
 def sweep_file(name: str) -> Path:
@@ -152,9 +200,19 @@ def explain(error: ValidationError) -> str:
 
 
 def _similar(key: str) -> str:
-    """ ", did you mean ...?" for a key that is nearly one of ours."""
+    """ ", did you mean ...?" for a key that is nearly one of ours, or which options have it."""
+    group, _, name = key.rpartition(".")
+    if owners := [path.stem for path in sorted((CONF_DIR / group).glob("*.yaml")) if name in _keys_of(path, group)]:
+        return f" in the option chosen; {group}={' or '.join(owners)} has it" if group else ""
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.75)
     return f", did you mean {near[0]}?" if near else "; see conf/ for the keys there are"
+
+
+def _keys_of(path: Path, group: str) -> dict[str, Any]:
+    """The keys an option's file sets in its own group."""
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    own = node.get(group, node) if isinstance(node, dict) else None
+    return {str(name): value for name, value in own.items()} if isinstance(own, dict) else {}
 
 
 def known_keys() -> list[str]:

@@ -1,12 +1,14 @@
 """From what was asked for to final numbers: heads, widths, depth, steps, warmup, seeds, precision."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
-from lmablate.budget import ff_width, matched_width, parameters
-from lmablate.config.schema import ModelRequest, ModelSettings, RunConfig, RunRequest, TrainerSettings
+from lmablate.config.matching import meet_budget
+from lmablate.config.schema import RunConfig, RunRequest, ScheduleSettings, TrainerSettings
+from lmablate.config.sizes import sizes
 from lmablate.errors import ConfigError
+from lmablate.machine import bf16_is_faster
 
 # Two ways to say one thing: the one given on the command line replaces the other's default, and both are refused.
 ALTERNATIVES = (
@@ -35,25 +37,32 @@ def _exactly_one(group: Any, pair: tuple[str, str]) -> None:
         raise ConfigError(f"give {pair[0]} or {pair[1]}, not {'both' if set_ else 'neither'}: got {got}")
 
 
-def resolve(request: RunRequest, given: dict[str, Any]) -> RunConfig:
-    """Close every open number of `request`. Raises ConfigError for sizes that do not fit together."""
+def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], RunConfig]) -> RunConfig:
+    """Close every open number of `request`; `reference` composes the run whose cost a budget matches.
+
+    Raises ConfigError for sizes that do not fit together.
+    """
     for pair, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
         _exactly_one(group, pair)
     _check_scale(request)
     common = {name: getattr(request, name) for name in RunConfig.model_fields if name in RunRequest.model_fields}
     common["init_seed"] = request.seed if request.init_seed is None else request.init_seed
     common["data_seed"] = request.seed if request.data_seed is None else request.data_seed
-    common["model"] = _sizes(request, request.model)
+    common["model"] = sizes(request, request.model)
+    if request.optim.decay == "coupled":  # the one default, in one way
+        common["optim"] = request.optim.model_copy(update={"decay": None})
     common["trainer"] = _trainer(request)
-    schedule = request.schedule
-    if schedule.warmup_steps is None:
-        warmup = round((schedule.warmup_fraction or 0.0) * common["trainer"].steps)
-        common["schedule"] = schedule.model_copy(update={"warmup_steps": warmup, "warmup_fraction": None})
     common["runtime"] = request.runtime.model_copy(update={"device": _device(request.runtime.device)})
-    cfg = RunConfig.model_construct(**common)
-    if request.aspect_ratio.ratio is not None:
-        cfg = _solve_aspect_ratio(request, cfg, given)
-    return cfg
+    cfg = meet_budget(request, RunConfig.model_construct(**common), given, reference)
+    return cfg.model_copy(update=_schedule(request.schedule, cfg.trainer))
+
+
+def _schedule(schedule: ScheduleSettings, trainer: TrainerSettings) -> dict[str, Any]:
+    """What the schedule makes of the final number of steps."""
+    if schedule.warmup_steps is None:
+        warmup = round((schedule.warmup_fraction or 0.0) * trainer.steps)
+        schedule = schedule.model_copy(update={"warmup_steps": warmup, "warmup_fraction": None})
+    return _longest_branch(schedule, trainer) if schedule.kind == "wsd_branches" else {"schedule": schedule}
 
 
 def _check_scale(request: RunRequest) -> None:
@@ -69,50 +78,11 @@ def _check_scale(request: RunRequest) -> None:
         )
 
 
-def _heads(m: ModelRequest) -> tuple[int, int, int]:
-    """(n_heads, n_kv_heads, head_dim) from what was given of them."""
-    n_heads, head_dim = m.n_heads, m.head_dim
-    if n_heads is None and head_dim is None:
-        raise ConfigError("give model.n_heads or model.head_dim (or both)")
-    if n_heads is None:
-        assert head_dim is not None
-        if m.d_model % head_dim:
-            raise ConfigError(
-                f"model.d_model={m.d_model} is not a multiple of model.head_dim={head_dim}: give model.n_heads as well"
-            )
-        n_heads = m.d_model // head_dim
-    if head_dim is None:
-        if m.d_model % n_heads:
-            near = max(1, m.d_model // n_heads) * n_heads
-            raise ConfigError(
-                f"model.d_model={m.d_model} is not a multiple of model.n_heads={n_heads}: "
-                f"use model.d_model={near} or {near + n_heads}, or give model.head_dim, which need not be d_model / n_heads"
-            )
-        head_dim = m.d_model // n_heads
-    n_kv_heads = m.n_kv_heads or n_heads
-    if n_kv_heads > n_heads or n_heads % n_kv_heads:
-        divisors = [k for k in range(1, n_heads + 1) if n_heads % k == 0]
-        raise ConfigError(
-            f"model.n_kv_heads={n_kv_heads} does not divide model.n_heads={n_heads}: allowed are {', '.join(map(str, divisors))}"
-        )
-    return n_heads, n_kv_heads, head_dim
-
-
-def _sizes(request: RunRequest, m: ModelRequest) -> ModelSettings:
-    n_heads, n_kv_heads, head_dim = _heads(m)
-    d_ff = m.d_ff or ff_width(
-        m.d_model, ff_ratio=m.ff_ratio or 0.0, gated=request.activation.gated, bias=m.bias, gated_scale=m.gated_scale
-    )
-    same = {name: getattr(m, name) for name in ModelSettings.model_fields if name in ModelRequest.model_fields}
-    sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
-    return ModelSettings(**{**same, **sizes, "vocab_size": getattr(request.tokenizer, "vocab_size", None) or 1})
-
-
 def _trainer(request: RunRequest) -> TrainerSettings:
     t = request.trainer
     per_step = t.batch_size * request.model.context_length
     steps = t.steps if t.steps is not None else max(1, round((t.tokens or 0) / per_step))
-    precision = _native_precision(_device(request.runtime.device)) if t.precision == "auto" else t.precision
+    precision = _native_precision(request) if t.precision == "auto" else t.precision
     return TrainerSettings(
         steps=steps,
         batch_size=t.batch_size,
@@ -120,6 +90,26 @@ def _trainer(request: RunRequest) -> TrainerSettings:
         divergence_smoothing=t.divergence_smoothing,
         divergence_patience=t.divergence_patience,
     )
+
+
+def _longest_branch(schedule: ScheduleSettings, trainer: TrainerSettings) -> dict[str, Any]:
+    """What differs between ``wsd_branches`` and the run of its largest budget, an ordinary ``wsd``; and where all end."""
+    steps = sorted({round(share * trainer.steps) for share in schedule.branches or ()})
+    first = steps[0] if steps else 0
+    warmup = schedule.warmup_steps or 0
+    if not steps or len(steps) != len(schedule.branches or ()):
+        raise ConfigError(
+            f"schedule.branches={schedule.branches}: give shares of trainer.steps={trainer.steps} that end at different steps, "
+            "e.g. [0.25, 0.5, 1.0]"
+        )
+    if first - round((schedule.decay_fraction or 0.0) * first) < max(1, warmup):
+        raise ConfigError(
+            f"schedule.branches={schedule.branches}: the shortest branch ends at step {first}, and its decay would begin before "
+            f"the {warmup} steps of warmup are over: drop it, or train for more steps"
+        )
+    plain = {"kind": "wsd", "branches": None}
+    longest = trainer.model_copy(update={"steps": steps[-1]})
+    return {"schedule": schedule.model_copy(update=plain), "trainer": longest, "branches": steps}
 
 
 def _device(asked: str) -> str:
@@ -139,81 +129,11 @@ def _device(asked: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _native_precision(device: str) -> Literal["fp32", "bf16"]:
-    """bf16 where the processor has instructions for it; elsewhere it is emulated and slower than fp32."""
-    import torch
+def _native_precision(request: RunRequest) -> Literal["fp32", "bf16"]:
+    """bf16 where this machine multiplies bf16 matrices faster; without instructions for them it is slower than fp32."""
+    if _device(request.runtime.device) == "cuda":
+        import torch
 
-    if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    cpu = torch.cpu
-    return "bf16" if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else "fp32"
-
-
-def _solve_aspect_ratio(request: RunRequest, reference: RunConfig, given: dict[str, Any]) -> RunConfig:
-    """d_model and n_layers for ``d_model / n_layers = ratio`` at the parameters of the reference shape.
-
-    The depth is the whole number that comes nearest the ratio, the width follows from the budget in steps that keep the
-    head count, and d_ff takes up what the width's step leaves, so that non-embedding parameters agree within 1 %.
-    """
-    ratio = request.aspect_ratio.ratio
-    assert ratio is not None
-    word = request.choices.get("aspect_ratio", "?")
-    for key in ("model.d_model", "model.n_layers", "model.d_ff"):
-        if given.get(key) is not None:
-            raise ConfigError(
-                f"aspect_ratio={word} solves {key}, and {key}={given[key]} was given too: drop one of them "
-                "(the size to match comes from the model group, e.g. model=small)"
-            )
-    budget = parameters(reference).non_embedding
-    m = request.model
-    if m.n_heads is None:
-        step = m.head_dim or 8  # whole heads of the given width
-    else:
-        step = 8 if m.head_dim is not None else math.lcm(2 * m.n_heads, 4)  # an even width for every head
-
-    def at(d_model: int, n_layers: int, d_ff: int | None = None) -> RunConfig:
-        asked = m.model_copy(update={"d_model": d_model, "n_layers": n_layers, "d_ff": d_ff})
-        return reference.model_copy(update={"model": _sizes(request, asked)})
-
-    def width(n_layers: int) -> int:
-        candidates: Sequence[int] = range(step, 64 * reference.model.d_model, step)
-        low, high = 0, len(candidates) - 1  # parameters grow with the width
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (
-                (middle + 1, high)
-                if parameters(at(candidates[middle], n_layers)).non_embedding < budget
-                else (low, middle)
-            )
-        near = [candidates[i] for i in (low - 1, low) if i >= 0]
-        return min(near, key=lambda d: abs(math.log(parameters(at(d, n_layers)).non_embedding / budget)))
-
-    guess = max(1, round((budget / (12 * ratio**2)) ** (1 / 3)))
-    depths = range(max(1, guess // 2), 2 * guess + 2)
-    n_layers = min(depths, key=lambda n: abs(math.log(width(n) / n / ratio)))
-    d_model = width(n_layers)
-    if (
-        abs(math.log(d_model / n_layers / ratio)) > math.log(2) / 2
-    ):  # nearer to another option's ratio than to this one's
-        raise ConfigError(
-            f"aspect_ratio={word}: with {budget:,} non-embedding parameters the nearest whole number of layers gives d_model={d_model}, "
-            f"n_layers={n_layers}, a ratio of {d_model / n_layers:.0f}: choose a larger model (model=small) or another ratio"
-        )
-
-    def params_of(d_ff: int) -> int:
-        return parameters(at(d_model, n_layers, d_ff)).non_embedding
-
-    d_ff = matched_width(budget, params_of, _linear_guess(budget, at(d_model, n_layers).model.d_ff, params_of))
-    solved = at(d_model, n_layers, d_ff)
-    if abs(parameters(solved).non_embedding - budget) > 0.01 * budget:
-        raise ConfigError(
-            f"aspect_ratio={word}: no shape within 1 % of {budget:,} non-embedding parameters; the nearest is d_model={d_model}, "
-            f"n_layers={n_layers}, d_ff={d_ff} with {parameters(solved).non_embedding:,}: choose a larger model or another ratio"
-        )
-    return solved
-
-
-def _linear_guess(target: float, rough: int, params_of: Callable[[int], int]) -> float:
-    """Parameters are linear in d_ff, so two points give the width that meets the target."""
-    slope = (params_of(2 * rough) - params_of(rough)) / rough
-    return max(4.0, rough + (target - params_of(rough)) / slope)
+    folder = request.runtime.cache_dir
+    return "bf16" if bf16_is_faster(Path(folder) if folder else None) else "fp32"

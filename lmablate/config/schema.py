@@ -4,7 +4,7 @@ Types live here, values in ``conf/``. A RunRequest may leave derived numbers ope
 makes the RunConfig, in which every size is final.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -26,6 +26,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ClosedFraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:
@@ -38,8 +39,20 @@ def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:
 Part = Annotated[dict[str, Any], AfterValidator(_names_a_target)]
 
 
+class Biases(NamedTuple):
+    """Whether each kind of linear layer has one."""
+
+    qkv: bool
+    out: bool
+    mlp: bool
+    head: bool
+
+
 class _Model(Settings):
-    """What is final as it is asked for: `context_length` in tokens, `init_std` of the matrices' normal draws."""
+    """What is final as it is asked for: `context_length` in tokens, `init_std` of the matrices' normal draws.
+
+    `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` where they are None; None of the others is off.
+    """
 
     d_model: PositiveInt
     n_layers: PositiveInt
@@ -49,6 +62,19 @@ class _Model(Settings):
     dropout: Fraction
     init_std: PositiveFloat
     depth_scaled_init: bool
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
+    mlp_bias: bool | None = None
+    head_bias: bool | None = None
+    embedding_scale: PositiveFloat | Literal["sqrt_d_model"] | None = None
+    embedding_norm: bool | None = None
+    final_norm: bool | None = None
+    logit_scale: PositiveFloat | None = None
+
+    @property
+    def biases(self) -> Biases:
+        qkv, out, mlp = (self.bias if own is None else own for own in (self.qkv_bias, self.out_bias, self.mlp_bias))
+        return Biases(qkv, out, mlp, bool(self.head_bias))
 
 
 class ModelRequest(_Model):
@@ -78,9 +104,12 @@ class ActivationSettings(Settings):
 
 
 class StabilitySettings(Settings):
-    """Each null is off."""
+    """Each null is off. `qk_norm_over`: one norm over all heads of a token, not one over each head (OLMo 2, arXiv
+    2501.00656, section 3.3); it goes for `v_norm` too."""
 
     qk_norm: Part | None
+    qk_norm_over: Literal["all_heads"] | None = None
+    v_norm: Part | None = None
     z_loss: PositiveFloat | None
     attention_soft_cap: PositiveFloat | None
     final_soft_cap: PositiveFloat | None
@@ -90,12 +119,22 @@ class AspectRatioSettings(Settings):
     ratio: PositiveFloat | None
 
 
+class BudgetSettings(Settings):
+    """What a run has in common with its reference, the size that is free to meet it (`knob`), and words that are added to
+    the reference (see matching.py). Null matches nothing."""
+
+    match: Literal["params", "params_non_embedding", "flops", "kv_cache", "wall_time"] | None = None
+    knob: Literal["d_ff", "d_model", "d_ff+d_model", "n_layers", "head_dim"] | None = None
+    reference: list[str] | None = None
+
+
 class ObjectiveSettings(Settings):
     kind: Literal["causal"]
 
 
 class OptimSettings(Settings):
-    """AdamW (Loshchilov and Hutter 2017): decay is multiplied by the learning rate and acts on matrices only."""
+    """AdamW (Loshchilov and Hutter 2017): decay acts on matrices only, and is multiplied by the learning rate or, where it is
+    independent, by the schedule's factor alone."""
 
     kind: Literal["adamw"]
     lr: PositiveFloat
@@ -104,20 +143,25 @@ class OptimSettings(Settings):
     eps: PositiveFloat
     weight_decay: NonNegativeFloat
     grad_clip: PositiveFloat | None
+    decay: Literal["coupled", "independent"] | None = None
 
 
 class ScheduleSettings(Settings):
-    """The learning rate's factor over the steps. `warmup_fraction` is of all steps, and one of the two warmups is null."""
+    """The learning rate's factor over the steps. `warmup_fraction` is of all steps, and one of the two warmups is null.
+    `branches`: shares of the steps at which a run ends that leaves a common trunk to decay."""
 
-    kind: Literal["cosine", "wsd", "linear", "constant"]
+    kind: Literal["cosine", "wsd", "wsd_branches", "linear", "constant"]
     warmup_steps: NonNegativeInt | None
     warmup_fraction: Fraction | None
     final_fraction: ClosedFraction | None = None
     decay_fraction: ClosedFraction | None = None
+    branches: list[Share] | None = None
 
     @model_validator(mode="after")
     def _keys_of_this_kind(self) -> Self:
-        for key, kinds in {"final_fraction": ("cosine", "wsd", "linear"), "decay_fraction": ("wsd",)}.items():
+        wsd = ("wsd", "wsd_branches")
+        belongs = {"final_fraction": ("cosine", "linear", *wsd), "decay_fraction": wsd, "branches": ("wsd_branches",)}
+        for key, kinds in belongs.items():
             given = getattr(self, key) is not None
             if given and self.kind not in kinds:
                 raise ValueError(f"schedule={self.kind} has no {key}; it belongs to schedule={' or '.join(kinds)}")
@@ -149,7 +193,7 @@ class RuntimeSettings(Settings):
     """How a run is carried out. Nothing here changes the science, and nothing here is hashed."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
-    compile: bool
+    compile: bool | Literal["auto"]
     threads: PositiveInt
     workers: PositiveInt | None
     microbatch_size: PositiveInt | None
@@ -166,8 +210,11 @@ class RuntimeSettings(Settings):
 class _Common(Settings):
     schema_version: Literal[1]
     choices: dict[str, str]
+    published_vocab_size: PositiveInt | None = None  # of a preset at its own size
     overrides: list[str]
     sweep: str | None
+    arm: str | None = None  # of a study, and its stage: tune, evaluate, evaluate_shared
+    stage: str | None = None
     norm: Part
     norm_position: Part
     posemb: Part
@@ -192,6 +239,7 @@ class RunRequest(_Common):
     data_seed: NonNegativeInt | None
     model: ModelRequest
     aspect_ratio: AspectRatioSettings
+    budget: BudgetSettings | None = None
     trainer: TrainerRequest
 
 
@@ -202,6 +250,8 @@ class RunConfig(_Common):
     data_seed: NonNegativeInt
     model: ModelSettings
     trainer: TrainerSettings
+    solved: str | None = None  # what a budget solved, in words
+    branches: list[PositiveInt] | None = None  # steps of every run that shares this one's trunk (branches.py)
 
     @property
     def seed(self) -> int | None:

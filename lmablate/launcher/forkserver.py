@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lmablate.launcher.server import Request, Server
 from lmablate.launcher.worker import die_with_parent, run_directory
@@ -47,11 +47,14 @@ def warm_up(modules: Sequence[str]) -> int:
     return _threads()
 
 
+_compiled: list[object] = []  # kept, since torch forgets a compiled graph with the model that it was compiled for
+
+
 def compile_graph(directory: Path, trusted: list[str]) -> None:
     """Do all that the first step of a run does, so that children find its code compiled. Exits where a fork is unsafe."""
     from lmablate.model import build_model
     from lmablate.model.parts import trust
-    from lmablate.run import load_data, read_config, with_data
+    from lmablate.run import read_config
     from lmablate.trainer import Trainer
 
     with suppress(ImportError):  # the compiler shows progress by it, and it would start a thread to watch itself
@@ -60,12 +63,10 @@ def compile_graph(directory: Path, trusted: list[str]) -> None:
         tqdm.tqdm.monitor_interval = 0
     trust(*trusted)
     cfg = read_config(directory / "config.yaml")
-    data = load_data(cfg)
-    cfg = with_data(cfg, data)
-    trainer = Trainer(build_model(cfg), data, cfg, folder=None)
-    rows = next(item for item in trainer.cycle(lambda: 0) if not isinstance(item, dict))
-    trainer.backward(rows)
-    del trainer, rows
+    no_text: Any = None  # reading it may start threads, and none is needed
+    trainer = Trainer(build_model(cfg), no_text, cfg, folder=None)
+    trainer.compile()
+    _compiled.append(trainer)
     gc.collect()
     gc.freeze()
     if (threads := _threads()) != 1:

@@ -8,6 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmablate.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,8 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
     directories = [RunDirectory(path.parent, path.name) for path in paths]
     try:
         configs = [read_config(path / "config.yaml") for path in paths]
+        if all(cfg.branches for cfg in configs):
+            return _run_branches(directories, list(trusted))
         train_group([(cfg, load_data(cfg)) for cfg in configs])
         return 0
     except (Interrupted, KeyboardInterrupt):
@@ -40,6 +46,21 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
     left = [directory for directory in directories if not directory.is_done]
     codes = [run_directory(directory.path, list(trusted)) for directory in left]
     return max(codes, default=0)
+
+
+def _run_branches(directories: Sequence[RunDirectory], trusted: list[str]) -> int:
+    """Branches of one trunk, one after the other, the longest first; each starts from a checkpoint of the trunk's."""
+    from lmablate.launcher.worker import run_directory
+
+    worst = 0
+    for i, directory in enumerate(directories):
+        code = run_directory(directory.path, trusted)
+        if code == 143:
+            for waiting in directories[i + 1 :]:
+                waiting.write_status({"state": "stopped", "pid": os.getpid()})
+            return code
+        worst = max(worst, code)
+    return worst
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Which jobs share a process: those that may train as one gang, spread evenly over the slots."""
+"""Which jobs share a process: branches of one trunk, and those that may train as one gang, spread evenly over the slots."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ def group_jobs(jobs: Sequence[Job], data: Mapping[str, TokenData], slots: int) -
         size = min(MOST, max(1, -(-len(members) // max(1, slots))))
         parts += [members[i : i + size] for i in range(0, len(members), size)]
     return parts
+
+
+def split_trunks(jobs: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
+    """The branches of each trunk, the longest first since it leaves the checkpoints that the others start from; and the
+    jobs that have none."""
+    trunks: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.trunk is not None:
+            trunks.setdefault(job.trunk, []).append(job)
+    ordered = [sorted(members, key=lambda job: -job.cfg.trainer.steps) for members in trunks.values()]
+    return ordered, [job for job in jobs if job.trunk is None]

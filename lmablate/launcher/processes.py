@@ -6,7 +6,6 @@ Fork (Linux, runs on the CPU) saves the imports, some three seconds a job, and l
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import select
@@ -15,13 +14,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
+from lmablate import compilation
 from lmablate.errors import ConfigError
 from lmablate.jobs import Job
 from lmablate.launcher.warm import Broken, Forked, WarmProcess
-from lmablate.paths import cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +76,7 @@ class Starter:
         if jobs and all(can_fork(job) for job in jobs):
             log.debug("runs start by fork of a warm process")
             self._left.update(graph for unit in queue if (graph := graph_of(unit)))
-            compiled = any(job.cfg.runtime.compile for job in jobs)
+            compiled = any(job.cfg.runtime.compile is True for job in jobs)
             self.warm = WarmProcess(["torch._inductor.compile_fx"] if compiled else [], environment_of(jobs[0], 0))
 
     def ready(self) -> bool:
@@ -169,20 +167,16 @@ def _handles_work() -> bool:
 
 
 def graph_of(jobs: Sequence[Job]) -> str | None:
-    """Runs with equal answers compile the same graph; None for what is not to be compiled ahead of them.
+    """The graph to be compiled once for all its runs; None for what is not to be compiled ahead of them.
 
     A process that has used several threads cannot fork, and parts of a user's own may leave traces in it.
     """
-    from lmablate.gang import FUSIBLE, FUSIBLE_KEYS
     from lmablate.model.parts import trusted
 
     cfg = jobs[0].cfg
-    if len(jobs) > 1 or not cfg.runtime.compile or cfg.runtime.threads != 1 or trusted():
+    if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or trusted():
         return None
-    told = cfg.model_dump(exclude={"overrides", "choices", "sweep", "results_dir", "runtime", *FUSIBLE})
-    for group, names in FUSIBLE_KEYS.items():
-        told[group] = {name: value for name, value in told[group].items() if name not in names}
-    return json.dumps([told, cfg.runtime.microbatch_size], sort_keys=True, default=str)
+    return compilation.graph_of(cfg)
 
 
 def environment_of(job: Job, slot: int) -> dict[str, str]:
@@ -192,7 +186,7 @@ def environment_of(job: Job, slot: int) -> dict[str, str]:
     # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
     added = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     # What one run of a sweep compiled, the next one finds; and one process compiles, since every core has a run.
-    added["TORCHINDUCTOR_CACHE_DIR"] = str(_compile_cache(runtime.cache_dir))
+    added["TORCHINDUCTOR_CACHE_DIR"] = str(compilation.compile_cache(runtime.cache_dir))
     added["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if runtime.device == "cuda":
         import torch
@@ -201,12 +195,3 @@ def environment_of(job: Job, slot: int) -> dict[str, str]:
         gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
         added["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return added
-
-
-def _compile_cache(ours: str | None) -> Path:
-    """The user's folder for compiled graphs, else one beside the token stores, which outlives /tmp."""
-    asked = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
-    # Some imports of torch write its default into the environment, as if the user had.
-    if asked and not Path(asked).name.startswith("torchinductor_"):
-        return Path(asked)
-    return ((Path(ours) if ours else cache_dir()) / "inductor").absolute()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.display import Board
 from lmablate.jobs import Job
-from lmablate.launcher.groups import group_jobs
+from lmablate.launcher.groups import group_jobs, split_trunks
 from lmablate.launcher.processes import Process, Starter
 from lmablate.run import write_config
 
@@ -56,7 +56,9 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None) -
             stopped_by = _run_here(todo[0], board)
         else:
             queue = heaviest_first(todo)
-            groups = [[job] for job in queue] if gang is None else group_jobs(queue, gang, slots(todo))
+            trunks, rest = split_trunks(queue)
+            groups = [[job] for job in rest] if gang is None else group_jobs(rest, gang, slots(todo))
+            groups = [*trunks, *groups]
             stopped_by = _run_in_processes(groups, board, slots(todo))
     if stopped_by:
         board.say(

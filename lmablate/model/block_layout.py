@@ -66,7 +66,7 @@ class Parallel2(nn.Module):
         self.ffn = place(ffn)
         if not self.attention.owns_norm:
             raise ConfigError(
-                "block_layout=parallel2 gives each branch a norm of its own, but norm_position=post has one norm on the sum: "
+                "block_layout=parallel2 gives each branch a norm of its own, but norm_position=post and deepnorm have one norm on the sum: "
                 "use block_layout=parallel, or norm_position=pre, sandwich or output"
             )
 

@@ -12,11 +12,10 @@ from torch import nn
 
 from lmablate.errors import ConfigError
 from lmablate.model import parts
-from lmablate.model.attention import AttentionShape
-from lmablate.model.ffn import GatedFFN, PlainFFN
+from lmablate.model.ffn import network
 from lmablate.model.init import initialise
-from lmablate.model.posemb import PositionShape
 from lmablate.model.primitives import Embedding, Head
+from lmablate.model.shapes import attention_shape, has_final_norm, position_shape
 from lmablate.model.transformer import TransformerLM
 
 if TYPE_CHECKING:
@@ -37,20 +36,18 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     seed = cfg.init_seed
     scale = (2 * m.n_layers) ** -0.5 if m.depth_scaled_init else 1.0
     fill = partial(initialise, seed=seed, std=m.init_std, out_proj_scale=scale)
+    fill_branch = partial(fill, xavier_gain=_branch_gain(cfg))
 
     new_norm = partial(parts.build(cfg.norm, "norm"), m.d_model)
-    position = parts.build(cfg.norm_position, "norm_position")
+    place = partial(parts.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=m.n_layers)
     layout = parts.build(cfg.block_layout, "block_layout")
     attention = parts.build(cfg.attention, "attention")
-    qk_norm = parts.build(cfg.stability.qk_norm, "stability.qk_norm") if cfg.stability.qk_norm else None
-    shape = AttentionShape(
-        m.d_model, m.n_heads, m.n_kv_heads, m.head_dim, m.bias, m.dropout, qk_norm, cfg.stability.attention_soft_cap
-    )
-    ffn = GatedFFN if cfg.activation.gated else PlainFFN
+    shape = attention_shape(cfg)
+    ffn = network(cfg.activation.gated)
 
     embedding = Embedding(m.vocab_size, m.d_model)
-    posemb = parts.build(cfg.posemb, "posemb")(PositionShape(m.d_model, m.n_heads, m.head_dim, m.context_length))
-    head = Head(m.d_model, m.vocab_size, tied=m.tie_embeddings)
+    posemb = parts.build(cfg.posemb, "posemb")(position_shape(cfg))
+    head = Head(m.d_model, m.vocab_size, tied=m.tie_embeddings, bias=m.biases.head)
     fill(embedding, "embedding")
     fill(posemb, "posemb")
     fill(head, "head")
@@ -58,19 +55,34 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     blocks = []
     for i in range(m.n_layers):
         attn_branch = attention(shape, layer=i)
-        ffn_branch = ffn(m.d_model, m.d_ff, fn=pointwise(cfg.activation.fn), bias=m.bias, dropout=m.dropout)
-        fill(attn_branch, f"{i}.attention")
-        fill(ffn_branch, f"{i}.ffn")
-        blocks.append(layout(attn_branch, ffn_branch, partial(position, norm=new_norm)))
+        ffn_branch = ffn(m.d_model, m.d_ff, fn=pointwise(cfg.activation.fn), bias=m.biases.mlp, dropout=m.dropout)
+        fill_branch(attn_branch, f"{i}.attention")
+        fill_branch(ffn_branch, f"{i}.ffn")
+        blocks.append(layout(attn_branch, ffn_branch, place))
     return TransformerLM(
         embedding=embedding,
         posemb=posemb,
         blocks=blocks,
-        final_norm=new_norm() if parts.target(cfg.norm_position, "norm_position").needs_final_norm else nn.Identity(),
+        final_norm=new_norm() if has_final_norm(cfg) else nn.Identity(),
         head=head,
         dropout=m.dropout,
         final_soft_cap=cfg.stability.final_soft_cap,
+        embedding_scale=m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale,
+        embedding_norm=new_norm() if m.embedding_norm else None,
+        logit_scale=m.logit_scale,
     )
+
+
+def _branch_gain(cfg: RunConfig) -> float | None:
+    """What the chosen norm position says of the draws of the branches."""
+    option, settings = parts.resolve(cfg.norm_position, "norm_position")
+    gain = option.branch_gain(cfg.model.n_layers, settings)
+    if gain is not None and cfg.model.depth_scaled_init:
+        raise ConfigError(
+            f"model.depth_scaled_init=true has no effect beside norm_position={cfg.choices.get('norm_position')}, which draws the "
+            "branches by a rule of its own: leave it out"
+        )
+    return gain
 
 
 def pointwise(part: dict[str, Any]) -> Callable[..., Any]:

@@ -1,4 +1,7 @@
-"""The two feed-forward networks, plain and gated, that serve every activation: ``[..., D] -> [..., D]``."""
+"""The two feed-forward networks, plain and gated, that serve every activation: ``[..., D] -> [..., D]``.
+
+`weights_per_token` is the multiply-adds of their matrices with a token, which is their entries; `n_vector_params` the rest.
+"""
 
 from collections.abc import Callable
 
@@ -23,6 +26,14 @@ class PlainFFN(nn.Module):
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         return self.dropout(self.out_proj(self.fn(self.in_proj(x))))
 
+    @staticmethod
+    def weights_per_token(d_model: int, d_ff: int) -> int:
+        return 2 * d_model * d_ff
+
+    @staticmethod
+    def n_vector_params(d_model: int, d_ff: int, *, bias: bool) -> int:
+        return d_ff + d_model if bias else 0
+
 
 class GatedFFN(nn.Module):
     """``W_out (f(W_gate x) * W_in x)`` (Shazeer 2020, arXiv 2002.05202, eq. 6): ``3 d_model d_ff`` weights."""
@@ -37,3 +48,16 @@ class GatedFFN(nn.Module):
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         return self.dropout(self.out_proj(self.fn(self.gate_proj(x)) * self.in_proj(x)))
+
+    @staticmethod
+    def weights_per_token(d_model: int, d_ff: int) -> int:
+        return 3 * d_model * d_ff
+
+    @staticmethod
+    def n_vector_params(d_model: int, d_ff: int, *, bias: bool) -> int:
+        return 2 * d_ff + d_model if bias else 0
+
+
+def network(gated: bool) -> type[PlainFFN] | type[GatedFFN]:
+    """The feed-forward network of an activation that gates, or does not."""
+    return GatedFFN if gated else PlainFFN

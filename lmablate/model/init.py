@@ -16,14 +16,23 @@ def draw(shape: tuple[int, ...], *, seed: int, key: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def initialise(part: nn.Module, scope: str, *, seed: int, std: float, out_proj_scale: float) -> None:
+def initialise(
+    part: nn.Module, scope: str, *, seed: int, std: float, out_proj_scale: float, xavier_gain: float | None = None
+) -> None:
     """Fill the matrices of `part` with N(0, std^2), those of a branch's last matrix, ``out_proj``, times `out_proj_scale`.
+
+    With `xavier_gain` the variance is Xavier's instead, ``2 / (rows + columns)``, and all are smaller by that gain but those
+    that only make attention scores, which a part names in ``score_only`` (DeepNet, arXiv 2203.00555, figure 2).
 
     `scope` is the layer and branch ("3.ffn"), given before any wrapper, so that the draws of a branch do not depend on
     where its norm stands. Gains stay 1 and biases 0. Nothing is drawn on the meta device.
     """
     for name, module in part.named_modules():
         if isinstance(module, Matrix) and not module.weight.is_meta:
-            scale = std * (out_proj_scale if name.split(".")[-1] == "out_proj" else 1.0)
-            numbers = draw(tuple(module.weight.shape), seed=seed, key=f"{scope}/{name}")
+            shape = tuple(module.weight.shape)
+            if xavier_gain is None:
+                scale = std * (out_proj_scale if name.split(".")[-1] == "out_proj" else 1.0)
+            else:
+                scale = (2 / sum(shape)) ** 0.5 * (1.0 if name in getattr(part, "score_only", ()) else xavier_gain)
+            numbers = draw(shape, seed=seed, key=f"{scope}/{name}")
             module.weight.copy_(numbers * scale)

@@ -38,7 +38,7 @@ class _RMSNorm(torch.autograd.Function):
         width = x.shape[-1]
         gain = torch.full((s.numel(), 1), math.sqrt(width), dtype=x.dtype)
         dx, _ = torch.ops.aten._weight_norm_interface_backward(
-            grad.reshape(-1, width), x.reshape(-1, width), gain, s.reshape(-1, 1), 0
+            grad.reshape(-1, width).contiguous(), x.reshape(-1, width).contiguous(), gain, s.reshape(-1, 1), 0
         )
         return dx.view(x.shape), None
 

@@ -1,14 +1,17 @@
 """Axis ``norm``: how a vector is brought to unit scale.
 
-A norm is built as ``Norm(d_model, **yaml)`` and maps ``[..., D] -> [..., D]``. ``n_params(d_model, settings)`` is its
-parameter count in closed form, checked against the built module by the axis tests.
+A norm is built as ``Norm(d_model, **yaml)`` and maps ``[..., D] -> [..., D]``. With `unit_offset` its gain is ``1 + w``
+and w starts at 0 (Gemma, arXiv 2403.08295; Nemotron-4, arXiv 2402.16819); ``gain=False`` leaves it out (Galactica, arXiv
+2211.09085). ``n_params(d_model, settings)`` is its parameter count in closed form, checked against the built module by the
+axis tests.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from lmablate.errors import ConfigError
 from lmablate.model.kernels import layer_norm, rms_norm
 from lmablate.model.primitives import Bias, Gain
 from lmablate.model.types import PositiveFloat
@@ -17,39 +20,53 @@ from lmablate.model.types import PositiveFloat
 class RMSNorm(nn.Module):
     """``g * x / sqrt(mean(x^2) + eps)`` (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4)."""
 
-    def __init__(self, d_model: int, *, eps: PositiveFloat) -> None:
+    def __init__(
+        self, d_model: int, *, eps: PositiveFloat, gain: Literal[False] | None, unit_offset: Literal[True] | None
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.gain = Gain(d_model)
+        self.gain = _gain(d_model, gain, unit_offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gain(rms_norm(x, self.eps))
+        y = rms_norm(x, self.eps)
+        return y if self.gain is None else self.gain(y)
 
     @staticmethod
     def n_params(d_model: int, settings: Mapping[str, Any]) -> int:
-        return d_model
+        return d_model * _has_gain(settings)
 
 
 class LayerNorm(nn.Module):
     """``g * (x - mean(x)) / sqrt(var(x) + eps) + b``, the variance over D, not D - 1 (Ba et al. 2016, arXiv 1607.06450)."""
 
-    def __init__(self, d_model: int, *, eps: PositiveFloat, bias: bool) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        eps: PositiveFloat,
+        bias: bool,
+        gain: Literal[False] | None,
+        unit_offset: Literal[True] | None,
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.gain = Gain(d_model)
+        self.gain = _gain(d_model, gain, unit_offset)
         self.bias = Bias(d_model) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.gain(layer_norm(x, self.eps))
+        y = layer_norm(x, self.eps)
+        y = y if self.gain is None else self.gain(y)
         return y if self.bias is None else self.bias(y)
 
     @staticmethod
     def n_params(d_model: int, settings: Mapping[str, Any]) -> int:
-        return d_model * (2 if settings["bias"] else 1)
+        return d_model * (_has_gain(settings) + settings["bias"])
 
 
 class NoNorm(nn.Module):
     """``x``: the baseline without normalisation."""
+
+    normalises: ClassVar[bool] = False
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -60,3 +77,17 @@ class NoNorm(nn.Module):
     @staticmethod
     def n_params(d_model: int, settings: Mapping[str, Any]) -> int:
         return 0
+
+
+def _gain(width: int, gain: Literal[False] | None, unit_offset: Literal[True] | None) -> Gain | None:
+    if gain is None:
+        return Gain(width, from_one=unit_offset is not None)
+    if unit_offset is not None:
+        raise ConfigError(
+            "norm.unit_offset=true says how a gain is stored, and norm.gain=false leaves it out: drop one of them"
+        )
+    return None
+
+
+def _has_gain(settings: Mapping[str, Any]) -> bool:
+    return settings.get("gain") is None

@@ -1,13 +1,14 @@
 """Axis ``norm_position``: how a branch joins the residual stream.
 
-A position wraps one branch f: ``forward(x, positions)`` is the new residual stream, ``delta(x, positions)`` the branch
-with the norms it owns, without the addition; both ``[..., T, D] -> [..., T, D]``. ``needs_final_norm`` says whether the
-stack must end in a norm, ``norms_per_branch`` how many norms one branch brings, and ``owns_norm`` whether those norms
-belong to the branch (so that two branches can stand side by side) or to the residual stream.
+A position is built as ``Position(branch, norm, n_layers, **yaml)``, n_layers being the depth of the model, and wraps one
+branch f: ``forward(x, positions)`` is the new residual stream, ``delta(x, positions)`` the branch with the norms it owns,
+without the addition; both ``[..., T, D] -> [..., T, D]``. ``needs_final_norm`` says whether the stack ends in a norm unless
+model.final_norm says otherwise, ``norms_per_branch`` how many norms one branch brings, and ``owns_norm`` whether those
+norms belong to the branch (so that two branches can stand side by side) or to the residual stream.
 """
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -23,6 +24,11 @@ class NormPosition(nn.Module):
     norms_per_branch: ClassVar[int] = 1
     owns_norm: ClassVar[bool] = True
 
+    @staticmethod
+    def branch_gain(n_layers: int, settings: Mapping[str, Any]) -> float | None:
+        """The gain of the Xavier draws of a branch's matrices (init.py); None: they are drawn as the model group says."""
+        return None
+
     def delta(self, x: Tensor, positions: Positions) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define delta()")
 
@@ -33,7 +39,7 @@ class NormPosition(nn.Module):
 class Pre(NormPosition):
     """``x + f(norm(x))``: the residual path stays clean (Xiong et al. 2020, arXiv 2002.04745)."""
 
-    def __init__(self, branch: nn.Module, norm: NormFactory) -> None:
+    def __init__(self, branch: nn.Module, norm: NormFactory, n_layers: int) -> None:
         super().__init__()
         self.norm = norm()
         self.branch = branch
@@ -48,7 +54,7 @@ class Post(NormPosition):
     needs_final_norm = False
     owns_norm = False
 
-    def __init__(self, branch: nn.Module, norm: NormFactory) -> None:
+    def __init__(self, branch: nn.Module, norm: NormFactory, n_layers: int) -> None:
         super().__init__()
         self.branch = branch
         self.norm = norm()
@@ -60,12 +66,31 @@ class Post(NormPosition):
         return self.norm(x + self.delta(x, positions))
 
 
+class DeepNorm(Post):
+    """``norm(alpha x + f(x))`` with the matrices of f drawn smaller by beta (Wang et al. 2022, arXiv 2203.00555, figure 2).
+
+    `rule` gives both from the depth L. ``deepnet``, the paper's for decoders: ``alpha = (2 L)^(1/4)``, ``beta = (8 L)^(-1/4)``.
+    ``glm``, that of GLM-130B (arXiv 2210.02414, section 2.1): ``alpha = (2 L)^(1/2)``, ``beta = (2 L)^(-1/2)``.
+    """
+
+    def __init__(self, branch: nn.Module, norm: NormFactory, n_layers: int, *, rule: Literal["deepnet", "glm"]) -> None:
+        super().__init__(branch, norm, n_layers)
+        self.alpha = (2 * n_layers) ** (0.25 if rule == "deepnet" else 0.5)
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return self.norm(self.alpha * x + self.delta(x, positions))
+
+    @staticmethod
+    def branch_gain(n_layers: int, settings: Mapping[str, Any]) -> float:
+        return (8 * n_layers) ** -0.25 if settings["rule"] == "deepnet" else (2 * n_layers) ** -0.5
+
+
 class Sandwich(NormPosition):
     """``x + norm_out(f(norm_in(x)))``, also called double or peri norm (Ding et al. 2021, arXiv 2105.13290)."""
 
     norms_per_branch = 2
 
-    def __init__(self, branch: nn.Module, norm: NormFactory) -> None:
+    def __init__(self, branch: nn.Module, norm: NormFactory, n_layers: int) -> None:
         super().__init__()
         self.norm_in = norm()
         self.branch = branch
@@ -78,7 +103,7 @@ class Sandwich(NormPosition):
 class Output(NormPosition):
     """``x + norm(f(x))``: the norm on the branch's output only, as in OLMo 2 (arXiv 2501.00656, section 2)."""
 
-    def __init__(self, branch: nn.Module, norm: NormFactory) -> None:
+    def __init__(self, branch: nn.Module, norm: NormFactory, n_layers: int) -> None:
         super().__init__()
         self.branch = branch
         self.norm = norm()

@@ -3,8 +3,8 @@
 import importlib
 import inspect
 from collections.abc import Callable
-from functools import partial
-from typing import Any, get_type_hints
+from functools import cache, partial
+from typing import Any, get_args, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -61,23 +61,33 @@ def resolve(part: dict[str, Any], place: str) -> tuple[Any, dict[str, Any]]:
     if part["_target_"] in _TORCH:
         _probe(target, given, place)
         return target, given
-    function = target.__init__ if inspect.isclass(target) else target
-    hints = get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters
-    own = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key not in _SUPPLIED}
+    own, optional, adapters = _schema(target)
     for key, value in given.items():
         if key not in own:
             raise ConfigError(f"{place}.{key}: unknown key; {part['_target_']} takes {', '.join(own) or 'no keys'}")
-        if key in hints:
+        if key in adapters:
             try:
-                TypeAdapter(hints[key]).validate_python(value, strict=True)
+                adapters[key].validate_python(value, strict=True)
             except ValidationError as error:
-                raise ConfigError(f"{place}.{key}={value}: {error.errors()[0]['msg'].lower()}") from None
+                off = " (or null)" if key in optional else ""
+                raise ConfigError(f"{place}.{key}={value}: {error.errors()[0]['msg'].lower()}{off}") from None
+    given = dict.fromkeys(optional) | given
     if missing := [key for key, p in own.items() if p.default is p.empty and key not in given]:
         raise ConfigError(
             f"{place}: {part['_target_']} needs {', '.join(missing)}; set it in conf/{place}/, or as +{place}.{missing[0]}=..."
         )
     return target, given
+
+
+@cache
+def _schema(target: Any) -> tuple[dict[str, inspect.Parameter], list[str], dict[str, TypeAdapter[Any]]]:
+    """What a signature says of its YAML: the keys, those that may be left out (off), and the checks of their types."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters
+    own = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY and key not in _SUPPLIED}
+    optional = [key for key in own if key in hints and type(None) in get_args(hints[key])]
+    return own, optional, {key: TypeAdapter(hints[key]) for key in own if key in hints}
 
 
 def _probe(function: Callable[..., Any], given: dict[str, Any], place: str) -> None:

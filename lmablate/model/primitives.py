@@ -19,14 +19,19 @@ def per_member(vector: Tensor, x: Tensor) -> Tensor:
 
 
 class Gain(nn.Module):
-    """``y = x * g`` with one learned factor a channel, starting at 1; x is ``[..., D]``."""
+    """``y = x * g`` with one learned factor a channel, starting at 1; x is ``[..., D]``.
 
-    def __init__(self, width: int) -> None:
+    With `from_one` the weight is ``g - 1`` and starts at 0, where floating point is finer (Gemma, Nemotron).
+    """
+
+    def __init__(self, width: int, *, from_one: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.from_one = from_one
+        self.weight = nn.Parameter(torch.zeros(width) if from_one else torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * per_member(self.weight, x)
+        weight = per_member(self.weight, x)
+        return x * (1 + weight if self.from_one else weight)
 
 
 class Bias(nn.Module):
@@ -75,6 +80,11 @@ class Linear(Matrix):
         y = self.product(x)
         return y if self.bias is None else self.bias(y)
 
+    def shared(self, x: Tensor) -> Tensor:
+        """For an input that all sequences share, such as positions: ``[..., d_in] -> [..., d_out]``, or
+        ``[K, 1, ..., d_out]`` with members, which meets ``[K, B, ..., d_out]``."""
+        return self(x if self.weight.ndim == 2 else x.expand(len(self.weight), 1, *x.shape))
+
 
 class Embedding(Matrix):
     """A table of rows: int64 ids ``[...] -> [..., width]``; with members, ids are ``[K, ...]``."""
@@ -100,12 +110,14 @@ class Embedding(Matrix):
 class Head(nn.Module):
     """Logits ``[..., D] -> [..., vocab_size]``; tied heads use the token table instead of a matrix of their own."""
 
-    def __init__(self, d_model: int, vocab_size: int, *, tied: bool) -> None:
+    def __init__(self, d_model: int, vocab_size: int, *, tied: bool, bias: bool) -> None:
         super().__init__()
         self.proj = None if tied else Linear(d_model, vocab_size, bias=False)
+        self.bias = Bias(vocab_size) if bias else None
 
     def forward(self, x: Tensor, table: Embedding) -> Tensor:
-        return table.product(x) if self.proj is None else self.proj(x)
+        logits = table.product(x) if self.proj is None else self.proj(x)
+        return logits if self.bias is None else self.bias(logits)
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:

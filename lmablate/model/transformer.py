@@ -22,6 +22,9 @@ class TransformerLM(nn.Module):
         head: Head,
         dropout: float,
         final_soft_cap: float | None,
+        embedding_scale: float | None,
+        embedding_norm: nn.Module | None,
+        logit_scale: float | None,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -31,14 +34,26 @@ class TransformerLM(nn.Module):
         self.final_norm = final_norm
         self.head = head
         self.final_soft_cap = final_soft_cap
+        self.embedding_scale = embedding_scale
+        self.embedding_norm = embedding_norm
+        self.logit_scale = logit_scale
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """The residual stream after the final norm, ``[..., B, T, D]``: what the head reads."""
-        x = self.dropout(self.posemb.embed(self.embedding(tokens)))
-        positions = Positions(self.posemb.rotate, self.posemb.score_bias(tokens.shape[-1]))
+        """The residual stream after the final norm, ``[..., B, T, D]``, times `logit_scale`: what the head reads."""
+        x = self.dropout(self.embed(tokens))
+        positions = Positions(self.posemb.rotate, self.posemb.score_bias(tokens.shape[-1]), self.posemb.relative)
         for block in self.blocks:
             x = block(x, positions)
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        return x if self.logit_scale is None else x * self.logit_scale
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """``[..., B, T] -> [..., B, T, D]``: token rows times `embedding_scale`, positions added, then `embedding_norm`."""
+        x = self.embedding(tokens)
+        if self.embedding_scale is not None:
+            x = x * self.embedding_scale
+        x = self.posemb.embed(x)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D] -> [..., vocab_size]``, capped as in Gemma 2 (arXiv 2408.00118, section 2) where that is on."""

@@ -6,54 +6,17 @@ The difference within a pair is free of what the seed does to both arms, so few 
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import arm_columns, in_order, is_missing, keys
+from lmablate.stats.estimates import bootstrap_interval, correlation, interval, sign_flip
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-
-
-def t_cdf(t: float, df: int) -> float:
-    """P(T <= t) for Student's t with `df` degrees of freedom, by the finite series of Abramowitz and Stegun (1964),
-    26.7.3 (odd `df`) and 26.7.4 (even)."""
-    theta = math.atan2(abs(t), math.sqrt(df))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    term = cosine if df % 2 else 1.0
-    total = 0.0
-    for k in range(2 + df % 2, df + 1, 2):
-        total += term
-        term *= (k - 1) / k * cosine**2
-    inside = 2 / math.pi * (theta + sine * total) if df % 2 else sine * total  # P(|T| <= |t|)
-    return 0.5 + math.copysign(inside / 2, t)
-
-
-def t_quantile(p: float, df: int) -> float:
-    """The t with ``t_cdf(t, df) == p``, 0 < p < 1, by bisection to the last bit."""
-    if not 0 < p < 1 or df < 1:
-        raise ValueError(f"t_quantile needs 0 < p < 1 and df >= 1, got p={p}, df={df}")
-    high = 1.0
-    while t_cdf(high, df) < max(p, 1 - p):
-        high *= 2
-    low, high = -high, high
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return high
-
-
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval for the mean of `values`; None for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return None
-    half = t_quantile((1 + level) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
 
 
 def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = False) -> list[Row]:
@@ -62,8 +25,9 @@ def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = Fa
     `runs` is a frame of load_runs, `axis` a column of arm_columns (`norm`, `optim.lr`). A pair shares init_seed and
     data_seed and, unless `mix_numerics`, the same numerics. Each comparison is a dictionary: axis, a, b, where (the
     other columns' values), n_pairs, differences (final validation loss of b minus that of a, nats per token, by seed),
-    seeds, mean_difference, sd_difference, interval_95 (Student t; None below two pairs), n_diverged, n_unpaired (runs
-    without a partner), verdict and reason.
+    seeds, mean_difference, sd_difference, interval_95 (Student t; None below two pairs), bootstrap_95 (None below three),
+    p_sign_flip (exact), correlation (of the two arms' losses over the pairs; None below three), n_diverged, n_unpaired
+    (runs without a partner), verdict and reason.
     """
     held = [column for column in arm_columns(runs) if column != axis]
     cells: dict[tuple[Hashable, ...], dict[Hashable, list[Row]]] = {}
@@ -93,7 +57,8 @@ def _compare(
     common = sorted(by_seed_a.keys() & by_seed_b.keys())
     finished = [s for s in common if all(r["status"] == "completed" for r in (by_seed_a[s], by_seed_b[s]))]
     differences = [by_seed_b[seed]["val_loss"] - by_seed_a[seed]["val_loss"] for seed in finished]
-    bounds = interval(differences)
+    losses_a, losses_b = ([by[seed]["val_loss"] for seed in finished] for by in (by_seed_a, by_seed_b))
+    bounds, resampled = interval(differences), bootstrap_interval(differences)
     diverged = {side: sum(row["status"] == "diverged" for row in rows) for side, rows in (("a", rows_a), ("b", rows_b))}
     unpaired = len(rows_a) + len(rows_b) - 2 * len(common)
     return {
@@ -107,6 +72,9 @@ def _compare(
         "mean_difference": statistics.fmean(differences) if differences else None,
         "sd_difference": statistics.stdev(differences) if len(differences) > 1 else None,
         "interval_95": list(bounds) if bounds else None,
+        "bootstrap_95": list(resampled) if resampled else None,
+        "p_sign_flip": sign_flip(differences) if differences else None,
+        "correlation": correlation(losses_a, losses_b),
         "n_diverged": diverged,
         "n_unpaired": unpaired,
         "verdict": "undecided",

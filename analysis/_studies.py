@@ -1,0 +1,131 @@
+"""What the figures of all studies share: which runs are whose, effects in per cent with intervals, and published numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+
+from lmablate.stats import interval
+
+EVALUATE = ("evaluate", "evaluate_shared")
+
+
+class Effect(NamedTuple):
+    """Per cent, with the ends of a 95 % interval (None below two pairs), from `n` pairs; `diverged` of the arm's runs."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    diverged: int
+    runs: int
+
+
+def load(results_dir: str, sweep: str) -> pd.DataFrame:
+    """The runs of one study, with the arms and stages that it gave them."""
+    from lmablate.results import load_runs
+    from lmablate.sweeper.store import load_studies, study_runs
+
+    runs, studies = load_runs(results_dir), load_studies(results_dir)
+    return study_runs(runs, studies[sweep]) if sweep in studies else runs[runs["sweep"] == sweep]
+
+
+def stage(runs: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The runs of some stages of a study; rows of no study count as evaluation."""
+    if "stage" not in runs:
+        return runs if "evaluate" in names else runs.iloc[:0]
+    known = runs["stage"].fillna("evaluate")
+    return runs[known.isin(names)]
+
+
+def arm_of(runs: pd.DataFrame) -> pd.Series:
+    """The arm of each run, as its study named it."""
+    if "arm" not in runs:
+        return pd.Series("all runs", index=runs.index, dtype=str)
+    return runs["arm"].fillna("no arm").astype(str)
+
+
+def arms_in_order(runs: pd.DataFrame, first: str = "") -> list[str]:
+    """The arms as they came, the baseline first."""
+    found = list(dict.fromkeys(arm_of(runs)))
+    return sorted(found, key=lambda arm: arm != first) if first in found else found
+
+
+def _by_pair(rows: pd.DataFrame) -> dict[tuple[int, int, str], float]:
+    """Final loss by seeds and numerics of the runs that completed."""
+    rows = rows[rows["status"] == "completed"]
+    return {
+        (int(r["init_seed"]), int(r["data_seed"]), str(r["numerics"])): float(r["val_loss"])
+        for r in rows.to_dict("records")
+    }
+
+
+def effects(runs: pd.DataFrame, baseline: str) -> dict[str, Effect]:
+    """Each arm against `baseline` over common seeds: change of the final loss in per cent of the baseline's mean."""
+    arms = arm_of(runs)
+    base = _by_pair(runs[arms == baseline])
+    out = {}
+    for arm in arms_in_order(runs, baseline):
+        rows = runs[arms == arm]
+        mine = _by_pair(rows)
+        common = sorted(mine.keys() & base.keys())
+        scale = sum(base[pair] for pair in common) / len(common) if common else math.nan
+        out[arm] = _effect([100 * (mine[pair] - base[pair]) / scale for pair in common], rows)
+    return out
+
+
+def increases(runs: pd.DataFrame) -> dict[str, Effect]:
+    """Each arm's final loss over that of the best arm, in per cent, with within-seed intervals.
+
+    What a seed does to all arms alike is taken out first: of each loss the mean of its seed over the arms, with the factor
+    sqrt(k / (k - 1)) for k arms that this costs (Morey 2008). Only seeds that every drawn arm completed are used; an arm
+    with none is given without a value.
+    """
+    arms = arm_of(runs)
+    losses = {arm: _by_pair(runs[arms == arm]) for arm in arms_in_order(runs)}
+    losses_done = {arm: values for arm, values in losses.items() if values}
+    common = sorted(set.intersection(*(set(values) for values in losses_done.values()))) if losses_done else []
+    means = {arm: sum(values[p] for p in common) / len(common) for arm, values in losses_done.items()} if common else {}
+    best = min(means.values(), default=math.nan)
+    k = len(means)
+    factor = math.sqrt(k / (k - 1)) if k > 1 else 0.0
+    out = {}
+    for arm in losses:
+        rows = runs[arms == arm]
+        if arm not in means:
+            out[arm] = _effect([], rows)
+            continue
+        grand = sum(means.values()) / k
+        centred = [losses[arm][p] - sum(values[p] for values in losses_done.values()) / k for p in common]
+        middle = means[arm] - grand
+        spread = [100 * (means[arm] + factor * (value - middle) - best) / best for value in centred]
+        out[arm] = _effect(spread, rows)
+    return out
+
+
+def _effect(values: list[float], rows: pd.DataFrame) -> Effect:
+    bounds = interval(values) or (None, None)
+    mean = sum(values) / len(values) if values else None
+    return Effect(mean, bounds[0], bounds[1], len(values), int((rows["status"] == "diverged").sum()), len(rows))
+
+
+def positions(runs: pd.DataFrame, where: Callable[[Mapping[str, Any]], float]) -> dict[str, float]:
+    """Where each arm stands on the axis, from the resolved sizes of its first run."""
+    arms = arm_of(runs)
+    return {arm: where(runs[arms == arm].iloc[0].to_dict()) for arm in arms_in_order(runs)}
+
+
+@cache
+def _published() -> dict[str, Any]:
+    return yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
+
+
+def published(sweep: str) -> list[dict[str, Any]]:
+    """The published series of a sweep: label, source, grade, and values by arm, points or a band."""
+    return list(_published().get(sweep, {}).get("series", ()))

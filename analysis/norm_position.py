@@ -1,0 +1,34 @@
+"""Where should the norm stand, and which placement needs warmup?
+
+The runs: ``python -m lmablate.train sweeps=norm_position``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.analysis._style import run
+from lmablate.analysis.study_figures import against_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "norm_position"
+
+
+def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
+    """Tuning curves, and each placement against pre-norm with warmup; `runs` as from load_runs or study_runs."""
+    return against_baseline(runs, SWEEP, "pre, warmup_fraction 0.05")
+
+
+def main() -> None:
+    """``python -m lmablate.analysis.norm_position RESULTS_DIR --out FILE``"""
+    from lmablate.analysis._studies import load
+
+    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a model costs, by arithmetic that builds nothing, and the sizes that make two models cost the same.
+
+The parts of a model account for themselves: closed forms stand beside their classes (norm, posemb, attention, FFN) and
+are summed here, so that a new option needs no edit of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lmablate.budget.flops import flops_per_token, forward_products, keys_read
+from lmablate.budget.memory import kv_bytes_per_token
+from lmablate.budget.parameters import Parameters, attention_params, ffn_params, parameters
+from lmablate.budget.search import Missed, around, closest, fits, meet
+from lmablate.budget.widths import ff_width, matched_width
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+# What a budget may hold equal, and what it is called.
+COSTS: dict[str, Callable[[RunConfig], int]] = {
+    "params": lambda cfg: parameters(cfg).total,
+    "params_non_embedding": lambda cfg: parameters(cfg).non_embedding,
+    "flops": flops_per_token,
+    "kv_cache": kv_bytes_per_token,
+}
+WHAT = {
+    "params": "parameters",
+    "params_non_embedding": "non-embedding parameters",
+    "flops": "training FLOPs per token",
+    "kv_cache": "bytes of KV cache per token",
+}
+# What these numbers are, for whoever reads them in a table or beside a figure.
+DEFINITIONS = {
+    "params": "Parameters: every learned number once; a tied head is the token table.",
+    "params_non_embedding": "Non-embedding parameters: all but token and position tables and an untied head.",
+    "flops": "FLOPs per token: the matrix products of training, forward and backward (three times the forward), a multiply-add "
+    "as two; attention over the keys a token reads, so a causal mask counts half the square and a window its width.",
+    "kv_cache": "KV bytes per token: keys and values in bf16 that a text of context_length tokens leaves, over its tokens; a "
+    "layer with a window keeps the window.",
+    "wall_time": "Seconds: those of optimizer steps on this machine, evaluation left out.",
+}
+
+__all__ = [
+    "COSTS",
+    "DEFINITIONS",
+    "WHAT",
+    "Missed",
+    "Parameters",
+    "around",
+    "attention_params",
+    "closest",
+    "ff_width",
+    "ffn_params",
+    "fits",
+    "flops_per_token",
+    "forward_products",
+    "keys_read",
+    "kv_bytes_per_token",
+    "matched_width",
+    "meet",
+    "parameters",
+]

@@ -1,0 +1,70 @@
+"""FLOPs of training in closed form: the matrix products, forward and backward.
+
+The backward pass has two products for each one of the forward pass, so training is three times the forward; a
+multiply-add is two FLOPs. Attention is counted over the keys a token really reads: causal attention takes half the square
+(once, not twice), a window only its width, and shared key/value heads save their projections but no scores.
+
+``torch.utils.flop_counter`` counts all T keys for every query, whatever the mask; with T in the place of
+:func:`keys_read`, ours is its count to the last FLOP for a batch of one text. Two kernels are exceptions: of a GPU's fused
+attention it counts five products backward where four are needed, since the scores are computed anew, and of the CPU's none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+
+def keys_read(length: int, window: int | None = None, stride: int | None = None) -> float:
+    """The mean number of keys a query reads under a causal mask, itself included: of the T queries of a text, T - d have
+    a key at distance d, and distances 0, stride, 2 stride, ... below `window` are read."""
+    step = stride or 1
+    n = ((length if window is None else min(window, length)) - 1) // step + 1
+    return n - step * n * (n - 1) / (2 * length)
+
+
+def forward_products(cfg: RunConfig) -> tuple[int, list[int]]:
+    """Multiply-adds of the forward pass: with matrices, for each token; and of each layer, for each pair of a query and a
+    key that it reads."""
+    from lmablate.model import parts
+    from lmablate.model.ffn import network
+    from lmablate.model.shapes import attention_shape, position_shape
+
+    m = cfg.model
+    option, settings = parts.resolve(cfg.attention, "attention")
+    shape, places = attention_shape(cfg), position_shape(cfg)
+    posemb, posemb_settings = parts.resolve(cfg.posemb, "posemb")
+    ffn = network(cfg.activation.gated).weights_per_token(m.d_model, m.d_ff)
+    layer = option.weights_per_token(shape, settings) + ffn
+    matrices = m.n_layers * layer + m.vocab_size * m.d_model + posemb.weights_per_token(places, posemb_settings)
+    a_key = option.products_per_key(shape, settings) + posemb.products_per_key(places, posemb_settings)
+    return matrices, [a_key] * m.n_layers
+
+
+def reaches(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
+    """(window, stride) of every layer: the keys a query reads."""
+    from lmablate.model import parts
+
+    option, settings = parts.resolve(cfg.attention, "attention")
+    return [tuple(option.reach(layer, settings)) for layer in range(cfg.model.n_layers)]
+
+
+def flops_per_token(cfg: RunConfig) -> int:
+    """Training FLOPs per token, as defined above, rounded to a whole number."""
+    matrices, a_key = forward_products(cfg)
+    length = cfg.model.context_length
+    scores = sum(n * keys_read(length, *reach) for n, reach in zip(a_key, reaches(cfg), strict=True))
+    return round(3 * 2 * (matrices + scores))
+
+
+SOFTMAX_OPERATIONS = (
+    6 + 5
+)  # scale, maximum, subtract, exponentiate, sum, divide; back: multiply, sum, subtract, multiply, scale
+
+
+def softmax_flops(cfg: RunConfig) -> float:
+    """FLOPs per token of the softmax of attention, both passes: `SOFTMAX_OPERATIONS` for each score that is read."""
+    pairs = sum(keys_read(cfg.model.context_length, *reach) for reach in reaches(cfg))
+    return SOFTMAX_OPERATIONS * cfg.model.n_heads * pairs

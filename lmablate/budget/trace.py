@@ -1,0 +1,173 @@
+"""What the closed forms leave out, read off a training step of the model itself: no arithmetic is done and nothing allocated.
+
+The step (forward, loss and backward of one text of ``context_length`` tokens) runs on tensors that have a shape and no
+data, eagerly and as on a CPU. Each operation then counts the bytes of the tensors it reads and writes, and one FLOP for
+each element of the largest of them; a view costs nothing. Matrix products are left to the closed forms, and the softmax
+inside fused attention, which no operation shows, to :func:`lmablate.budget.flops.softmax_flops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lmablate.budget.flops import flops_per_token, softmax_flops
+from lmablate.model import parts
+from lmablate.model.factory import build_model
+from lmablate.model.norm import RMSNorm
+from lmablate.model.primitives import set_compute_dtype
+from lmablate.objective import Causal
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "baddbmm_", "matmul"})
+
+
+class Work(NamedTuple):
+    """Of one text: floating-point operations, and bytes read or written."""
+
+    flops: int
+    bytes: int
+
+
+class Step(NamedTuple):
+    """A training step of one text. `saved_bytes`: what the forward pass keeps for the backward pass, weights left out;
+    `products`, `norms` and `pointwise` (all else): the work of both passes, without the FLOPs of products; `fused`: did
+    attention hide its softmax in a kernel?"""
+
+    saved_bytes: int
+    products: Work
+    norms: Work
+    pointwise: Work
+    fused: bool
+
+
+class _Meter(TorchDispatchMode):
+    """Adds up what passes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = self.others = Work(0, 0)
+        self.fused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True  # the loss asks whether its own gradient is 1, as it is in training
+        out = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        mutates = func._schema.is_mutable
+        name = func._schema.name.split("::")[1]
+        view = not mutates and {_place(x) for x in made} & {_place(x) for x in read}
+        if not made or view or "empty" in name:
+            return out
+        size = sum(x.numel() * x.element_size() for x in (*read, *made))
+        attention = "scaled_dot_product" in name
+        self.fused |= attention
+        if name in _PRODUCTS or attention:
+            self.products = Work(0, self.products.bytes + size)
+        else:
+            largest = max(x.numel() for x in (*read, *made))
+            self.others = Work(self.others.flops + largest, self.others.bytes + size)
+        return out
+
+
+def _place(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+class _Bound(nn.Module):
+    """A model and its loss as one module, so that both meet the same weights."""
+
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.objective(self.model, tokens, tokens).objective
+
+
+class _Shapes:
+    """Tensors without data that say they are on a CPU."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def of(self, x: Tensor) -> Tensor:
+        fake = FakeTensor(self.mode, x.detach().to("meta"), torch.device("cpu"))
+        return fake.requires_grad_(x.requires_grad)
+
+    def state(self, module: nn.Module) -> dict[str, Tensor]:
+        return {name: self.of(x) for name, x in (*module.named_parameters(), *module.named_buffers())}
+
+
+def trace(cfg: RunConfig) -> Step:
+    """The step of `cfg`, in its precision and with its dropout."""
+    shapes = _Shapes()
+    model = build_model(cfg, device="meta")
+    if cfg.trainer.precision == "bf16":
+        set_compute_dtype(model, torch.bfloat16)
+    bound = _Bound(model, Causal(z_loss=cfg.stability.z_loss))
+    state = shapes.state(bound)
+    tokens = shapes.of(torch.empty(1, cfg.model.context_length, dtype=torch.long, device="meta"))
+    saved: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    with shapes.mode, _Meter() as meter, _norm_inputs(model, cfg) as normed:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = torch.func.functional_call(bound, state, (tokens,))
+        torch.autograd.grad(loss, [x for x in state.values() if x.requires_grad], allow_unused=True)
+    weights = {_place(x) for x in state.values()}
+    kept = {_place(x): x.untyped_storage().nbytes() for x in saved if _place(x) not in weights}
+    norms = Work(0, 0)
+    for norm, x in normed:
+        own = _norm_step(norm, x)
+        norms = Work(norms.flops + own.flops, norms.bytes + own.bytes)
+    rest = Work(meter.others.flops - norms.flops, meter.others.bytes - norms.bytes)
+    return Step(sum(kept.values()), meter.products, norms, rest, meter.fused)
+
+
+@contextmanager
+def _norm_inputs(model: nn.Module, cfg: RunConfig) -> Iterator[list[tuple[nn.Module, Tensor]]]:
+    """Every norm of the model with what it is given, filled while the model runs."""
+    named = {"norm": cfg.norm, "stability.qk_norm": cfg.stability.qk_norm, "stability.v_norm": cfg.stability.v_norm}
+    kinds = (RMSNorm, *(parts.target(part, place) for place, part in named.items() if part))
+    seen: list[tuple[nn.Module, Tensor]] = []
+    norms = [module for module in model.modules() if isinstance(module, kinds)]
+    handles = [norm.register_forward_pre_hook(lambda norm, given: seen.append((norm, given[0]))) for norm in norms]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _norm_step(norm: nn.Module, x: Tensor) -> Work:
+    """Both passes of one norm alone."""
+    shapes = _Shapes()
+    state = shapes.state(norm)
+    given = shapes.of(torch.empty_like(x, device="meta")).requires_grad_()
+    with shapes.mode, _Meter() as meter:
+        y = torch.func.functional_call(norm, state, (given,))
+        if y is not given:
+            wanted = [given, *(x for x in state.values() if x.requires_grad)]
+            torch.autograd.grad(y, wanted, shapes.of(torch.empty_like(y, device="meta")))
+    return meter.others
+
+
+def all_flops_per_token(cfg: RunConfig, step: Step) -> int:
+    """Training FLOPs per token with norms, softmax and element-wise work: those of the matrix products
+    (:func:`flops_per_token`), and one for each element that another operation works on."""
+    softmax = softmax_flops(cfg) if step.fused else 0.0
+    return round(flops_per_token(cfg) + softmax + (step.norms.flops + step.pointwise.flops) / cfg.model.context_length)

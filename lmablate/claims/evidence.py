@@ -1,0 +1,290 @@
+"""The runs that bear on a hypothesis: found by what they are, whichever sweep trained them, and paired by their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lmablate.arms import axis_columns, config_columns, is_missing, show
+from lmablate.claims.data import Arms, Hypothesis
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+Pair = tuple[int, int, str]  # init_seed, data_seed, numerics
+NEAR = 0.06  # how far a size may lie from the number a claim names: budgets meet a ratio within 5 %
+MATCHED = 0.01
+LR = "optim.lr"
+# May differ between two arms beside what names them: the rate each is best at, and the width that a gate changes.
+FOLLOW = (LR, "model.d_ff", "provenance.overrides", "preset", "trunk")
+_STAGES = {"own": ("evaluate",), "shared": ("evaluate_shared",)}
+
+
+def _gated(row: Row) -> bool:
+    return bool(row.get("activation.gated"))
+
+
+# Shapes of a run, from its resolved sizes.
+SHAPES: dict[str, Callable[[Row], float]] = {
+    "shape.ff_ratio": lambda r: r["model.d_ff"] / r["model.d_model"],
+    "shape.ffn_size": lambda r: (3 if _gated(r) else 2) * r["model.d_ff"] / r["model.d_model"],  # matrices x width
+    "shape.aspect_ratio": lambda r: r["model.d_model"] / r["model.n_layers"],
+    "shape.head_dim": lambda r: r["model.head_dim"],
+    "shape.heads_per_kv": lambda r: r["model.n_heads"] / r["model.n_kv_heads"],
+    "shape.heads_width": lambda r: r["model.n_heads"] * r["model.head_dim"] / r["model.d_model"],
+    "shape.warmup_share": lambda r: r["schedule.warmup_steps"] / r["trainer.steps"],
+    "shape.epochs": lambda r: (
+        r["trainer.steps"] * r["trainer.batch_size"] * r["model.context_length"] / r["data.train_tokens"]
+    ),
+}
+
+
+class Arm(NamedTuple):
+    """`name` in words, `weight` in the contrast, and its rows by pair (init_seed, data_seed, numerics)."""
+
+    name: str
+    weight: float
+    rows: dict[Pair, list[Row]]
+
+
+class Sample(NamedTuple):
+    """The arms of a hypothesis in one setting. `where`: what tells this setting from others; `notes`: what a reader must
+    know; `sweeps`: who trained the runs."""
+
+    where: dict[str, str]
+    arms: list[Arm]
+    notes: list[str]
+    sweeps: tuple[str, ...]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Seeds and numerics that every arm has."""
+        return sorted(set.intersection(*(set(arm.rows) for arm in self.arms)))
+
+    @property
+    def unpaired(self) -> int:
+        """Runs without a partner in every other arm."""
+        return sum(len(rows) for arm in self.arms for pair, rows in arm.rows.items() if pair not in set(self.pairs))
+
+
+class Found(NamedTuple):
+    """`samples`, one a setting; where there is none, `problem` says why. `touched`: whether each term has any run at all."""
+
+    samples: list[Sample]
+    problem: str
+    touched: bool
+
+
+def find(runs: pd.DataFrame, test: Hypothesis) -> Found:
+    """The samples of `test` among the finished `runs` (load_runs); runs of a tuning stage are never evidence."""
+    rows = [row for row in runs.to_dict("records") if _is_evidence(row, test.view or "own")]
+    tuned = len(runs) - len(rows)
+    rows = [row for row in rows if _matches(row, test.where or {})]
+    by_term = [[row for row in rows if _matches(row, term.arms)] for term in test.contrast]
+    lacking = [words(term.arms) for term, own in zip(test.contrast, by_term, strict=True) if not own]
+    if lacking:
+        aside = f" ({tuned} runs of tuning stages are not evidence)" if tuned else ""
+        where = f" at {words(test.where)}" if test.where else ""
+        return Found(
+            [], f"no finished run with {' and none with '.join(lacking)}{where}{aside}", len(lacking) < len(by_term)
+        )
+    held = _held(runs, [row for own in by_term for row in own], test)
+    settings = [_split(own, held) for own in by_term]
+    common = [where for where in settings[0] if all(where in other for other in settings)]
+    if not common:
+        return Found([], _never_together(by_term, held, test), True)
+    vary = _telling(common)
+    samples = []
+    for setting in common:
+        named = {held[i]: show(setting[i]) for i in vary}
+        samples += _samples(test, [own[setting] for own in settings], named)
+    if not samples:
+        return Found([], f"no arms of equal {test.matched} (within {MATCHED:.0%})", True)
+    return Found(samples, "", True)
+
+
+def _telling(settings: Sequence[tuple[Hashable, ...]]) -> list[int]:
+    """The fewest of the held columns that tell the settings apart; the others follow from them."""
+    chosen: list[int] = []
+    for i in range(len(settings[0])):
+        told = len({tuple(where[j] for j in chosen) for where in settings})
+        if len({tuple(where[j] for j in (*chosen, i)) for where in settings}) > told:
+            chosen.append(i)
+    return chosen
+
+
+def words(arms: Mapping[str, Any] | None) -> str:
+    """Columns and values as a reader would type them: ``activation=gelu,silu``."""
+    parts = []
+    for column, value in (arms or {}).items():
+        values = value if isinstance(value, list) else [value]
+        parts.append(f"{column.removeprefix('shape.')}={','.join('null' if v is None else show(v) for v in values)}")
+    return " ".join(parts)
+
+
+def _is_evidence(row: Row, view: str) -> bool:
+    """Rows of no study count in either view."""
+    stage = row.get("stage")
+    return row["status"] != "failed" and (is_missing(stage) or stage in _STAGES[view])
+
+
+def value_of(row: Row, column: str) -> Any:
+    """A column or shape of a row; None where it has none."""
+    if column in SHAPES:
+        try:
+            return float(SHAPES[column](row))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
+    value = row.get(column)
+    return None if is_missing(value) else value
+
+
+def _matches(row: Row, arms: Arms) -> bool:
+    return all(
+        any(_is(value_of(row, column), one) for one in (wanted if isinstance(wanted, list) else [wanted]))
+        for column, wanted in arms.items()
+    )
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(wanted, str) and ".." in wanted:
+        low, high = (float(end) for end in wanted.split(".."))
+        return number and low <= value <= high
+    if number and isinstance(wanted, int | float) and not isinstance(wanted, bool):
+        return abs(value - wanted) <= NEAR * abs(wanted)
+    return bool(value == wanted)
+
+
+def _held(runs: pd.DataFrame, rows: list[Row], test: Hypothesis) -> list[str]:
+    """What varies among the rows beside the arms themselves, and must be equal within a setting."""
+    own = {*test.columns, *FOLLOW, *(test.follow or ())}
+    prefixes = tuple(f"{column.partition('.')[0]}." for column in test.columns if "." not in column)
+    columns = [*axis_columns(runs), *config_columns(runs), "science_version"]
+    free = [c for c in columns if c in runs and c not in own and not c.startswith(prefixes or ("\0",))]
+    return [c for c in free if len({_plain(row.get(c)) for row in rows}) > 1]
+
+
+def _plain(value: Any) -> Hashable:
+    return None if is_missing(value) else tuple(value) if isinstance(value, list) else value
+
+
+def _split(rows: list[Row], held: Sequence[str]) -> dict[tuple[Hashable, ...], list[Row]]:
+    groups: dict[tuple[Hashable, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_plain(row.get(c)) for c in held), []).append(row)
+    return groups
+
+
+def _never_together(by_term: list[list[Row]], held: Sequence[str], test: Hypothesis) -> str:
+    first = by_term[0]
+    apart = [
+        c for c in held for other in by_term[1:]
+        if not {_plain(row.get(c)) for row in first} & {_plain(row.get(c)) for row in other}
+    ]  # fmt: skip
+    what = ", ".join(dict.fromkeys(apart)) or ", ".join(held)
+    return f"the arms' runs also differ in {what}, so a difference would not be the arms'"
+
+
+def _samples(test: Hypothesis, terms: list[list[Row]], where: dict[str, str]) -> list[Sample]:
+    """One setting as samples: a size that must match, and a rate where arms have several, split it further."""
+    out = []
+    for rows, extra in _by_size(test, terms):
+        arms = [arm for term, own in zip(test.contrast, rows, strict=True) for arm in _arms(test, term.weight, own)]
+        notes: list[str] = []
+        if test.metric != "lr_sensitivity":
+            arms, notes = _one_rate(arms)
+        clash = next(
+            (arm for arm in arms for r in arm.rows.values() if len(r) > 1 and test.metric != "lr_sensitivity"), None
+        )
+        if clash is not None:
+            notes.append(
+                f"{clash.name} has several runs of one seed, of which the first is used: they differ in {_differ(clash)}"
+            )
+        sweeps = {
+            str(row["sweep"]) for arm in arms for r in arm.rows.values() for row in r if not is_missing(row["sweep"])
+        }
+        out.append(Sample(where | extra, arms, notes, tuple(sorted(sweeps))))
+    return out
+
+
+def _by_size(test: Hypothesis, terms: list[list[Row]]) -> list[tuple[list[list[Row]], dict[str, str]]]:
+    """The terms' rows, in groups of matched size where the hypothesis asks for it."""
+    if test.matched is None:
+        return [(terms, {})]
+    edges: list[float] = []  # the first size of each group
+    for size in sorted({row[test.matched] for own in terms for row in own}):
+        if not edges or size > edges[-1] * (1 + MATCHED):
+            edges.append(size)
+    groups: list[tuple[list[list[Row]], dict[str, str]]] = []
+    for edge in edges:
+        inside = [[row for row in own if edge <= row[test.matched] <= edge * (1 + MATCHED)] for own in terms]
+        if all(inside):
+            groups.append((inside, {test.matched: f"{edge:,.0f}"}))
+    return groups if len(groups) > 1 else [(inside, {}) for inside, _ in groups]
+
+
+def _arms(test: Hypothesis, weight: float, rows: list[Row]) -> list[Arm]:
+    """The options of a term that are there, each an arm with an equal share of its weight."""
+    columns = [c for c in test.columns if any(value_of(row, c) is not None for row in rows)]
+    named: dict[str, list[Row]] = {}
+    for row in rows:
+        label = words({c: _round(value_of(row, c)) for c in columns if value_of(row, c) is not None})
+        named.setdefault(label, []).append(row)
+    out = []
+    for label, own in sorted(named.items()):
+        by_pair: dict[Pair, list[Row]] = {}
+        for row in own:
+            if not (is_missing(row["init_seed"]) or is_missing(row["data_seed"])):
+                by_pair.setdefault((int(row["init_seed"]), int(row["data_seed"]), row["numerics"]), []).append(row)
+        out.append(Arm(label, weight / len(named), by_pair))
+    return out
+
+
+def _round(value: Any) -> Any:
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def _one_rate(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
+    """Where an arm has runs of one seed at several learning rates (a grid that no study tuned), the one rate that is best
+    for the arms together, diverged runs at the loss before training."""
+    if not any(len({row.get(LR) for row in rows}) > 1 for arm in arms for rows in arm.rows.values()):
+        return arms, []
+    rates = sorted(set.intersection(*({row[LR] for rows in arm.rows.values() for row in rows} for arm in arms)))
+    if not rates:
+        return arms, ["the arms have no learning rate in common"]
+    kept = {
+        lr: [
+            a._replace(rows={p: own for p, r in a.rows.items() if (own := [x for x in r if x[LR] == lr])}) for a in arms
+        ]
+        for lr in rates
+    }
+
+    def mean(lr: float) -> float:
+        losses = [[clipped(row) for rows in arm.rows.values() for row in rows] for arm in kept[lr]]
+        return sum(sum(own) / len(own) for own in losses)
+
+    best = min(rates, key=mean)
+    said = [
+        f"at the learning rate {best:g}, the best of {len(rates)} for these arms together; no tuning seeds of their own"
+    ]
+    if len(rates) > 1 and best in (rates[0], rates[-1]):
+        side = "lowest" if best == rates[0] else "highest"
+        said.append(f"{best:g} is the {side} learning rate tried, so the best may lie beyond")
+    return kept[best], said
+
+
+def clipped(row: Row) -> float:
+    """The final loss; of a run that diverged the loss before training, from which it has nothing to show."""
+    return float(row["init_val_loss"] if row["status"] == "diverged" else min(row["val_loss"], row["init_val_loss"]))
+
+
+def _differ(arm: Arm) -> str:
+    rows = next(rows for rows in arm.rows.values() if len(rows) > 1)
+    differ = [
+        k
+        for k in rows[0]
+        if "." in k and not k.startswith(("provenance.", "numerics.")) and len({_plain(r.get(k)) for r in rows}) > 1
+    ]
+    return ", ".join(differ[:3]) or "nothing that is recorded"

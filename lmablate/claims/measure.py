@@ -1,0 +1,197 @@
+"""One hypothesis in one setting, measured: effect, intervals and p values over its pairs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lmablate.arms import is_missing
+from lmablate.claims.data import Hypothesis
+from lmablate.claims.evidence import LR, Arm, Pair, Row, Sample, clipped
+from lmablate.stats import counts, curves, estimates, sequential
+
+POOL = 0.2  # spreads are pooled unless the test of their equality gives a p below this
+FEW = 8  # pairs from which an arm's own variance is known well enough
+
+
+class Looks(NamedTuple):
+    """Planned early looks at a study: by which rule, after which numbers of pairs. Its evidence is judged by them."""
+
+    kind: sequential.Kind
+    planned: tuple[int, ...]
+
+
+@dataclass
+class Estimate:
+    """`effect`, `values` (by pair), `interval`, `bootstrap` in the hypothesis' unit: per cent of the arms it is measured
+    against, or percentage points of diverged runs. `scale`: nats (or whatever the metric has) in one per cent.
+
+    `p`: of no difference, two-sided; `p_claim`: of the one-sided or equivalence test where the claim is one, else of
+    equivalence within the margin; `p_beyond`: that the effect lies beyond the margin, two-sided. `sd`: of one pair's
+    value; `se`, `df`: of the mean. `diverged`: by side, how many of how many runs.
+    """
+
+    effect: float | None = None
+    values: list[float] = field(default_factory=list)
+    interval: tuple[float, float] | None = None
+    bootstrap: tuple[float, float] | None = None
+    scale: float | None = None
+    p: float = 1.0
+    p_equal: float = 1.0
+    p_not_higher: float = 1.0
+    p_beyond: float = 1.0
+    p_sign_flip: float | None = None
+    sd: float | None = None
+    correlation: float | None = None
+    pooled: estimates.Pooled | None = None
+    diverged: dict[str, tuple[int, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Estimate:
+    """Estimate a hypothesis from its sample."""
+    out = Estimate(diverged={"plus": _diverged(sample.arms, 1), "minus": _diverged(sample.arms, -1)})
+    if test.metric == "diverged":
+        return _fractions(out)
+    pairs = sample.pairs
+    losses = {arm.name: [_value(arm.rows[pair], test, sample.arms) for pair in pairs] for arm in sample.arms}
+    lost = [i for i in range(len(pairs)) if any(values[i] is None for values in losses.values())]
+    if lost:
+        out.notes.append(f"{len(lost)} pairs have a run without {test.metric} and are left out")
+    kept = [i for i in range(len(pairs)) if i not in lost]
+    pairs = [pairs[i] for i in kept]
+    table = {name: [float(values[i]) for i in kept] for name, values in losses.items()}  # type: ignore[arg-type]
+    pairs, table = _one_a_draw(pairs, table, out.notes)
+    if not pairs:
+        return out
+    weights = {arm.name: arm.weight for arm in sample.arms}
+    return _paired(out, table, weights, test, looks)
+
+
+def _paired(
+    out: Estimate, table: dict[str, list[float]], weights: dict[str, float], test: Hypothesis, looks: Looks | None
+) -> Estimate:
+    n = len(next(iter(table.values())))
+    below = {name: weight for name, weight in weights.items() if weight < 0}
+    base = [sum(-w * table[a][i] for a, w in below.items()) / -sum(below.values()) for i in range(n)]
+    over = [sum(w * table[a][i] for a, w in weights.items() if w > 0) for i in range(n)]
+    out.scale = abs(statistics.fmean(base)) / 100
+    if not out.scale:
+        out.notes.append("the arms it is measured against are at 0, so there are no per cent of them")
+        return out
+    out.values = [sum(w * table[a][i] for a, w in weights.items()) / out.scale for i in range(n)]
+    out.effect = statistics.fmean(out.values)
+    out.correlation = estimates.correlation(base, over)
+    if n < 2:
+        return out
+    out.sd = statistics.stdev(out.values)
+    diverged = any(count for count, _ in out.diverged.values())
+    own: dict[str, Any] = {}
+    if not diverged and n < FEW and (found := estimates.pooled(table)) and found.p_equal >= POOL:
+        se = found.sd / out.scale * math.sqrt(sum(w * w for w in weights.values()) / n)
+        out.pooled, own, out.sd = found, {"se": se, "df": found.df}, se * math.sqrt(n)
+    out.interval = estimates.interval(out.values, **own)
+    out.bootstrap = estimates.bootstrap_interval(out.values)
+    out.p, out.p_sign_flip = estimates.t_test(out.values, **own), estimates.sign_flip(out.values)
+    out.p_equal = estimates.tost(out.values, test.margin, **own)
+    out.p_not_higher = estimates.not_above(out.values, test.margin, **own)
+    beyond = min(estimates.not_above([s * v for v in out.values], -test.margin, **own) for s in (1, -1))
+    out.p_beyond = min(1.0, 2 * beyond)
+    if looks is not None:
+        _looked(out, looks, n)
+    if diverged:
+        _with_divergence(out)
+    return out
+
+
+def _with_divergence(out: Estimate) -> None:
+    """Losses of diverged runs are far from normal: the exact tests decide, of the signs and of the fractions, each at half
+    the level. Nothing is equivalent to an arm that diverges more or less often."""
+    (a, n), (b, m) = out.diverged["plus"], out.diverged["minus"]
+    assert out.p_sign_flip is not None and out.effect is not None
+    p = min(1.0, 2 * min(out.p_sign_flip, counts.fisher((a, n), (b, m))))
+    out.p = out.p_beyond = p
+    out.p_equal = 1.0
+    out.p_not_higher = p if out.effect < 0 else 1.0
+    out.notes.append(f"{a} of {n} against {b} of {m} runs diverged; they count with the loss before training")
+
+
+def _looked(out: Estimate, looks: Looks, n: int) -> None:
+    """p and interval for evidence that was looked at before its end; both hold whatever stopped the study at this look."""
+    own = estimates.t_test(out.values)  # the rule is of an arm's own variance
+    out.pooled, out.sd = None, statistics.stdev(out.values)
+    if looks.kind == "anytime":
+        out.p = sequential.anytime_p(out.values)
+        out.interval = sequential.anytime_interval(out.values)
+    else:
+        number = next((i for i, planned in enumerate(looks.planned) if planned >= n), len(looks.planned) - 1)
+        out.p = sequential.repeated_p(looks.kind, looks.planned, number, own)
+        level = sequential.boundaries(looks.kind, looks.planned)[number]
+        out.interval = estimates.interval(out.values, 1 - level)
+    out.p_beyond = max(out.p_beyond, out.p)
+    out.notes.append(
+        f"judged by the rule of its early looks ({looks.kind}, after {', '.join(map(str, looks.planned))} pairs)"
+    )
+
+
+def _fractions(out: Estimate) -> Estimate:
+    (a, n), (b, m) = out.diverged["plus"], out.diverged["minus"]
+    low_a, high_a = counts.clopper_pearson(a, n)
+    low_b, high_b = counts.clopper_pearson(b, m)
+    out.effect = 100 * (a / n - b / m)
+    out.interval = (100 * (low_a - high_b), 100 * (high_a - low_b))
+    out.values = [0.0] * min(n, m)
+    out.p = out.p_beyond = counts.fisher((a, n), (b, m))
+    return out
+
+
+def _diverged(arms: Sequence[Arm], sign: int) -> tuple[int, int]:
+    rows = [row for arm in arms if arm.weight * sign > 0 for own in arm.rows.values() for row in own]
+    return sum(row["status"] == "diverged" for row in rows), len(rows)
+
+
+def _value(rows: list[Row], test: Hypothesis, arms: Sequence[Arm]) -> float | None:
+    """The metric of an arm at one pair."""
+    row = rows[0]
+    if test.metric == "lr_sensitivity":
+        return _sensitivity(rows, arms)
+    if test.metric == "val_loss":
+        return clipped(row)
+    if row["status"] == "diverged" and test.metric == "train_loss":
+        return float(row["init_val_loss"])
+    if row["status"] == "diverged" and test.metric == "val_bpb":
+        tokens, size = row.get("data.val_tokens"), row.get("data.val_bytes")
+        known = not (is_missing(tokens) or is_missing(size))
+        return float(row["init_val_loss"] * tokens / size / math.log(2)) if known else None
+    return None if is_missing(row[test.metric]) else float(row[test.metric])
+
+
+def _sensitivity(rows: list[Row], arms: Sequence[Arm]) -> float | None:
+    """Over the learning rates that every arm has; None below three."""
+    grids = [{row[LR] for own in arm.rows.values() for row in own} for arm in arms]
+    common = set.intersection(*grids)
+    mine = {row[LR]: row for row in rows if row[LR] in common}
+    if len(common) < 3 or mine.keys() != common:
+        return None
+    losses = {lr: None if row["status"] == "diverged" else row["val_loss"] for lr, row in mine.items()}
+    return curves.lr_sensitivity(losses, rows[0]["init_val_loss"])
+
+
+def _one_a_draw(
+    pairs: list[Pair], table: dict[str, list[float]], notes: list[str]
+) -> tuple[list[Pair], dict[str, list[float]]]:
+    """Crossed seeds are not independent pairs: all orders of one draw of the weights are averaged to one."""
+    inits, orders = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if len(set(inits)) == len(pairs) or len(set(orders)) == len(pairs) or min(len(set(inits)), len(set(orders))) < 2:
+        return pairs, table
+    first = dict(reversed(list(zip(inits, pairs, strict=True))))
+    means = {}
+    for name, values in table.items():
+        means[name] = [
+            statistics.fmean(v for v, own in zip(values, inits, strict=True) if own == init) for init in first
+        ]
+    notes.append(f"{len(pairs)} crossed pairs of seeds count as {len(first)}: one for each draw of the weights")
+    return list(first.values()), means

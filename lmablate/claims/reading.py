@@ -1,0 +1,73 @@
+"""Verdicts on a results directory: its runs as its studies used them, the verdicts, and what a difference is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.arms import is_missing
+from lmablate.claims.verdict import judge
+from lmablate.stats.curves import effective_compute
+from lmablate.stats.noise import seed_noise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+
+def verdicts(runs: pd.DataFrame, history: pd.DataFrame, results_dir: Sequence[str | Path]) -> list[Row]:
+    """The claims that the finished `runs` (load_runs of `results_dir`, without labels of with_arms) touch, as from judge; a
+    test of the final loss also has `compute`, its effect as the baseline's tokens."""
+    from lmablate.summary import sweep_claims
+    from lmablate.sweeper.store import load_studies
+
+    studies = [study for folder in results_dir for study in load_studies(folder).values()]
+    sweeps = sorted({name for name in runs["sweep"] if isinstance(name, str)})
+    asked = [claim for sweep in sweeps for claim in sweep_claims(sweep)]
+    found = judge(evidence(runs, studies), studies=studies, asked=asked)
+    for claim in found:
+        for test in claim["tests"]:
+            test["compute"] = _compute(test, runs, history)
+    return found
+
+
+def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """`runs`, once for each stage that a study used them in, and runs of no study as they are.
+
+    What one study tuned on may be evidence in another that evaluates it: there nothing was chosen by it.
+    """
+    import pandas as pd
+
+    from lmablate.sweeper.store import study_runs
+
+    used = [study_runs(runs, dict(study)) for study in studies]
+    known = {run_id for frame in used for run_id in frame["run_id"]}
+    if not known:
+        return runs
+    rest = runs[~runs["run_id"].isin(known)]
+    joined = pd.concat([frame for frame in (*used, rest) if len(frame)], ignore_index=True)
+    joined = joined.drop_duplicates(["run_id", "numerics", "stage"], ignore_index=True)
+    joined.attrs.update(runs.attrs)
+    return joined
+
+
+def noise(runs: pd.DataFrame) -> list[Row]:
+    """The spread of every arm of `runs` (with_arms) with two finished seeds or more."""
+    rows = [{"arm": arm, **seed_noise(own)._asdict()} for arm, own in runs.groupby("arm", sort=True)]
+    return [row for row in rows if row["n"] > 1]
+
+
+def _compute(test: Row, runs: pd.DataFrame, history: pd.DataFrame) -> Row | None:
+    """Final loss of the arms claimed about, on the mean curve of the arms they are measured against."""
+    sides = test["runs"]
+    simple = test["metric"] == "val_loss" and test["effect"] is not None and sides["plus"] and sides["minus"]
+    if not simple or test["diverged"]["plus"][0] or test["diverged"]["minus"][0] or len(test["minus"]) > 1:
+        return None
+    target = runs.loc[runs["run_id"].isin(sides["plus"]), "val_loss"].mean()
+    curve = history[history["run_id"].isin(sides["minus"])].dropna(subset=["val_loss"])
+    means = curve.groupby("tokens")["val_loss"].mean()
+    if is_missing(float(target)) or means.empty:
+        return None
+    return effective_compute(list(means.index), list(means), float(target))._asdict()

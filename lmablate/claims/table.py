@@ -1,0 +1,59 @@
+"""Verdicts as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    *(
+        "claim",
+        "verdict",
+        "test",
+        "test_verdict",
+        "where",
+        "effect",
+        "low",
+        "high",
+        "unit",
+        "margin",
+        "n",
+        "correlation",
+    ),
+    *(
+        "p_holm",
+        "p_claim_holm",
+        "diverged_plus",
+        "diverged_minus",
+        "unpaired",
+        "more_seeds",
+        "published_effect",
+        "reason",
+    ),
+)
+
+
+def verdict_table(claims: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row a test of each claim (claims without tests have one row), with the published effect nearest to hand."""
+    import pandas as pd
+
+    rows = []
+    for claim in claims:
+        published = next((entry["effect"] for entry in claim["published"] if entry["effect"] is not None), None)
+        about = {"claim": claim["id"], "verdict": claim["verdict"], "published_effect": published}
+        for test in claim["tests"]:
+            low, high = test["interval_95"] or (None, None)
+            same = ("effect", "unit", "margin", "n", "correlation", "p_holm", "p_claim_holm", "unpaired", "more_seeds")
+            rows.append(
+                about | {key: test[key] for key in same}
+                | {"test": test["says"], "test_verdict": test["verdict"], "low": low, "high": high}
+                | {"where": " ".join(f"{key}={value}" for key, value in test["where"].items())}
+                | {f"diverged_{side}": count[0] for side, count in test["diverged"].items()}
+                | {"reason": "; ".join([test["reason"], *test["notes"]])}
+            )  # fmt: skip
+        if not claim["tests"]:
+            rows.append({**about, "reason": claim["reason"]})
+    return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -1,0 +1,105 @@
+"""What stands beside a verdict: what would decide it, and what a reader must know of the runs behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmablate.claims.data import Claim, Hypothesis
+from lmablate.claims.evidence import MATCHED, Sample
+from lmablate.claims.measure import Estimate
+from lmablate.stats import planning
+
+MOST = 200  # more seeds than that are no plan
+CONFIDENT = 0.9
+
+
+def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int | None, str]:
+    """How many more pairs would decide with 90 % power if effect and spread are what they look like, with its words.
+
+    Whichever comes first: enough for a difference, or for its absence within the margin."""
+    if e.effect is None or e.sd is None or test.metric == "diverged":
+        return None, "more seeds would narrow it"
+    if e.sd == 0:
+        return 1, "1 more seed would show a spread"
+    effect, margin = e.effect / e.sd, test.margin / e.sd
+    wanted = [planning.tost_pairs_needed(margin, alpha, CONFIDENT, effect=effect)]
+    if test.direction in ("lower", "higher"):
+        wanted.append(planning.pairs_needed(effect, alpha, CONFIDENT) if effect else None)
+    elif test.direction == "equal" or effect > 0:
+        beyond = abs(effect) - margin
+        wanted.append(planning.pairs_needed(beyond, alpha, CONFIDENT) if beyond > 0 else None)
+    if test.direction == "not_higher" and effect < margin:
+        wanted.append(planning.pairs_needed(margin - effect, 2 * alpha, CONFIDENT))
+    enough = [pairs for pairs in wanted if pairs is not None]
+    if not enough or min(enough) - n > MOST:
+        return None, f"more than {MOST} more seeds would be needed at this effect and spread"
+    more = max(1, min(enough) - n)
+    return more, f"{more} more seed{'s' * (more != 1)} would decide, if effect and spread are what they look like"
+
+
+def remarks(
+    claim: Claim, test: Hypothesis, sample: Sample | None, e: Estimate, studies: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What qualifies the verdict, the gravest first."""
+    if sample is None:
+        return _tuning(test, set(), studies) if not studies else _tuning(test, {s["sweep"] for s in studies}, studies)
+    found = _lost(sample)
+    if test.matched is None:
+        found += _unmatched(sample)
+    found += _tuning(test, set(sample.sweeps), studies)
+    if e.effect is not None and len(e.values) > 1 and e.sd == 0 and not e.pooled:
+        found.append("all pairs agree to the last bit: do the arms really differ?")
+    if e.pooled:
+        found.append(
+            f"variance pooled over the arms ({e.pooled.df} degrees of freedom; equal spread: p {e.pooled.p_equal:.2g})"
+        )
+    return found
+
+
+def _lost(sample: Sample) -> list[str]:
+    """Runs that are there and not paired: unequal seeds, a missing run, other numerics."""
+    if not sample.unpaired:
+        return []
+    seeds = [{pair[:2] for pair in arm.rows} for arm in sample.arms]
+    lacking = [
+        f"{arm.name} lacks {_seed_words(missing)}"
+        for arm, own in zip(sample.arms, seeds, strict=True)
+        if (missing := sorted(set.union(*seeds) - own))
+    ]
+    numerics = sorted({pair[2] for arm in sample.arms for pair in arm.rows})
+    common = set.intersection(*seeds)
+    if len(numerics) > 1 and len({pair[:2] for pair in sample.pairs}) < len(common):
+        lacking.append(f"runs of the same seed on different numerics ({'; '.join(numerics)}) are not paired")
+    return [f"{sample.unpaired} runs without a partner: {'; '.join(lacking) or 'other numerics'}"]
+
+
+def _seed_words(seeds: Sequence[tuple[Any, ...]]) -> str:
+    named = ", ".join(str(i) if i == d else f"{i}/{d}" for i, d in seeds[:6])
+    return f"seed{'s' * (len(seeds) > 1)} {named}" + (f" and {len(seeds) - 6} more" if len(seeds) > 6 else "")
+
+
+def _unmatched(sample: Sample) -> list[str]:
+    """Arms whose sizes differ."""
+    sizes = [row["n_params"] for arm in sample.arms for rows in arm.rows.values() for row in rows]
+    excess = max(sizes) / max(1, min(sizes)) - 1
+    return [f"parameters differ by {excess:.1%} between the arms"] if excess > MATCHED else []
+
+
+def _tuning(test: Hypothesis, sweeps: set[str], studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Learning rates that tuning left at an edge, or never found, in the studies behind the runs."""
+    found = []
+    for study in studies:
+        if study.get("sweep") not in sweeps:
+            continue
+        for name, arm in (study.get("arms") or {}).items():
+            fit = arm.get("fit") or {}
+            if fit.get("edge"):
+                side = "lowest" if fit["edge"] == "low" else "highest"
+                found.append(
+                    f"{name}: its best learning rate, {arm['lr']:g}, is the {side} tried, so its loss may yet fall"
+                )
+            elif arm.get("grid") and all(point["loss"] is None for point in arm["grid"]):
+                rates = sorted(point["lr"] for point in arm["grid"])
+                found.append(f"{name}: every learning rate from {rates[0]:g} to {rates[-1]:g} diverged in tuning")
+    return found

@@ -1,0 +1,64 @@
+"""Heads and widths from what was given of them."""
+
+from lmablate.budget import ff_width
+from lmablate.config.schema import ModelRequest, ModelSettings, RunRequest
+from lmablate.errors import ConfigError
+
+
+def _heads(m: ModelRequest) -> tuple[int, int, int]:
+    """(n_heads, n_kv_heads, head_dim) from what was given of them."""
+    n_heads, head_dim = m.n_heads, m.head_dim
+    if n_heads is None and head_dim is None:
+        raise ConfigError("give model.n_heads or model.head_dim (or both)")
+    if n_heads is None:
+        assert head_dim is not None
+        if m.d_model % head_dim:
+            raise ConfigError(
+                f"model.d_model={m.d_model} is not a multiple of model.head_dim={head_dim}: give model.n_heads as well"
+            )
+        n_heads = m.d_model // head_dim
+    if head_dim is None:
+        if m.d_model % n_heads:
+            near = max(1, m.d_model // n_heads) * n_heads
+            raise ConfigError(
+                f"model.d_model={m.d_model} is not a multiple of model.n_heads={n_heads}: "
+                f"use model.d_model={near} or {near + n_heads}, or give model.head_dim, which need not be d_model / n_heads"
+            )
+        head_dim = m.d_model // n_heads
+    n_kv_heads = m.n_kv_heads or n_heads
+    if n_kv_heads > n_heads or n_heads % n_kv_heads:
+        divisors = [k for k in range(1, n_heads + 1) if n_heads % k == 0]
+        raise ConfigError(
+            f"model.n_kv_heads={n_kv_heads} does not divide model.n_heads={n_heads}: allowed are {', '.join(map(str, divisors))}"
+        )
+    return n_heads, n_kv_heads, head_dim
+
+
+def sizes(request: RunRequest, m: ModelRequest) -> ModelSettings:
+    """The final sizes of `m`, a version of ``request.model``. Raises ConfigError for heads that do not fit."""
+    n_heads, n_kv_heads, head_dim = _heads(m)
+    d_ff = m.d_ff or ff_width(
+        m.d_model,
+        ff_ratio=m.ff_ratio or 0.0,
+        gated=request.activation.gated,
+        bias=m.biases.mlp,
+        gated_scale=m.gated_scale,
+    )
+    same = {name: getattr(m, name) for name in ModelSettings.model_fields if name in ModelRequest.model_fields}
+    same |= _in_one_way(m)
+    found = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
+    return ModelSettings(**{**same, **found, "vocab_size": _vocab_size(request)})
+
+
+def _vocab_size(request: RunRequest) -> int:
+    """That of a preset at its own size, or of the tokenizer; 1 for a tokenizer that tells it when it is read."""
+    return request.published_vocab_size or getattr(request.tokenizer, "vocab_size", None) or 1
+
+
+def _in_one_way(m: ModelRequest) -> dict[str, bool | None]:
+    """The switches of `m` as one run has them, however they were written, so that it has one identity: false is null where
+    null is off, and `bias` is what most places have."""
+    places = dict(zip(("qkv_bias", "out_bias", "mlp_bias"), m.biases, strict=False))
+    most = sum(places.values()) >= 2
+    kept = {key: None if own is most else own for key, own in places.items()}
+    return {**kept, "bias": most, "head_bias": m.head_bias or None}

@@ -1,0 +1,30 @@
+"""Axis ``attention``: which positions a token reads, and how many heads share keys and values.
+
+An option is built as ``Option(shape, layer=i, **yaml)`` and is called as ``branch(x, positions)`` with x ``[..., T, D]``.
+Its static methods say in closed form what a layer of it costs and reads (parameters, multiply-adds, cached numbers,
+windows), so that the accounting in lmablate/budget needs no module.
+"""
+
+from lmablate.model.attention.base import Attention, AttentionShape
+from lmablate.model.attention.heads import GroupedQuery, HeadAttention, MultiHead, MultiQuery
+from lmablate.model.attention.latent import LatentAttention
+from lmablate.model.attention.scores import EVERYTHING, Reach, attend, explicit_attention, visible
+from lmablate.model.attention.windows import Interleaved, Patterned, SlidingWindow
+
+__all__ = [
+    "EVERYTHING",
+    "Attention",
+    "AttentionShape",
+    "GroupedQuery",
+    "HeadAttention",
+    "Interleaved",
+    "LatentAttention",
+    "MultiHead",
+    "MultiQuery",
+    "Patterned",
+    "Reach",
+    "SlidingWindow",
+    "attend",
+    "explicit_attention",
+    "visible",
+]

@@ -1,0 +1,137 @@
+"""Attention with keys and values for every query head, for groups of them, or for all."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from lmablate.errors import ConfigError
+from lmablate.model.attention.base import Attention, AttentionShape, Settings
+from lmablate.model.attention.scores import EVERYTHING, Reach, attend
+from lmablate.model.posemb import Positions
+from lmablate.model.primitives import Linear
+from lmablate.model.types import PositiveFloat
+
+
+class HeadAttention(Attention):
+    """Causal multi-head attention, ``softmax(scale q k^T + bias) v`` (Vaswani et al. 2017, eq. 1), with `scale` of
+    ``1 / sqrt(head_dim)`` unless one is given.
+
+    Query head h reads key/value head ``h // (n_heads / n_kv_heads)``. Subclasses say which keys a layer reads.
+    """
+
+    # A constant added to every key shifts all scores of a query alike, and softmax does not see it.
+    may_be_idle: ClassVar[tuple[str, ...]] = ("k_proj.bias.weight",)
+    score_only: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj")
+
+    def __init__(self, shape: AttentionShape, *, layer: int, scale: float | None, reach: Reach) -> None:
+        super().__init__(shape, layer=layer, scale=scale)
+        self.reads = reach
+        inner, inner_kv = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        self.q_proj = Linear(shape.d_model, inner, bias=shape.qkv_bias)
+        self.k_proj = Linear(shape.d_model, inner_kv, bias=shape.qkv_bias)
+        self.v_proj = Linear(shape.d_model, inner_kv, bias=shape.qkv_bias)
+        self.out_proj = Linear(inner, shape.d_model, bias=shape.out_bias)
+        (q_width, k_width), (v_width,) = _norm_widths(shape)
+        self.q_norm = shape.qk_norm(q_width) if shape.qk_norm else None
+        self.k_norm = shape.qk_norm(k_width) if shape.qk_norm else None
+        self.v_norm = shape.v_norm(v_width) if shape.v_norm else None
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """``[..., T, H * head_dim] -> [..., H, T, head_dim]``, normalised where there is a norm."""
+        if norm is not None and self.shape.norm_all_heads:
+            x, norm = norm(x), None
+        x = x.unflatten(-1, (-1, self.shape.head_dim)).transpose(-3, -2)
+        return x if norm is None else norm(x)
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        q, k = self.heads(self.q_proj(x), self.q_norm), self.heads(self.k_proj(x), self.k_norm)
+        v = self.heads(self.v_proj(x), self.v_norm)
+        q, k = positions.rotate(q, k)
+        q, bias = biased(q, positions, self.layer, self.scale)
+        group = self.shape.n_heads // self.shape.n_kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, -3), v.repeat_interleave(group, -3)
+        y = attend(
+            q,
+            k,
+            v,
+            bias=bias,
+            reach=self.reads,
+            scale=self.scale,
+            soft_cap=self.shape.soft_cap,
+            dropout=self.shape.dropout if self.training else 0.0,
+        )
+        return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
+
+    @classmethod
+    def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:
+        return 2 * shape.d_model * (shape.n_heads + shape.n_kv_heads) * shape.head_dim
+
+    @classmethod
+    def products_per_key(cls, shape: AttentionShape, settings: Settings) -> int:
+        return 2 * shape.n_heads * shape.head_dim
+
+    @classmethod
+    def n_vector_params(cls, shape: AttentionShape, settings: Settings) -> int:
+        qkv = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
+        return qkv * shape.qkv_bias + shape.d_model * shape.out_bias
+
+    @classmethod
+    def norm_widths(cls, shape: AttentionShape, settings: Settings) -> tuple[list[int], list[int]]:
+        return _norm_widths(shape)
+
+    @classmethod
+    def cached_numbers(cls, shape: AttentionShape, settings: Settings) -> int:
+        return 2 * shape.n_kv_heads * shape.head_dim
+
+
+def _norm_widths(shape: AttentionShape) -> tuple[list[int], list[int]]:
+    q = shape.head_dim * (shape.n_heads if shape.norm_all_heads else 1)
+    kv = shape.head_dim * (shape.n_kv_heads if shape.norm_all_heads else 1)
+    return [q, kv], [kv]
+
+
+def biased(q: Tensor, positions: Positions, layer: int, scale: float | None) -> tuple[Tensor, Tensor | None]:
+    """The queries of this layer, and all that is added to its scaled scores."""
+    q, own = positions.relative(q, layer)
+    if own is None:
+        return q, positions.bias
+    own = own * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return q, own if positions.bias is None else own + positions.bias
+
+
+class MultiHead(HeadAttention):
+    """Every query head has keys and values of its own."""
+
+    def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
+        if shape.n_kv_heads != shape.n_heads:
+            raise ConfigError(
+                f"attention=mha has one key/value head a query head, but model.n_kv_heads={shape.n_kv_heads} and "
+                f"model.n_heads={shape.n_heads}: leave model.n_kv_heads out, or use attention=gqa"
+            )
+        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)
+
+
+class GroupedQuery(HeadAttention):
+    """``n_heads / n_kv_heads`` query heads share one key/value head (Ainslie et al. 2023, arXiv 2305.13245)."""
+
+    def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
+        if not 1 < shape.n_kv_heads < shape.n_heads:
+            raise ConfigError(
+                f"attention=gqa needs 1 < model.n_kv_heads < model.n_heads, got {shape.n_kv_heads} and {shape.n_heads}: "
+                "use attention=mqa for one key/value head, attention=mha for as many as there are query heads"
+            )
+        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)
+
+
+class MultiQuery(HeadAttention):
+    """All query heads of a layer share one key/value head (Shazeer 2019, arXiv 1911.02150)."""
+
+    def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
+        if shape.n_kv_heads != 1:
+            raise ConfigError(
+                f"attention=mqa has one key/value head, but model.n_kv_heads={shape.n_kv_heads}: "
+                "leave model.n_kv_heads out, or use attention=gqa"
+            )
+        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)

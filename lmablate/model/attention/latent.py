@@ -1,0 +1,122 @@
+"""Multi-head latent attention: keys and values of all heads from one narrow vector a token."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lmablate.errors import ConfigError
+from lmablate.model.attention.base import Attention, AttentionShape, Settings
+from lmablate.model.attention.heads import biased
+from lmablate.model.attention.scores import EVERYTHING, attend
+from lmablate.model.norm import RMSNorm
+from lmablate.model.posemb import Positions
+from lmablate.model.primitives import Linear
+from lmablate.model.types import PositiveFloat, PositiveInt
+
+
+class LatentAttention(Attention):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C).
+
+    A token keeps ``c = norm(W_DKV x)`` of `kv_rank` channels and one key ``k_R = W_KR x`` of `rope_head_dim` channels that
+    all heads share and the position embedding turns. Head h has the key ``[W_UK c ; k_R]``, the value ``W_UV c`` of
+    `v_head_dim` channels (None: head_dim) and the query ``W_UQ norm(W_DQ x)`` with `q_rank` channels between (None: the
+    query comes from x by one matrix), of which head_dim channels meet ``W_UK c`` and the last `rope_head_dim` meet k_R.
+    Scores are scaled by ``1 / sqrt(head_dim + rope_head_dim)`` unless `scale` is given. `qkv_bias` adds to the two matrices
+    that make narrow vectors of x, as in the released code, and a query of full rank has none.
+    """
+
+    score_only: ClassVar[tuple[str, ...]] = ("q_down", "q_proj")
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        *,
+        layer: int,
+        q_rank: PositiveInt | None,
+        kv_rank: PositiveInt,
+        rope_head_dim: PositiveInt,
+        v_head_dim: PositiveInt | None,
+        norm_eps: PositiveFloat,
+        scale: PositiveFloat | None,
+    ) -> None:
+        super().__init__(shape, layer=layer, scale=scale)
+        _check(shape)
+        self.kv_rank, self.rope_head_dim = kv_rank, rope_head_dim
+        self.v_head_dim = v_head_dim or shape.head_dim
+        d, bias = shape.d_model, shape.qkv_bias
+        q_width = shape.n_heads * (shape.head_dim + rope_head_dim)
+        self.q_down = Linear(d, q_rank, bias=bias) if q_rank else None
+        self.q_norm = RMSNorm(q_rank, eps=norm_eps, gain=None, unit_offset=None) if q_rank else None
+        self.q_proj = Linear(q_rank or d, q_width, bias=False)
+        self.kv_down = Linear(d, kv_rank + rope_head_dim, bias=bias)
+        self.kv_norm = RMSNorm(kv_rank, eps=norm_eps, gain=None, unit_offset=None)
+        self.kv_proj = Linear(kv_rank, shape.n_heads * (shape.head_dim + self.v_head_dim), bias=False)
+        self.out_proj = Linear(shape.n_heads * self.v_head_dim, d, bias=shape.out_bias)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """``[..., T, H * n] -> [..., H, T, n]``."""
+        return x.unflatten(-1, (self.shape.n_heads, -1)).transpose(-3, -2)
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        head_dim = self.shape.head_dim
+        latent = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
+        q, q_turned = self.heads(self.q_proj(latent)).split((head_dim, self.rope_head_dim), -1)
+        c, k_turned = self.kv_down(x).split((self.kv_rank, self.rope_head_dim), -1)
+        k, v = self.heads(self.kv_proj(self.kv_norm(c))).split((head_dim, self.v_head_dim), -1)
+
+        q_turned, k_turned = positions.rotate(q_turned, k_turned.unsqueeze(-3))
+        scale = self.scale or (head_dim + self.rope_head_dim) ** -0.5
+        q_turned, bias = biased(q_turned, positions, self.layer, scale)
+        q = torch.cat((q, q_turned), -1)
+        k = torch.cat((k, k_turned.expand(*k.shape[:-1], -1)), -1)
+        y = attend(
+            q,
+            k,
+            v,
+            bias=bias,
+            reach=EVERYTHING,
+            scale=scale,
+            soft_cap=self.shape.soft_cap,
+            dropout=self.shape.dropout if self.training else 0.0,
+        )
+        return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
+
+    @staticmethod
+    def rotated_width(head_dim: int, settings: Settings) -> int:
+        return settings["rope_head_dim"]
+
+    @classmethod
+    def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:
+        d, h, n, r = shape.d_model, shape.n_heads, shape.head_dim, settings["rope_head_dim"]
+        q, c, v = settings.get("q_rank"), settings["kv_rank"], settings.get("v_head_dim") or shape.head_dim
+        query = (d * q if q else 0) + (q or d) * h * (n + r)
+        return query + d * (c + r) + c * h * (n + v) + h * v * d
+
+    @classmethod
+    def products_per_key(cls, shape: AttentionShape, settings: Settings) -> int:
+        v = settings.get("v_head_dim") or shape.head_dim
+        return shape.n_heads * (shape.head_dim + settings["rope_head_dim"] + v)
+
+    @classmethod
+    def n_vector_params(cls, shape: AttentionShape, settings: Settings) -> int:
+        q, c, r = settings.get("q_rank") or 0, settings["kv_rank"], settings["rope_head_dim"]
+        return q + c + (q + c + r) * shape.qkv_bias + shape.d_model * shape.out_bias
+
+    @classmethod
+    def cached_numbers(cls, shape: AttentionShape, settings: Settings) -> int:
+        return settings["kv_rank"] + settings["rope_head_dim"]
+
+
+def _check(shape: AttentionShape) -> None:
+    if shape.n_kv_heads != shape.n_heads:
+        raise ConfigError(
+            f"attention=mla has keys and values of every head from one latent vector, and no model.n_kv_heads (got {shape.n_kv_heads} "
+            f"for model.n_heads={shape.n_heads}): leave it out; attention.kv_rank sets the size of the cache"
+        )
+    if shape.qk_norm is not None or shape.v_norm is not None:
+        raise ConfigError(
+            "attention=mla norms its latent vectors, and a norm on the heads would need the keys that it does not keep: "
+            "use a stability option without qk_norm or v_norm"
+        )

@@ -1,0 +1,79 @@
+"""Relative positions as in Transformer-XL, with a projection and two bias vectors a layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmablate.model.posemb.absolute import sinusoids
+from lmablate.model.posemb.base import PosEmb, PositionShape
+from lmablate.model.primitives import Bias, Linear
+from lmablate.model.types import PositiveFloat
+
+
+class TransformerXL(PosEmb):
+    """The score of query i and key j is ``q_i k_j + q_i W_R r_{i-j} + u k_j + v W_R r_{i-j}``, over sqrt(head_dim), where
+    ``r_d`` is the sinusoid of distance d (Dai et al. 2019, arXiv 1901.02860, section 3.3; Gopher and Chinchilla).
+
+    ``W_R`` ``[H * head_dim, D]`` and u, v ``[H * head_dim]`` are learned in every layer; u and v start at 0.
+    """
+
+    def __init__(self, shape: PositionShape, *, theta: PositiveFloat) -> None:
+        super().__init__(shape)
+        self.theta, self.d_model = theta, shape.d_model
+        self.layers = nn.ModuleList(RelativeTerms(shape) for _ in range(shape.n_layers))
+        self.table: Tensor
+        self.register_buffer("table", self._rows(shape.context_length), persistent=False)
+
+    def _rows(self, length: int) -> Tensor:
+        return sinusoids(length, self.d_model, self.theta).float()
+
+    def relative(self, q: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+        length = q.shape[-2]
+        table = self.table if length <= len(self.table) else self._rows(length).to(q.device)
+        return self.layers[layer](q, table[:length])
+
+    @staticmethod
+    def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
+        inner = shape.n_heads * shape.head_dim
+        return shape.n_layers * (shape.d_model * inner + 2 * inner)
+
+    @staticmethod
+    def weights_per_token(shape: PositionShape, settings: Mapping[str, Any]) -> int:
+        """``W_R r_d`` is made once a batch for the T distances, so this is exact for a batch of one text and an upper
+        bound for more."""
+        return shape.n_layers * shape.d_model * shape.n_heads * shape.head_dim
+
+    @staticmethod
+    def products_per_key(shape: PositionShape, settings: Mapping[str, Any]) -> int:
+        return shape.n_heads * shape.head_dim
+
+
+class RelativeTerms(nn.Module):
+    """The weights of one layer: ``(q + u, (q + v) W_R r)`` from q ``[..., H, T, head_dim]`` and r ``[T, D]``."""
+
+    def __init__(self, shape: PositionShape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        inner = shape.n_heads * shape.head_dim
+        self.proj = Linear(shape.d_model, inner, bias=False)
+        self.content = Bias(inner)  # u
+        self.position = Bias(inner)  # v
+
+    def forward(self, q: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        flat = q.transpose(-3, -2).flatten(-2)
+        keys = self._heads(self.proj.shared(table.flip(0)))  # the farthest distance first
+        return self._heads(self.content(flat)), by_key(self._heads(self.position(flat)) @ keys.mT)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``[..., T, H * head_dim] -> [..., H, T, head_dim]``."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+
+
+def by_key(scores: Tensor) -> Tensor:
+    """From columns of distance T-1, ..., 0 to columns of keys 0, ..., T-1: query i moves left by T-1-i (Dai et al. 2019,
+    appendix B). What lands above the diagonal has no meaning and is masked by attention."""
+    length = scores.shape[-1]
+    padded = F.pad(scores, (1, 0)).flatten(-2)[..., length:]
+    return padded.unflatten(-1, (length, length))

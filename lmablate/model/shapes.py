@@ -1,0 +1,59 @@
+"""The sizes that attention and position embeddings are built from, and counted by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmablate.errors import ConfigError
+from lmablate.model import parts
+from lmablate.model.attention import AttentionShape
+from lmablate.model.posemb import PositionShape
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+
+def attention_shape(cfg: RunConfig) -> AttentionShape:
+    """What every attention option of `cfg` is given."""
+    m, s = cfg.model, cfg.stability
+    if s.qk_norm_over is not None and s.qk_norm is None and s.v_norm is None:
+        raise ConfigError(
+            f"stability.qk_norm_over={s.qk_norm_over} says how wide a norm is that is not there: "
+            "add stability=qk_norm, or leave it out"
+        )
+    return AttentionShape(
+        d_model=m.d_model,
+        n_heads=m.n_heads,
+        n_kv_heads=m.n_kv_heads,
+        head_dim=m.head_dim,
+        n_layers=m.n_layers,
+        qkv_bias=m.biases.qkv,
+        out_bias=m.biases.out,
+        dropout=m.dropout,
+        soft_cap=s.attention_soft_cap,
+        qk_norm=parts.build(s.qk_norm, "stability.qk_norm") if s.qk_norm else None,
+        v_norm=parts.build(s.v_norm, "stability.v_norm") if s.v_norm else None,
+        norm_all_heads=s.qk_norm_over is not None,
+    )
+
+
+def has_final_norm(cfg: RunConfig) -> bool:
+    """Whether the stack ends in a norm: where model.final_norm is null, as the norm position needs it."""
+    wanted, needed = cfg.model.final_norm, parts.target(cfg.norm_position, "norm_position").needs_final_norm
+    keys = {"final_norm": wanted, "embedding_norm": cfg.model.embedding_norm}
+    if not getattr(parts.target(cfg.norm, "norm"), "normalises", True) and (
+        given := [key for key in keys if keys[key] is not None]
+    ):
+        raise ConfigError(
+            f"model.{given[0]}={str(keys[given[0]]).lower()} has no effect with norm={cfg.choices.get('norm')}, which normalises "
+            "nothing: leave it out, or choose a norm"
+        )
+    return needed if wanted is None else wanted
+
+
+def position_shape(cfg: RunConfig) -> PositionShape:
+    """What every position embedding of `cfg` is given."""
+    m = cfg.model
+    option, settings = parts.resolve(cfg.attention, "attention")
+    turned = option.rotated_width(m.head_dim, settings)
+    return PositionShape(m.d_model, m.n_heads, turned, m.context_length, m.n_layers)

@@ -1,0 +1,214 @@
+"""``python -m lmablate.power --effect 0.01 --sd 0.02``: how many seeds a difference takes, or what given seeds can find.
+
+The spread is that of a paired difference (``--sd``), or of single runs with their correlation (``--run-sd``,
+``--correlation``), or measured in finished runs (``RESULTS_DIR``). ``--simulate DIR`` runs the whole pipeline on made-up
+studies whose truth is known, and writes rates and a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmablate.errors import ConfigError
+from lmablate.stats import planning
+
+if TYPE_CHECKING:
+    from lmablate.simulation import Rate
+
+PAIRS = (3, 4, 5, 6, 8, 10, 12, 16)
+TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in sd of a pair -> pairs for 90 % power
+TOST_TABLE = {1.0: 13, 1.25: 9, 1.5: 7, 1.75: 6, 2.0: 5, 2.5: 4, 3.0: 4, 4.0: 3}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 when it was asked for what cannot be answered."""
+    words = _parser().parse_args(argv)
+    try:
+        if words.simulate is not None:
+            print("\n".join(simulate(Path(words.simulate), words.sets)))
+        else:
+            print("\n".join(answer(words)))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lmablate.power", description="How many seeds does it take?")
+    add = parser.add_argument
+    add("results_dir", nargs="*", metavar="RESULTS_DIR", help="finished runs to measure the spread in")
+    add("--effect", type=float, help="the difference to find, in the unit of the spread (nats per token)")
+    add("--sd", type=float, help="standard deviation of a difference of two runs that share a seed")
+    add("--run-sd", type=float, help="standard deviation of single runs, instead of --sd")
+    add("--correlation", type=float, help="of two runs that share a seed, with --run-sd")
+    add("--margin", type=float, help="largest difference that counts as none: how many seeds show equivalence")
+    add(
+        "--claims",
+        type=int,
+        default=1,
+        help="tests in one report: what the first step of Holm's correction asks (default: %(default)s)",
+    )
+    add("--alpha", type=float, default=0.05, help="error rate (default: %(default)s)")
+    add("--power", type=float, default=0.9, help="chance of finding what is there (default: %(default)s)")
+    add("--simulate", metavar="DIR", help="simulate the whole pipeline; rates and figure go to DIR")
+    add("--sets", type=int, default=1000, help="made-up studies for each rate of --simulate (default: %(default)s)")
+    return parser
+
+
+def answer(words: argparse.Namespace) -> list[str]:
+    """What the command line asks, in lines of text. Raises ConfigError."""
+    for key, ok in (("alpha", 0 < words.alpha < 1), ("power", 0 < words.power < 1), ("claims", words.claims >= 1)):
+        if not ok:
+            allowed = "1 or more" if key == "claims" else "between 0 and 1"
+            raise ConfigError(f"--{key} {getattr(words, key)}: must be {allowed}")
+    sd, lines = _spread(words)
+    for key in ("effect", "margin"):
+        value = getattr(words, key)
+        if value is not None and (value == 0 or not math.isfinite(value) or (key == "margin" and value < 0)):
+            raise ConfigError(f"--{key} {value}: must be a number {'above' if key == 'margin' else 'other than'} 0")
+    if words.effect is not None:
+        lines += _for_effect(words, sd)
+    if words.margin is not None:
+        lines += _for_margin(words, sd)
+    return [*lines, "", *_detectable(words, sd)]
+
+
+def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
+    given = [
+        name
+        for name, value in (("--sd", words.sd), ("--run-sd", words.run_sd), ("RESULTS_DIR", words.results_dir))
+        if value
+    ]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise ConfigError(f"give one spread: --sd, --run-sd with --correlation, or RESULTS_DIR; got {got}")
+    if words.results_dir:
+        return measured(words.results_dir)
+    if words.sd is not None:
+        sd = words.sd
+    else:
+        if words.correlation is None or not -1 <= words.correlation < 1:
+            raise ConfigError(
+                "--run-sd needs --correlation, from -1 to below 1: 0 for runs that share nothing, see the report for yours"
+            )
+        sd = planning.paired_sd(words.run_sd, words.correlation)
+    if not sd > 0:
+        raise ConfigError(f"a standard deviation of {sd:g}: must be above 0")
+    return sd, [f"standard deviation of a paired difference: {sd:.4g}"]
+
+
+def measured(results_dir: Sequence[str]) -> tuple[float, list[str]]:
+    """The spread of a paired difference in finished runs, pooled over every comparison of two arms, and where it is from."""
+    from lmablate.results import load_runs
+    from lmablate.stats import comparisons
+
+    runs = load_runs(results_dir)
+    if "stage" in runs:
+        runs = runs[runs["stage"].isna() | (runs["stage"] != "tune")]
+    found = [row for row in comparisons(runs) if row["n_pairs"] > 1] if len(runs) else []
+    if not found:
+        raise ConfigError(
+            f"no two arms in {', '.join(results_dir)} share two seeds, so there is no spread to measure: give --sd"
+        )
+    df = sum(row["n_pairs"] - 1 for row in found)
+    sd = math.sqrt(sum((row["n_pairs"] - 1) * row["sd_difference"] ** 2 for row in found) / df)
+    if sd == 0:
+        raise ConfigError("all paired differences agree to the last bit, so there is no spread to plan with: give --sd")
+    most = max(row["n_pairs"] for row in found)
+    low, high = planning.sd_factors(most)
+    known = [row["correlation"] for row in found if row["correlation"] is not None]
+    lines = [
+        f"standard deviation of a paired difference: {sd:.4g}, from {len(found)} comparisons of up to {most} pairs"
+    ]
+    lines.append(f"  one comparison alone would give {sd * low:.2g} to {sd * high:.2g} (95 %)")
+    if known:
+        lines.append(f"  correlation of two arms over seeds: {sum(known) / len(known):.2f} on average")
+    return sd, lines
+
+
+def _for_effect(words: argparse.Namespace, sd: float) -> list[str]:
+    lines = [
+        f"to find a difference of {abs(words.effect):g} ({abs(words.effect) / sd:.2f} sd) with {words.power:.0%} power:"
+    ]
+    for alpha, why in _levels(words):
+        n = planning.pairs_needed(words.effect / sd, alpha, words.power)
+        lines.append(f"  {_pairs(n)} {why}")
+    return lines
+
+
+def _for_margin(words: argparse.Namespace, sd: float) -> list[str]:
+    lines = [
+        f"to show that two equal arms differ by less than {words.margin:g} ({words.margin / sd:.2f} sd) with {words.power:.0%} power:"
+    ]
+    for alpha, why in _levels(words):
+        n = planning.tost_pairs_needed(words.margin / sd, alpha, words.power)
+        lines.append(f"  {_pairs(n)} {why}")
+    return lines
+
+
+def _levels(words: argparse.Namespace) -> list[tuple[float, str]]:
+    levels = [(words.alpha, f"at alpha {words.alpha:g}")]
+    if words.claims > 1:
+        levels.append((words.alpha / words.claims, f"as the first of {words.claims} claims (Holm)"))
+    return levels
+
+
+def _pairs(n: int | None) -> str:
+    return f"more than {planning.MOST} paired seeds" if n is None else f"{n} paired seeds"
+
+
+def _detectable(words: argparse.Namespace, sd: float) -> list[str]:
+    lines = [
+        f"paired seeds   smallest difference found with {words.power:.0%} power (alpha {words.alpha:g}"
+        + (f", and {words.alpha:g}/{words.claims})" if words.claims > 1 else ")")
+    ]
+    for n in PAIRS:
+        found = [sd * planning.detectable(n, alpha, words.power) for alpha, _ in _levels(words)]
+        lines.append(f"{n:12d}   " + "   ".join(f"{value:.4g}" for value in found))
+    return lines
+
+
+def simulate(folder: Path, sets: int) -> list[str]:
+    """Simulate everything with `sets` made-up studies a rate; writes ``rates.csv`` and ``simulation.png`` and ``.svg``."""
+    import pandas as pd
+
+    from lmablate.analysis._style import save
+    from lmablate.analysis.simulation import figure
+    from lmablate.files import atomic_write
+    from lmablate.results import check_writable
+
+    if sets < 10:
+        raise ConfigError(f"--sets {sets}: a rate needs at least 10 made-up studies")
+    check_writable(folder, "--simulate")
+    rates = simulated(sets)
+    table = pd.DataFrame(rates)
+    atomic_write(folder / "rates.csv", table.round(5).to_csv(index=False))
+    save(figure(table), folder / "simulation")
+    lines = [f"{r.rate:6.3f}  ({r.low:.3f} to {r.high:.3f})  {r.what}, {r.setting}" for r in rates]
+    return [*lines, "", f"wrote {folder / 'rates.csv'} and {folder / 'simulation.png'}"]
+
+
+def simulated(sets: int) -> list[Rate]:
+    """Every rate: false positives, power, equivalence, families, looks, divergence."""
+    from lmablate import simulation as s
+
+    table = {effect: n for effect, n in TABLE.items() if n > 2}
+    rates = [*s.false_positives(sets), *s.powers(sets, table), *s.equivalences(sets, TOST_TABLE)]
+    return [
+        *rates,
+        *s.pooling(sets),
+        *s.families(max(10, sets // 2)),
+        *s.looks(2 * sets),
+        *s.judged_looks(sets),
+        *s.divergences(sets),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

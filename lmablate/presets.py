@@ -1,0 +1,194 @@
+"""``python -m lmablate.presets``: the published systems in conf/preset, what each chooses, and what it counts.
+
+Nothing is built: parameters, FLOPs and cache bytes are closed forms (lmablate/budget), held against the published counts
+by the tests. ``--markdown`` and ``--csv`` print the same rows in those forms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lmablate.axes import AXES
+from lmablate.errors import ConfigError
+from lmablate.paths import CONF_DIR
+
+if TYPE_CHECKING:
+    from lmablate.config.preset import Published
+    from lmablate.config.schema import RunConfig
+
+# The axes of a row; heads are shown as query/key-value x head_dim.
+SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout")
+
+
+def names() -> list[str]:
+    """The presets there are, the oldest first."""
+    files = (CONF_DIR / "preset").glob("*.yaml")
+    found = {path.stem: yaml.safe_load(path.read_text())["preset"] for path in files}
+    return sorted(
+        found, key=lambda name: (found[name]["year"], found[name]["system"].split()[0], found[name]["published_params"])
+    )
+
+
+@cache
+def _defaults(model: str) -> dict[str, Any]:
+    from lmablate.config.compose import request
+
+    return request([f"model={model}", "trainer.precision=fp32", "runtime.device=cpu"])
+
+
+def _file(group: str, option: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text())
+
+
+def facts(name: str) -> Published:
+    """What the file of a preset says of its system."""
+    from lmablate.config.preset import published
+
+    path: Path = CONF_DIR / "preset" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"preset={name}: no such preset; there are {', '.join(names())}")
+    return published(name, _file("preset", name)["preset"])
+
+
+def config(name: str, shrink: str | None = None) -> RunConfig:
+    """The configuration of ``preset=<name> shrink=<shrink>`` in fp32 on the CPU, without the half second that Hydra takes."""
+    from lmablate.config.preset import with_preset
+    from lmablate.config.resolve import resolve
+    from lmablate.config.schema import RunRequest
+
+    raw, file = _defaults(shrink or "tiny"), _file("preset", name)
+    chosen = {key.removeprefix("override /"): option for entry in file["defaults"] for key, option in entry.items()}
+    model = dict(raw["model"])
+    asked = {"preset": name} | ({"shrink": shrink} if shrink else {})
+    raw = raw | {"choices": raw["choices"] | chosen | asked, "preset": file["preset"], "model": model}
+    for axis, option in chosen.items():
+        part = _file(axis, option)
+        raw[axis] = part.get(axis, part)
+        model.update(part.get("model", {}))
+    request = RunRequest.model_validate(with_preset(raw, {}))
+
+    def reference() -> RunConfig:
+        raise ConfigError("a preset at its own size matches no budget")
+
+    return resolve(request, {}, reference)
+
+
+def rows() -> list[dict[str, Any]]:
+    """One row a system: what it chooses, its sizes, what it counts and what it was announced with."""
+    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+
+    out = []
+    for name in names():
+        fact, cfg = facts(name), config(name)
+        m, counted = cfg.model, parameters(cfg)
+        stability = {} if cfg.choices["stability"] == "none" else {"stability": cfg.choices["stability"]}
+        out.append(
+            {"preset": name, "system": fact.system, "year": fact.year}
+            | {axis: cfg.choices[axis] for axis in AXES if axis in SHOWN}
+            | {"stability": stability.get("stability", ""), "n_layers": m.n_layers, "d_model": m.d_model}
+            | {"n_heads": m.n_heads, "n_kv_heads": m.n_kv_heads, "head_dim": m.head_dim, "d_ff": m.d_ff}
+            | {"vocab_size": m.vocab_size, "context_length": m.context_length}
+            | {
+                "params": counted.total,
+                "active_params": counted.active,
+                "published_params": fact.published_params,
+                "announced": round(fact.announced),
+                "diff_percent": round(100 * (counted.total / fact.announced - 1), 2),
+                "kv_bytes_per_token": kv_bytes_per_token(cfg),
+                "flops_per_token": flops_per_token(cfg),
+                "note": f"unconfirmed: {fact.unconfirmed}" if fact.unconfirmed else "",
+                "source": fact.source,
+            }
+        )
+    return out
+
+
+_HEADERS = (
+    *("preset", "what it chooses", "layers", "d_model", "heads", "d_ff", "vocab", "parameters", "announced", "diff"),
+    *("active", "KV B/token", "FLOPs/token"),
+)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    words = [row[axis] for axis in (*SHOWN, "stability") if row[axis] not in ("", "serial", "pre")]
+    heads = str(row["n_heads"]) if row["n_kv_heads"] == row["n_heads"] else f"{row['n_heads']}/{row['n_kv_heads']}"
+    return (
+        row["preset"],
+        " ".join(words),
+        str(row["n_layers"]),
+        f"{row['d_model']:,}",
+        f"{heads} x {row['head_dim']}",
+        f"{row['d_ff']:,}",
+        f"{row['vocab_size']:,}",
+        f"{row['params']:,}" + (" *" if row["note"] else ""),
+        short(row["announced"]),
+        f"{row['diff_percent']:+.2f} %",
+        short(row["active_params"]),
+        f"{row['kv_bytes_per_token']:,}",
+        f"{row['flops_per_token']:.2e}",
+    )
+
+
+def short(n: float) -> str:
+    """``124M``, ``8.03B``."""
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if n >= size:
+            return f"{n / size:.4g}{letter}"
+    return f"{n:,}"
+
+
+def markdown(table: Sequence[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = ["| " + " | ".join(_HEADERS) + " |", "|" + "---|" * len(_HEADERS)]
+    return "\n".join([*lines, *("| " + " | ".join(_cells(row)) + " |" for row in table)])
+
+
+def show(table: Sequence[dict[str, Any]]) -> None:
+    """The table on a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for i, header in enumerate(_HEADERS):
+        grid.add_column(header, justify="left" if i < 2 else "right", no_wrap=i != 1)
+    for row in table:
+        grid.add_row(*_cells(row))
+    Console(width=None if sys.stdout.isatty() else 200).print(grid)
+
+
+LEGEND = """\
+{count} systems. parameters: counted from the configuration; announced: the figure of its authors, often a rounded name.
+*: some of its sizes are not confirmed. KV B/token: of the cache in bf16 over a full context; FLOPs/token: training, forward and backward.
+Norms stand before their branch and blocks are serial where nothing else is said. To train one: preset=gpt2 shrink=tiny."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lmablate.presets [--markdown | --csv]``."""
+    parser = argparse.ArgumentParser(prog="lmablate.presets", description="The published systems that preset= names.")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    form.add_argument("--csv", action="store_true", help="as CSV, with every column")
+    asked = parser.parse_args(argv)
+    table = rows()
+    if asked.csv:
+        writer = csv.DictWriter(sys.stdout, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    elif asked.markdown:
+        print(markdown(table))
+    else:
+        show(table)
+        print(LEGEND.format(count=len(table)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Estimates from paired differences: intervals, tests of a difference and of its absence, variance pooled over arms.
+
+`values` are differences between two arms, one for each pair of runs that share seeds, in any unit.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+EXACT = 14  # pairs up to which all 2^n signs are tried
+RESAMPLES = 10_000
+SEED = 20_260  # resampling is repeatable
+
+
+class Pooled(NamedTuple):
+    """`sd`: of one run about what its seed and its arm add, over all arms; `df`: its degrees of freedom; `p_equal`: of the
+    test that the arms' spreads are equal."""
+
+    sd: float
+    df: int
+    p_equal: float
+
+
+def interval(
+    values: Sequence[float], level: float = 0.95, *, se: float | None = None, df: int | None = None
+) -> tuple[float, float] | None:
+    """Student's t interval for the mean of `values`; None for fewer than two. `se` and `df`: a standard error of the mean
+    from elsewhere (a pooled variance) with its degrees of freedom."""
+    from scipy import stats
+
+    if se is None or df is None:
+        if len(values) < 2:
+            return None
+        se, df = standard_error(values), len(values) - 1
+    half = float(stats.t.ppf((1 + level) / 2, df)) * se
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean: sd / sqrt(n)."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987); None below three values, from which
+    nothing can be resampled. It is too narrow for few pairs: Student's interval decides, this one shows what the normal
+    assumption does."""
+    from scipy import stats
+
+    if len(values) < 3:
+        return None
+    data = np.asarray(values, dtype=float)
+    if np.ptp(data) <= 1e-12 * np.abs(data).max():
+        return float(data[0]), float(data[0])
+    found = stats.bootstrap(
+        (data,), np.mean, confidence_level=level, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(SEED)
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def t_test(values: Sequence[float], null: float = 0.0, *, se: float | None = None, df: int | None = None) -> float:
+    """Two-sided p of Student's test that the mean is `null`; 1 for fewer than two values."""
+    from scipy import stats
+
+    if se is None or df is None:
+        if len(values) < 2:
+            return 1.0
+        se, df = standard_error(values), len(values) - 1
+    return float(2 * stats.t.sf(abs(_ratio(statistics.fmean(values) - null, se)), df))
+
+
+def sign_flip(values: Sequence[float]) -> float:
+    """Two-sided p of the permutation test that flips the sign of each difference (Fisher 1935): exact up to EXACT pairs,
+    else from RESAMPLES random flips, the observed signs counted among them. It cannot fall below 2 / 2^n."""
+    data = np.asarray(values, dtype=float)
+    n = len(data)
+    if not n:
+        return 1.0
+    if n <= EXACT:
+        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        sums = np.abs(signs @ data)
+    else:
+        flips = np.random.default_rng(SEED).choice((-1.0, 1.0), size=(RESAMPLES, n))
+        sums = np.append(np.abs(flips @ data), abs(data.sum()))
+    return float(np.mean(sums >= abs(data.sum()) * (1 - 1e-12)))
+
+
+def tost(values: Sequence[float], margin: float, *, se: float | None = None, df: int | None = None) -> float:
+    """p of 'the mean lies outside (-margin, margin)': the larger of two one-sided t tests (Schuirmann 1987)."""
+    below = not_above(values, margin, se=se, df=df)
+    return max(below, not_above([-value for value in values], margin, se=se, df=df))
+
+
+def not_above(values: Sequence[float], margin: float, *, se: float | None = None, df: int | None = None) -> float:
+    """p of 'the mean is `margin` or more', one-sided; small where the mean is shown to lie below."""
+    from scipy import stats
+
+    if se is None or df is None:
+        if len(values) < 2:
+            return 1.0
+        se, df = standard_error(values), len(values) - 1
+    return float(stats.t.cdf(_ratio(statistics.fmean(values) - margin, se), df))
+
+
+def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Pearson's, between the arms over their pairs: what sharing seeds bought. None below three pairs or without spread."""
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def pooled(arms: Mapping[str, Sequence[float]]) -> Pooled | None:
+    """The spread of one run from all `arms` together, over the same pairs in the same order.
+
+    Residuals of loss = pair + arm, with (arms - 1)(pairs - 1) degrees of freedom; the difference of two arms has the
+    standard error sd * sqrt(2 / pairs). Equal spread is tested by Brown and Forsythe's form of Levene's test on the
+    residuals. None below three arms or three pairs.
+    """
+    from scipy import stats
+
+    table = np.array([list(values) for values in arms.values()], dtype=float)
+    if table.ndim != 2 or min(table.shape) < 3:
+        return None
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    df = (table.shape[0] - 1) * (table.shape[1] - 1)
+    if not rest.any():
+        return None
+    return Pooled(float(np.sqrt((rest**2).sum() / df)), df, float(stats.levene(*rest, center="median").pvalue))
+
+
+def _ratio(effect: float, se: float) -> float:
+    """effect / se, also where all pairs agree to the bit."""
+    if se > 0:
+        return effect / se
+    return math.copysign(math.inf, effect) if effect else 0.0

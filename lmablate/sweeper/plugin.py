@@ -1,0 +1,114 @@
+"""``hydra/sweeper=study``: Hydra reads what a stored sweep and the command line say; stages and seeds are our own (study.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+    from lmablate.sweeper.study import Study
+
+# What a study decides itself, and the key that says how.
+OWN = {"seed": "sweep.seeds", "init_seed": "sweep.seeds", "data_seed": "sweep.seeds"}
+
+
+class StudySweeper(Sweeper):
+    """Leaves itself in ``asked``; the command builds the study from it and runs or prices it (cli.py)."""
+
+    __module__ = "hydra_plugins.lmablate"
+    asked: ClassVar[StudySweeper | None] = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader, self.master = hydra_context.config_loader, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+        StudySweeper.asked = self
+
+    @property
+    def launcher_word(self) -> str:
+        """The word of the launcher that runs the jobs."""
+        return str(self.master.hydra.runtime.choices["hydra/launcher"])
+
+    def study(self) -> Study:
+        """The checked study. Raises ConfigError."""
+        from lmablate.sweeper.rules import rule_of
+        from lmablate.sweeper.settings import read_study
+        from lmablate.sweeper.study import Study
+
+        node = OmegaConf.select(self.master, "sweep")
+        if node is None:
+            raise ConfigError("hydra/sweeper=study needs arms: choose a stored sweep that has them (sweeps=<question>)")
+        sweep = _plain(node)
+        fixed, several = self._typed(_plain(self.master.get("tune")), sweep)
+        settings, tune = read_study(sweep, _plain(self.master.tune), several)
+        name = self.master.hydra.runtime.choices.get("sweeps") or "study"
+        return Study(str(name), settings, tune, lambda words: self._compose([*fixed, *words]), rule_of(settings))
+
+    def _typed(self, tune: dict[str, Any], sweep: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+        """The words of the command line: those that hold for every run, and keys with several values, which multiply arms."""
+        parser = OverridesParser.create(config_loader=self.loader)
+        decided = {
+            word.lstrip("+").partition("=")[0]: arm
+            for arm, words in (sweep.get("arms") or {}).items()
+            for word in words or ()
+        }
+        fixed: list[str] = []
+        several: dict[str, list[str]] = {}
+        for override in parser.parse_overrides(self.arguments):
+            key = override.key_or_group
+            if key in OWN:
+                raise ConfigError(
+                    f"{override.input_line}: the seeds of a study are its own; set {OWN[key]}, e.g. {OWN[key]}=8"
+                )
+            if key in decided:
+                raise ConfigError(
+                    f"{override.input_line}: the arm {decided[key]} sets {key}; change sweep.arms instead"
+                )
+            if override.is_sweep_override():
+                several[key] = _values(override)
+            else:
+                fixed.append(str(override.input_line))
+        return fixed, several
+
+    def _compose(self, words: Sequence[str]) -> RunConfig:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from lmablate.config.compose import in_words, rewrite, to_run_config
+
+        try:
+            return to_run_config(self.loader.load_sweep_config(self.master, rewrite(list(words))))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise in_words(error) from error
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    value = OmegaConf.to_container(node, resolve=True) if node is not None else {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"the study's settings are {value!r}, not a mapping: see sweeps/ for examples")
+    return {str(key): item for key, item in value.items()}
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: give the values themselves, e.g. {override.key_or_group}=1,2,4")
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def register_sweeper() -> None:
+    """Make it known to Hydra, in the module that holds our launchers (launcher/local.py says why by hand)."""
+    import sys
+
+    setattr(sys.modules["hydra_plugins.lmablate"], StudySweeper.__name__, StudySweeper)
+    Plugins.instance().register(StudySweeper)

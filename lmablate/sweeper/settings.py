@@ -1,0 +1,179 @@
+"""What a study is made of: arms, seeds, and how the learning rate is chosen. Read from a stored sweep and from ``tune=``."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from lmablate.errors import ConfigError
+from lmablate.settings import Settings
+
+Seed = Annotated[int, Field(ge=0)]
+Values = list[Any]
+Pairing = Literal["paired", "init", "data", "crossed"]
+HELD = 0  # the seed that `seeds.mode=init` and `=data` hold, of the data order or of the weights
+
+
+class SeedSettings(Settings):
+    """`values`: how many (then 0, 1, ...), or which. `mode`: what a seed moves.
+
+    paired: weights and data order together; init: weights alone; data: the order alone; crossed: every pair of the two.
+    """
+
+    values: Annotated[int, Field(gt=0)] | list[Seed]
+    mode: Pairing
+
+
+class TuneSettings(Settings):
+    """How learning rates are chosen. `factors` times the arm's own optim.lr are the grid; `extend` times at most a point is
+    added where the best lies at its edge; `cross` are other keys to choose with it, each with its values."""
+
+    mode: Literal["none", "shared", "per_arm", "both"]
+    factors: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    seeds: list[Seed] | None = None
+    extend: Annotated[int, Field(ge=0)] | None = None
+    cross: dict[str, Values] | None = None
+
+
+class StudySettings(Settings):
+    """A stored sweep's node ``sweep``. Arms are lists of overrides, the first the baseline; `cross` multiplies them by values
+    of more keys. `looks`: numbers of pairs after which decided arms stop, by `look_rule` (null: obrien_fleming)."""
+
+    question: str
+    claims: list[str]
+    scales: dict[str, list[str]]
+    arms: dict[str, list[str]]
+    seeds: SeedSettings
+    cross: dict[str, Values] | None = None
+    looks: list[Annotated[int, Field(gt=1)]] | None = None
+    look_rule: Literal["obrien_fleming", "pocock", "anytime"] | None = None
+
+
+class Arm(NamedTuple):
+    """A name and the words that make it."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+class SeedPair(NamedTuple):
+    init: int
+    data: int
+
+
+def read_study(
+    node: dict[str, Any], tune: dict[str, Any], typed: dict[str, list[str]]
+) -> tuple[StudySettings, TuneSettings]:
+    """Check the nodes ``sweep`` and ``tune``; `typed` are keys given several values on the command line, which multiply
+    the arms like ``sweep.cross``. Raises ConfigError."""
+    from lmablate.config.compose import explain
+
+    node = {key: value for key, value in node.items() if value is not None}
+    if isinstance(node.get("seeds"), int | list):  # sweep.seeds=8
+        node["seeds"] = {"values": node["seeds"], "mode": "paired"}
+    if typed:
+        node["cross"] = {**(node.get("cross") or {}), **typed}
+    try:
+        study, tuning = StudySettings.model_validate(node), TuneSettings.model_validate(tune)
+    except ValidationError as error:
+        lines = explain(error).splitlines()
+        raise ConfigError("\n".join(f"in the study (sweep.*, tune.*): {line}" for line in lines)) from error
+    check_study(study, tuning)
+    return study, tuning
+
+
+def check_study(study: StudySettings, tune: TuneSettings) -> None:
+    """What types cannot say. Raises ConfigError."""
+    if not study.arms:
+        raise ConfigError("sweep.arms is empty: a study needs at least one arm, e.g. sweep.arms={base: []}")
+    if tune.mode != "none":
+        for key in ("factors", "seeds"):
+            if not getattr(tune, key):
+                raise ConfigError(f"tune.{key}: tune={tune.mode} needs at least one value")
+        factors = tune.factors or []
+        if len(set(factors)) != len(factors):
+            raise ConfigError(f"tune.factors={factors}: a factor stands there twice")
+        both = set(tune.seeds or ()) & {
+            number for pair in seed_pairs(study.seeds) for number in _moved(study.seeds, pair)
+        }
+        if both:
+            raise ConfigError(
+                f"tune.seeds={tune.seeds} and the evaluation seeds share {', '.join(map(str, sorted(both)))}: "
+                "a learning rate that is judged by the seeds it was chosen on looks better than it is; use other tune.seeds"
+            )
+    moved = ("seed", "init_seed", "data_seed")
+    for name, values in {"sweep.cross": study.cross, "tune.cross": tune.cross}.items():
+        for key, options in (values or {}).items():
+            if key in (*moved, "optim.lr"):
+                raise ConfigError(
+                    f"{name}: {key} is the study's own; set sweep.seeds, tune.factors or optim.lr instead"
+                )
+            if not options or len({str(option) for option in options}) != len(options):
+                raise ConfigError(f"{name}: {key}={options} needs values, each once")
+    for arm, words in study.arms.items():
+        keys = [word.lstrip("+").partition("=")[0] for word in words]
+        if clash := [key for key in keys if key in moved]:
+            raise ConfigError(f"sweep.arms: {arm} sets {clash[0]}; the seeds are the study's own (sweep.seeds)")
+        if tune.mode != "none" and "optim.lr" in keys and not tune.factors:
+            raise ConfigError(f"sweep.arms: {arm} sets optim.lr and tune={tune.mode} chooses it")
+    if study.look_rule is not None and not study.looks:
+        raise ConfigError(
+            f"sweep.look_rule={study.look_rule} has no effect without sweep.looks, the numbers of pairs to look after"
+        )
+    if study.looks:
+        n = len(seed_pairs(study.seeds))
+        if sorted(set(study.looks)) != study.looks or study.looks[-1] > n:
+            raise ConfigError(
+                f"sweep.looks={study.looks}: numbers of pairs that rise, at most the {n} pairs of sweep.seeds"
+            )
+
+
+def expand_arms(study: StudySettings) -> list[Arm]:
+    """Every arm at every combination of ``sweep.cross``, in reading order."""
+    cross = study.cross or {}
+    arms = []
+    for name, words in study.arms.items():
+        for values in itertools.product(*cross.values()):
+            pairs = list(zip(cross, values, strict=True))
+            label = ", ".join([name, *(f"{key.rpartition('.')[2]} {_word(value)}" for key, value in pairs)])
+            arms.append(Arm(label, (*words, *(f"{key}={_word(value)}" for key, value in pairs))))
+    return arms
+
+
+def combinations(tune: TuneSettings) -> list[tuple[str, ...]]:
+    """The words of every combination of ``tune.cross``; one empty combination without it."""
+    cross = tune.cross or {}
+    return [
+        tuple(f"{key}={_word(value)}" for key, value in zip(cross, values, strict=True))
+        for values in itertools.product(*cross.values())
+    ]
+
+
+def seed_pairs(seeds: SeedSettings) -> list[SeedPair]:
+    """The seeds of weights and of data order, in the order in which they are run."""
+    values = list(range(seeds.values)) if isinstance(seeds.values, int) else seeds.values
+    if len(set(values)) != len(values):
+        raise ConfigError(f"sweep.seeds={values}: a seed stands there twice")
+    match seeds.mode:
+        case "paired":
+            return [SeedPair(value, value) for value in values]
+        case "init":
+            return [SeedPair(value, HELD) for value in values]
+        case "data":
+            return [SeedPair(HELD, value) for value in values]
+        case "crossed":
+            return [SeedPair(a, b) for a, b in itertools.product(values, values)]
+
+
+def _moved(seeds: SeedSettings, pair: SeedPair) -> set[int]:
+    """The numbers of a pair that a run trains on, the held one included: it was seen too."""
+    return {pair.init, pair.data}
+
+
+def _word(value: Any) -> str:
+    """A value as Hydra's grammar writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

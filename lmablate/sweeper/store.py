@@ -1,0 +1,56 @@
+"""``RESULTS_DIR/studies/<sweep>.json``: what a study asked, which learning rates it chose and why, and its runs.
+
+A run can serve two arms' views, two stages or two studies (it is trained once), and its own row names the first that asked
+for it; here every use is listed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "studies"  # no run directory: it holds no result.json
+
+
+def study_path(results_dir: str | Path, sweep: str) -> Path:
+    return Path(results_dir) / FOLDER / f"{sweep}.json"
+
+
+def write_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) -> Path:
+    """Replace the file of a study, whole or not at all."""
+    path = study_path(results_dir, sweep)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def load_studies(results_dir: str | Path) -> dict[str, dict[str, Any]]:
+    """The studies of a results directory by the name of their sweep; damaged files are left out."""
+    found = {}
+    for path in sorted((Path(results_dir) / FOLDER).glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and isinstance(content.get("runs"), list):
+            found[path.stem] = content
+    return found
+
+
+def study_runs(runs: pd.DataFrame, study: dict[str, Any]) -> pd.DataFrame:
+    """The finished runs of one study out of `runs` (load_runs), once for each use, with `arm`, `stage` and `sweep` as this
+    study sees them."""
+    import pandas as pd
+
+    uses = pd.DataFrame(study["runs"], columns=["run_id", "arm", "stage"]).drop_duplicates()
+    uses["sweep"] = study["sweep"]
+    rest = runs.drop(columns=[column for column in ("arm", "stage", "sweep") if column in runs])
+    out = uses.merge(rest, on="run_id", how="inner")
+    out.attrs.update(runs.attrs)
+    return out

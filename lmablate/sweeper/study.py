@@ -1,0 +1,283 @@
+"""A study in stages: tune the learning rate of each arm on seeds of its own, then run the evaluation seeds at what was found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+from lmablate.jobs import Job, prepare_jobs
+from lmablate.sweeper.looks import Look, Rule, never
+from lmablate.sweeper.settings import SeedPair, StudySettings, TuneSettings, combinations, expand_arms, seed_pairs
+from lmablate.sweeper.store import write_study
+from lmablate.sweeper.tuning import Cell, Tuning
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+    from lmablate.data import TokenData
+
+log = logging.getLogger(__name__)
+TUNE, EVALUATE, SHARED = "tune", "evaluate", "evaluate_shared"
+Compose = Callable[[Sequence[str]], "RunConfig"]
+# Trains what is missing of some jobs, given the data of each by run id; returns an exit code.
+Launch = Callable[[Sequence[Job], Mapping[str, "TokenData"]], int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a study: an arm (a name and the words of tune.cross) at a learning rate on one pair of seeds."""
+
+    arm: str
+    settings: tuple[str, ...]
+    stage: str
+    lr: float
+    seeds: SeedPair
+
+
+class Study:
+    """Arms x seeds x learning rates. `compose` makes the configuration of an arm's words."""
+
+    def __init__(
+        self, name: str, settings: StudySettings, tune: TuneSettings, compose: Compose, rule: Rule = never
+    ) -> None:
+        self.name, self.settings, self.tune, self.rule = name, settings, tune, rule
+        self._compose = compose
+        self.words = {arm.name: arm.overrides for arm in expand_arms(settings)}
+        self.pairs = seed_pairs(settings.seeds)
+        self._configs: dict[tuple[str, tuple[str, ...]], RunConfig] = {}
+        self._job_of: dict[Trial, Job] = {}
+        self.uses: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.losses: dict[Trial, float | None] = {}
+        self.missing: set[Trial] = set()
+        self.evaluated: set[tuple[str, str, SeedPair]] = set()
+        self.stopped: dict[str, str] = {}
+        self.tuning: Tuning | None = None
+        self.stage = TUNE if tune.mode != "none" else EVALUATE
+
+    @property
+    def results_dir(self) -> str:
+        return next(iter(self._configs.values())).results_dir
+
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """Numbers of pairs after which the study is looked at, the last one its end."""
+        looks = self.settings.looks or []
+        return tuple(sorted({*looks, len(self.pairs)}))
+
+    @property
+    def views(self) -> list[str]:
+        """Which learning rates the evaluation runs at."""
+        return [EVALUATE, SHARED] if self.tune.mode == "both" else [EVALUATE]
+
+    def check(self) -> None:
+        """Compose every arm of every stage. Raises ConfigError."""
+        for arm in self.words:
+            for settings in combinations(self.tune) if self.tune.mode != "none" else [()]:
+                self._base(arm, settings)
+        if self.tune.mode != "none":
+            self.tuning = Tuning(self.tune, {arm: self._lr(arm) for arm in self.words})
+
+    def _settings(self, arm: str) -> tuple[str, ...]:
+        return combinations(self.tune)[0] if self.tune.mode != "none" else ()
+
+    def _lr(self, arm: str) -> float:
+        """The learning rate that the arm's own words give it."""
+        return self._base(arm, self._settings(arm)).optim.lr
+
+    def _base(self, arm: str, settings: tuple[str, ...]) -> RunConfig:
+        key = (arm, settings)
+        if key not in self._configs:
+            try:
+                self._configs[key] = self._compose([*self.words[arm], *settings])
+            except ConfigError as error:
+                raise ConfigError(f"arm {arm} of sweeps={self.name}: {error}") from error
+        return self._configs[key]
+
+    def configs(self, trial: Trial) -> list[RunConfig]:
+        """The runs of a trial: one, or in the evaluation one for each branch of a trunk."""
+        from lmablate.branches import branch_name, expand
+
+        cfg = self._base(trial.arm, trial.settings)
+        words = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]
+        moved = {
+            "optim": cfg.optim.model_copy(update={"lr": trial.lr}),
+            "init_seed": trial.seeds.init,
+            "data_seed": trial.seeds.data,
+            "overrides": [*cfg.overrides, *words],
+            "sweep": self.name,
+            "arm": trial.arm,
+            "stage": trial.stage,
+        }
+        whole = cfg.model_copy(update=moved)
+        if trial.stage == TUNE or cfg.branches is None:
+            return [whole.model_copy(update={"branches": None})]
+        return [one.model_copy(update={"arm": branch_name(trial.arm, one)}) for one in expand([whole])]
+
+    def prepare(self, trials: Sequence[Trial]) -> tuple[list[Job], dict[str, TokenData]]:
+        """The jobs of `trials`, with the data of each by run id. Raises ConfigError before anything is trained."""
+        asked = [(trial, self.configs(trial)) for trial in trials]
+        jobs, data = prepare_jobs([cfg for _, configs in asked for cfg in configs])
+        owners: dict[str, str] = {}
+        by_words = {tuple(words): job for job in jobs for words in (job.cfg.overrides, *job.other_overrides)}
+        for trial, configs in asked:
+            for cfg in configs:
+                assert cfg.arm is not None
+                job = by_words[tuple(cfg.overrides)]
+                if (other := owners.setdefault(job.run_id, cfg.arm)) != cfg.arm:
+                    raise ConfigError(
+                        f"sweeps={self.name}: the arms {other} and {cfg.arm} are the same run, so they cannot be compared: "
+                        "what sets them apart has no effect, or is set for all on the command line"
+                    )
+                word = " · tune" if trial.stage == TUNE else ""
+                job.label = f"{cfg.arm} · lr {trial.lr:g} · {seed_word(*trial.seeds)}{word}"
+                self.uses[(job.run_id, cfg.arm, trial.stage)] = {
+                    "run_id": job.run_id,
+                    "arm": cfg.arm,
+                    "stage": trial.stage,
+                    "lr": trial.lr,
+                    "settings": list(trial.settings),
+                    "init_seed": trial.seeds.init,
+                    "data_seed": trial.seeds.data,
+                }
+            self._job_of[trial] = by_words[tuple(configs[-1].overrides)]  # of branches, the longest counts
+        self.collect(trials)
+        return jobs, data
+
+    def collect(self, trials: Sequence[Trial]) -> None:
+        """Note what has become of `trials`."""
+        for trial in trials:
+            row = self._job_of[trial].directory.read_result()
+            self.missing.discard(trial)
+            if row is None or row["status"] == "failed":
+                self.missing.add(trial)
+            else:
+                self.losses[trial] = row["val_loss"] if row["status"] == "completed" else None
+
+    def stages(self) -> Iterator[list[Trial]]:
+        """Batches of trials. Each must have been collected before the next is asked for."""
+        if self.tuning is not None:
+            seeds = [SeedPair(seed, seed) for seed in self.tune.seeds or ()]
+            while True:
+                trials = [Trial(c.arm, c.settings, TUNE, lr, pair) for c, lr in self.tuning.points() for pair in seeds]
+                yield trials
+                for trial in trials:
+                    if trial in self.losses:
+                        self.tuning.take(
+                            Cell(trial.arm, trial.settings), trial.lr, trial.seeds.init, self.losses[trial]
+                        )
+                if not self.tuning.extend():
+                    break
+        self.stage = EVALUATE
+        planned = self.planned
+        for index, n in enumerate(planned):
+            trials = [t for pair in self.pairs[:n] for arm in self._going(pair) for t in self._evaluation(arm, pair)]
+            self.evaluated |= {(trial.arm, trial.stage, trial.seeds) for trial in trials}
+            yield trials
+            if index + 1 < len(planned):
+                self._look(index, planned, n)
+
+    def _going(self, pair: SeedPair) -> list[str]:
+        """The arms that run on a pair of seeds: those not decided yet, and with any of them the baseline."""
+        baseline = next(iter(self.words))
+        arms = [a for a in self.words if a not in self.stopped or (a, EVALUATE, pair) in self.evaluated]
+        return arms if set(arms) - {baseline} or len(self.words) == 1 else []
+
+    def _evaluation(self, arm: str, pair: SeedPair) -> list[Trial]:
+        """An arm at its learning rates on one pair of seeds."""
+        if self.tuning is None:
+            return [Trial(arm, (), EVALUATE, self._lr(arm), pair)]
+        chosen = [self.tuning.choice(arm, shared=stage == SHARED or self.tune.mode == "shared") for stage in self.views]
+        return [Trial(arm, s, stage, lr, pair) for stage, (s, lr) in zip(self.views, chosen, strict=True)]
+
+    def _look(self, index: int, planned: tuple[int, ...], n: int) -> None:
+        """Ask the rule which arms are decided after `n` pairs."""
+        seen = {(t.arm, t.seeds): loss for t, loss in self.losses.items() if t.stage == EVALUATE}
+        losses = {arm: [seen.get((arm, pair)) for pair in self.pairs[:n]] for arm in self.words}
+        going = {arm: values for arm, values in losses.items() if arm not in self.stopped}
+        for arm, why in self.rule(Look(index, planned, next(iter(self.words)), going)).items():
+            self.stopped[arm] = f"stopped after {n} of {len(self.pairs)} pairs: {why}"
+            log.info("%s: %s", arm, self.stopped[arm])
+
+    def later(self) -> list[RunConfig]:
+        """Evaluation runs that are not known yet: of a learning rate still to be found, or after a look."""
+        left = [
+            Trial(arm, self._settings(arm), stage, self._lr(arm), pair)
+            for pair in self.pairs
+            for arm in self.words
+            for stage in self.views
+            if arm not in self.stopped and (arm, stage, pair) not in self.evaluated
+        ]
+        return [cfg for trial in left for cfg in self.configs(trial)]
+
+    def run(self, launch: Launch) -> int:
+        """Train what is missing, stage by stage; returns the exit code. Running it again continues."""
+        self.check()
+        worst = 0
+        for trials in self.stages():
+            jobs, data = self.prepare(trials)
+            waiting = [job for job in jobs if not job.done]
+            if waiting or self.stage == EVALUATE:
+                log.info("%s of sweeps=%s: %d runs, %d to train", self.stage, self.name, len(jobs), len(waiting))
+                code = launch(jobs if self.stage == EVALUATE else waiting, data)
+                self.collect(trials)
+                self.save()
+                if code >= 128:
+                    return code
+                worst = max(worst, code)
+        self.stage = "done" if not self.missing else EVALUATE
+        self.save()
+        for line in self.notes():
+            log.info("%s", line)
+        return worst
+
+    def decisions(self) -> list[str]:
+        """The learning rates that were chosen, and the arms that were stopped early."""
+        lines = self.tuning.notes() if self.tuning is not None else []
+        return lines + [f"{arm}: {why}" for arm, why in self.stopped.items()]
+
+    def notes(self) -> list[str]:
+        """What a reader must know: the decisions, and the runs that are missing."""
+        counts: dict[str, int] = {}
+        for trial in self.missing:
+            counts[trial.arm] = counts.get(trial.arm, 0) + 1
+        return self.decisions() + [
+            f"{arm}: {n} run{'s' * (n > 1)} without a result" for arm, n in sorted(counts.items())
+        ]
+
+    def save(self) -> None:
+        """Write what is known to RESULTS_DIR/studies/<sweep>.json."""
+        arms = {
+            name: {
+                "overrides": list(words),
+                **(self.tuning.arm(name) if self.tuning is not None else {"lr": self._lr(name)}),
+            }
+            for name, words in self.words.items()
+        }
+        content = {
+            "schema_version": 1,
+            "sweep": self.name,
+            "question": self.settings.question,
+            "claims": self.settings.claims,
+            "stage": self.stage,
+            "baseline": next(iter(self.words)),
+            "arms": arms,
+            "tune": self.tune.model_dump(exclude_none=True),
+            "shared": self.tuning.shared() if self.tuning is not None else None,
+            "seeds": {"mode": self.settings.seeds.mode, "pairs": [list(pair) for pair in self.pairs]},
+            "looks": {
+                "planned": list(self.planned) if self.settings.looks else None,
+                "rule": self.settings.look_rule or "obrien_fleming" if self.settings.looks else None,
+                "arms": len(self.words) - 1,
+                "stopped": self.stopped,
+            },
+            "notes": self.notes(),
+            "runs": list(self.uses.values()),
+        }
+        write_study(self.results_dir, self.name, content)
+
+
+def seed_word(init: int, data: int) -> str:
+    """A pair of seeds in words: ``seed 3``, ``init 3 data 0``."""
+    return f"seed {init}" if init == data else f"init {init} data {data}"

@@ -1,0 +1,324 @@
+"""Studies: stages, what is trained and what is not, the study's file; with made-up losses, and on the command line."""
+
+import json
+import math
+import random
+
+import pytest
+import yaml
+from corpus import QUICK, command, write_corpus
+
+from lmablate.budget import parameters
+from lmablate.config import compose
+from lmablate.errors import ConfigError
+from lmablate.jobs import prepare_jobs
+from lmablate.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.results import load_runs
+from lmablate.sweeper.rules import rule_of
+from lmablate.sweeper.settings import read_study
+from lmablate.sweeper.store import load_studies, study_path, study_runs
+from lmablate.sweeper.study import Study
+
+ARMS = {"rms": [], "layer": ["norm=layer"]}
+TUNE = {"mode": "per_arm", "factors": [0.5, 1.0, 2.0], "seeds": [1000, 1001], "extend": 2, "cross": None}
+BEST = {"rms": 3.4e-3, "layer": 9e-3}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("study") / "text")
+
+
+def made_up(cfg) -> float | None:
+    """A final loss with a known best learning rate, and a little that depends on the seed."""
+    lr = cfg.optim.lr
+    return 2 + 0.1 * math.log(lr / BEST[cfg.choices["norm"]]) ** 2 + 1e-4 * (cfg.init_seed % 7)
+
+
+class Fake:
+    """A launcher that writes results without training, and counts them."""
+
+    def __init__(self, loss=made_up, code: int = 0, only: int | None = None) -> None:
+        self.loss, self.code, self.only = loss, code, only
+        self.trained: list[list[str]] = []
+
+    def __call__(self, jobs, data) -> int:
+        todo = [job for job in jobs if not job.done][: self.only]
+        self.trained.append([job.label for job in todo])
+        for job in todo:
+            cfg, loss = job.cfg, self.loss(job.cfg)
+            row = dict.fromkeys(
+                ("train_loss", "init_val_loss", "val_loss", "val_bpb", "diverged_at_step", "tokens_per_second",
+                 "wall_seconds", "peak_memory_bytes")
+            ) | dict.fromkeys(("n_params", "n_params_non_embedding", "flops_per_token", "tokens"), 1)  # fmt: skip
+            row |= {
+                "run_id": job.run_id,
+                "science_version": 1,
+                "choices": cfg.choices,
+                "seed": cfg.seed,
+                "numerics": {},
+            }
+            row |= {"status": "completed" if loss is not None else "diverged", "val_loss": loss, "provenance": {}}
+            row |= {"init_seed": cfg.init_seed, "data_seed": cfg.data_seed, "arm": cfg.arm, "stage": cfg.stage}
+            job.directory.finish(row | {"sweep": cfg.sweep, "config": {"optim": {"lr": cfg.optim.lr}}})
+        return self.code
+
+
+def study(text, folder, *, arms=ARMS, tune=TUNE, seeds=3, rule=None, **node) -> Study:
+    node = {"question": "Which?", "claims": ["N7"], "scales": {}, "arms": arms, "seeds": seeds, **node}
+    settings, tuning = read_study(node, tune if isinstance(tune, dict) else {"mode": tune}, {})
+    fixed = [
+        *QUICK,
+        f"data.paths={text}/*.txt",
+        f"results_dir={folder}",
+        "trainer.precision=fp32",
+        "runtime.compile=false",
+    ]
+    more = {} if rule is None else {"rule": rule}
+    return Study("which", settings, tuning, lambda words: compose([*fixed, *words]), **more)
+
+
+def saved(folder) -> dict:
+    return json.loads(study_path(folder, "which").read_text())
+
+
+def test_each_arm_is_evaluated_at_its_own_best_rate_on_fresh_seeds(text, tmp_path):
+    launch = Fake()
+    assert study(text, tmp_path).run(launch) == 0
+    runs = load_runs(tmp_path)
+    assert [len(batch) for batch in launch.trained] == [
+        12,
+        2,
+        2,
+        6,
+    ]  # 2 arms x 3 rates x 2 seeds; twice a new rate; 2 arms x 3
+    counts = {("tune", "rms"): 6, ("tune", "layer"): 10, ("evaluate", "rms"): 3, ("evaluate", "layer"): 3}
+    assert runs.groupby(["stage", "arm"]).size().to_dict() == counts
+    final = runs[runs["stage"] == "evaluate"]
+    for arm, best in BEST.items():
+        rates = set(final.loc[final["arm"] == arm, "optim.lr"])
+        assert len(rates) == 1
+        assert rates.pop() == pytest.approx(best, rel=3e-3)
+    assert set(final["init_seed"]) == {0, 1, 2}
+    assert set(runs.loc[runs["stage"] == "tune", "init_seed"]) == {1000, 1001}
+    content = saved(tmp_path)
+    assert content["stage"] == "done"
+    assert content["arms"]["layer"]["lr"] == pytest.approx(9e-3, rel=3e-3)
+    assert content["arms"]["layer"]["fit"]["coefficients"][0] == pytest.approx(0.1)
+    assert {use["run_id"] for use in content["runs"]} == set(runs["run_id"])
+
+
+def test_running_it_again_trains_nothing_and_more_seeds_train_only_themselves(text, tmp_path):
+    study(text, tmp_path).run(Fake())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+    again, more = Fake(), Fake()
+    assert study(text, tmp_path).run(again) == 0
+    assert [len(batch) for batch in again.trained] == [0]
+    assert study(text, tmp_path, seeds=5).run(more) == 0
+    assert [len(batch) for batch in more.trained] == [4]
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}.items()
+
+
+def test_a_stopped_study_goes_on_where_it_was(text, tmp_path):
+    assert study(text, tmp_path).run(Fake(code=143, only=5)) == 143
+    assert saved(tmp_path)["stage"] == "tune"
+    rest = Fake()
+    assert study(text, tmp_path).run(rest) == 0
+    assert [len(batch) for batch in rest.trained] == [12 - 5, 2, 2, 6]
+
+
+def test_a_shared_rate_and_both_views(text, tmp_path):
+    assert study(text, tmp_path / "shared", tune={**TUNE, "mode": "shared"}).run(Fake()) == 0
+    runs = load_runs(tmp_path / "shared")
+    assert runs.loc[runs["stage"] == "evaluate", "optim.lr"].nunique() == 1
+    assert study(text, tmp_path / "both", tune={**TUNE, "mode": "both"}).run(Fake()) == 0
+    runs, content = load_runs(tmp_path / "both"), load_studies(tmp_path / "both")["which"]
+    seen = study_runs(runs, content)
+    assert seen[seen["stage"] == "evaluate"].groupby("arm")["optim.lr"].nunique().tolist() == [1, 1]
+    assert seen.loc[seen["stage"] == "evaluate_shared", "optim.lr"].unique().tolist() == [content["shared"]["lr"]]
+
+
+def test_without_tuning_every_arm_has_its_own_words_rate(text, tmp_path):
+    arms = {"rms": [], "fast": ["optim.lr=6e-3"]}
+    launch = Fake()
+    assert study(text, tmp_path, arms=arms, tune="none", seeds={"values": 2, "mode": "crossed"}).run(launch) == 0
+    assert [len(batch) for batch in launch.trained] == [8]
+    runs = load_runs(tmp_path)
+    assert runs.groupby("arm")["optim.lr"].unique().map(list).to_dict() == {"fast": [0.006], "rms": [0.003]}
+    assert sorted(zip(runs["init_seed"], runs["data_seed"], strict=True)) == sorted(
+        [(0, 0), (0, 1), (1, 0), (1, 1)] * 2
+    )
+
+
+def test_an_arm_that_diverges_everywhere_is_a_result_in_words(text, tmp_path):
+    s = study(text, tmp_path)
+    assert s.run(Fake(lambda cfg: None if cfg.choices["norm"] == "layer" else made_up(cfg))) == 0
+    content = saved(tmp_path)
+    assert "every learning rate from" in content["arms"]["layer"]["words"]
+    runs = load_runs(tmp_path)
+    final = runs[(runs["stage"] == "evaluate") & (runs["arm"] == "layer")]
+    assert final["status"].tolist() == ["diverged"] * 3
+
+
+def test_runs_that_failed_are_missing_and_said(text, tmp_path):
+    assert study(text, tmp_path).run(Fake(code=1, only=2)) == 1
+    content = saved(tmp_path)
+    assert content["stage"] != "done"
+    assert any("without a result" in note for note in content["notes"])
+
+
+def test_the_rate_of_a_study_names_the_run_that_an_override_would(text, tmp_path):
+    s = study(text, tmp_path, tune="none", seeds=[3])
+    s.check()
+    trial = next(s.stages())[1]
+    (mine,), _ = prepare_jobs(s.configs(trial))
+    typed = [*QUICK, f"data.paths={text}/*.txt", f"results_dir={tmp_path}", "trainer.precision=fp32"]
+    (theirs,), _ = prepare_jobs([compose([*typed, "norm=layer", "seed=3"])])
+    assert mine.run_id == theirs.run_id
+
+
+def test_two_arms_that_are_one_run_are_refused(text, tmp_path):
+    with pytest.raises(ConfigError, match="the arms rms and same are the same run"):
+        study(text, tmp_path, arms={"rms": [], "same": ["norm=rms"]}).run(Fake())
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_an_arm_that_cannot_be_built_is_refused_before_anything_is_trained(text, tmp_path):
+    launch = Fake()
+    with pytest.raises(ConfigError, match=r"arm bad of sweeps=which: .*does not divide"):
+        study(text, tmp_path, arms={"rms": [], "bad": ["attention=gqa", "model.n_kv_heads=3"]}).run(launch)
+    assert launch.trained == []
+
+
+def test_looks_stop_an_arm_by_pair_and_leave_the_others(text, tmp_path):
+    seen = []
+
+    def rule(look):
+        seen.append((look.number, look.baseline, {arm: len(values) for arm, values in look.losses.items()}))
+        return {"layer": "clear enough"} if look.number == 0 else {}
+
+    arms = {**ARMS, "none": ["norm=none"]}
+    s = study(text, tmp_path, arms=arms, tune="none", seeds=6, looks=[2, 4], rule=rule)
+    assert s.run(Fake(lambda cfg: 2.0)) == 0
+    assert seen == [(0, "rms", {"rms": 2, "layer": 2, "none": 2}), (1, "rms", {"rms": 4, "none": 4})]
+    assert load_runs(tmp_path).groupby("arm").size().to_dict() == {"rms": 6, "none": 6, "layer": 2}
+    assert saved(tmp_path)["looks"]["stopped"] == {"layer": "stopped after 2 of 6 pairs: clear enough"}
+
+
+def test_the_stored_rule_stops_a_clear_arm_and_runs_an_equal_one_to_the_end(text, tmp_path):
+    """The group-sequential rule of stats.sequential: a difference of 30 standard deviations, and none."""
+    node = {"question": "?", "claims": [], "scales": {}, "arms": ARMS, "seeds": 8, "looks": [4, 6]}
+    for rule in ("obrien_fleming", "pocock", "anytime"):
+        settings, _ = read_study({**node, "look_rule": rule}, {"mode": "none"}, {})
+        for name, gap, pairs in (("far", 0.3, {4, 6}), ("near", 0.0, {8})):
+            rng = random.Random(0)
+            s = study(text, tmp_path / rule / name, tune="none", seeds=8, looks=[4, 6], rule=rule_of(settings))
+            s.run(Fake(lambda cfg, gap=gap, rng=rng: 2 + gap * (cfg.choices["norm"] == "layer") + rng.gauss(0, 0.01)))
+            counts = load_runs(tmp_path / rule / name).groupby("arm").size()
+            assert counts["rms"] == counts["layer"]
+            assert counts["layer"] in pairs
+
+
+def test_branches_of_a_trunk_are_arms_of_their_own_and_no_seeds(text, tmp_path):
+    words = ["schedule=wsd_branches", "schedule.branches=[0.5,1.0]"]
+    s = study(text, tmp_path, arms={"rms": words, "layer": [*words, "norm=layer"]}, tune="none", seeds=2)
+    assert s.run(Fake()) == 0
+    runs = load_runs(tmp_path)
+    assert runs.groupby("arm").size().to_dict() == dict.fromkeys(
+        ("rms, 768 tokens", "rms, 1.536k tokens", "layer, 768 tokens", "layer, 1.536k tokens"), 2
+    )
+
+
+MINI = """# @package _global_
+# Which norm?
+defaults:
+  - override /hydra/sweeper: study
+  - override /tune: per_arm
+sweep:
+  question: Which norm?
+  claims: [N7]
+  arms: {rms: [], layer: [norm=layer]}
+  seeds: {values: 2, mode: paired}
+  scales: {laptop: [trainer.steps=8], gpu: [], lab: []}
+hydra: {mode: MULTIRUN}
+"""
+
+
+@pytest.fixture(scope="module")
+def mini(text, tmp_path_factory):
+    """A stored study trained once by its command: (folder, words, the plan before it, the finished command)."""
+    folder = tmp_path_factory.mktemp("mini")
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "mini.yaml").write_text(MINI)
+    words = ["sweeps=mini", "scale=laptop", *(word for word in QUICK if not word.startswith("trainer.steps"))]
+    words += [f"data.paths={text}/*.txt", "tune.factors=[1.0,4.0]", "tune.extend=0"]
+    plan = command("lmablate.plan", *words, cwd=folder)
+    assert not list(folder.glob("results/*/config.yaml"))
+    return folder, words, plan, command("lmablate.train", *words, "hydra/launcher=gang", cwd=folder)
+
+
+def test_a_stored_study_is_planned_trained_and_done(mini):
+    folder, words, plan, done = mini
+    assert plan.returncode == 0, plan.stderr
+    assert "8 runs, 0 done already, 8 to train" in plan.stdout
+    assert plan.stdout.count("after tuning") == 4
+    assert done.returncode == 0, done.stderr
+    runs = load_runs(folder / "results")
+    assert set(runs["sweep"]) == {"mini"}
+    assert set(runs["trainer.steps"]) == {8}
+    assert runs.groupby("stage").size()["evaluate"] == 4
+    assert load_studies(folder / "results")["mini"]["stage"] == "done"
+    again = command("lmablate.plan", *words, cwd=folder)
+    assert ", 0 to train" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("seed=1", "set sweep.seeds"),
+        ("norm=layer", "the arm layer sets norm"),
+        ("sweep.seeds.values=[1000]", "share 1000"),
+        ("tune=maybe", "tune has both, none, per_arm, shared"),
+    ],
+)
+def test_words_that_a_study_cannot_take_are_refused(mini, word, says):
+    folder, words, _, _ = mini
+    refused = command("lmablate.plan", *words, word, cwd=folder)
+    assert refused.returncode == 2
+    assert says in refused.stderr
+
+
+@pytest.mark.slow
+def test_every_launcher_gives_the_same_rows_of_a_study(mini):
+    folder, words, _, _ = mini
+    done = command("lmablate.train", *words, "results_dir=local", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    same = ["run_id", "arm", "stage", "sweep", "optim.lr", "val_loss"]
+    gang, local = (load_runs(folder / name).sort_values("run_id")[same] for name in ("results", "local"))
+    assert gang.reset_index(drop=True).equals(local.reset_index(drop=True))
+
+
+def test_tuning_without_a_study_is_refused():
+    with pytest.raises(ConfigError, match="tune=per_arm tunes the arms of a study"):
+        compose(["tune=per_arm"])
+
+
+STUDIES = sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml") if "sweeper: study" in path.read_text())
+
+
+SCALES = ["laptop", *(pytest.param(scale, marks=pytest.mark.slow) for scale in ("gpu", "lab"))]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_arms_of_a_stored_study_can_be_trained_and_have_equal_parameters(name, scale):
+    raw = yaml.safe_load((SWEEPS_DIR / f"{name}.yaml").read_text())
+    tuned = next((word["override /tune"] for word in raw["defaults"] if "override /tune" in word), "none")
+    tune = {**yaml.safe_load((CONF_DIR / "tune" / f"{tuned}.yaml").read_text()), **raw.get("tune", {})}
+    settings, _ = read_study(raw["sweep"], tune, {})
+    skipped = ("data=", "tokenizer.", "hydra/")  # what would be fetched, or what runs the jobs
+    matched = {arm: words for arm, words in settings.arms.items() if "unmatched" not in arm}
+    sizes = [word for word in settings.scales[scale] if not word.startswith(skipped)]
+    counts = [parameters(compose([f"sweeps={name}", *sizes, *words])).non_embedding for words in matched.values()]
+    if name != "sanity":
+        assert counts == pytest.approx([counts[0]] * len(counts), rel=0.01)  # of the baseline
