@@ -141,7 +141,7 @@ def test_norm_over_all_heads_equals_olmo2(n_kv_heads):
     config_ = hf_config("Olmo2", **keys, rms_norm_eps=1e-6)
     theirs = randomise(hf("olmo2", "Olmo2Attention")(config_, layer_idx=0))
     option = MultiHead if n_kv_heads == N_HEADS else GroupedQuery
-    norm = lambda width: RMSNorm(width, eps=1e-6, unit_offset=None)  # noqa: E731
+    norm = lambda width: RMSNorm(width, eps=1e-6, gain=None, unit_offset=None)  # noqa: E731
     ours = option(ATTENTION._replace(n_kv_heads=n_kv_heads, qk_norm=norm, norm_all_heads=True), layer=0, scale=None)
     names = {f"{o}_proj.weight": f"{t}_proj.weight" for o, t in zip(("q", "k", "v", "out"), "qkvo", strict=True)}
     names |= {f"{x}_norm.gain.weight": f"{x}_norm.weight" for x in "qk"}
@@ -155,7 +155,7 @@ def test_norm_over_all_heads_equals_olmo2(n_kv_heads):
 @pytest.mark.parametrize("all_heads", [False, True], ids=["per_head", "all_heads"])
 def test_norm_on_queries_keys_and_values_is_its_formula(all_heads):
     """Per head, or over the whole width of a token, before positions; values too."""
-    norm = lambda width: RMSNorm(width, eps=1e-6, unit_offset=None)  # noqa: E731
+    norm = lambda width: RMSNorm(width, eps=1e-6, gain=None, unit_offset=None)  # noqa: E731
     shape = ATTENTION._replace(n_kv_heads=2, qk_norm=norm, v_norm=norm, norm_all_heads=all_heads)
     ours = randomise(GroupedQuery(shape, layer=0, scale=None))
     x = inputs()[0]
