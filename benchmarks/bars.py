@@ -88,14 +88,17 @@ def gang_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
     """Those of gangs."""
     by_config = {one["config"]: one for one in (result or {}).get("results", ())}
     small = {row["name"]: row for row in by_config.get("C0", {}).get("rows", ())}
-    gain = None
-    if "K=8" in small:
-        gain = measure.ratio([8 * t for t in small["solo eager"]["times"]], small["K=8"]["times"])
-    yield Bar("C0: gang of 8 over solo eager", 3.5, gain)
+    for name in ("K=8", "K=8 compiled"):
+        gain = None
+        if name in small:
+            gain = measure.ratio([8 * t for t in small["solo eager"]["times"]], small[name]["times"])
+        yield Bar(f"C0: gang of 8{name[3:]} over solo eager", 3.5, gain)
     for config, one in by_config.items():
-        plan = one["planner"]
-        what = f"{config}: the planner's K = {plan['size']} over the best solo path ({plan['best_solo']})"
-        yield Bar(what, 0.95, tuple(plan["against_best_solo"]))
+        for plan in one["plans"]:
+            way = "compiled" if plan["compiled"] else "eager"
+            yield Bar(
+                f"{config}: the planner's K = {plan['size']} over solo, both {way}", 0.95, tuple(plan["over_solo"])
+            )
     rows = {row["name"]: row for row in by_config.get("C1", {}).get("rows", ())}
     per_member = rows.get("K=8", {}).get("bytes_per_member")
     yield Bar(
@@ -104,6 +107,13 @@ def gang_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
         None if per_member is None else (per_member / 1e6,) * 3,
         at_least=False,
     )
+
+
+def conclusion_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
+    """Conclusions an hour: one measurement, so no interval."""
+    ways = (result or {}).get("ways", {})
+    gain = ways["ours"]["conclusions_an_hour"] / ways["plain"]["conclusions_an_hour"] if len(ways) == 2 else None
+    yield Bar("Conclusions an hour over plain practice", 5, None if gain is None else (gain,) * 3)
 
 
 def sweep_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
@@ -118,10 +128,13 @@ def sweep_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
             gain,
         )
     outside = next(
-        (row["outside_share"] for row in (result or {}).get("rows", ()) if row["way"].endswith("defaults")), None
+        (row["start_share"] for row in (result or {}).get("rows", ()) if row["way"].endswith("defaults")), None
     )
     yield Bar(
-        "16-job sweep: time outside training steps", 0.05, None if outside is None else (outside,) * 3, at_least=False
+        "16-job sweep: start-up and compilation over training",
+        0.05,
+        None if outside is None else (outside,) * 3,
+        at_least=False,
     )
 
 

@@ -1,6 +1,6 @@
 """K runs as one program against K runs one after the other.
 
-``python benchmarks/gang.py [--configs C0,C1] [--sizes 1,2,4,8] [--quick]`` writes benchmarks/out/gang.json.
+``python benchmarks/gang.py [--configs C0,C1] [--sizes 1,2,4,8] [--quick]`` writes benchmarks/out/gang_<config>.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmarks.ours import compile_word, config  # noqa: E402
 from benchmarks.shapes import SHAPES, Shape, Tokens  # noqa: E402
 
 SIZES = (1, 2, 4, 8, 16, 32)
+COMPILED = (8,)  # sizes whose compiled gangs are timed too
 LONG = 50  # steps after which members are compared with solo runs once more
 ROUNDS = {"C0": 60, "C1": 20, "C2": 8, "C3": 6}
 
@@ -43,11 +44,11 @@ def members(shape: Shape, tokens: Tokens, size: int, *, compiled: bool = False) 
 class Ganged:
     """`size` members in one program; a step is one optimizer step of each."""
 
-    def __init__(self, shape: Shape, tokens: Tokens, size: int) -> None:
+    def __init__(self, shape: Shape, tokens: Tokens, size: int, *, compiled: bool = False) -> None:
         from lmablate.gang import Stack
 
-        self.trainers = members(shape, tokens, size)
-        self.stack = Stack(list(self.trainers))
+        self.trainers = members(shape, tokens, size, compiled=compiled)
+        self.stack = Stack(list(self.trainers), compiled=compiled)
 
     def step(self, number: int) -> None:
         rows = []
@@ -127,15 +128,19 @@ def run(shape: Shape, sizes: list[int], *, quick: bool) -> dict[str, Any]:
     if not quick:
         solo["solo compiled"] = Solo(shape, tokens, compiled=True)
     gangs = {f"K={size}": Ganged(shape, tokens, size) for size in sizes if size > 1}
+    if not quick:
+        gangs |= {
+            f"K={size} compiled": Ganged(shape, tokens, size, compiled=True) for size in sizes if size in COMPILED
+        }
     steps = {name: measure.timed(runner.step, shape.device) for name, runner in (solo | gangs).items()}
     rounds = max(5, ROUNDS.get(shape.name, 6) // (3 if quick else 1))
     times = measure.interleave(steps, rounds=rounds, warmup=2)
     baseline = memory(shape.name, 0)
     rows = []
     for name in steps:
-        size = int(name[2:]) if name.startswith("K=") else 1
+        size = int(name.split()[0][2:]) if name.startswith("K=") else 1
         row: dict[str, Any] = {"name": name, "size": size, "times": times[name]}
-        if size in (1, 8) and name != "solo compiled":
+        if size in (1, 8) and not name.endswith("compiled"):
             row["bytes_per_member"] = (memory(shape.name, size) - baseline) / size
         rows.append(row)
     checks = [equality(shape, tokens, steps) for steps in ((1,) if quick else (1, LONG))]
@@ -144,23 +149,30 @@ def run(shape: Shape, sizes: list[int], *, quick: bool) -> dict[str, Any]:
         "tokens_per_step": shape.tokens_per_step,
         "rows": rows,
         "equality": checks,
-        "planner": planner(shape, tokens, times, max(sizes)),
+        "plans": [
+            plan(shape, tokens, max(sizes), rounds, compiled=compiled)
+            for compiled in ((False,) if quick else (False, True))
+        ],
         "base_bytes": baseline,
     }
 
 
-def planner(shape: Shape, tokens: Tokens, times: dict[str, list[float]], runs: int) -> dict[str, Any]:
-    """What the planner chooses for `runs` runs, and how fast that K was in this benchmark against the best solo path."""
+def plan(shape: Shape, tokens: Tokens, runs: int, rounds: int, *, compiled: bool) -> dict[str, Any]:
+    """What the planner chooses for `runs` eager or compiled runs, and how fast that is beside such runs one by one."""
     from lmablate.gang_run import plan_size
 
-    jobs = [(trainer.cfg, tokens) for trainer in members(shape, tokens, runs)]
+    jobs = [(trainer.cfg, tokens) for trainer in members(shape, tokens, runs, compiled=compiled)]
     size, why = plan_size(jobs)  # type: ignore[arg-type]
-    best_solo = min(
-        (name for name in times if name.startswith("solo")), key=lambda name: sorted(times[name])[len(times[name]) // 2]
-    )
-    chosen = times.get(f"K={size}", times["solo eager"])
-    speed = measure.ratio([t * size for t in times[best_solo]], chosen)
-    return {"size": size, "why": why, "against_best_solo": speed, "best_solo": best_solo}
+    speed = (1.0, 1.0, 1.0)  # K = 1 is the solo path itself
+    if size > 1:
+        alone, together = Solo(shape, tokens, compiled=compiled), Ganged(shape, tokens, size, compiled=compiled)
+        steps = {
+            name: measure.timed(runner.step, shape.device)
+            for name, runner in (("alone", alone), ("together", together))
+        }
+        times = measure.interleave(steps, rounds=rounds, warmup=2)
+        speed = measure.ratio([t * size for t in times["alone"]], times["together"])
+    return {"compiled": compiled, "size": size, "why": why, "over_solo": speed}
 
 
 def main() -> None:
@@ -180,13 +192,12 @@ def main() -> None:
         names, sizes = [n for n in names if n in ("C0", "C1")], [s for s in sizes if s <= 8]
     OUT.mkdir(exist_ok=True)
     about = measure.machine("cpu")
-    results = []
-    for name in names:
-        results.append(run(SHAPES[name], sizes, quick=words.quick))
-        from benchmarks.tables import gang_table
+    from benchmarks.tables import gang_table
 
-        print(name, gang_table(results[-1]), results[-1]["equality"], results[-1]["planner"], sep="\n", flush=True)
-    (OUT / "gang.json").write_text(json.dumps({"machine": about, "results": results}, indent=1))
+    for name in names:
+        one = run(SHAPES[name], sizes, quick=words.quick)
+        print(name, gang_table(one), one["equality"], one["plans"], sep="\n", flush=True)
+        (OUT / f"gang_{name}.json").write_text(json.dumps({"machine": about, "results": [one]}, indent=1))
 
 
 if __name__ == "__main__":

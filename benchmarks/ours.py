@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING
 
 from benchmarks.shapes import Shape, Tokens
 
@@ -13,16 +13,7 @@ if TYPE_CHECKING:
 
 def compile_word(wanted: bool) -> str:
     """The value of runtime.compile that compiles without asking whether it pays, or never does."""
-    from typing import Literal
-
-    from lmablate.config.schema import RuntimeSettings
-
-    kind: Any = RuntimeSettings.model_fields["compile"].annotation
-    words = get_args(kind) if get_origin(kind) is Literal else (True, False)
-    for word in (True, "on", "always") if wanted else (False, "off", "never"):
-        if word in words:
-            return str(word).lower()
-    raise LookupError(f"runtime.compile takes {words}")
+    return str(wanted).lower()
 
 
 def config(shape: Shape, *extra: str) -> RunConfig:

@@ -16,6 +16,7 @@ from benchmarks import bars, tables  # noqa: E402
 from benchmarks.shapes import SHAPES  # noqa: E402
 
 Results = dict[str, dict[str, Any]]
+Found = dict[str, Any] | None
 
 HOW = """# Benchmarks
 
@@ -42,8 +43,8 @@ are context, and change from machine to machine.
 """
 
 
-def read() -> tuple[Results, Results, dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None]:
-    """(one process, apart, gang, sweep, profile)."""
+def read() -> tuple[Results, Results, Found, Found, Found, Found]:
+    """(one process, apart, gang, sweep, profile, conclusions)."""
 
     def load(name: str) -> dict[str, Any] | None:
         path = OUT / f"{name}.json"
@@ -51,7 +52,9 @@ def read() -> tuple[Results, Results, dict[str, Any] | None, dict[str, Any] | No
 
     singles = {name: found for name in SHAPES if (found := load(f"single_{name}"))}
     apart = {name: found for name in SHAPES if (found := load(f"apart_{name}"))}
-    return singles, apart, load("gang"), load("sweep"), load("profile")
+    gangs = [found for name in SHAPES if (found := load(f"gang_{name}"))]
+    gang = {"machine": gangs[-1]["machine"], "results": [one for g in gangs for one in g["results"]]} if gangs else None
+    return singles, apart, gang, load("sweep"), load("profile"), load("conclusions")
 
 
 def page(
@@ -60,6 +63,7 @@ def page(
     gang: Mapping[str, Any] | None,
     sweep: Mapping[str, Any] | None,
     profiles: Mapping[str, Any] | None = None,
+    conclusions: Mapping[str, Any] | None = None,
     notes: str = "",
 ) -> str:
     """docs/benchmarks.md."""
@@ -76,7 +80,10 @@ def page(
     if apart:
         asked = [bar for bar in bars.single_bars(apart) if bar.value is not None]
         parts += ["Each in a process of its own:", bars.bars_table(asked)]
-    parts += ["Gangs and sweeps:", bars.bars_table([*bars.gang_bars(gang), *bars.sweep_bars(sweep)])]
+    parts += [
+        "Gangs and sweeps:",
+        bars.bars_table([*bars.gang_bars(gang), *bars.sweep_bars(sweep), *bars.conclusion_bars(conclusions)]),
+    ]
     if notes:
         parts.append(notes)
     if profiles:
@@ -99,6 +106,7 @@ def page(
             parts += ["Each in a process of its own:", tables.single_table(apart[name])]
     parts += ["## Gangs: K runs as one program", _gang(gang)]
     parts += ["## A sweep of 16 runs", _sweep(sweep)]
+    parts += ["## Conclusions an hour", _conclusions(conclusions)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -128,7 +136,9 @@ def _gang(gang: Mapping[str, Any] | None) -> str:
                 else f"within {check['ulp']:.0f} ulp ({check['relative']:.1e} of the largest weight)"
             )
             parts.append(f"After {check['steps']} steps, weights of members against solo runs: {same}.")
-        parts.append(f"The planner chose K = {one['planner']['size']}: {one['planner']['why']}.")
+        for plan in one["plans"]:
+            kind = "compiled" if plan["compiled"] else "eager"
+            parts.append(f"The planner chose K = {plan['size']} for {kind} runs: {plan['why']}.")
     return "\n\n".join(parts)
 
 
@@ -144,12 +154,31 @@ def _sweep(sweep: Mapping[str, Any] | None) -> str:
     return f"{text}\n\n{tables.sweep_table(sweep)}"
 
 
+def _conclusions(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return f"{tables.NONE}."
+    mine, plain = (found["ways"][way] for way in ("ours", "plain"))
+    speed = plain["wall_seconds_a_run"] / mine["wall_seconds_a_run"]
+    spread = (plain["sd"] / mine["sd"]) ** 2
+    return "\n\n".join(
+        [
+            f"How long until the difference between RoPE and no positions (the shape of C1, {found['tokens']:,} tokens a run) is "
+            f"known to ± {100 * found['width']:g} % of the loss with 95 % confidence. Ours: one command on all cores, both arms "
+            "with the same seeds, differences of pairs. Plain practice: fp32, one run after the other with "
+            f"{found['threads']} threads, a seed of its own for every run, difference of two means.",
+            tables.conclusions_table(found["ways"]),
+            f"The factor of {mine['conclusions_an_hour'] / plain['conclusions_an_hour']:.1f} is {speed:.1f} (runs an hour) times "
+            f"{plain['runs_an_arm'] / mine['runs_an_arm']:.1f} (runs a conclusion: pairs have {spread:.1f} times less variance).",
+        ]
+    )
+
+
 def main() -> None:
     from benchmarks.figure import draw, has_something
 
-    singles, apart, gang, sweep, profiles = read()
+    singles, apart, gang, sweep, profiles, conclusions = read()
     notes = (ROOT / "benchmarks" / "notes.md").read_text()
-    (DOCS / "benchmarks.md").write_text(page(singles, apart, gang, sweep, profiles, notes))
+    (DOCS / "benchmarks.md").write_text(page(singles, apart, gang, sweep, profiles, conclusions, notes))
     if has_something(singles):
         draw(singles, gang, DOCS / "figures" / "benchmarks")
     print(DOCS / "benchmarks.md")

@@ -36,9 +36,12 @@ WAYS = {
 
 def words(seeds: int, tokens: int, results: Path) -> list[str]:
     """The sweep in the words of our command line."""
+    return [f"activation={','.join(VARIANTS)}", f"seed=range({seeds})", *run_words(tokens, results)]
+
+
+def run_words(tokens: int, results: Path) -> list[str]:
+    """Those that all runs share."""
     return [
-        f"activation={','.join(VARIANTS)}",
-        f"seed=range({seeds})",
         *SHAPE.overrides(),
         "data=kjv",
         "tokenizer=bytes",
@@ -80,6 +83,11 @@ def last_record(run: Path) -> dict[str, Any]:
     return json.loads((run / "history.jsonl").read_text().splitlines()[-1])
 
 
+def inside(run: Path) -> float:
+    """Seconds from the beginning of a run of ours to its row, both written as files."""
+    return (run / "result.json").stat().st_mtime - (run / "config.yaml").stat().st_mtime
+
+
 def quoted(parts: list[str]) -> str:
     import shlex
 
@@ -118,6 +126,7 @@ def run_way(way: str, seeds: int, tokens: int, threads: int, text: Path, vocab: 
         training = sum(
             row.get("train_seconds") or last_record(run)["seconds"] for row, run in zip(rows, runs, strict=True)
         )
+        within = sum(inside(run) for run in runs) if way == "ours" else None
     assert len(rows) == 2 * seeds, f"{way}: {len(rows)} results"
     losses = [row["val_loss"] for row in rows]
     at_once = 1 if way in ("peer", "basic") else (os.cpu_count() or 1)
@@ -128,6 +137,8 @@ def run_way(way: str, seeds: int, tokens: int, threads: int, text: Path, vocab: 
         "train_seconds": training,
         # members of a gang share their steps' seconds, so the sum would count them several times
         "outside_share": None if way == "gang" else max(0.0, 1 - training / at_once / spent["wall_seconds"]),
+        # imports, configurations, processes and compilation: all that passes before a run begins and after the last
+        "start_share": None if within is None else (at_once * spent["wall_seconds"] - within) / training,
         "mean_val_loss": sum(losses) / len(losses),
         "load": os.getloadavg()[0],
     }

@@ -153,10 +153,20 @@ def sweep_table(result: Result) -> str:
                 f"{row['processor_seconds']:,.0f}",
                 f"{row['runs'] / hours:,.0f}",
                 "-" if row["outside_share"] is None else f"{100 * row['outside_share']:.0f} %",
+                "-" if row["start_share"] is None else f"{100 * row['start_share']:.1f} %",
                 f"{row['mean_val_loss']:.3f}",
             ]
         )
-    head = ["", "runs", "wall s", "processor s", "runs an hour", "outside training steps", "mean val loss"]
+    head = [
+        "",
+        "runs",
+        "wall s",
+        "processor s",
+        "runs an hour",
+        "outside training steps",
+        "start-up over training",
+        "mean val loss",
+    ]
     return table(head, lines)
 
 
@@ -166,3 +176,13 @@ def profile_table(profiles: Mapping[str, Mapping[str, float]]) -> str:
     lines = [[group, *(f"{profile[group]:.1f}" for profile in profiles.values())] for group in groups]
     lines.append(["all", *(f"{sum(profile.values()):.1f}" for profile in profiles.values())])
     return table(["ms of a step", *profiles], lines)
+
+
+def conclusions_table(ways: Mapping[str, Result]) -> str:
+    """What a conclusion takes, each way."""
+    lines = []
+    for name, way in ways.items():
+        seconds, hour = f"{way['wall_seconds_a_run']:.2f}", f"{way['conclusions_an_hour']:.1f}"
+        lines.append([name, str(way["runs"]), seconds, f"{way['sd']:.4f}", str(way["runs_an_arm"]), hour])
+    head = ["", "runs measured", "wall s a run", "sd of a difference", "runs an arm", "conclusions an hour"]
+    return table(head, lines)

@@ -24,6 +24,7 @@ def render(
     runs: pd.DataFrame,
     comparisons: list[Row],
     claims: list[Row],
+    rates: list[Row],
     figures: list[tuple[str, str, Figure]],
     headline: Collection[str],
     *,
@@ -33,12 +34,16 @@ def render(
 ) -> str:
     """The page as HTML.
 
-    `runs` as from with_arms, `comparisons` as from stats, `claims` as from claims.reading, `figures` as (name, caption, figure).
+    `runs` and `rates` as from study_report, `comparisons` as from stats, `claims` as from claims.reading, `figures` as
+    (name, caption, figure).
     """
     import jinja2
 
     from lmablate import summary
     from lmablate.analysis.differences import name as comparison_name
+    from lmablate.budget import DEFINITIONS
+    from lmablate.claims.data import GRADES
+    from lmablate.study_report import spread_words
 
     arms = summary.arms_table(runs)
     sweeps = sorted({name for name in runs["sweep"] if isinstance(name, str)})
@@ -66,7 +71,11 @@ def render(
         runs=_run_rows(runs),
         notices=summary.notices(runs, arms),
         skipped=skipped,
-        claims=[{**claim, "tests": [_test_words(test) for test in claim["tests"]]} for claim in claims],
+        claims=[{**claim, "tests": [_test_words(claim, test) for test in claim["tests"]]} for claim in claims],
+        grades=GRADES,
+        rates=rates,
+        paired=spread_words(comparisons),
+        defined=[DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
         comparisons=[{**row, "name": comparison_name(row)} for row in comparisons],
         headline=[(name, caption, inline_svg(figure, name)) for name, caption, figure in figures if name in headline],
         figures={name: inline_svg(figure, name) for name, _, figure in figures if name not in headline},
@@ -82,13 +91,18 @@ def render(
     )
 
 
-def _test_words(test: Row) -> Row:
-    """A test of a claim with what its table cells say."""
+def _test_words(claim: Row, test: Row) -> Row:
+    """A test of a claim with what its table cells say; published effects are of a claim's first test."""
     unit = "%" if test["unit"] == "per cent" else "points"
+    first = test["says"] == claim["tests"][0]["says"]
+    published = [one for one in claim["published"] if one["effect"] is not None] if first else []
     interval = [_signed(end, 2) for end in test["interval_95"] or ()]
     return {
         **test,
         "effect_words": "–" if test["effect"] is None else f"{_signed(test['effect'], 2)} {unit}",
+        "published_words": "; ".join(f"{_signed(one['effect'], 2)} {unit} ({one['grade']})" for one in published)
+        or "–",
+        "margin_words": f"{show(test['margin'])} {unit}",
         "interval_words": " to ".join(interval) or "–",
         "where_words": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in test["where"].items()),
         "arms_words": f"{', '.join(test['plus'])} − {', '.join(test['minus'])}",

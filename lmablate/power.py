@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,18 +175,23 @@ def _detectable(words: argparse.Namespace, sd: float) -> list[str]:
 
 
 def simulate(folder: Path, sets: int) -> list[str]:
-    """Simulate everything with `sets` made-up studies a rate; writes ``rates.csv`` and ``simulation.png`` and ``.svg``."""
-    import pandas as pd
-
-    from lmablate.analysis._style import save
-    from lmablate.analysis.simulation import figure
-    from lmablate.files import atomic_write
+    """Simulate everything with `sets` made-up studies a rate, into `folder`; returns the rates as text."""
     from lmablate.results import check_writable
 
     if sets < 10:
         raise ConfigError(f"--sets {sets}: a rate needs at least 10 made-up studies")
     check_writable(folder, "--simulate")
-    rates = simulated(sets)
+    return write_rates(folder, simulated(sets))
+
+
+def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
+    """Write ``rates.csv`` and ``simulation.png`` and ``.svg``; returns the rates as text."""
+    import pandas as pd
+
+    from lmablate.analysis._style import save
+    from lmablate.analysis.simulation import figure
+    from lmablate.files import atomic_write
+
     table = pd.DataFrame(rates)
     atomic_write(folder / "rates.csv", table.round(5).to_csv(index=False))
     save(figure(table), folder / "simulation")
@@ -196,18 +201,23 @@ def simulate(folder: Path, sets: int) -> list[str]:
 
 def simulated(sets: int) -> list[Rate]:
     """Every rate: false positives, power, equivalence, families, looks, divergence."""
+    return [rate for part in parts(sets).values() for rate in part()]
+
+
+def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
+    """What is simulated, each part on its own."""
     from lmablate import simulation as s
 
-    table = {effect: n for effect, n in TABLE.items() if n > 2}
-    rates = [*s.false_positives(sets), *s.powers(sets, table), *s.equivalences(sets, TOST_TABLE)]
-    return [
-        *rates,
-        *s.pooling(sets),
-        *s.families(max(10, sets // 2)),
-        *s.looks(2 * sets),
-        *s.judged_looks(sets),
-        *s.divergences(sets),
-    ]
+    return {
+        "false positives": lambda: s.false_positives(sets),
+        "power": lambda: s.powers(sets, TABLE),
+        "equivalence": lambda: s.equivalences(sets, TOST_TABLE),
+        "pooled variance": lambda: s.pooling(sets),
+        "families": lambda: s.families(sets),
+        "looks": lambda: s.looks(2 * sets),
+        "judged looks": lambda: s.judged_looks(sets),
+        "divergence": lambda: s.divergences(sets),
+    }
 
 
 if __name__ == "__main__":

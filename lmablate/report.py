@@ -51,11 +51,12 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     Raises ConfigError where there are no finished runs, or `out` cannot be written.
     """
     from lmablate.analysis._style import save
-    from lmablate.claims.reading import noise
+    from lmablate.claims.reading import evidence, noise
     from lmablate.claims.reading import verdicts as judged
-    from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished, with_arms
-    from lmablate.stats import comparisons
+    from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished
+    from lmablate.study_report import compared, sensitivities, shown
     from lmablate.summary import arms_table, notices
+    from lmablate.sweeper.store import load_studies
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SkippedFile)
@@ -68,20 +69,29 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     for folder in (out, out / "figures", out / "tables"):
         check_writable(folder, "--out")
 
-    claims = judged(runs, history, results_dir)
-    runs = with_arms(runs)
-    found = comparisons(runs)
-    questions = _questions(runs)
-    figures = _figures(runs, history, found, claims, questions)
+    studies = [study for folder in results_dir for study in load_studies(folder).values()]
+    every = evidence(runs, studies)
+    claims = judged(every, history, studies)
+    runs = shown(every)
+    found = compared(runs, studies)
+    rates = sensitivities(every, studies)
+    questions = _questions(every)
+    figures = _figures(runs, every, history, found, claims, questions)
     for name, _, figure in figures:
         save(figure, out / "figures" / name)
-    _write_tables(runs, claims, out / "tables")
-    verdicts = {"schema": VERDICTS_SCHEMA, "claims": claims, "comparisons": found, "noise": noise(runs)}
+    _write_tables(runs, every, claims, out / "tables")
+    verdicts = {
+        "schema": VERDICTS_SCHEMA,
+        "claims": claims,
+        "comparisons": found,
+        "learning_rates": rates,
+        "noise": noise(runs),
+    }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     from lmablate.page import render
 
     page = render(
-        runs, found, claims, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir
+        runs, found, claims, rates, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir
     )
     atomic_write(out / "index.html", page)
     said = [
@@ -91,7 +101,7 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
         *(f"note: {line}" for line in [*notices(runs, arms_table(runs)), *skipped]),
     ]
     where = f"wrote {out / 'index.html'}, and figures, tables and verdicts.json beside it"
-    return [*said, f"{_count(runs, unfinished)}: {where}"]
+    return [*said, f"{_count(runs, every, unfinished)}: {where}"]
 
 
 def _table(runs: pd.DataFrame) -> list[str]:
@@ -127,9 +137,10 @@ def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]]
     return "\n".join([*lines, *skipped])
 
 
-def _count(runs: pd.DataFrame, unfinished: list[dict[str, Any]]) -> str:
+def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, Any]]) -> str:
     n, arms = len(runs), runs["arm"].nunique()
     words = f"{n} run{'s' * (n != 1)} of {arms} arm{'s' * (arms != 1)}"
+    words += f", and {len(every) - n} that tuned them" if len(every) > n else ""
     return words + (f" ({len(unfinished)} more not finished)" if unfinished else "")
 
 
@@ -146,6 +157,7 @@ def _questions(runs: pd.DataFrame) -> dict[str, ModuleType]:
 
 def _figures(
     runs: pd.DataFrame,
+    every: pd.DataFrame,
     history: pd.DataFrame,
     found: list[dict[str, Any]],
     claims: list[dict[str, Any]],
@@ -155,12 +167,15 @@ def _figures(
     from lmablate.analysis.curves import final_losses, loss_curves
     from lmablate.analysis.differences import differences
     from lmablate.analysis.verdicts import verdicts
+    from lmablate.arms import with_arms
     from lmablate.summary import sweep_question
 
     figures = []
-    sweeps = runs["sweep"].nunique(dropna=False)
     for name, module in questions.items():
-        rows = runs if sweeps == 1 else runs[runs["sweep"] == name]
+        rows = every[every["sweep"] == name]
+        rows.attrs.update(every.attrs)
+        if "stage" not in rows or rows["stage"].isna().all():
+            rows = with_arms(rows)
         figures.append((name, sweep_question(name) or name, module.figure(rows, history)))
     figures.append(("final_losses", "Final validation loss of every arm and seed", final_losses(runs)))
     figures.append(("loss_curves", "Loss against training tokens", loss_curves(runs, history)))
@@ -171,11 +186,14 @@ def _figures(
     return figures
 
 
-def _write_tables(runs: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:
+def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:
+    import pandas as pd
+
     from lmablate.claims.table import verdict_table
     from lmablate.summary import arms_table, command
 
-    table = runs.copy()
+    tuned = every[every["stage"] == "tune"] if "stage" in every and len(every) > len(runs) else every[:0]
+    table = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()
     if "provenance.overrides" in table:
         table["provenance.overrides"] = [command(words) for words in table["provenance.overrides"]]
         table = table.rename(columns={"provenance.overrides": "command"})

@@ -30,8 +30,12 @@ def train_study(study: Study, launcher: str) -> int:
 def main() -> None:
     """The console script ``lmablate-train``."""
     from lmablate.cli import main as front_door
+    from lmablate.launcher.processes import started_early
 
-    sys.exit(front_door("lmablate.train", "train language models that differ in one thing", train, study=train_study))
+    with started_early(sys.argv[1:]):
+        sys.exit(
+            front_door("lmablate.train", "train language models that differ in one thing", train, study=train_study)
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lmablate.identity import SCIENCE_VERSION
 from lmablate.run_directory import RunDirectory
 
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ def fake_row(options: Mapping[str, Any], seed: int = 0, steps: int = 400, sweep:
     words = [f"{key}={value}" for key, value in options.items()]
     return {
         "run_id": f"{random.Random(repr((sorted(options.items()), seed))).getrandbits(48):012x}",
-        "science_version": 1,
+        "science_version": SCIENCE_VERSION,
         "status": "completed",
         "choices": choices,
         **dict.fromkeys(("seed", "init_seed", "data_seed"), seed),
@@ -177,3 +178,59 @@ def _diverge(row: Row, history: list[Row], step: int) -> list[Row]:
     row |= {"status": "diverged", "val_loss": None, "val_bpb": None, "train_loss": None, "diverged_at_step": end}
     row["tokens"] = end * TOKENS_PER_STEP
     return kept
+
+
+def write_fake_study(
+    path: Path,
+    sweep: str,
+    arms: Mapping[str, Mapping[str, Any]],
+    *,
+    effects: Mapping[str, float] | None = None,
+    seeds: Sequence[int] = tuple(range(6)),
+    rates: Sequence[float] = (1e-3, 2e-3, 4e-3, 8e-3),
+    claims: Sequence[str] = (),
+    diverged: Callable[[str, str, float, int], bool] = lambda arm, stage, lr, seed: False,
+    change: Callable[[Row], None] = lambda row: None,
+) -> Row:
+    """A tuned study as the sweeper leaves it: `arms` by name with their options, tuned on one seed, evaluated on `seeds` at
+    the best rate; `diverged` is asked by arm, stage, learning rate and seed. Returns what studies/<sweep>.json holds."""
+    uses: list[Row] = []
+    tuned: Row = {}
+
+    def train(arm: str, stage: str, lr: float, seed: int) -> float | None:
+        row = fake_row({**arms[arm], "optim.lr": lr}, seed, sweep=sweep)
+        off = 0.05 * math.log(lr / 3e-3) ** 2 + (effects or {}).get(arm, 0.0)
+        row["val_loss"] += off - sum(EFFECTS.get(value, _small(value)) for value in (*arms[arm].values(), lr))
+        row |= {"run_id": f"{random.Random(repr((arm, lr, seed))).getrandbits(48):012x}", "arm": arm, "stage": stage}
+        row["val_bpb"] = row["val_loss"] / math.log(2) / 3.6
+        history = fake_history(row, 400)
+        if diverged(arm, stage, lr, seed):
+            history = _diverge(row, history, 130)
+        change(row)
+        directory = RunDirectory(path, row["run_id"])
+        for record in history:
+            directory.append(record)
+        directory.config_path.write_text(yaml.safe_dump({**row["config"], "choices": row["choices"]}))
+        directory.finish(row)
+        uses.append({"run_id": row["run_id"], "arm": arm, "stage": stage, "lr": lr})
+        return row["val_loss"]
+
+    for arm in arms:
+        losses = {lr: train(arm, "tune", lr, 1000) for lr in rates}
+        finite = {lr: loss for lr, loss in losses.items() if loss is not None}
+        best = min(finite, key=lambda lr: finite[lr]) if finite else min(rates)
+        edge = {min(rates): "low", max(rates): "high"}.get(best) if finite else None
+        grid = [{"lr": lr, "settings": [], "loss": loss, "losses": [loss]} for lr, loss in losses.items()]
+        words = f"{best:g}" if finite else f"{best:g}, but every learning rate diverged: evaluated at the lowest tried"
+        fit = {"lr": best if finite else None, "edge": edge}
+        tuned[arm] = {"overrides": [], "lr": best, "settings": [], "words": words, "fit": fit, "grid": grid}
+        for seed in seeds:
+            train(arm, "evaluate", best, seed)
+    study = {
+        "schema_version": 1, "sweep": sweep, "question": "?", "claims": list(claims), "stage": "done", "baseline": next(iter(arms)),
+        "arms": tuned, "tune": {"mode": "per_arm"}, "shared": None, "seeds": {"mode": "paired", "pairs": [[s, s] for s in seeds]},
+        "looks": {"planned": None, "rule": None, "arms": len(arms) - 1, "stopped": {}}, "notes": [], "runs": uses,
+    }  # fmt: skip
+    (path / "studies").mkdir(exist_ok=True)
+    (path / "studies" / f"{sweep}.json").write_text(json.dumps(study))
+    return study

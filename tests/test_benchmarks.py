@@ -1,15 +1,17 @@
 """The benchmarks' arithmetic, shapes and report; no timing is held here."""
 
+import statistics
 import sys
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from lmablate.paths import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bars, measure, ours, peers, report, tables
+from benchmarks import bars, conclusions, measure, ours, peers, report, tables
 from benchmarks.contenders import contenders
 from benchmarks.gang import equality
 from benchmarks.shapes import SHAPES, Tokens, solve_width
@@ -180,6 +182,27 @@ def test_the_page_shows_what_was_measured_and_says_what_was_not():
         assert f"### {name}\n\n{SHAPES[name].note}: not measured." in page
 
 
+def test_a_conclusion_takes_as_many_runs_as_the_t_interval_says():
+    noise = [0.0, 0.02, -0.02, 0.01, -0.01, 0.03, -0.03, 0.0]
+    found = {
+        "rope": {seed: 2.0 + shared for seed, shared in enumerate(noise)},
+        "none": {seed: 2.1 + shared + 0.002 * (-1) ** seed for seed, shared in enumerate(noise)},
+    }
+    paired, apart = (conclusions.conclude(found, 160.0, paired=paired) for paired in (True, False))
+    assert paired["sd"] == pytest.approx(0.002 * (8 / 7) ** 0.5)  # the shared part cancels
+    assert apart["sd"] == pytest.approx((2 * statistics.variance(noise) + 0.002**2 * 8 / 7) ** 0.5, rel=0.05)
+    for way in (paired, apart):
+        n, df = way["runs_an_arm"], (lambda n, way=way: n - 1 if way["paired"] else 2 * n - 2)
+        width = lambda n: scipy.stats.t.ppf(0.975, df(n)) * way["sd"] / n**0.5  # noqa: B023, E731
+        assert width(n) <= way["half_width"] < width(n - 1)
+        assert way["conclusions_an_hour"] == pytest.approx(3600 / (2 * n * 10.0))
+    page = report.page({}, {}, None, None, conclusions={
+        "tokens": 1, "threads": 2, "width": conclusions.WIDTH, "ways": {"ours": paired, "plain": apart}
+    })  # fmt: skip
+    gain = apart["runs_an_arm"] / paired["runs_an_arm"]
+    assert f"| Conclusions an hour over plain practice | at least 5 | {gain:.3g} |" in page
+
+
 def test_the_gang_and_the_sweep_have_their_tables():
     about = result(ours=[1.0])["machine"]
     one = {
@@ -190,7 +213,7 @@ def test_the_gang_and_the_sweep_have_their_tables():
             {"name": "K=8", "size": 8, "times": [2.0] * 5, "bytes_per_member": 5e6},
         ],
         "equality": [{"steps": 1, "bitwise": True, "relative": 0.0, "ulp": 0.0}],
-        "planner": {"size": 8, "why": "faster", "against_best_solo": [4.0, 4.0, 4.0], "best_solo": "solo eager"},
+        "plans": [{"compiled": False, "size": 8, "why": "faster", "over_solo": [4.0, 4.0, 4.0]}],
     }
     ways = (("lmablate, defaults", 60.0, 0.04), ("shell loop over a script with transformers Llama", 180.0, 0.3))
     sweep = {
@@ -198,15 +221,19 @@ def test_the_gang_and_the_sweep_have_their_tables():
         "tokens": 200_000,
         "threads": 2,
         "rows": [
-            {"way": way, "runs": 16, "wall_seconds": wall, "processor_seconds": wall, "outside_share": share, "mean_val_loss": 2.0}
+            {
+                "way": way, "runs": 16, "wall_seconds": wall, "processor_seconds": wall, "outside_share": share,
+                "start_share": share, "mean_val_loss": 2.0,
+            }
             for way, wall, share in ways
         ],
     }  # fmt: skip
     page = report.page({}, {}, {"machine": about, "results": [one]}, sweep)
     assert "| K=8 | 256 | 4.00 [4.00, 4.00] | not measured | 5 |" in page
     assert "| C0: gang of 8 over solo eager | at least 3.5 | 4 | met |" in page
+    assert "| C0: the planner's K = 8 over solo, both eager | at least 0.95 | 4 | met |" in page
     assert "weights of members against solo runs: equal to the bit" in page
-    assert "| lmablate, defaults | 16 | 60 | 60 | 960 | 4 % | 2.000 |" in page
+    assert "| lmablate, defaults | 16 | 60 | 60 | 960 | 4 % | 4.0 % | 2.000 |" in page
     assert "| at least 2.5 | 3 | met |" in page
 
 

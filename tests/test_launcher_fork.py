@@ -16,7 +16,8 @@ from corpus import QUICK, write_corpus
 from lmablate.config import compose
 from lmablate.errors import ConfigError
 from lmablate.jobs import prepare_jobs
-from lmablate.launcher import processes
+from lmablate.launcher import processes, scheduler
+from lmablate.launcher import warm as warm_processes
 from lmablate.launcher.scheduler import heaviest_first, run_jobs
 from lmablate.launcher.warm import WarmProcess
 from lmablate.model import parts
@@ -334,6 +335,33 @@ def test_a_warm_process_that_cannot_fork_safely_is_not_used(tmp_path, monkeypatc
     starter.warm = warm
     assert starter.ready() and starter.warm is None  # from here on, spawn
     assert len([record for record in caplog.records if says in record.getMessage()]) == 1
+
+
+def test_a_process_that_imports_while_the_command_is_read_starts_the_runs(text, tmp_path):
+    jobs = jobs_of(text, tmp_path, ("seed=0",), ("seed=1",))
+    with processes.started_early(["-m", "seed=0,1"]):
+        (early,) = warm_processes._early
+        with processes.Starter([[job] for job in jobs]) as starter:
+            assert starter.warm is early and not warm_processes._early
+            assert wait_until(starter.ready, 60)
+            scheduler._prepare(jobs[0])
+            process = starter.start([jobs[0]], 0)
+            assert wait_until(lambda: process.poll() is not None, 60)
+    assert jobs[0].done
+    assert not alive(early.process.pid)
+
+
+@pytest.mark.parametrize("words", [["seed=1"], ["-m", "seed=0,1", "--cfg", "job"], ["-m", "runtime.device=cuda"]])
+def test_nothing_starts_early_where_nothing_will_be_forked(words):
+    with processes.started_early(words):
+        assert not warm_processes._early
+
+
+def test_a_command_that_trains_nothing_leaves_no_process():
+    with processes.started_early(["sweeps=sanity"]):
+        (early,) = warm_processes._early
+    assert not alive(early.process.pid)
+    assert not warm_processes._early
 
 
 def test_spawn_where_fork_is_unsafe_or_unwanted(text, tmp_path, monkeypatch):

@@ -72,10 +72,11 @@ def test_everything_of_the_contract_is_written(written):
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     figures = {
         f"figures/{stem}.{end}"
-        for stem in ("norm_and_activation", "final_losses", "loss_curves", "differences")
+        for stem in ("norm_and_activation", "final_losses", "loss_curves", "differences", "verdicts")
         for end in ("png", "svg")
     }
-    assert names == {"index.html", "verdicts.json", "tables/runs.csv", "tables/arms.csv"} | figures
+    tables = {f"tables/{name}.csv" for name in ("runs", "arms", "verdicts")}
+    assert names == {"index.html", "verdicts.json"} | tables | figures
 
 
 def test_the_page_needs_nothing_outside_itself(written):
@@ -93,7 +94,7 @@ def test_the_page_needs_nothing_outside_itself(written):
 def test_figures_take_the_page_colours_in_light_and_dark(written):
     text = (written[1] / "index.html").read_text()
     figures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    assert len(figures) == 3
+    assert len(figures) == 4
     for svg in figures:
         assert not re.search(r"#[0-9a-f]{6}\b", svg), "a colour that would not follow the page into the dark"
     style = re.search(r"<style>(.*?)</style>", text, flags=re.DOTALL)[1]
@@ -137,9 +138,9 @@ def test_tables_hold_the_numbers(written):
     assert (float(arms[0]["min"]), float(arms[0]["max"])) == (min(best), max(best))
 
 
-def test_verdicts_are_undecided_and_complete(written):
+def test_comparisons_without_a_margin_are_undecided_and_complete(written):
     verdicts = json.loads((written[1] / "verdicts.json").read_text())
-    assert verdicts["schema"] == 1
+    assert verdicts["schema"] == 2
     assert [(row["axis"], row["where"]) for row in verdicts["comparisons"]] == [
         ("norm", {"activation": "gelu"}), ("norm", {"activation": "swiglu"}),
         ("activation", {"norm": "layer"}), ("activation", {"norm": "rms"}),

@@ -47,7 +47,7 @@ def test_studies_without_a_difference_stop_as_often_as_promised(kind, planned):
     t = np.stack([draws[:, :n].mean(1) / draws[:, :n].std(1, ddof=1) * math.sqrt(n) for n in planned], 1)
     n = np.array(planned)
     if kind == "anytime":
-        a, v = 1 + n, n - 1
+        a, v = 1 + n * sequential.SPREAD, n - 1
         stop = a**-0.5 * ((1 + t**2 / v) / (1 + t**2 / (v * a))) ** (n / 2) >= 20
     else:
         stop = 2 * stats.t.sf(abs(t), n - 1) <= np.array(boundaries(kind, planned))
@@ -62,15 +62,18 @@ def test_studies_without_a_difference_stop_as_often_as_promised(kind, planned):
 
 def test_the_e_value_is_the_ratio_of_mixed_and_central_t_densities():
     values = [0.3, 1.1, -0.2, 0.9, 0.8]
+    wide = math.sqrt(sequential.SPREAD)
     n, t = 5, stats.ttest_1samp([0.3, 1.1, -0.2, 0.9, 0.8], 0).statistic
-    mixed, _ = integrate.quad(lambda d: stats.nct.pdf(t, n - 1, d * math.sqrt(n)) * stats.norm.pdf(d), -8, 8)
+    mixed, _ = integrate.quad(
+        lambda d: stats.nct.pdf(t, n - 1, d * math.sqrt(n)) * stats.norm.pdf(d, scale=wide), -8 * wide, 8 * wide
+    )
     assert e_value(values) == pytest.approx(mixed / stats.t.pdf(t, n - 1), rel=1e-6)
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_the_e_value_is_one_on_average_without_a_difference(n):
     def at(t):
-        a, v = 1 + n, n - 1
+        a, v = 1 + n * sequential.SPREAD, n - 1
         return a**-0.5 * ((1 + t**2 / v) / (1 + t**2 / (v * a))) ** (n / 2) * stats.t.pdf(t, v)
 
     assert 2 * integrate.quad(at, 0, np.inf)[0] == pytest.approx(1.0, abs=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Pair = tuple[int, int, str]  # init_seed, data_seed, numerics
-NEAR = 0.06  # how far a size may lie from the number a claim names: budgets meet a ratio within 5 %
+NEAR = 0.06  # how far a shape may lie from the number a claim names: budgets meet a ratio within 5 %
+SAME = 1e-3  # how far any other number may
 MATCHED = 0.01
 LR = "optim.lr"
 # May differ between two arms beside what names them: the rate each is best at, and the width that a gate changes.
@@ -38,6 +40,18 @@ SHAPES: dict[str, Callable[[Row], float]] = {
         r["trainer.steps"] * r["trainer.batch_size"] * r["model.context_length"] / r["data.train_tokens"]
     ),
 }
+
+
+class Table(NamedTuple):
+    """Finished runs (load_runs) as rows, with the columns that tell their science apart."""
+
+    rows: list[Row]
+    columns: list[str]
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame) -> Table:
+        columns = [*axis_columns(runs), *config_columns(runs), "science_version"]
+        return cls(runs.to_dict("records"), [column for column in columns if column in runs])
 
 
 class Arm(NamedTuple):
@@ -76,10 +90,10 @@ class Found(NamedTuple):
     touched: bool
 
 
-def find(runs: pd.DataFrame, test: Hypothesis) -> Found:
-    """The samples of `test` among the finished `runs` (load_runs); runs of a tuning stage are never evidence."""
-    rows = [row for row in runs.to_dict("records") if _is_evidence(row, test.view or "own")]
-    tuned = len(runs) - len(rows)
+def find(runs: Table, test: Hypothesis) -> Found:
+    """The samples of `test` among the finished `runs`; runs of a tuning stage are never evidence."""
+    rows = [row for row in runs.rows if _is_evidence(row, test.view or "own")]
+    tuned = sum(row.get("stage") == "tune" for row in runs.rows)
     rows = [row for row in rows if _matches(row, test.where or {})]
     by_term = [[row for row in rows if _matches(row, term.arms)] for term in test.contrast]
     lacking = [words(term.arms) for term, own in zip(test.contrast, by_term, strict=True) if not own]
@@ -142,27 +156,26 @@ def value_of(row: Row, column: str) -> Any:
 
 def _matches(row: Row, arms: Arms) -> bool:
     return all(
-        any(_is(value_of(row, column), one) for one in (wanted if isinstance(wanted, list) else [wanted]))
+        any(_is(column, value_of(row, column), one) for one in (wanted if isinstance(wanted, list) else [wanted]))
         for column, wanted in arms.items()
     )
 
 
-def _is(value: Any, wanted: Any) -> bool:
+def _is(column: str, value: Any, wanted: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(wanted, str) and ".." in wanted:
         low, high = (float(end) for end in wanted.split(".."))
         return number and low <= value <= high
     if number and isinstance(wanted, int | float) and not isinstance(wanted, bool):
-        return abs(value - wanted) <= NEAR * abs(wanted)
+        return abs(value - wanted) <= (NEAR if column in SHAPES else SAME) * abs(wanted)
     return bool(value == wanted)
 
 
-def _held(runs: pd.DataFrame, rows: list[Row], test: Hypothesis) -> list[str]:
+def _held(runs: Table, rows: list[Row], test: Hypothesis) -> list[str]:
     """What varies among the rows beside the arms themselves, and must be equal within a setting."""
     own = {*test.columns, *FOLLOW, *(test.follow or ())}
     prefixes = tuple(f"{column.partition('.')[0]}." for column in test.columns if "." not in column)
-    columns = [*axis_columns(runs), *config_columns(runs), "science_version"]
-    free = [c for c in columns if c in runs and c not in own and not c.startswith(prefixes or ("\0",))]
+    free = [c for c in runs.columns if c not in own and not c.startswith(prefixes or ("\0",))]
     return [c for c in free if len({_plain(row.get(c)) for row in rows}) > 1]
 
 
@@ -276,8 +289,10 @@ def _one_rate(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
 
 
 def clipped(row: Row) -> float:
-    """The final loss; of a run that diverged the loss before training, from which it has nothing to show."""
-    return float(row["init_val_loss"] if row["status"] == "diverged" else min(row["val_loss"], row["init_val_loss"]))
+    """The final loss, at most that before training; of a run that diverged the loss before training, from which it has
+    nothing to show. Not finite where neither is known."""
+    known = [row[key] for key in ("val_loss", "init_val_loss") if not is_missing(row[key])]
+    return float(min(known, default=math.inf))
 
 
 def _differ(arm: Arm) -> str:

@@ -14,6 +14,10 @@ from lmablate.claims.evidence import LR, Arm, Pair, Row, Sample, clipped
 from lmablate.stats import counts, curves, estimates, sequential
 
 POOL = 0.2  # spreads are pooled unless the test of their equality gives a p below this
+_WORDS = {
+    "val_loss": "a validation loss", "val_bpb": "bits per byte", "train_loss": "a training loss",
+    "tokens_per_second": "a speed", "lr_sensitivity": "three learning rates in common, one of which trains",
+}  # fmt: skip
 FEW = 8  # pairs from which an arm's own variance is known well enough
 
 
@@ -60,7 +64,7 @@ def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Est
     losses = {arm.name: [_value(arm.rows[pair], test, sample.arms) for pair in pairs] for arm in sample.arms}
     lost = [i for i in range(len(pairs)) if any(values[i] is None for values in losses.values())]
     if lost:
-        out.notes.append(f"{len(lost)} pairs have a run without {test.metric} and are left out")
+        out.notes.append(f"{len(lost)} of {len(pairs)} pairs have a run without {_WORDS[test.metric]} and are left out")
     kept = [i for i in range(len(pairs)) if i not in lost]
     pairs = [pairs[i] for i in kept]
     table = {name: [float(values[i]) for i in kept] for name, values in losses.items()}  # type: ignore[arg-type]
@@ -68,12 +72,19 @@ def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Est
     if not pairs:
         return out
     weights = {arm.name: arm.weight for arm in sample.arms}
-    return _paired(out, table, weights, test, looks)
+    gone = [any(arm.rows[pair][0]["status"] == "diverged" for arm in sample.arms) for pair in pairs]
+    return _paired(out, table, weights, test, looks, gone)
 
 
 def _paired(
-    out: Estimate, table: dict[str, list[float]], weights: dict[str, float], test: Hypothesis, looks: Looks | None
+    out: Estimate,
+    table: dict[str, list[float]],
+    weights: dict[str, float],
+    test: Hypothesis,
+    looks: Looks | None,
+    gone: list[bool],
 ) -> Estimate:
+    """`gone`: whether a run of each pair diverged."""
     n = len(next(iter(table.values())))
     below = {name: weight for name, weight in weights.items() if weight < 0}
     base = [sum(-w * table[a][i] for a, w in below.items()) / -sum(below.values()) for i in range(n)]
@@ -101,9 +112,14 @@ def _paired(
     beyond = min(estimates.not_above([s * v for v in out.values], -test.margin, **own) for s in (1, -1))
     out.p_beyond = min(1.0, 2 * beyond)
     if looks is not None:
-        _looked(out, looks, n)
+        _looked(out, looks, n, test.margin)
     if diverged:
         _with_divergence(out)
+        finished = [v for v, lost in zip(out.values, gone, strict=True) if not lost]
+        if finished and len(finished) < n:
+            out.notes.append(
+                f"over the {len(finished)} pairs that finished the effect is {statistics.fmean(finished):+.2f} %"
+            )
     return out
 
 
@@ -119,19 +135,30 @@ def _with_divergence(out: Estimate) -> None:
     out.notes.append(f"{a} of {n} against {b} of {m} runs diverged; they count with the loss before training")
 
 
-def _looked(out: Estimate, looks: Looks, n: int) -> None:
-    """p and interval for evidence that was looked at before its end; both hold whatever stopped the study at this look."""
+def _looked(out: Estimate, looks: Looks, n: int, margin: float) -> None:
+    """p values and interval for evidence that was looked at before its end; they hold whatever stopped the study at this look.
+
+    The rules spend their alpha on a difference; one-sided and equivalence tests at one of k looks are Bonferroni's, k times
+    their p, or by the anytime rule those of its interval, which lies where it does at all times together."""
     own = estimates.t_test(out.values)  # the rule is of an arm's own variance
     out.pooled, out.sd = None, statistics.stdev(out.values)
     if looks.kind == "anytime":
         out.p = sequential.anytime_p(out.values)
         out.interval = sequential.anytime_interval(out.values)
+        assert out.effect is not None
+        ends = [min(1.0, 1 / sequential.e_value(out.values, end)) for end in (-margin, margin)]
+        out.p_not_higher = ends[1] if out.effect < margin else 1.0
+        out.p_equal = max(ends) if abs(out.effect) < margin else 1.0
+        out.p_beyond = min(ends) if abs(out.effect) > margin else 1.0
     else:
         number = next((i for i, planned in enumerate(looks.planned) if planned >= n), len(looks.planned) - 1)
         out.p = sequential.repeated_p(looks.kind, looks.planned, number, own)
         level = sequential.boundaries(looks.kind, looks.planned)[number]
         out.interval = estimates.interval(out.values, 1 - level)
-    out.p_beyond = max(out.p_beyond, out.p)
+        k, t = len(looks.planned), estimates.not_above
+        out.p_equal = min(1.0, k * estimates.tost(out.values, margin))
+        out.p_not_higher = min(1.0, k * t(out.values, margin))
+        out.p_beyond = min(1.0, 2 * k * min(t([s * v for v in out.values], -margin) for s in (1, -1)))
     out.notes.append(
         f"judged by the rule of its early looks ({looks.kind}, after {', '.join(map(str, looks.planned))} pairs)"
     )
@@ -159,12 +186,12 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[Arm]) -> float | No
     if test.metric == "lr_sensitivity":
         return _sensitivity(rows, arms)
     if test.metric == "val_loss":
-        return clipped(row)
+        return loss if math.isfinite(loss := clipped(row)) else None
     if row["status"] == "diverged" and test.metric == "train_loss":
-        return float(row["init_val_loss"])
+        return None if is_missing(row["init_val_loss"]) else float(row["init_val_loss"])
     if row["status"] == "diverged" and test.metric == "val_bpb":
         tokens, size = row.get("data.val_tokens"), row.get("data.val_bytes")
-        known = not (is_missing(tokens) or is_missing(size))
+        known = not (is_missing(tokens) or is_missing(size) or is_missing(row["init_val_loss"]))
         return float(row["init_val_loss"] * tokens / size / math.log(2)) if known else None
     return None if is_missing(row[test.metric]) else float(row[test.metric])
 
@@ -176,8 +203,11 @@ def _sensitivity(rows: list[Row], arms: Sequence[Arm]) -> float | None:
     mine = {row[LR]: row for row in rows if row[LR] in common}
     if len(common) < 3 or mine.keys() != common:
         return None
+    if is_missing(rows[0]["init_val_loss"]):
+        return None
     losses = {lr: None if row["status"] == "diverged" else row["val_loss"] for lr, row in mine.items()}
-    return curves.lr_sensitivity(losses, rows[0]["init_val_loss"])
+    finite = any(not is_missing(loss) for loss in losses.values())
+    return curves.lr_sensitivity(losses, rows[0]["init_val_loss"]) if finite else None
 
 
 def _one_a_draw(

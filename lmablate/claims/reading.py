@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import is_missing
@@ -17,16 +16,14 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def verdicts(runs: pd.DataFrame, history: pd.DataFrame, results_dir: Sequence[str | Path]) -> list[Row]:
-    """The claims that the finished `runs` (load_runs of `results_dir`, without labels of with_arms) touch, as from judge; a
-    test of the final loss also has `compute`, its effect as the baseline's tokens."""
+def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The claims that the finished `runs` (as from evidence) touch, as from judge; a test of the final loss also has
+    `compute`, its effect as the baseline's tokens."""
     from lmablate.summary import sweep_claims
-    from lmablate.sweeper.store import load_studies
 
-    studies = [study for folder in results_dir for study in load_studies(folder).values()]
     sweeps = sorted({name for name in runs["sweep"] if isinstance(name, str)})
     asked = [claim for sweep in sweeps for claim in sweep_claims(sweep)]
-    found = judge(evidence(runs, studies), studies=studies, asked=asked)
+    found = judge(runs, studies=studies, asked=asked)
     for claim in found:
         for test in claim["tests"]:
             test["compute"] = _compute(test, runs, history)

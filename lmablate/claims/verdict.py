@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lmablate.arms import is_missing
 from lmablate.claims.data import Claim, Hypothesis, load_claims
-from lmablate.claims.evidence import Found, Sample, find, words
+from lmablate.claims.evidence import Found, Sample, Table, find, words
 from lmablate.claims.measure import Estimate, Looks, measure
 from lmablate.stats.families import holm
 
@@ -51,9 +51,10 @@ def judge(
     known = load_claims() if claims is None else claims
     named = {*asked, *(name for study in studies for name in study.get("claims", ()))}
     looks = {study["sweep"]: found for study in studies if (found := _looks(study))}
-    judged = [one for claim in known.values() for one in _measure(claim, runs, claim.id in named, looks)]
+    table = Table.of(runs)
+    judged = [one for claim in known.values() for one in _measure(claim, table, claim.id in named, looks)]
     measured = [one for one in judged if one.sample is not None]
-    p = holm([one.estimate.p for one in measured])
+    p = holm([_p_against(one.test, one.estimate) for one in measured])
     q = holm([_p_claim(one.test, one.estimate) for one in measured])
     family = max(1, len(measured))
     rows: dict[str, list[Row]] = {}
@@ -67,7 +68,7 @@ def judge(
     return [_claim_row(known[name], tests) for name, tests in rows.items()]
 
 
-def _measure(claim: Claim, runs: pd.DataFrame, named: bool, looks: Mapping[str, Looks]) -> list[Judged]:
+def _measure(claim: Claim, runs: Table, named: bool, looks: Mapping[str, Looks]) -> list[Judged]:
     found: list[tuple[Hypothesis, Found]] = [(test, find(runs, test)) for test in claim.tests]
     if not named and not any(f.samples for _, f in found):
         return []
@@ -89,19 +90,24 @@ def _looks(study: Mapping[str, Any]) -> Looks | None:
     return Looks(asked.get("rule") or "obrien_fleming", tuple(asked["planned"]))
 
 
+def _p_against(test: Hypothesis, estimate: Estimate) -> float:
+    """Of what a difference would show: that there is one, or where only one beyond the margin counts, that it lies there."""
+    return estimate.p_beyond if test.direction in ("equal", "not_higher") else estimate.p
+
+
 def _p_claim(test: Hypothesis, estimate: Estimate) -> float:
     return estimate.p_not_higher if test.direction == "not_higher" else estimate.p_equal
 
 
 def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALPHA) -> tuple[Verdict, str]:
-    """The verdict on a measured hypothesis from its corrected p values, with the reason: `p` of no difference, `q` of the
-    one-sided test for `not_higher` and of equivalence otherwise. An effect that is there and smaller than the margin is
-    no difference: the margin says what counts."""
+    """The verdict on a measured hypothesis from its corrected p values, with the reason: `p` of no difference (for `equal`
+    and `not_higher`: of none beyond the margin), `q` of the one-sided test for `not_higher` and of equivalence otherwise.
+    An effect that is there and smaller than the margin is no difference: the margin says what counts."""
     assert e.effect is not None
     unit = "points" if test.metric == "diverged" else "%"
     margin = f"{test.margin:g} {unit}"
     differs, small = p < alpha, q < alpha
-    beyond = differs and e.p_beyond < alpha and abs(e.effect) > test.margin
+    beyond = differs and abs(e.effect) > test.margin
     if test.direction == "not_higher":
         if small:
             return "supported", f"shown to be less than {margin} higher"
@@ -115,7 +121,7 @@ def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALP
             return "contradicted", f"a difference of more than {margin} is shown"
         return (
             "not decided",
-            f"{'a difference is there, but whether' if differs else 'whether'} it exceeds {margin} is open",
+            f"neither shown to lie within {margin} either way, nor beyond",
         )
     if small:
         return "no difference", f"within {margin} either way" + (", though not 0" if differs else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,14 @@ def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int
     Whichever comes first: enough for a difference, or for its absence within the margin."""
     if e.effect is None or e.sd is None or test.metric == "diverged":
         return None, "more seeds would narrow it"
+    if any(count for count, _ in e.diverged.values()):
+        enough = math.ceil(math.log2(4 / alpha))  # pairs from which signs that all agree decide, at half the level
+        side = {value > 0 for value in e.values if value}
+        if len(side) == 1 and enough > n:
+            return enough - n, f"{_more(enough - n)} would decide, if they point the same way"
+        return None, "more seeds would narrow it, but runs that diverge make its spread wide"
     if e.sd == 0:
-        return 1, "1 more seed would show a spread"
+        return 1, "1 more seed may show a spread"
     effect, margin = e.effect / e.sd, test.margin / e.sd
     wanted = [planning.tost_pairs_needed(margin, alpha, CONFIDENT, effect=effect)]
     if test.direction in ("lower", "higher"):
@@ -35,7 +42,11 @@ def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int
     if not enough or min(enough) - n > MOST:
         return None, f"more than {MOST} more seeds would be needed at this effect and spread"
     more = max(1, min(enough) - n)
-    return more, f"{more} more seed{'s' * (more != 1)} would decide, if effect and spread are what they look like"
+    return more, f"{_more(more)} would decide, if effect and spread are what they look like"
+
+
+def _more(n: int) -> str:
+    return f"{n} more seed{'s' * (n != 1)}"
 
 
 def remarks(

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from lmablate import compilation
 from lmablate.errors import ConfigError
 from lmablate.jobs import Job
-from lmablate.launcher.warm import Broken, Forked, WarmProcess
+from lmablate.launcher.warm import Broken, Forked, WarmProcess, end_early, start_early, warm_process
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Starter:
             log.debug("runs start by fork of a warm process")
             self._left.update(graph for unit in queue if (graph := graph_of(unit)))
             compiled = any(job.cfg.runtime.compile is True for job in jobs)
-            self.warm = WarmProcess(["torch._inductor.compile_fx"] if compiled else [], environment_of(jobs[0], 0))
+            self.warm = warm_process(["torch._inductor.compile_fx"] if compiled else [], environment_of(jobs[0], 0))
 
     def ready(self) -> bool:
         """Can a process be started now? Not while the warm one still imports."""
@@ -149,16 +150,36 @@ class Starter:
             self.warm.end("is no longer needed")
 
 
+@contextmanager
+def started_early(words: Sequence[str]) -> Iterator[None]:
+    """A warm process that begins at once, if the command line `words` look like several runs on the CPU."""
+    several = {"-m", "--multirun"} & set(words) or any(word.startswith(("sweeps=", "hydra/sweeper=")) for word in words)
+    shows = {"-h", "--help", "-c", "--cfg", "--info"} & set(words)
+    gpu = "runtime.device=cuda" in words or os.path.exists("/dev/nvidiactl")
+    if several and not shows and not gpu and _method() == "auto" and _handles_work():
+        start_early()
+    try:
+        yield
+    finally:
+        end_early()
+
+
 def can_fork(job: Job) -> bool:
-    """Fork is safe on Linux for what does not touch a GPU; process handles need Linux 5.3."""
-    method = os.environ.get("LMABLATE_START", "auto")
+    """Fork is safe on Linux for what does not touch a GPU."""
+    method = _method()
     if method not in ("auto", "spawn"):
         raise ConfigError(f"LMABLATE_START={method}: use auto or spawn")
-    able = sys.platform == "linux" and hasattr(os, "fork") and hasattr(os, "pidfd_open")
-    return able and method == "auto" and job.cfg.runtime.device == "cpu" and _handles_work()
+    return method == "auto" and job.cfg.runtime.device == "cpu" and _handles_work()
+
+
+def _method() -> str:
+    return os.environ.get("LMABLATE_START", "auto")
 
 
 def _handles_work() -> bool:
+    """Process handles need Linux 5.3."""
+    if sys.platform != "linux" or not hasattr(os, "fork") or not hasattr(os, "pidfd_open"):
+        return False
     try:
         os.close(os.pidfd_open(os.getpid()))
     except OSError:

@@ -1,7 +1,8 @@
 """Forking on request: what the warm process (forkserver.py) does once its imports are done.
 
 JSON lines over a socket. In: ``{"start": id, "directories": [path], "log": path, "trust": [package],
-"environment": {name: value}}``; several directories are runs of one graph, for a gang. Out: ``{"ready": threads}`` once,
+"environment": {name: value}}``; several directories are runs of one graph, for a gang; and ``{"import": [module],
+"environment": {name: value}}`` before the first of them. Out: ``{"ready": threads}`` after imports,
 ``{"started": id, "pid": pid}`` when the child leads a session of its own, ``{"refused": id, "error": words}`` when it could
 not be forked, and ``{"ended": id, "code": code}``, negative for a signal. When the socket closes, this process ends, and
 the kernel ends its children as it does when it is killed.
@@ -15,6 +16,7 @@ that train, which the kernel stops, this process says ``{"orphaned": id}``.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -90,6 +92,12 @@ class Server:
         """Fork for a request, or hand it to the template of its graph. In a child: what it is to do."""
         if "stop" in request:
             self.stopping = True
+            return None
+        if "import" in request:
+            os.environ.update(request["environment"])
+            for name in request["import"]:
+                importlib.import_module(name)
+            self.send({"ready": len(os.listdir("/proc/self/task"))})
             return None
         graph = request.pop("graph", None)
         if graph is None or graph in self.spoilt:

@@ -22,6 +22,33 @@ ANSWER_SECONDS = 20.0  # for it to fork
 KILL_SECONDS = 60.0  # for a run whose warm process died to write its checkpoint
 
 
+_early: list[WarmProcess] = []
+
+
+def start_early() -> None:
+    """Start a warm process before it is known which runs there are: it imports while the command is read."""
+    _early.append(
+        WarmProcess([], {"TORCHINDUCTOR_COMPILE_THREADS": os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")})
+    )
+
+
+def warm_process(modules: Sequence[str], environment: dict[str, str]) -> WarmProcess:
+    """The one that was started early if it still lives, with `modules` imported too, or a new one."""
+    while _early:
+        warm = _early.pop()
+        if warm.process.poll() is None:
+            warm.prepare(modules, environment)
+            return warm
+        warm.end()
+    return WarmProcess(modules, environment)
+
+
+def end_early() -> None:
+    """There was nothing to run."""
+    while _early:
+        _early.pop().end("is not needed")
+
+
 class Broken(Exception):
     """The warm process cannot be used (any more)."""
 
@@ -87,6 +114,11 @@ class WarmProcess:
         if number not in self.pids:
             raise Broken(self.why or self.refused[number])
         return Forked(self, number)
+
+    def prepare(self, modules: Sequence[str], environment: dict[str, str]) -> None:
+        """Import `modules` before the first fork, under `environment`."""
+        with suppress(OSError):  # it has died, as `receive` will find
+            send(self.channel, {"import": list(modules), "environment": environment})
 
     def stop(self) -> None:
         """Let no run start any more."""

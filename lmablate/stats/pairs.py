@@ -43,6 +43,15 @@ def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = Fa
     return out
 
 
+def against(runs: pd.DataFrame, column: str, baseline: Hashable) -> list[Row]:
+    """Every other value of `column` (`arm`) against `baseline`, whatever else may vary between them; a is the baseline."""
+    options: dict[Hashable, list[Row]] = {}
+    for value, row in zip(keys(runs, column), runs.to_dict("records"), strict=True):
+        options.setdefault(value, []).append(row)
+    base = (baseline, options.pop(baseline))
+    return [_compare(column, base, other, {}, False) for other in options.items()]
+
+
 def comparisons(runs: pd.DataFrame) -> list[Row]:
     """paired_differences along everything that varies, in the order of arm_columns."""
     axes = [column for column in arm_columns(runs) if column not in ("science_version", "data.fingerprint")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,12 +38,20 @@ def tost_power(margin: float, n: int, alpha: float = 0.05, *, effect: float = 0.
 
     if n < 2:
         return 0.0
-    quantiles = (np.arange(4000) + 0.5) / 4000
-    s = np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
+    s = _spreads(n)
     room = margin - stats.t.ppf(1 - alpha, n - 1) * s / math.sqrt(n)
     root = math.sqrt(n)
     inside = stats.norm.cdf((room - effect) * root) - stats.norm.cdf((-room - effect) * root)
     return float(np.mean(np.where(room > 0, inside, 0.0)))
+
+
+@lru_cache(maxsize=256)
+def _spreads(n: int) -> np.ndarray:
+    """Equally likely values of the sd estimated from `n` draws of sd 1."""
+    from scipy import stats
+
+    quantiles = (np.arange(4000) + 0.5) / 4000
+    return np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
 
 
 def pairs_needed(effect: float, alpha: float = 0.05, wanted: float = 0.9) -> int | None:

@@ -16,7 +16,9 @@ import numpy as np
 
 Kind = Literal["obrien_fleming", "pocock", "anytime"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SPREAD = 1.0  # variance of the effects, in units of the sd of a difference, that the e-process bets on
+# Variance of the effects, in sd of a difference, that the e-process bets on: effects of 2 sd are usual between arms, and with
+# 1 no evidence of four pairs could reach 20.
+SPREAD = 4.0
 PATHS = 100_000
 _GRID = 1001
 
