@@ -57,6 +57,23 @@ def draw_finals(axes: Axes, runs: pd.DataFrame, styles: dict[str, Arm]) -> None:
     _draw_references(axes, runs)
 
 
+DEFINED = {
+    "non-embedding parameters": "all but token and position tables and an untied head",
+    "parameters": "every learned number once",
+    "FLOPs": "matrix products of training, forward and backward",
+}
+
+
+def defined(text: str) -> str:
+    """What the sizes that `text` speaks of count, in words; empty where it speaks of none."""
+    rest, found = text, []
+    for name, words in DEFINED.items():
+        if name in rest:
+            rest = rest.replace(name, "")
+            found.append(f"{name}: {words}")
+    return "  ·  ".join(found)
+
+
 def matched_note(runs: pd.DataFrame) -> str:
     """What the comparison rests on: seeds, tokens and parameters of the arms, and losses known without training."""
     finished = runs[runs["status"] == "completed"]
@@ -65,7 +82,7 @@ def matched_note(runs: pd.DataFrame) -> str:
     parts = [f"{low} seed{'s' * (low > 1)} per arm" if low == high else f"{low} to {high} seeds per arm"]
     if len(finished):
         parts.append(_agreement(finished["tokens"], "training tokens per run"))
-        parts.append(_agreement(finished["n_params"], "parameters"))
+        parts.append(_agreement(finished["n_params"], "parameters") + f", {DEFINED['parameters']}")
     parts += [f"{name} reaches {value:.3f} nats per token" for name, value in _references(runs).items()]
     return "  ·  ".join(parts)
 

@@ -24,7 +24,7 @@ def figure(rates: pd.DataFrame) -> Figure:
         n = f"{rates['n'].min():,} to {rates['n'].max():,}" if rates["n"].nunique() > 1 else f"{rates['n'].min():,}"
         note = (
             f"{n} made-up studies a row, from results frames to verdicts  ·  line: exact 95 % interval of the rate  ·  "
-            "bar: what theory gives"
+            "bar: what theory gives or the rule allows"
         )
         entitle(drawn, "The whole pipeline on studies whose truth is known", note)
     return drawn

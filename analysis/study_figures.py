@@ -34,6 +34,7 @@ from lmablate.analysis._style import (
     signed,
     style,
 )
+from lmablate.analysis.finals import defined
 from lmablate.summary import sweep_question
 
 NOTHING = "No finished evaluation runs of sweeps={0} yet: python -m lmablate.train sweeps={0}"
@@ -191,7 +192,8 @@ def _note(runs: pd.DataFrame, sweep: str) -> str:
     n = str(low) if low == high else f"{low} to {high}"
     grades = "V1 read in the paper, V2 in a transcription, V3 off a figure, R a log of one seed"
     told = f"  ·  published: {grades}" if published(sweep) else ""
-    return f"ours: {n} seeds an arm, line: 95 % interval (Student t){told}"
+    sizes = defined(sweep_question(sweep) or "")
+    return f"ours: {n} seeds an arm, line: 95 % interval (Student t){told}" + (f"\n{sizes}" if sizes else "")
 
 
 def _plain_log(axes: Axes, ticks: Sequence[float] = ()) -> None:

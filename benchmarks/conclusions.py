@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 seeds an arm, 50k tokens a run")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the plain way")
     given = parser.parse_args()
-    seeds, tokens = (3, 50_000) if given.quick else (12, TOKENS)
+    seeds, tokens = (3, 50_000) if given.quick else (8, TOKENS)
     OUT.mkdir(exist_ok=True)
     about = measure.machine("cpu")
     ways: dict[str, Any] = {}

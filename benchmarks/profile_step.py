@@ -62,7 +62,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--configs", default="C1,C3,C4,W512")
-    parser.add_argument("--only", default="litgpt", help="a word in the names of the others, which are profiled eager")
+    parser.add_argument("--only", default="litgpt, fp32", help="a word in the names of the others")
+    parser.add_argument("--compiled", action="store_true", help="compiled rows too, whose kernels count as the rest")
     words = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -71,7 +72,7 @@ def main() -> None:
         shape = SHAPES[name]
         tokens, target = Tokens(shape.vocab), n_params(shape)
         out[name] = {}
-        for contender in contenders(compiled=False):
+        for contender in contenders(compiled=words.compiled):
             if contender.library == "lmablate" or words.only in contender.name:
                 try:
                     out[name][contender.name] = profile(contender.make(shape, tokens, target))
@@ -81,7 +82,9 @@ def main() -> None:
 
         print(name, profile_table(out[name]), sep="\n", flush=True)
     OUT.mkdir(exist_ok=True)
-    (OUT / "profile.json").write_text(json.dumps(out, indent=1))
+    path = OUT / "profile.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | out, indent=1))
 
 
 if __name__ == "__main__":

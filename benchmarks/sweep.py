@@ -1,6 +1,6 @@
 """A sweep of 16 runs (2 variants x 8 seeds, the shape of C1, 200k tokens each), end to end, against other ways to run it.
 
-``python benchmarks/sweep.py [--quick] [--ways ours,gang,peer,basic]`` writes benchmarks/out/sweep.json.
+``python benchmarks/sweep.py [--quick] [--ways ours,gang,warm,peer,basic]`` writes benchmarks/out/sweep.json.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ VARIANTS = {"swiglu": "silu", "geglu": "gelu"}  # our word, and the activation o
 WAYS = {
     "ours": "lmablate, defaults",
     "gang": "lmablate, hydra/launcher=gang",
+    "warm": "lmablate, defaults, its graphs compiled here before",
     "peer": "shell loop over a script with transformers Llama",
     "basic": "lmablate fp32 eager under Hydra's basic launcher",
 }
@@ -120,15 +121,22 @@ def run_way(way: str, seeds: int, tokens: int, threads: int, text: Path, vocab: 
                 *(["hydra/launcher=gang"] if way == "gang" else []),
             ]
             script = quoted([*program, *sweep])
+            if (
+                way == "warm"
+            ):  # two steps of each graph; the sweep then finds the compiler's cache and chooses by itself
+                once = ["runtime.compile=true", "seed=1000", "trainer.steps=2", "trainer.tokens=null"]
+                others = [word for word in sweep if not word.startswith(("seed=", "trainer.tokens=", "results_dir="))]
+                shell(quoted([*program, *others, *once, f"results_dir={folder}/before"]), folder, 1)
         spent = shell(script, folder, threads if way in ("peer", "basic") else 1)
         runs = sorted(path.parent for path in folder.glob("results/*/result.json"))
         rows = [json.loads((run / "result.json").read_text()) for run in runs]
         training = sum(
             row.get("train_seconds") or last_record(run)["seconds"] for row, run in zip(rows, runs, strict=True)
         )
-        within = sum(inside(run) for run in runs) if way == "ours" else None
+        within = sum(inside(run) for run in runs) if way in ("ours", "warm") else None
     assert len(rows) == 2 * seeds, f"{way}: {len(rows)} results"
     losses = [row["val_loss"] for row in rows]
+    compiled = sum(bool(row.get("numerics", {}).get("compiled")) for row in rows)
     at_once = 1 if way in ("peer", "basic") else (os.cpu_count() or 1)
     return {
         "way": WAYS[way],
@@ -139,6 +147,7 @@ def run_way(way: str, seeds: int, tokens: int, threads: int, text: Path, vocab: 
         "outside_share": None if way == "gang" else max(0.0, 1 - training / at_once / spent["wall_seconds"]),
         # imports, configurations, processes and compilation: all that passes before a run begins and after the last
         "start_share": None if within is None else (at_once * spent["wall_seconds"] - within) / training,
+        "compiled": compiled,
         "mean_val_loss": sum(losses) / len(losses),
         "load": os.getloadavg()[0],
     }

@@ -80,11 +80,8 @@ def answer(words: argparse.Namespace) -> list[str]:
 
 
 def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
-    given = [
-        name
-        for name, value in (("--sd", words.sd), ("--run-sd", words.run_sd), ("RESULTS_DIR", words.results_dir))
-        if value
-    ]
+    known = {"--sd": words.sd, "--run-sd": words.run_sd, "RESULTS_DIR": words.results_dir or None}
+    given = [name for name, value in known.items() if value is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none of them"
         raise ConfigError(f"give one spread: --sd, --run-sd with --correlation, or RESULTS_DIR; got {got}")
@@ -98,20 +95,22 @@ def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
                 "--run-sd needs --correlation, from -1 to below 1: 0 for runs that share nothing, see the report for yours"
             )
         sd = planning.paired_sd(words.run_sd, words.correlation)
-    if not sd > 0:
-        raise ConfigError(f"a standard deviation of {sd:g}: must be above 0")
+    if not 0 < sd < math.inf:
+        raise ConfigError(f"{given[0]} {known[given[0]]}: must be above 0")
     return sd, [f"standard deviation of a paired difference: {sd:.4g}"]
 
 
 def measured(results_dir: Sequence[str]) -> tuple[float, list[str]]:
     """The spread of a paired difference in finished runs, pooled over every comparison of two arms, and where it is from."""
+    from lmablate.claims.reading import evidence
     from lmablate.results import load_runs
-    from lmablate.stats import comparisons
+    from lmablate.study_report import compared, shown
+    from lmablate.sweeper.store import load_studies
 
     runs = load_runs(results_dir)
-    if "stage" in runs:
-        runs = runs[runs["stage"].isna() | (runs["stage"] != "tune")]
-    found = [row for row in comparisons(runs) if row["n_pairs"] > 1] if len(runs) else []
+    studies = [study for folder in results_dir for study in load_studies(folder).values()]
+    rows = compared(shown(evidence(runs, studies)), studies) if len(runs) else []
+    found = [row for row in rows if row["n_pairs"] > 1]
     if not found:
         raise ConfigError(
             f"no two arms in {', '.join(results_dir)} share two seeds, so there is no spread to measure: give --sd"

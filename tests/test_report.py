@@ -251,6 +251,7 @@ def test_a_sweep_without_an_analysis_gets_the_general_figures(tmp_path):
         "final_losses",
         "loss_curves",
         "differences",
+        "verdicts",
     }
     assert "norm (layer, rms)" in page.text
     assert "python -m lmablate.train sweeps=no_such_sweep" in page.text

@@ -87,6 +87,23 @@ def test_unequal_spreads_are_told_from_equal_ones():
     assert estimates.pooled({0: [1.0, 2.0, 3.0], 1: [2.0, 3.0, 5.0]}) is None
 
 
+def test_a_contrast_that_is_wider_than_the_rest_is_found_by_an_f_test():
+    rng = np.random.default_rng(5)
+    table = rng.normal(size=(4, 6)) + 3 * rng.normal(size=6)
+    table[0] *= 3
+    arms, weights = dict(enumerate(table.tolist())), {0: 1.0, 1: -1 / 3, 2: -1 / 3, 3: -1 / 3}
+    own, rest = table[0] - table[1:].mean(0), table[1:]
+    rest = (
+        rest - rest.mean(0) - rest.mean(1, keepdims=True) + rest.mean()
+    )  # what is left are the other arms among themselves
+    ratio = own.var(ddof=1) / (4 / 3) / ((rest**2).sum() / 10)
+    found = estimates.pooled(arms)
+    assert estimates.wider(arms, weights, found) == pytest.approx(stats.f.sf(ratio, 5, 10))
+    table[0] = table[1:].mean(0) + 0.1 * rng.normal(size=6)
+    arms = dict(enumerate(table.tolist()))
+    assert estimates.wider(arms, weights, estimates.pooled(arms)) > 0.5
+
+
 @pytest.mark.parametrize(("count", "n"), [(0, 5), (2, 7), (7, 7), (3, 40)])
 def test_fractions_have_the_intervals_of_statsmodels(count, n):
     expected = proportion_confint(count, n, method="beta")

@@ -1,6 +1,7 @@
 """The lecture's claims as data, and the verdict that finished runs give on each.
 
-`*.yaml` hold the claims, `data.py` reads them, `evidence.py` finds the runs, `verdict.py` judges.
+`*.yaml` hold the claims, `data.py` reads them, `matching.py` and `evidence.py` find the runs, `measure.py` estimates,
+`verdict.py` judges, `reading.py` does it for a results directory.
 """
 
 from lmablate.claims.data import Claim, load_claims

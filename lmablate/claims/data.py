@@ -39,7 +39,7 @@ class Published(Settings):
 class Term(Settings):
     """Runs by their columns, and how much their mean counts in the contrast.
 
-    A column is an axis (`norm`), a configuration key (`optim.weight_decay`), or a shape of claims/evidence.py
+    A column is an axis (`norm`), a configuration key (`optim.weight_decay`), or a shape of claims/matching.py
     (`shape.ff_ratio`); its value a word, a number (met within 6 %), or a list of them: each listed option that is there
     is one arm, and the arms are averaged. A text ``low..high`` is a range of numbers.
     """

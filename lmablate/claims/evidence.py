@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmablate.arms import axis_columns, config_columns, is_missing, show
-from lmablate.claims.data import Arms, Hypothesis
+from lmablate.claims.data import Hypothesis
+from lmablate.claims.matching import Row, clipped, matches, value_of, words
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = dict[str, Any]
 Pair = tuple[int, int, str]  # init_seed, data_seed, numerics
-NEAR = 0.06  # how far a shape may lie from the number a claim names: budgets meet a ratio within 5 %
-SAME = 1e-3  # how far any other number may
 MATCHED = 0.01
+SIZES = {
+    "n_params": "parameters",
+    "n_params_non_embedding": "non-embedding parameters",
+    "flops_per_token": "FLOPs per token",
+}
 LR = "optim.lr"
 # May differ between two arms beside what names them: the rate each is best at, and the width that a gate changes.
 FOLLOW = (LR, "model.d_ff", "provenance.overrides", "preset", "trunk")
 _STAGES = {"own": ("evaluate",), "shared": ("evaluate_shared",)}
-
-
-def _gated(row: Row) -> bool:
-    return bool(row.get("activation.gated"))
-
-
-# Shapes of a run, from its resolved sizes.
-SHAPES: dict[str, Callable[[Row], float]] = {
-    "shape.ff_ratio": lambda r: r["model.d_ff"] / r["model.d_model"],
-    "shape.ffn_size": lambda r: (3 if _gated(r) else 2) * r["model.d_ff"] / r["model.d_model"],  # matrices x width
-    "shape.aspect_ratio": lambda r: r["model.d_model"] / r["model.n_layers"],
-    "shape.head_dim": lambda r: r["model.head_dim"],
-    "shape.heads_per_kv": lambda r: r["model.n_heads"] / r["model.n_kv_heads"],
-    "shape.heads_width": lambda r: r["model.n_heads"] * r["model.head_dim"] / r["model.d_model"],
-    "shape.warmup_share": lambda r: r["schedule.warmup_steps"] / r["trainer.steps"],
-    "shape.epochs": lambda r: (
-        r["trainer.steps"] * r["trainer.batch_size"] * r["model.context_length"] / r["data.train_tokens"]
-    ),
-}
 
 
 class Table(NamedTuple):
@@ -94,8 +77,8 @@ def find(runs: Table, test: Hypothesis) -> Found:
     """The samples of `test` among the finished `runs`; runs of a tuning stage are never evidence."""
     rows = [row for row in runs.rows if _is_evidence(row, test.view or "own")]
     tuned = sum(row.get("stage") == "tune" for row in runs.rows)
-    rows = [row for row in rows if _matches(row, test.where or {})]
-    by_term = [[row for row in rows if _matches(row, term.arms)] for term in test.contrast]
+    rows = [row for row in rows if matches(row, test.where or {})]
+    by_term = [[row for row in rows if matches(row, term.arms)] for term in test.contrast]
     lacking = [words(term.arms) for term, own in zip(test.contrast, by_term, strict=True) if not own]
     if lacking:
         aside = f" ({tuned} runs of tuning stages are not evidence)" if tuned else ""
@@ -114,7 +97,9 @@ def find(runs: Table, test: Hypothesis) -> Found:
         named = {held[i]: show(setting[i]) for i in vary}
         samples += _samples(test, [own[setting] for own in settings], named)
     if not samples:
-        return Found([], f"no arms of equal {test.matched} (within {MATCHED:.0%})", True)
+        return Found(
+            [], f"no arms with equal {SIZES[test.matched or '']} (within {MATCHED:.0%}): see budget=params", True
+        )
     return Found(samples, "", True)
 
 
@@ -128,47 +113,10 @@ def _telling(settings: Sequence[tuple[Hashable, ...]]) -> list[int]:
     return chosen
 
 
-def words(arms: Mapping[str, Any] | None) -> str:
-    """Columns and values as a reader would type them: ``activation=gelu,silu``."""
-    parts = []
-    for column, value in (arms or {}).items():
-        values = value if isinstance(value, list) else [value]
-        parts.append(f"{column.removeprefix('shape.')}={','.join('null' if v is None else show(v) for v in values)}")
-    return " ".join(parts)
-
-
 def _is_evidence(row: Row, view: str) -> bool:
     """Rows of no study count in either view."""
     stage = row.get("stage")
     return row["status"] != "failed" and (is_missing(stage) or stage in _STAGES[view])
-
-
-def value_of(row: Row, column: str) -> Any:
-    """A column or shape of a row; None where it has none."""
-    if column in SHAPES:
-        try:
-            return float(SHAPES[column](row))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            return None
-    value = row.get(column)
-    return None if is_missing(value) else value
-
-
-def _matches(row: Row, arms: Arms) -> bool:
-    return all(
-        any(_is(column, value_of(row, column), one) for one in (wanted if isinstance(wanted, list) else [wanted]))
-        for column, wanted in arms.items()
-    )
-
-
-def _is(column: str, value: Any, wanted: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(wanted, str) and ".." in wanted:
-        low, high = (float(end) for end in wanted.split(".."))
-        return number and low <= value <= high
-    if number and isinstance(wanted, int | float) and not isinstance(wanted, bool):
-        return abs(value - wanted) <= (NEAR if column in SHAPES else SAME) * abs(wanted)
-    return bool(value == wanted)
 
 
 def _held(runs: Table, rows: list[Row], test: Hypothesis) -> list[str]:
@@ -250,9 +198,17 @@ def _arms(test: Hypothesis, weight: float, rows: list[Row]) -> list[Arm]:
         by_pair: dict[Pair, list[Row]] = {}
         for row in own:
             if not (is_missing(row["init_seed"]) or is_missing(row["data_seed"])):
-                by_pair.setdefault((int(row["init_seed"]), int(row["data_seed"]), row["numerics"]), []).append(row)
+                pair = (int(row["init_seed"]), int(row["data_seed"]), _numerics(row, test))
+                by_pair.setdefault(pair, []).append(row)
         out.append(Arm(label, weight / len(named), by_pair))
     return out
+
+
+def _numerics(row: Row, test: Hypothesis) -> str:
+    """What must be equal within a pair; of a test that asks for precisions, all but that."""
+    words = str(row["numerics"]).split()
+    asked = "trainer.precision" in test.columns
+    return " ".join(word for word in words if not (asked and word in ("fp32", "bf16")))
 
 
 def _round(value: Any) -> Any:
@@ -286,13 +242,6 @@ def _one_rate(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
         side = "lowest" if best == rates[0] else "highest"
         said.append(f"{best:g} is the {side} learning rate tried, so the best may lie beyond")
     return kept[best], said
-
-
-def clipped(row: Row) -> float:
-    """The final loss, at most that before training; of a run that diverged the loss before training, from which it has
-    nothing to show. Not finite where neither is known."""
-    known = [row[key] for key in ("val_loss", "init_val_loss") if not is_missing(row[key])]
-    return float(min(known, default=math.inf))
 
 
 def _differ(arm: Arm) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lmablate.arms import is_missing
 from lmablate.claims.data import Claim, Hypothesis, load_claims
-from lmablate.claims.evidence import Found, Sample, Table, find, words
+from lmablate.claims.evidence import Found, Sample, Table, find
+from lmablate.claims.matching import words
 from lmablate.claims.measure import Estimate, Looks, measure
 from lmablate.stats.families import holm
 
@@ -167,7 +168,8 @@ def _row(
         "effect": e.effect, "interval_95": interval, "bootstrap_95": list(e.bootstrap) if e.bootstrap else None,
         "effect_in_units": None if e.effect is None or e.scale is None else e.effect * e.scale,
         "values": e.values if test.metric != "diverged" else [], "sd": e.sd, "n": n, "correlation": e.correlation,
-        "p": e.p if sample else None, "p_holm": ps[0] if ps else None, "p_sign_flip": e.p_sign_flip,
+        "p": e.p if sample else None, "p_holm": ps[0] if ps else None, "p_beyond": e.p_beyond if sample else None,
+        "p_sign_flip": e.p_sign_flip,
         "p_claim": _p_claim(test, e) if sample else None, "p_claim_holm": ps[1] if ps else None, "family": family,
         "pooled": e.pooled._asdict() if e.pooled else None,
         "diverged": {side: list(count) for side, count in e.diverged.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lmablate.claims.data import Claim, Hypothesis
@@ -22,10 +22,10 @@ def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int
     if e.effect is None or e.sd is None or test.metric == "diverged":
         return None, "more seeds would narrow it"
     if any(count for count, _ in e.diverged.values()):
-        enough = math.ceil(math.log2(4 / alpha))  # pairs from which signs that all agree decide, at half the level
+        signs = math.ceil(math.log2(4 / alpha))  # pairs from which signs that all agree decide, at half the level
         side = {value > 0 for value in e.values if value}
-        if len(side) == 1 and enough > n:
-            return enough - n, f"{_more(enough - n)} would decide, if they point the same way"
+        if len(side) == 1 and signs > n:
+            return signs - n, f"{_more(signs - n)} would decide, if they point the same way"
         return None, "more seeds would narrow it, but runs that diverge make its spread wide"
     if e.sd == 0:
         return 1, "1 more seed may show a spread"
@@ -54,11 +54,12 @@ def remarks(
 ) -> list[str]:
     """What qualifies the verdict, the gravest first."""
     if sample is None:
-        return _tuning(test, set(), studies) if not studies else _tuning(test, {s["sweep"] for s in studies}, studies)
+        return _tuning({study["sweep"] for study in studies if claim.id in study.get("claims", ())}, studies)
     found = _lost(sample)
     if test.matched is None:
         found += _unmatched(sample)
-    found += _tuning(test, set(sample.sweeps), studies)
+    arms = {row.get("arm") for arm in sample.arms for rows in arm.rows.values() for row in rows}
+    found += _tuning(set(sample.sweeps), studies, arms)
     if e.effect is not None and len(e.values) > 1 and e.sd == 0 and not e.pooled:
         found.append("all pairs agree to the last bit: do the arms really differ?")
     if e.pooled:
@@ -82,7 +83,9 @@ def _lost(sample: Sample) -> list[str]:
     common = set.intersection(*seeds)
     if len(numerics) > 1 and len({pair[:2] for pair in sample.pairs}) < len(common):
         lacking.append(f"runs of the same seed on different numerics ({'; '.join(numerics)}) are not paired")
-    return [f"{sample.unpaired} runs without a partner: {'; '.join(lacking) or 'other numerics'}"]
+    return [
+        f"{sample.unpaired} run{'s' * (sample.unpaired != 1)} without a partner: {'; '.join(lacking) or 'other numerics'}"
+    ]
 
 
 def _seed_words(seeds: Sequence[tuple[Any, ...]]) -> str:
@@ -97,14 +100,16 @@ def _unmatched(sample: Sample) -> list[str]:
     return [f"parameters differ by {excess:.1%} between the arms"] if excess > MATCHED else []
 
 
-def _tuning(test: Hypothesis, sweeps: set[str], studies: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Learning rates that tuning left at an edge, or never found, in the studies behind the runs."""
+def _tuning(sweeps: set[str], studies: Sequence[Mapping[str, Any]], arms: Collection[Any] | None = None) -> list[str]:
+    """Learning rates that tuning left at an edge, or never found, in the studies behind the runs; of these `arms` alone."""
     found = []
     for study in studies:
         if study.get("sweep") not in sweeps:
             continue
         for name, arm in (study.get("arms") or {}).items():
             fit = arm.get("fit") or {}
+            if arms is not None and name not in arms:
+                continue
             if fit.get("edge"):
                 side = "lowest" if fit["edge"] == "low" else "highest"
                 found.append(

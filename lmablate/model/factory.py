@@ -28,7 +28,9 @@ def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> Tra
     On ``device="meta"`` nothing is allocated or drawn. Raises ConfigError for choices that cannot meet.
     """
     with torch.device(device or "cpu"):
-        return _assemble(cfg)
+        model = _assemble(cfg)
+    model.config = cfg
+    return model
 
 
 def _assemble(cfg: RunConfig) -> TransformerLM:

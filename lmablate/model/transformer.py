@@ -1,6 +1,9 @@
 """The one model: embed, blocks, final norm, head."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +11,17 @@ from torch import Tensor, nn
 from lmablate.model.posemb import PosEmb, Positions
 from lmablate.model.primitives import Embedding, Head
 
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
 
 class TransformerLM(nn.Module):
-    """A decoder-only language model: int64 tokens ``[..., B, T]`` to logits ``[..., B, T, vocab_size]``."""
+    """A decoder-only language model: int64 tokens ``[..., B, T]`` to logits ``[..., B, T, vocab_size]``.
+
+    `config` is what build_model made it from; nothing in the model reads it.
+    """
+
+    config: RunConfig | None = None
 
     def __init__(
         self,

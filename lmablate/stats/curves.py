@@ -37,7 +37,7 @@ def effective_compute(tokens: Sequence[float], losses: Sequence[float], target: 
     """
     points = sorted({float(t): float(y) for t, y in zip(tokens, losses, strict=True) if t > 0}.items())
     if len(points) < 3:
-        return Compute(None, "the baseline's curve has fewer than three evaluations")
+        return Compute(None, "the baseline's curve has fewer than three evaluations (runtime.evaluations)")
     x, y = np.log([t for t, _ in points]), np.minimum.accumulate([loss for _, loss in points])
     if target >= y[0]:
         return Compute(None, "the baseline was below that loss at its first evaluation")

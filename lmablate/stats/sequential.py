@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # 1 no evidence of four pairs could reach 20.
 SPREAD = 4.0
 PATHS = 100_000
-_GRID = 1001
+_GRID = 401
 
 
 def spent(kind: Kind, share: float, alpha: float) -> float:

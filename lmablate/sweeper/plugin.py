@@ -1,8 +1,9 @@
-"""``hydra/sweeper=study``: Hydra reads what a stored sweep and the command line say; stages and seeds are our own (study.py)."""
+"""``hydra/sweeper=grid`` and ``=study``: Hydra reads what a stored sweep and the command line say; the rest is our own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -93,6 +94,37 @@ class StudySweeper(Sweeper):
             raise in_words(error) from error
 
 
+class GridSweeper(Sweeper):
+    """The product of values, as Hydra's basic sweeper makes it, and as it takes `params` from a stored sweep.
+
+    That one composes every job once to see whether it can be, and its launcher again; ours composes all of them, and each is
+    checked, before the first one starts.
+    """
+
+    __module__ = "hydra_plugins.lmablate"
+
+    def __init__(self, params: dict[str, str] | None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader, self.config = hydra_context.config_loader, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        assert self.config is not None and self.launcher is not None  # Hydra calls setup first
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(words)
+        (batch,) = BasicSweeper.split_arguments(overrides, None)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        self.launcher.launch(batch, initial_job_idx=0)
+
+
 def _plain(node: Any) -> dict[str, Any]:
     value = OmegaConf.to_container(node, resolve=True) if node is not None else {}
     if not isinstance(value, dict):
@@ -107,8 +139,9 @@ def _values(override: Override) -> list[str]:
 
 
 def register_sweeper() -> None:
-    """Make it known to Hydra, in the module that holds our launchers (launcher/local.py says why by hand)."""
+    """Make them known to Hydra, in the module that holds our launchers (launcher/local.py says why by hand)."""
     import sys
 
-    setattr(sys.modules["hydra_plugins.lmablate"], StudySweeper.__name__, StudySweeper)
-    Plugins.instance().register(StudySweeper)
+    for sweeper in (StudySweeper, GridSweeper):
+        setattr(sys.modules["hydra_plugins.lmablate"], sweeper.__name__, sweeper)
+        Plugins.instance().register(sweeper)

@@ -1,0 +1,8 @@
+"""Models of Hugging Face transformers in and out: ``from_hf(hf_model)`` and ``to_hf(model)``.
+
+``python -m lmablate.interop RUN_DIR --out DIR`` writes a trained run as a folder that ``from_pretrained`` loads.
+"""
+
+from lmablate.interop.convert import from_hf, to_hf
+
+__all__ = ["from_hf", "to_hf"]

@@ -1,0 +1,231 @@
+"""Models of transformers as models of ours, and back, with their weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lmablate.errors import ConfigError
+from lmablate.interop import facts as known
+from lmablate.interop.configure import configure
+from lmablate.interop.facts import Facts
+from lmablate.interop.families import FAMILIES, Family, differences, idle_weights
+from lmablate.interop.tensors import Rule, expand, neutral, translated
+from lmablate.model import build_model
+from lmablate.model.transformer import TransformerLM
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)  # until there is a tokenizer
+
+
+def library() -> Any:
+    """The transformers package. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise ConfigError(
+            "lmablate.interop needs the transformers package: pip install 'lmablate[interop]', or pip install transformers"
+        ) from None
+
+
+def from_hf(hf_model: Any) -> TransformerLM:
+    """Our model of a transformers causal language model, or of a folder or name that ``from_pretrained`` takes.
+
+    Weights come over in fp32; the model's ``config`` says what it is in our words. Dropout is a setting of training and
+    stays behind. Raises ConfigError for a class or a setting that is not expressed here, and for weights that are missing
+    or too many.
+    """
+    if isinstance(hf_model, str | Path):
+        hf_model = _load(hf_model)
+    name = type(hf_model).__name__
+    family = next((family for family in FAMILIES if family.name == name), None)
+    if family is None:
+        raise ConfigError(f"from_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
+    facts = family.read(hf_model.config)
+    model = build_model(configure(facts))
+    theirs = {key: value.detach() for key, value in hf_model.named_parameters()}
+    values = _ours(family.rules(facts), theirs, facts, name)
+    _fill(model, values, name)
+    return model
+
+
+def _load(place: str | Path) -> Any:
+    """A checkpoint, which must have every weight of its class and no other: transformers would draw what is missing."""
+    try:
+        model, found = library().AutoModelForCausalLM.from_pretrained(
+            str(place), output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"from_hf: cannot load {place}: {str(error).splitlines()[0]}") from error
+    wrong = []
+    for kind, word in (("missing_keys", "lacks"), ("unexpected_keys", "has besides"), ("mismatched_keys", "misshapes")):
+        if names := sorted(str(name) for name in found.get(kind) or ()):
+            wrong.append(f"{word} {_few(names)}")
+    if wrong:
+        raise ConfigError(
+            f"from_hf: the checkpoint {place} is not one of {type(model).__name__}: it {'; it '.join(wrong)}"
+        )
+    return model
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], facts: Facts, name: str) -> dict[str, Tensor]:
+    """Their weights under our names."""
+    every = expand(rules, facts["model.n_layers"])
+    if extra := sorted(set(theirs) - set(every)):
+        raise ConfigError(f"from_hf: this {name} has weights that its configuration says nothing of: {_few(extra)}")
+    values: dict[str, Tensor] = {}
+    for key, whole in theirs.items():
+        rule = every[key]
+        values |= zip(rule.ours, rule.form.unpack(whole.float(), facts), strict=True)
+    return values
+
+
+def _fill(model: TransformerLM, values: Mapping[str, Tensor], name: str) -> None:
+    targets = dict(model.named_parameters())
+    if missing := sorted(set(targets) - set(values)):
+        raise ConfigError(f"from_hf: this {name} lacks the weights of {_few(missing)}")
+    if extra := sorted(set(values) - set(targets)):
+        raise ConfigError(f"from_hf: this {name} has weights without a place here: {_few(extra)}")
+    for key, target in targets.items():
+        if values[key].shape != target.shape:
+            raise ConfigError(
+                f"from_hf: {key} of this {name} is {tuple(values[key].shape)}, and its configuration makes it {tuple(target.shape)}"
+            )
+    with torch.no_grad():
+        for key, target in targets.items():
+            target.copy_(values[key])
+
+
+def to_hf(model: TransformerLM, name: str | None = None) -> Any:
+    """The transformers model that computes what `model` computes, with its weights, in fp32 and evaluation mode.
+
+    `name` asks for a class, such as ``OPTForCausalLM``; without it the first that can express the model is taken, before
+    those that would hold weights at rest (biases of 0, gains of 1). Rotary channels are reordered and gains stored as the
+    class wants them. Raises ConfigError, which names the options, when no class computes the same.
+    """
+    cfg = getattr(model, "config", None)
+    if not isinstance(model, TransformerLM) or cfg is None:
+        raise ConfigError(f"to_hf takes a model that lmablate.model.build_model made, got {type(model).__name__}")
+    if model.embedding.weight.ndim != 2:
+        raise ConfigError(
+            "to_hf takes the model of one run, and this one holds the stacked weights of a gang: take its members"
+        )
+    facts = known.of(cfg)
+    among = [family for family in FAMILIES if name in (None, family.name)]
+    if not among:
+        raise ConfigError(f"to_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
+    family, config, offered = _best(facts, cfg, among)
+    theirs = getattr(library(), family.name)(config).float()
+    values = _theirs(family.rules(offered), model, facts, offered, dict(theirs.named_parameters()))
+    with torch.no_grad():
+        for key, target in theirs.named_parameters():
+            target.copy_(values[key])
+    theirs.tie_weights()
+    return theirs.eval()
+
+
+def _best(facts: Facts, cfg: RunConfig, among: Sequence[Family]) -> tuple[Family, Any, Facts]:
+    """The class that expresses `facts` with the fewest idle and rewritten weights, its configuration, and its facts."""
+    found: list[tuple[Any, Family, Any, Facts]] = []
+    failed: dict[str, Any] = {}
+    for order, family in enumerate(among):
+        try:
+            config = _configuration(family, facts)
+            offered = family.read(config)
+        except ConfigError as error:
+            failed[family.name] = str(error)
+            continue
+        if wrong := differences(facts, offered):
+            failed[family.name] = wrong
+        else:
+            rewritten = [offered.get(key) != facts.get(key) for key in ("norm.unit_offset", "posemb.layout")]
+            found.append(((idle_weights(facts, offered), rewritten, order), family, config, offered))
+    if not found:
+        raise ConfigError(_nothing(facts, cfg, failed))
+    return min(found, key=lambda item: item[0])[1:]
+
+
+def _configuration(family: Family, facts: Facts) -> Any:
+    try:
+        config = getattr(library(), family.config)(**family.write(facts), **NO_TOKENS)
+    except (ValueError, TypeError, ZeroDivisionError, KeyError) as error:
+        raise ConfigError(f"{family.config} refuses its sizes: {_last_line(error)}") from error
+    except Exception as error:  # huggingface_hub's validation errors derive from Exception alone
+        if "Validation" not in type(error).__name__:
+            raise
+        raise ConfigError(f"{family.config} refuses its sizes: {_last_line(error)}") from error
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+    return config
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+
+
+def _nothing(facts: Facts, cfg: RunConfig, failed: Mapping[str, Any]) -> str:
+    """Which options stand in the way: those of the nearest class, and how many classes have each alone."""
+    near = sorted((wrong, name) for name, wrong in failed.items() if isinstance(wrong, list))
+    least = min((len(_words(wrong, facts, cfg)) for wrong, _ in near), default=0)
+    nearest = [(name, wrong) for wrong, name in near if len(_words(wrong, facts, cfg)) == least]
+    never = [word for word in _words(_common(near), facts, cfg) if word]
+    lines = ["to_hf: no transformers class known here computes what this model computes"]
+    if never:
+        lines.append(f"none has {', '.join(never)}")
+    lines += [f"{name} would, but for {', '.join(_words(wrong, facts, cfg))}" for name, wrong in nearest[:3]]
+    refused: dict[str, list[str]] = {}
+    for name, text in failed.items():
+        if isinstance(text, str):
+            refused.setdefault(text.partition(": ")[2] or text, []).append(name)
+    lines += [f"not tried for their sizes: {', '.join(names)} ({text})" for text, names in refused.items()]
+    return "; ".join(lines)
+
+
+def _common(near: Sequence[tuple[list[str], str]]) -> list[str]:
+    return [key for key in (near[0][0] if near else []) if all(key in wrong for wrong, _ in near)]
+
+
+def _words(keys: Sequence[str], facts: Facts, cfg: RunConfig) -> list[str]:
+    """Facts as the command line says them, each once."""
+    words = []
+    for key in keys:
+        group = key.partition(".")[0]
+        if key in facts and (group in ("model", "stability") or (_is_number(key) and group not in keys)):
+            words.append(f"{key}={facts[key]}")
+        else:
+            words.append(f"{group}={cfg.choices.get(group)}")
+    return list(dict.fromkeys(words))
+
+
+def _is_number(key: str) -> bool:
+    return key.partition(".")[2] not in ("", "pattern", "window", "layout", "width", "rule")
+
+
+def _theirs(
+    rules: Sequence[Rule], model: TransformerLM, here: Facts, there: Facts, targets: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Our weights under their names; what we have none of is at rest there."""
+    ours = {key: translated(key, value.detach(), here, there) for key, value in model.named_parameters()}
+    every = expand(rules, here["model.n_layers"])
+    values: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for key, target in targets.items():
+        rule = every[key]
+        if rule.ours[0] in ours:
+            values[key] = rule.form.pack([ours[name].float() for name in rule.ours], here)
+            used |= set(rule.ours)
+        else:
+            values[key] = neutral(rule.ours[0], target, there)
+    assert used == set(ours), f"{sorted(set(ours) - used)} have no place in {type(model).__name__}"
+    return values

@@ -1,0 +1,174 @@
+"""A trained run as a folder that transformers loads, tokenizer included."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lmablate.errors import ConfigError
+from lmablate.run_directory import RunDirectory, check_writable
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+    from lmablate.data import TokenData
+    from lmablate.model.transformer import TransformerLM
+
+MARK = "lmablate.json"  # says that a folder is an export, and of what
+NEAR = 1e-3  # of the largest logit: what two exact programs may differ by in fp32
+
+
+class Exported(NamedTuple):
+    """Where a run was written, the class of transformers it is, and how far the logits of both are apart."""
+
+    folder: Path
+    architecture: str
+    difference: float
+
+
+def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
+    """The model of a run with its last weights, and its tokens. Raises ConfigError for a folder that is none."""
+    from lmablate.checkpoint import checkpoints, load_weights
+    from lmablate.model import build_model
+    from lmablate.run import load_data, read_config
+
+    directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    if not directory.config_path.is_file():
+        raise ConfigError(
+            f"{run_dir}: no run is there; give the folder of one, RESULTS_DIR/<run_id>, which holds config.yaml and checkpoint/"
+        )
+    found = checkpoints(directory.checkpoint_dir)
+    if not found:
+        raise ConfigError(
+            f"{run_dir}: there is no checkpoint in {directory.checkpoint_dir}: train the run first, or again if it was deleted"
+        )
+    cfg = read_config(directory.config_path)
+    data = load_data(cfg)
+    _same_text(run_dir, directory.read_result(), data)
+    model = build_model(cfg)
+    load_weights(found[0], model)
+    return model.eval(), cfg, data
+
+
+def _same_text(run_dir: Path, row: dict[str, Any] | None, data: TokenData) -> None:
+    """Refuse a tokenizer that is no longer the one the run was trained with: its text may have changed since."""
+    trained = (row or {}).get("data", {}).get("tokenizer")
+    if trained is not None and trained != data.tokenizer_fingerprint:
+        raise ConfigError(
+            f"{run_dir}: its tokenizer was made from a text that is not there any more (data.paths has changed since the run): "
+            "put the text back, or train again"
+        )
+
+
+def export_run(run_dir: str | Path, out: str | Path) -> Exported:
+    """Write the run of `run_dir` to the folder `out` for ``AutoModelForCausalLM`` and ``AutoTokenizer``.
+
+    `out` must not exist, be empty, or hold an earlier export, which is replaced. The folder is loaded again and compared
+    with the run before it appears under its name. Raises ConfigError for a run that no class expresses.
+    """
+    from lmablate.interop.convert import to_hf
+    from lmablate.interop.tokenizer import as_hf
+
+    run_dir, out = Path(run_dir), Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
+        raise ConfigError(f"--out {out} exists and is no earlier export: choose another folder, or move it away")
+    model, cfg, data = load_run(run_dir)
+    theirs = to_hf(model)
+    for settings in (theirs.config, theirs.generation_config):
+        settings.bos_token_id = settings.eos_token_id = data.eot_id
+    check_writable(out.absolute().parent, "--out")
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as place:
+        folder = Path(place) / "model"
+        theirs.save_pretrained(folder)
+        as_hf(data.tokenizer, cfg.model.context_length).save_pretrained(folder)
+        difference = _compare(folder, model, cfg, data)
+        facts = _facts(run_dir, cfg, type(theirs).__name__)
+        (folder / MARK).write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "README.md").write_text(_card(facts))
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(folder, out)
+    return Exported(out, type(theirs).__name__, difference)
+
+
+def _compare(folder: Path, model: TransformerLM, cfg: RunConfig, data: TokenData) -> float:
+    """How far the loaded folder is from the run on the first validation window, in parts of the largest logit."""
+    import torch
+
+    from lmablate.interop.convert import library
+
+    tokens = torch.from_numpy(data.val_windows(cfg.model.context_length)[0][:1])
+    loaded = library().AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(tokens)
+        difference = float((loaded(input_ids=tokens).logits - expected).abs().max() / expected.abs().max())
+    if not difference < NEAR:  # a nan is not small either
+        raise ConfigError(
+            f"the exported {type(loaded).__name__} gives other logits than the run (by {difference:.1e} of the largest): "
+            f"transformers {library().__version__} may compute this class otherwise; nothing was written"
+        )
+    first = data.val[: cfg.model.context_length].tolist()
+    ends = first.index(data.eot_id) if data.eot_id in first else len(first)
+    text = data.decode(first[:ends])
+    tokenizer = library().AutoTokenizer.from_pretrained(folder)
+    if (got := tokenizer(text)["input_ids"]) != (wanted := data.encode(text)):
+        at = next(
+            (i for i, pair in enumerate(zip(got, wanted, strict=False)) if pair[0] != pair[1]),
+            min(len(got), len(wanted)),
+        )
+        raise ConfigError(
+            f"the exported tokenizer reads the validation text otherwise from token {at} on ({got[at : at + 5]} for "
+            f"{wanted[at : at + 5]}): transformers {library().__version__} may rebuild it; nothing was written"
+        )
+    return difference
+
+
+def _facts(run_dir: Path, cfg: RunConfig, architecture: str) -> dict[str, Any]:
+    row = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).read_result() or {}
+    kept = ("run_id", "science_version", "status", "seed", "tokens", "n_params", "val_loss", "val_bpb")
+    axes = {axis: option for axis, option in cfg.choices.items() if option != "none"}
+    facts = {"run_id": run_dir.absolute().name} | {key: row[key] for key in kept if key in row}
+    private = ("results_dir=", "runtime.", "data.paths=", "tokenizer.path=")  # places on the machine it was trained on
+    words = [word for word in cfg.overrides if not word.lstrip("+").startswith(private)]
+    return {**facts, "architecture": architecture, "choices": axes, "command": words}
+
+
+def _card(facts: dict[str, Any]) -> str:
+    """A short model card."""
+    measured = [f"{key} {facts[key]:.4f}" for key in ("val_loss", "val_bpb") if isinstance(facts.get(key), float)]
+    command = " ".join(["python -m lmablate.train", *facts["command"]])
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [lmablate]\n---\n# {facts['run_id']}\n\n"
+        f"A language model trained by lmablate, as `{facts['architecture']}`"
+        f"{': ' + ', '.join(measured) if measured else ''}.\n\n```\n{command}\n```\n"
+    )
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for what cannot be the name of a model on the Hub."""
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise ConfigError(f"--push {name}: give the name as user/model")
+
+
+def push(folder: Path, name: str, *, private: bool) -> str:
+    """Upload an exported folder to the Hugging Face Hub as `name`; returns its address. Raises ConfigError in words."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    from lmablate.data.hub import hub_answers, why_offline
+
+    if not hub_answers():
+        raise ConfigError(f"--push {name}: {why_offline()}; the folder {folder} is written and can be pushed later")
+    try:
+        api = HfApi()
+        api.whoami()
+        api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name, commit_message="lmablate export")
+    except LocalTokenNotFoundError:
+        raise ConfigError(f"--push {name}: nobody is logged in: hf auth login, or set HF_TOKEN") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ConfigError(f"--push {name}: the Hub refused: {str(error).splitlines()[0]}") from error
+    return f"https://huggingface.co/{name}"

@@ -1,0 +1,14 @@
+"""The classes of transformers that are known here, in the order in which ``to_hf`` tries them."""
+
+from lmablate.interop.families import deepseek, fused, gpt, gpt_rotary, llama
+from lmablate.interop.families.base import Family, differences, idle_weights
+
+FAMILIES: tuple[Family, ...] = (
+    *llama.FAMILIES,
+    *gpt.FAMILIES,
+    *gpt_rotary.FAMILIES,
+    *fused.FAMILIES,
+    *deepseek.FAMILIES,
+)
+
+__all__ = ["FAMILIES", "Family", "differences", "idle_weights"]

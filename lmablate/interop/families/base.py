@@ -1,0 +1,119 @@
+"""What a family is: one class of transformers, as lenses on its configuration and rules for its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmablate.errors import ConfigError
+from lmablate.interop.facts import BIASES, Facts, complete
+from lmablate.interop.lenses import Keys, Lens
+from lmablate.interop.tensors import Rule
+
+# Attributes of a configuration that do not enter the logits of one text in evaluation mode.
+IDLE = frozenset(
+    """
+    _name_or_path architectures attn_pdrop attention_dropout bos_token_id chunk_size_feed_forward classifier_dropout
+    decoder_start_token_id dtype embd_pdrop embed_dropout embedding_dropout emb_pdrop eos_token_id finetuning_task
+    hidden_dropout id2label init_device init_std initializer_range keys_to_ignore_at_inference label2id
+    layerdrop max_length model_type name_or_path num_labels output_attentions output_hidden_states output_router_logits
+    pad_token_id prefix pretraining_tp problem_type reorder_and_upcast_attn resid_dropout resid_pdrop residual_dropout
+    return_dict sep_token_id slow_but_exact summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version use_cache
+    attention_softmax_in_fp32 scale_attention_softmax_in_fp32 norm_type dropout
+    """.split()
+)
+
+# Read by modelling code, or by what loads a model, also where a class does not declare them.
+BORROWED = frozenset({"head_dim", "quantization_config", "partial_rotary_factor", "is_causal", "attention_chunk_size"})
+
+USUAL_SIZES = {
+    "model.d_model": "hidden_size",
+    "model.n_layers": "num_hidden_layers",
+    "model.n_heads": "num_attention_heads",
+    "model.d_ff": "intermediate_size",
+    "model.context_length": "max_position_embeddings",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """`name` is the class, `config` its configuration's; `lenses` come after those every class has: `sizes`, the
+    vocabulary and whether the head is tied. `rules` lists the weights of a model of the given facts."""
+
+    name: str
+    config: str
+    lenses: Sequence[Lens]
+    rules: Callable[[Facts], Sequence[Rule]]
+    sizes: Mapping[str, str]
+
+    def all_lenses(self) -> list[Lens]:
+        both = {"model.vocab_size": "vocab_size", "model.tie_embeddings": "tie_word_embeddings"}
+        return [Keys({**self.sizes, **both}), *self.lenses]
+
+    def read(self, config: Any) -> dict[str, Any]:
+        """The facts of a configuration. Raises ConfigError for a setting that is not expressed here."""
+        facts: dict[str, Any] = {}
+        for lens in self.all_lenses():
+            facts |= lens.read(config)
+        self._refuse_strangers(config)
+        return complete(facts)
+
+    def write(self, facts: Facts) -> dict[str, Any]:
+        """Keyword arguments of a configuration that comes as near to `facts` as this class can."""
+        out: dict[str, Any] = {}
+        for lens in self.all_lenses():
+            out |= lens.write(facts)
+        return out
+
+    def _refuse_strangers(self, config: Any) -> None:
+        """No attribute of the class outside the lenses may differ from its default: it might change what is computed.
+        Attributes that the class does not have are read by nothing, but for those in BORROWED."""
+        answered = {name for lens in self.all_lenses() for name in lens.theirs} | IDLE
+        default = type(config)(bos_token_id=0, eos_token_id=0).to_dict()
+        for name, value in config.to_dict().items():
+            own = name in default or name in BORROWED
+            if own and name not in answered and value != default.get(name):
+                raise ConfigError(
+                    f"from_hf: {type(config).__name__}.{name}={value!r} is not known here: only its default, "
+                    f"{default.get(name)!r}, can be expressed"
+                )
+
+
+def differences(wanted: Facts, offered: Facts) -> list[str]:
+    """The facts of ours that a class would compute otherwise, weights aside that it can hold at rest or in another order."""
+    found = [key for key in sorted({*wanted, *offered}) if not _same(key, wanted, offered)]
+    follows = "attention.scale" if "model.head_dim" in found else None  # which is the root of the head's width
+    return [key for key in found if key != follows]
+
+
+def _same(key: str, wanted: Facts, offered: Facts) -> bool:
+    ours, theirs = wanted.get(key), offered.get(key)
+    if key in (*BIASES, "norm.bias") and not ours:
+        return True  # a bias of zeros
+    if key == "norm.gain" and theirs:
+        return True  # a gain of ones
+    if key.endswith("unit_offset"):
+        return True
+    if key == "posemb.layout" and wanted["attention"] == "heads":
+        return True
+    if key == "model.context_length" and wanted["posemb"] != "learned":
+        return True
+    if key == "attention.window" and "l" not in wanted.get("attention.pattern", "l"):
+        return ours == theirs or set(wanted["attention.pattern"]) == {"g"}
+    return _equal(ours, theirs)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-9)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+def idle_weights(wanted: Facts, offered: Facts) -> int:
+    """How many kinds of weights the class would hold at rest, to prefer one that has none."""
+    return sum(bool(offered.get(key)) and not wanted.get(key) for key in (*BIASES, "norm.bias", "norm.gain"))

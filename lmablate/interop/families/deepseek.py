@@ -1,0 +1,122 @@
+"""DeepSeek-V2 and V3 as dense decoders: latent attention in every layer, no layer of experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmablate.errors import ConfigError
+from lmablate.interop.facts import Facts
+from lmablate.interop.families.base import USUAL_SIZES, Family
+from lmablate.interop.families.llama import GATED, PRE, attention_bias
+from lmablate.interop.lenses import Keys, Lens, Via, refuse
+from lmablate.interop.positions import Rope, yarn_scale
+from lmablate.interop.tensors import Rule, ends, linear, norm
+
+SIZES = {**USUAL_SIZES, "model.head_dim": "qk_nope_head_dim"}
+LATENT = {
+    "attention.q_rank": "q_lora_rank",
+    "attention.kv_rank": "kv_lora_rank",
+    "attention.rope_head_dim": "qk_rope_head_dim",
+    "attention.v_head_dim": "v_head_dim",
+}
+_EXPERTS = (
+    *("first_k_dense_replace", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    *("n_group", "topk_group", "topk_method", "norm_topk_prob", "routed_scaling_factor", "moe_layer_freq"),
+    *("num_local_experts", "num_mtp_layers", "num_nextn_predict_layers", "qk_head_dim"),
+)
+
+
+def _read_dense(config: Any) -> dict[str, Any]:
+    if config.first_k_dense_replace < config.num_hidden_layers:
+        raise ConfigError(
+            f"from_hf: {type(config).__name__}.first_k_dense_replace={config.first_k_dense_replace} leaves experts in "
+            f"{config.num_hidden_layers - config.first_k_dense_replace} layers, which cannot be expressed here: allowed is "
+            f"{config.num_hidden_layers}, the number of layers"
+        )
+    # the norms of the latent vectors have this epsilon whatever rms_norm_eps says
+    return {"attention": "mla", "attention.norm_eps": 1e-6}
+
+
+DENSE = Via(_EXPERTS, _read_dense, lambda facts: {"first_k_dense_replace": facts["model.n_layers"]})
+
+
+def _read_scale(config: Any) -> dict[str, Any]:
+    """Scores by the width of a head, times the square of YaRN's factor where ``mscale_all_dim`` is given."""
+    rope = config.rope_parameters
+    scale = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
+    if rope.get("rope_type", "default") != "default" and rope.get("mscale_all_dim"):
+        scale *= yarn_scale(rope["factor"], rope["mscale_all_dim"]) ** 2
+    return {"attention.scale": scale}
+
+
+class LatentRope(Rope):
+    """Rotary positions, and the weight of YaRN's factor in the scores that gives `attention.scale`."""
+
+    def write(self, facts: Facts) -> dict[str, Any]:
+        out = super().write(facts)
+        plain = (facts["model.head_dim"] + facts.get("attention.rope_head_dim", 0)) ** -0.5
+        factor = facts.get("posemb.factor") or 1.0
+        if factor > 1 and out and facts["posemb"] == "rope_yarn":
+            ratio = (facts["attention.scale"] / plain) ** 0.5
+            weight = (ratio - 1) / (yarn_scale(factor, 1.0) - 1)
+            out["rope_parameters"] |= {"mscale_all_dim": weight} if abs(weight) > 1e-12 else {}
+        return out
+
+
+def _read_heads(config: Any) -> dict[str, Any]:
+    if config.num_key_value_heads != config.num_attention_heads:
+        raise refuse(config, "num_key_value_heads", config.num_key_value_heads, str(config.num_attention_heads))
+    return {"model.n_kv_heads": config.num_attention_heads}
+
+
+_HEADS = Via(
+    ("num_key_value_heads", "head_dim"),  # head_dim is the rotary width there, and follows
+    _read_heads,
+    lambda facts: {"num_key_value_heads": facts["model.n_heads"]},
+)
+
+
+def _rules(facts: Facts) -> list[Rule]:
+    here, there = "blocks.{i}.attention.branch", "model.layers.{i}.self_attn"
+    out = ends("model.embed_tokens.weight", "lm_head") + norm("final_norm", "model.norm")
+    for ours, theirs in PRE.items():
+        out += norm(f"blocks.{{i}}.{ours}", f"model.layers.{{i}}.{theirs}")
+    if facts.get("attention.q_rank"):
+        out += linear(f"{here}.q_down", f"{there}.q_a_proj") + linear(f"{here}.q_proj", f"{there}.q_b_proj")
+        out += norm(f"{here}.q_norm", f"{there}.q_a_layernorm")
+    else:
+        out += linear(f"{here}.q_proj", f"{there}.q_proj")
+    out += linear(f"{here}.kv_down", f"{there}.kv_a_proj_with_mqa") + norm(f"{here}.kv_norm", f"{there}.kv_a_layernorm")
+    out += linear(f"{here}.kv_proj", f"{there}.kv_b_proj") + linear(f"{here}.out_proj", f"{there}.o_proj")
+    for ours, theirs in {"gate": "gate", "in": "up", "out": "down"}.items():
+        out += linear(f"blocks.{{i}}.ffn.branch.{ours}_proj", f"model.layers.{{i}}.mlp.{theirs}_proj")
+    return out
+
+
+def _family(name: str, *lenses: Lens) -> Family:
+    scale = Via((), _read_scale, lambda facts: {})
+    return Family(
+        f"{name}ForCausalLM",
+        f"{name}Config",
+        [Keys({"norm.eps": "rms_norm_eps", **LATENT}), GATED, DENSE, _HEADS, attention_bias(), scale, *lenses],
+        _rules,
+        SIZES,
+    )
+
+
+def _read_layout(config: Any) -> dict[str, Any]:
+    return {"posemb.layout": "pairs" if config.rope_interleave else "halves"}
+
+
+FAMILIES = (
+    _family(
+        "DeepseekV3",
+        LatentRope(),
+        Via(
+            ("rope_interleave",),
+            _read_layout,
+            lambda facts: {"rope_interleave": facts.get("posemb.layout", "halves") == "pairs"},
+        ),
+    ),
+    _family("DeepseekV2", LatentRope("pairs"), Keys({"model.mlp_bias": "mlp_bias"})),
+)

@@ -1,0 +1,139 @@
+"""How weights here become weights there, and back: names, and the order of the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmablate.interop.facts import Facts
+from lmablate.model.posemb import halves_to_pairs, pairs_to_halves
+
+
+@dataclass(frozen=True)
+class Form:
+    """`pack` makes one tensor of theirs from some of ours, `unpack` undoes it; both are given the facts for the sizes."""
+
+    pack: Callable[[Sequence[Tensor], Facts], Tensor]
+    unpack: Callable[[Tensor, Facts], Sequence[Tensor]]
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.T.contiguous() if t.ndim == 2 else t
+
+
+def _qkv_rows(facts: Facts) -> list[int]:
+    kv = facts["model.n_kv_heads"] * facts["model.head_dim"]
+    return [facts["model.n_heads"] * facts["model.head_dim"], kv, kv]
+
+
+def _groups(parts: Sequence[Tensor], facts: Facts) -> Tensor:
+    """Query, key and value rows as ``[groups, queries a group + 2, head_dim, ...]``."""
+    groups, width = facts["model.n_kv_heads"], facts["model.head_dim"]
+    return torch.cat([part.unflatten(0, (groups, -1, width)) for part in parts], 1).flatten(0, 2)
+
+
+def _ungroup(whole: Tensor, facts: Facts) -> list[Tensor]:
+    groups, width = facts["model.n_kv_heads"], facts["model.head_dim"]
+    whole = whole.unflatten(0, (groups, -1, width))
+    return [part.flatten(0, 2) for part in whole.split([whole.shape[1] - 2, 1, 1], 1)]
+
+
+def conv1d(form: Form) -> Form:
+    """The same for weights stored as [in, out] (GPT and GPT-2)."""
+    return Form(
+        lambda parts, facts: _transposed(form.pack(parts, facts)),
+        lambda whole, facts: form.unpack(_transposed(whole), facts),
+    )
+
+
+SAME = Form(lambda parts, facts: parts[0], lambda whole, facts: [whole])
+ROWS = Form(lambda parts, facts: torch.cat(list(parts)), lambda whole, facts: whole.split(_qkv_rows(facts)))
+HALVES = Form(lambda parts, facts: torch.cat(list(parts)), lambda whole, facts: whole.chunk(2))
+GROUPS = Form(_groups, _ungroup)
+CONV1D = conv1d(SAME)
+CONV1D_ROWS = conv1d(ROWS)
+
+
+def rows_before(count: int) -> Form:
+    """A table whose first rows are never read (OPT: positions start at row 2)."""
+    return Form(
+        lambda parts, facts: torch.cat((parts[0].new_zeros(count, parts[0].shape[1]), parts[0])),
+        lambda whole, facts: [whole[count:]],
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Weights `ours` make up the weight `theirs`; ``{i}`` in both stands for every layer."""
+
+    ours: tuple[str, ...]
+    theirs: str
+    form: Form = SAME
+
+    def layers(self, n_layers: int) -> list[Rule]:
+        if "{i}" not in self.theirs:
+            return [self]
+        return [
+            Rule(tuple(name.format(i=i) for name in self.ours), self.theirs.format(i=i), self.form)
+            for i in range(n_layers)
+        ]
+
+
+def linear(ours: str | tuple[str, ...], theirs: str, form: Form = SAME) -> list[Rule]:
+    """Weight and bias of a linear layer."""
+    names = (ours,) if isinstance(ours, str) else ours
+    return [
+        Rule(tuple(f"{name}.weight" for name in names), f"{theirs}.weight", form),
+        Rule(tuple(f"{name}.bias.weight" for name in names), f"{theirs}.bias", form),
+    ]
+
+
+def norm(ours: str, theirs: str) -> list[Rule]:
+    """Gain and bias of a norm."""
+    return [Rule((f"{ours}.gain.weight",), f"{theirs}.weight"), Rule((f"{ours}.bias.weight",), f"{theirs}.bias")]
+
+
+def ends(table: str, head: str, positions: Rule | None = None) -> list[Rule]:
+    """The token table and the head, and a table of positions."""
+    rules = [Rule(("embedding.weight",), table), Rule(("head.proj.weight",), f"{head}.weight")]
+    rules.append(Rule(("head.bias.weight",), f"{head}.bias"))
+    return rules if positions is None else [*rules, positions]
+
+
+def translated(name: str, ours: Tensor, facts_here: Facts, facts_there: Facts) -> Tensor:
+    """One of our weights as a model of `facts_there` has it: gains stored as g or as g - 1, heads turned in pairs or halves."""
+    place = "stability.qk_norm" if "_norm.gain" in name and ".branch" in name else "norm"
+    if name.endswith("gain.weight"):
+        shift = _offset(facts_here, place) - _offset(facts_there, place)
+        ours = ours if not shift else ours + shift
+    part = name.split(".")
+    if any(word in ("q_proj", "k_proj", "q_norm", "k_norm") for word in part):
+        ours = _turned(ours, facts_here, facts_there)
+    return ours
+
+
+def _offset(facts: Facts, place: str) -> int:
+    return int(bool(facts.get(f"{place}.unit_offset")))
+
+
+def _turned(rows: Tensor, here: Facts, there: Facts) -> Tensor:
+    layouts = here.get("posemb.layout"), there.get("posemb.layout")
+    if layouts[0] == layouts[1] or None in layouts or here["attention"] != "heads":
+        return rows
+    change = pairs_to_halves if layouts[0] == "pairs" else halves_to_pairs
+    return change(rows, head_dim=here["model.head_dim"], width=here["posemb.width"])
+
+
+def neutral(name: str, like: Tensor, facts_there: Facts) -> Tensor:
+    """The weight of theirs that changes nothing where we have none: a bias of 0, a gain of 1."""
+    if name.endswith("bias.weight"):
+        return torch.zeros_like(like)
+    return torch.full_like(like, 1.0 - _offset(facts_there, "norm"))
+
+
+def expand(rules: Sequence[Rule], n_layers: int) -> Mapping[str, Rule]:
+    """The rules of all layers, by their name."""
+    return {rule.theirs: rule for pattern in rules for rule in pattern.layers(n_layers)}

@@ -1,0 +1,230 @@
+"""Small models of transformers with random weights, one entry a class or form of it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from reference_models import D_FF, D_MODEL, LENGTH, N_HEADS, N_LAYERS, VOCAB, WINDOW, randomise
+
+ORIGINAL = 10  # a length that scaled positions were made for, below that of the text
+THETA = {"rope_theta": 10000.0}
+USUAL = {
+    "vocab_size": VOCAB,
+    "hidden_size": D_MODEL,
+    "intermediate_size": D_FF,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": N_HEADS,
+    "max_position_embeddings": LENGTH,
+}
+GQA = {**USUAL, "num_key_value_heads": 2}
+SHORT = {"vocab_size": VOCAB, "n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": LENGTH}
+LATENT = {
+    **USUAL,
+    "first_k_dense_replace": N_LAYERS,
+    "n_routed_experts": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "num_key_value_heads": N_HEADS,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+}
+FALCON = {"vocab_size": VOCAB, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS}
+FALCON |= {"max_position_embeddings": LENGTH}
+BLOOM = {"vocab_size": VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS}
+NEO = {
+    "vocab_size": VOCAB,
+    "hidden_size": D_MODEL,
+    "num_layers": N_LAYERS,
+    "num_heads": N_HEADS,
+    "intermediate_size": D_FF,
+    "max_position_embeddings": LENGTH,
+    "window_size": WINDOW,
+}
+OPT = {k: v for k, v in USUAL.items() if k != "intermediate_size"} | {"ffn_dim": D_FF}
+
+
+def rope(kind: str = "default", **keys: Any) -> dict[str, Any]:
+    if kind in ("llama3", "yarn"):
+        keys = {"original_max_position_embeddings": ORIGINAL, **keys}
+    return {"rope_parameters": {"rope_type": kind, **THETA, **keys}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`back` is the class that to_hf chooses for it, where an earlier one does the same; `slow` cases vary a class."""
+
+    name: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    back: str | None = None
+    slow: bool = False
+
+    @property
+    def config_name(self) -> str:
+        return self.name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "Config"
+
+    def build(self, seed: int = 0, **changes: Any) -> Any:
+        library = importlib.import_module("transformers")
+        tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+        config = getattr(library, self.config_name)(**tokens, **{**self.keys, **changes})
+        config._attn_implementation = "eager"
+        return randomise(getattr(library, self.name)(config), seed)
+
+
+def llama(*forms: dict[str, Any], name: str = "Llama", base: dict[str, Any] = USUAL, **rest: Any) -> Case:
+    keys = dict(base)
+    for form in forms:
+        keys |= form
+    return Case(f"{name}ForCausalLM", keys, **rest)
+
+
+CASES: dict[str, Case] = {
+    "gpt1": Case("OpenAIGPTLMHeadModel", SHORT),
+    "gpt1_relu": Case("OpenAIGPTLMHeadModel", {**SHORT, "afn": "relu", "layer_norm_epsilon": 0.1}, slow=True),
+    "gpt2": Case("GPT2LMHeadModel", {**SHORT, "n_inner": D_FF}),
+    "gpt2_untied_unscaled": Case(
+        "GPT2LMHeadModel", {**SHORT, "tie_word_embeddings": False, "scale_attn_weights": False}, slow=True
+    ),
+    "gpt_neo": Case("GPTNeoForCausalLM", {**NEO, "attention_types": [[["global", "local"], N_LAYERS // 2]]}),
+    "gpt_neo_local_first": Case(
+        "GPTNeoForCausalLM", {**NEO, "num_layers": 3, "attention_types": [[["local", "local", "global"], 1]]}, slow=True
+    ),
+    "gptj": Case("GPTJForCausalLM", {**SHORT, "rotary_dim": 4}),
+    "gptj_all_channels": Case("GPTJForCausalLM", {**SHORT, "rotary_dim": 8, "n_inner": 40}, slow=True),
+    "pythia": Case("GPTNeoXForCausalLM", {**USUAL, **rope(partial_rotary_factor=0.25)}),
+    "gpt_neox_serial": Case(
+        "GPTNeoXForCausalLM",
+        {**USUAL, **rope(partial_rotary_factor=1.0), "use_parallel_residual": False, "attention_bias": False},
+        slow=True,
+    ),
+    "opt": Case("OPTForCausalLM", OPT, back="GPT2LMHeadModel"),
+    "galactica": Case(
+        "OPTForCausalLM",
+        {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+    ),
+    "opt_350m": Case("OPTForCausalLM", {**OPT, "do_layer_norm_before": False}, slow=True),
+    "bloom": Case("BloomForCausalLM", BLOOM),
+    "bloom_six_heads": Case("BloomForCausalLM", {**BLOOM, "hidden_size": 48, "n_head": 6}, slow=True),
+    "mpt": Case(
+        "MptForCausalLM",
+        {
+            "vocab_size": VOCAB,
+            "d_model": D_MODEL,
+            "n_layers": N_LAYERS,
+            "n_heads": N_HEADS,
+            "max_seq_len": LENGTH,
+        },
+    ),
+    "mpt_six_heads_scaled": Case(
+        "MptForCausalLM",
+        {
+            "vocab_size": VOCAB,
+            "d_model": 48,
+            "n_layers": 3,
+            "n_heads": 6,
+            "max_seq_len": LENGTH,
+            "attn_config": {"softmax_scale": 0.2},
+        },
+        slow=True,
+    ),
+    "falcon_7b": Case("FalconForCausalLM", FALCON),
+    "falcon_40b": Case("FalconForCausalLM", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_11b": Case(
+        "FalconForCausalLM",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        slow=True,
+    ),
+    "falcon_serial_biased": Case(
+        "FalconForCausalLM",
+        {**FALCON, "multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": D_FF, **rope()},
+        back="GPTNeoXForCausalLM",
+        slow=True,
+    ),
+    "llama1": llama({"rms_norm_eps": 1e-3}),
+    "llama2_70b": llama({"num_key_value_heads": 2, "tie_word_embeddings": True}, slow=True),
+    "llama_biased_wide_heads": llama(
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "num_key_value_heads": 1, "hidden_act": "gelu"},
+        slow=True,
+    ),
+    "llama3": llama(GQA, rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)),
+    "llama_linear": llama(rope("linear", factor=2.0), slow=True),
+    "llama_dynamic": llama(rope("dynamic", factor=2.0), {"max_position_embeddings": 12}),
+    "llama_yarn": llama(rope("yarn", factor=2.4), slow=True),
+    "llama_yarn_numbers": llama(
+        rope("yarn", factor=2.4, beta_fast=4.0, beta_slow=0.5, attention_factor=1.3), slow=True
+    ),
+    "mistral": llama(GQA, {"sliding_window": WINDOW}, name="Mistral"),
+    "mistral_no_window": llama(GQA, {"sliding_window": None}, name="Mistral", back="LlamaForCausalLM", slow=True),
+    "qwen2": llama(GQA, name="Qwen2"),
+    "qwen2_windows": llama(
+        GQA,
+        {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+        name="Qwen2",
+        slow=True,
+    ),
+    "qwen3": llama(GQA, {"head_dim": 12}, name="Qwen3"),
+    "gemma": llama(GQA, {"head_dim": 12}, name="Gemma"),
+    "gemma2": llama(
+        GQA,
+        {"head_dim": 8, "query_pre_attn_scalar": 5, "sliding_window": WINDOW},
+        {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        name="Gemma2",
+    ),
+    "gemma2_no_caps": llama(
+        {"num_hidden_layers": 4, "head_dim": 16, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        {"sliding_window": 3},
+        name="Gemma2",
+        slow=True,
+    ),
+    "starcoder": Case("GPTBigCodeForCausalLM", {**SHORT, "n_inner": D_FF}),
+    "starcoder_mha": Case("GPTBigCodeForCausalLM", {**SHORT, "multi_query": False}, back="GPT2LMHeadModel", slow=True),
+    "starcoder2": llama(GQA, {"sliding_window": WINDOW}, name="Starcoder2"),
+    "starcoder2_no_bias": llama(GQA, {"use_bias": False}, name="Starcoder2", slow=True),
+    "nemotron": llama(GQA, rope(partial_rotary_factor=0.5), name="Nemotron"),
+    "nemotron_biased": llama(
+        {"num_key_value_heads": N_HEADS, "attention_bias": True, "mlp_bias": True},
+        rope(partial_rotary_factor=1.0),
+        name="Nemotron",
+        slow=True,
+    ),
+    "olmo2": llama(GQA, name="Olmo2"),
+    "cohere": llama(GQA, {"logit_scale": 0.25}, name="Cohere"),
+    "cohere_biased": llama({"attention_bias": True, "logit_scale": 3.0}, name="Cohere", slow=True),
+    "glm4": llama(GQA, {"head_dim": 8}, rope(partial_rotary_factor=0.5), name="Glm4"),
+    "glm4_wide_no_bias": llama(
+        {"head_dim": 12, "num_key_value_heads": 4, "attention_bias": False},
+        rope(partial_rotary_factor=1.0),
+        name="Glm4",
+        slow=True,
+    ),
+    "glm": llama(GQA, {"head_dim": 8}, rope(partial_rotary_factor=0.5), name="Glm"),
+    "arcee": llama(GQA, name="Arcee"),
+    "phi3": llama(
+        GQA,
+        rope("longrope", short_factor=[1.0, 1.2, 1.5, 2.0], long_factor=[1.0, 3.0, 9.0, 20.0]),
+        {"original_max_position_embeddings": ORIGINAL, "sliding_window": WINDOW},
+        name="Phi3",
+    ),
+    "phi4_mini_short_text": llama(
+        rope("longrope", short_factor=[1.0, 1.2, 1.5], long_factor=[1.0, 3.0, 9.0], partial_rotary_factor=0.75),
+        {"original_max_position_embeddings": 30, "max_position_embeddings": 60},
+        name="Phi3",
+        slow=True,
+    ),
+    "stablelm": llama(GQA, {"use_qkv_bias": True}, rope(partial_rotary_factor=0.25), name="StableLm"),
+    "granite": llama(
+        GQA,
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "logits_scaling": 4.0},
+        name="Granite",
+    ),
+    "deepseek_v2": llama(LATENT, name="DeepseekV2", back="DeepseekV3ForCausalLM"),
+    "deepseek_v2_full_queries": llama(
+        LATENT, {"q_lora_rank": None, "attention_bias": True, "mlp_bias": True}, name="DeepseekV2", slow=True
+    ),
+    "deepseek_v3": llama(
+        LATENT, rope("yarn", factor=2.4, mscale=1.0, mscale_all_dim=0.7), {"q_lora_rank": None}, name="DeepseekV3"
+    ),
+    "deepseek_v3_halves": llama(LATENT, {"rope_interleave": False}, name="DeepseekV3", slow=True),
+}
