@@ -20,9 +20,11 @@ from lmablate.config.compose import register_resolvers, to_run_config  # noqa: E
 from lmablate.launcher.local import register  # noqa: E402
 from lmablate.paths import CONF_DIR  # noqa: E402
 from lmablate.run import execute, load_data  # noqa: E402
+from lmablate.sweeper.plugin import register_sweeper  # noqa: E402
 
 register_resolvers()
 register()
+register_sweeper()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")

@@ -55,6 +55,7 @@ CHOICES = {
     "parallel": ({**LAYER, "block_layout": "parallel", "activation": "relu"}, {}, "FalconForCausalLM"),
     "latent": ({"attention": "mla"}, {}, "DeepseekV3ForCausalLM"),
     "yarn": ({"posemb": "rope_yarn"}, {}, "LlamaForCausalLM"),
+    "longrope": ({"posemb": "rope_longrope"}, {}, "Phi3ForCausalLM"),
     "relu2": ({"activation": "relu2"}, {}, "ArceeForCausalLM"),
     "post_norm": (
         {**LAYER, "norm_position": "post", "posemb": "learned", "activation": "gelu_tanh"},

@@ -1,4 +1,4 @@
-"""``hydra/sweeper=grid`` and ``=study``: Hydra reads what a stored sweep and the command line say; the rest is our own."""
+"""``hydra/sweeper=basic`` and ``=study``: Hydra reads what a stored sweep and the command line say; the rest is our own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -145,3 +146,7 @@ def register_sweeper() -> None:
     for sweeper in (StudySweeper, GridSweeper):
         setattr(sys.modules["hydra_plugins.lmablate"], sweeper.__name__, sweeper)
         Plugins.instance().register(sweeper)
+    # In the place of Hydra's own: a YAML of that name would be held against its schema, and an override in train.yaml would
+    # win over those of stored sweeps.
+    node = {"_target_": "hydra_plugins.lmablate.GridSweeper", "params": None}
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=node, provider="lmablate")
