@@ -17,6 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 BOUNDARY = {
     "config/compose.py",
     "cli.py",
+    "launcher/composer.py",
     "launcher/local.py",
     "sweeper/plugin.py",
 }  # where Hydra and OmegaConf may be met

@@ -14,6 +14,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lmablate.launcher.composer import Composer
+
 
 class LocalLauncher(Launcher):
     """Composes every job of a multirun and leaves them in ``collected``; the command checks and runs them (cli.py)."""
@@ -25,8 +27,7 @@ class LocalLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        loader = self.hydra_context.config_loader
-        self.collected.extend(loader.load_sweep_config(self.config, list(words)) for words in job_overrides)
+        self.collected.extend(map(Composer(self.hydra_context.config_loader, self.config), job_overrides))
         return []
 
 

@@ -15,6 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lmablate.errors import ConfigError
+from lmablate.launcher.composer import Composer
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -32,6 +33,7 @@ class StudySweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.master = hydra_context.config_loader, config
+        self.composer = Composer(self.loader, config)
 
     def sweep(self, arguments: list[str]) -> None:
         self.arguments = arguments
@@ -90,7 +92,7 @@ class StudySweeper(Sweeper):
         from lmablate.config.compose import in_words, rewrite, to_run_config
 
         try:
-            return to_run_config(self.loader.load_sweep_config(self.master, rewrite(list(words))))
+            return to_run_config(self.composer(rewrite(list(words))))
         except (HydraException, OmegaConfBaseException) as error:
             raise in_words(error) from error
 

@@ -67,8 +67,10 @@ class Rotary(PosEmb):
 
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
         frequencies, amplitude = self.spectrum(length)
-        t = torch.arange(length, dtype=torch.float64)  # on the device the model is being built on
-        angle = t[:, None] * frequencies.to(t.device)
+        where = torch.empty(0).device  # that the model is being built on
+        if where.type == "meta":  # torch would load its compiler, for more than a second, to compute nothing
+            return torch.empty(length, len(frequencies)), torch.empty(length, len(frequencies))
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequencies.to(where)
         return (amplitude * angle.cos()).float(), (amplitude * angle.sin()).float()
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
