@@ -234,7 +234,10 @@ def test_the_gang_and_the_sweep_have_their_tables():
     assert "| C0: the planner's K = 8 over solo, both eager | at least 0.95 | 4 | met |" in page
     assert "weights of members against solo runs: equal to the bit" in page
     assert "| lmablate, defaults | 16 | 60 | 60 | 960 | 4 % | 4.0 % | 2.000 |" in page
-    assert "| at least 2.5 | 3 | met |" in page
+    assert (
+        "16-job sweep, graphs new: runs an hour over shell loop over a script with transformers Llama | at least 2.5 | 3 | met |"
+        in page
+    )
 
 
 def test_the_figure_is_drawn(tmp_path):

@@ -61,6 +61,7 @@ def test_every_member_has_a_directory_of_its_own(words, tmp_path):
         assert {"config.yaml", "history.jsonl", "status.json"} <= {p.name for p in path.parent.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_gang_that_is_stopped_continues_to_the_same_bits(words, tmp_path):
     longer = [
         *(word for word in words if not word.startswith(("trainer.steps", "optim.lr"))),

@@ -136,6 +136,17 @@ def test_training_imports_no_plotting_no_tables_no_datasets():
     )
 
 
+def test_checking_a_configuration_does_not_load_torchs_compiler():
+    """Making numbers on the meta device does, for more than a second."""
+    code = (
+        "import sys; from lmablate.config import compose;"
+        "[compose([f'activation={a}', f'posemb={p}']) for a, p in (('swiglu', 'rope'), ('elu', 'sinusoidal'), ('gelu', 'transformer_xl'))];"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("path", sorted(SWEEPS_DIR.glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_stored_sweep_says_its_question_and_has_its_analysis(path):
     lines = path.read_text().splitlines()

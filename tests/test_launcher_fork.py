@@ -205,6 +205,7 @@ def test_runs_go_on_when_the_warm_process_is_killed(text, own_parts, caplog):
     assert numbers(own_parts / "alone", twin.run_id).equals(numbers(own_parts / "results", twin.run_id))
 
 
+@pytest.mark.slow
 def test_runs_of_a_graph_go_on_when_its_template_dies_or_is_unfit(text, own_parts, caplog, one_graph_an_option):
     grid = [(f"norm={norm}", f"seed={seed}") for norm in ("parricide", "threads") for seed in range(2)]
     jobs = jobs_of(text, own_parts / "results", *grid, more=("trainer.steps=60", "runtime.checkpoint_seconds=0"))

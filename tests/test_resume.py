@@ -51,7 +51,7 @@ def start_and_stop(words, results, number, at_step):
     return process.wait(60)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_kill_9_and_rerun_gives_the_same_loss_to_the_bit(folder, precision):
     words, _ = run(folder, f"trainer.precision={precision}")
     whole, killed = folder / f"whole-{precision}", folder / f"killed-{precision}"

@@ -93,7 +93,7 @@ def _schema(target: Any) -> tuple[dict[str, inspect.Parameter], list[str], dict[
 def _probe(function: Callable[..., Any], given: dict[str, Any], place: str) -> None:
     """torch's functions are written in C and have no signature to read, so they are tried."""
     try:
-        function(torch.zeros(1), **given)
+        function(torch.zeros(1, device="cpu"), **given)  # on the meta device torch would load its compiler
     except (TypeError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{place}: {function.__name__} does not take {given}: {str(error).splitlines()[0]}") from None
 

@@ -37,8 +37,8 @@ class Learned(PosEmb):
 def sinusoids(length: int, width: int, theta: float) -> Tensor:
     """Float64 ``[T, D]``: row t is ``[sin(t w_0), cos(t w_0), sin(t w_1), ...]`` with ``w_i = theta^(-2i/D)``
     (Vaswani et al. 2017, section 3.5)."""
-    half = torch.arange(0, width, 2, dtype=torch.float64)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * theta ** (-half / width)
+    half = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")
+    angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * theta ** (-half / width)
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)[:, :width]
 
 
@@ -52,7 +52,7 @@ class Sinusoidal(PosEmb):
         super().__init__(shape)
         self.theta, self.scale, self.d_model = theta, scale, shape.d_model
         self.table: Tensor
-        self.register_buffer("table", self._rows(shape.context_length), persistent=False)
+        self.register_buffer("table", self._rows(shape.context_length).to(torch.empty(0).device), persistent=False)
 
     def _rows(self, length: int) -> Tensor:
         return (self.scale * sinusoids(length, self.d_model, self.theta)).float()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class TransformerXL(PosEmb):
         self.theta, self.d_model = theta, shape.d_model
         self.layers = nn.ModuleList(RelativeTerms(shape) for _ in range(shape.n_layers))
         self.table: Tensor
-        self.register_buffer("table", self._rows(shape.context_length), persistent=False)
+        self.register_buffer("table", self._rows(shape.context_length).to(torch.empty(0).device), persistent=False)
 
     def _rows(self, length: int) -> Tensor:
         return sinusoids(length, self.d_model, self.theta).float()
