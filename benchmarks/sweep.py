@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,9 +67,11 @@ def write_tokens(path: Path) -> int:
     return data.vocab_size
 
 
-def shell(script: str, folder: Path, threads: int) -> dict[str, float]:
-    """Run a shell script; its wall and processor seconds."""
+def shell(script: str, folder: Path, threads: int, cache: Path | None = None) -> dict[str, float]:
+    """Run a shell script; its wall and processor seconds. `cache`: lmablate's folder for what it can make again."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if cache is not None:
+        environment["LMABLATE_CACHE"] = str(cache)
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     log = folder / "log.txt"
     with log.open("w") as out:
@@ -78,6 +81,14 @@ def shell(script: str, folder: Path, threads: int) -> dict[str, float]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"wall_seconds": time.perf_counter() - began, "processor_seconds": spent}
+
+
+def fresh_cache(folder: Path) -> Path:
+    """A cache with the text as tokens and what is known of the machine, and nothing compiled."""
+    from lmablate.paths import cache_dir
+
+    shutil.copytree(cache_dir(), folder / "cache", ignore=shutil.ignore_patterns("inductor"))
+    return folder / "cache"
 
 
 def last_record(run: Path) -> dict[str, Any]:
@@ -100,6 +111,7 @@ def run_way(way: str, seeds: int, tokens: int, threads: int, text: Path, vocab: 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sweep = words(seeds, tokens, folder / "results")
+        cache = fresh_cache(folder)
         fp32 = ["trainer.precision=fp32", f"runtime.threads={threads}"]
         if way == "peer":
             steps = round(tokens / SHAPE.tokens_per_step)
@@ -126,8 +138,8 @@ def run_way(way: str, seeds: int, tokens: int, threads: int, text: Path, vocab: 
             ):  # two steps of each graph; the sweep then finds the compiler's cache and chooses by itself
                 once = ["runtime.compile=true", "seed=1000", "trainer.steps=2", "trainer.tokens=null"]
                 others = [word for word in sweep if not word.startswith(("seed=", "trainer.tokens=", "results_dir="))]
-                shell(quoted([*program, *others, *once, f"results_dir={folder}/before"]), folder, 1)
-        spent = shell(script, folder, threads if way in ("peer", "basic") else 1)
+                shell(quoted([*program, *others, *once, f"results_dir={folder}/before"]), folder, 1, cache)
+        spent = shell(script, folder, threads if way in ("peer", "basic") else 1, cache)
         runs = sorted(path.parent for path in folder.glob("results/*/result.json"))
         rows = [json.loads((run / "result.json").read_text()) for run in runs]
         training = sum(
