@@ -150,7 +150,8 @@ def sweep_table(result: Result) -> str:
                 row["way"],
                 str(row["runs"]),
                 f"{row['wall_seconds']:,.0f}",
-                f"{row['processor_seconds']:,.0f}",
+                # runs forked from a process that compiled their graph are nobody's children in the end
+                "-" if row.get("compiled") else f"{row['processor_seconds']:,.0f}",
                 f"{row['runs'] / hours:,.0f}",
                 "-" if row["outside_share"] is None else f"{100 * row['outside_share']:.0f} %",
                 "-" if row["start_share"] is None else f"{100 * row['start_share']:.1f} %",
