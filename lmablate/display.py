@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lmablate.jobs import Job
 
 LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
+RATE_SECONDS = 2.0  # of progress, before a rate is read off it
 
 
 class Board:
@@ -28,6 +29,9 @@ class Board:
         self.status: dict[str, dict[str, Any]] = {}
         self.began = time.monotonic()
         self._said: dict[str, float] = {}
+        self._moving: tuple[float, float] | None = (
+            None  # when the first steps were reported, and the runs' worth of them
+        )
         wanted = jobs[0].cfg.runtime.progress if jobs else "off"
         self.console = Console(width=None if sys.stdout.isatty() else 160)
         self.mode = ("live" if self.console.is_terminal else "lines") if wanted == "auto" else wanted
@@ -104,14 +108,19 @@ class Board:
         return sum(job.done for job in self.jobs)
 
     def _left(self) -> str:
-        """Time left, from the share of the work done since the start."""
+        """Time left, from the work done since the first steps were reported: start-up says nothing of it."""
         total = len(self.todo)
         ended = sum(job.done for job in self.todo) + len(self.failed)
+        if ended >= total:
+            return "done"
         share = ended + sum(s.get("step", 0) / max(1, s.get("steps", 1)) for s in self.status.values())
-        if share <= 0 or ended >= total:
-            return "done" if ended >= total else "time left unknown"
-        seconds = (time.monotonic() - self.began) * (total - share) / share
-        return f"{duration(seconds)} left"
+        now = time.monotonic()
+        if self._moving is None and share > 0:
+            self._moving = (now, share)
+        since, before = self._moving or (now, share)
+        if now - since < RATE_SECONDS or share <= before:
+            return "time left unknown"
+        return f"{duration((now - since) * (total - share) / (share - before))} left"
 
     def _best(self) -> str:
         done = [(job.row, job) for job in self.jobs if job.done]

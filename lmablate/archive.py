@@ -1,0 +1,180 @@
+"""Finished runs kept small enough to publish, and taken up again as done.
+
+``python -m lmablate.archive save RESULTS_DIR ARCHIVE [--sweep NAME]`` writes ``ARCHIVE/rows.jsonl`` (every result row; what
+all rows share stands once, in the first line) and, for a study, ``ARCHIVE/study.json``. Host, folders and runtime settings
+stay out. ``python -m lmablate.archive restore ARCHIVE [ARCHIVE ...] RESULTS_DIR`` makes run directories of them: training the
+same sweep there trains only what is missing. Checkpoints and loss curves are not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmablate.errors import ConfigError
+from lmablate.files import atomic_write, read_jsonl
+from lmablate.run_directory import RunDirectory, check_writable, read_result_file
+
+ROWS, STUDY = "rows.jsonl", "study.json"
+SCHEMA_VERSION = 1
+PRIVATE = ("host",)  # of provenance
+PLACES = ("results_dir=", "runtime.", "data.paths=", "hydra.")  # overrides that say where or how, and not what
+Row = dict[str, Any]
+
+
+def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
+    """Write the finished runs of `results_dir`, or those of one sweep, to `archive`; returns how many.
+
+    Raises ConfigError where there are none. Failed runs are left out: they are not results.
+    """
+    from lmablate.sweeper.store import load_studies
+
+    if not results_dir.is_dir():
+        raise ConfigError(f"{results_dir}: no such folder; give the one that training wrote to (results by default)")
+    found = (read_result_file(path)[0] for path in sorted(results_dir.glob("*/result.json")))
+    rows = {row["run_id"]: public(row) for row in found if row is not None and row["status"] != "failed"}
+    studies = load_studies(results_dir)
+    known = sorted({*studies, *(str(row["sweep"]) for row in rows.values() if row.get("sweep"))})
+    study = studies.get(sweep) if sweep else None
+    if study is not None:
+        uses = {use["run_id"] for use in study["runs"]}
+        rows = {key: row for key, row in rows.items() if key in uses}
+    elif sweep:
+        rows = {key: row for key, row in rows.items() if row.get("sweep") == sweep}
+    if not rows:
+        said = f" of sweep {sweep}; it has {', '.join(known) or 'no sweep'}" if sweep else ""
+        raise ConfigError(f"{results_dir}: no finished run{said}")
+    check_writable(archive, "archive")
+    common = shared(list(rows.values()))
+    lines = [{"schema_version": SCHEMA_VERSION, "common": common}, *(without(row, common) for row in rows.values())]
+    if study is not None:
+        atomic_write(archive / STUDY, json.dumps(study, indent=1, allow_nan=False) + "\n")
+    atomic_write(archive / ROWS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    return len(rows)
+
+
+def load(archive: Path) -> tuple[list[Row], Row | None]:
+    """The result rows of an archive, whole, and its study. Raises ConfigError for a folder that is none."""
+    try:
+        head, *rest = read_jsonl(archive / ROWS)
+        if head.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version is {head.get('schema_version')}, and this lmablate reads {SCHEMA_VERSION}"
+            )
+        study = json.loads((archive / STUDY).read_text()) if (archive / STUDY).exists() else None
+        rows = [merged(head["common"], row) for row in rest]
+        _check_names([*(str(row["run_id"]) for row in rows), *([str(study["sweep"])] if study else [])])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{archive}: not an archive of runs ({said}): give a folder that holds {ROWS}") from None
+    return rows, study
+
+
+def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
+    """Make run directories of an archive's rows; returns how many were made and how many were there already.
+
+    What is there stays: a run that this machine finished is never replaced.
+    """
+    from lmablate.sweeper.store import study_path, write_study
+
+    rows, study = load(archive)
+    check_writable(results_dir)
+    made = 0
+    for row in rows:
+        directory = RunDirectory(results_dir, row["run_id"])
+        if directory.is_done:
+            continue
+        try:
+            directory.finish(row)
+        except ValueError as error:
+            raise ConfigError(f"{archive / ROWS}: {error}") from None
+        made += 1
+    if study is not None and not study_path(results_dir, study["sweep"]).exists():
+        write_study(results_dir, study["sweep"], study)
+    return made, len(rows) - made
+
+
+def public(row: Row) -> Row:
+    """A row without the machine's name and without words that say where or how it was run."""
+    told = {key: value for key, value in row["provenance"].items() if key not in PRIVATE}
+    told["overrides"] = [word for word in told.get("overrides", ()) if not word.lstrip("+").startswith(PLACES)]
+    return {**row, "provenance": told}
+
+
+def shared(rows: Sequence[Row]) -> Row:
+    """The part of nested rows that all of them have, with the same value."""
+    first, *others = rows
+    out: Row = {}
+    for key, value in first.items():
+        if any(key not in row for row in others):
+            continue
+        if isinstance(value, dict) and all(isinstance(row[key], dict) for row in others):
+            if value and (inner := shared([row[key] for row in rows])):
+                out[key] = inner
+        elif all(row[key] == value and type(row[key]) is type(value) for row in others):
+            out[key] = value
+    return out
+
+
+def without(row: Row, common: Row) -> Row:
+    """What `row` says beyond `common`."""
+    out: Row = {}
+    for key, value in row.items():
+        if isinstance(value, dict) and isinstance(common.get(key), dict):
+            if rest := without(value, common[key]):
+                out[key] = rest
+        elif key not in common:
+            out[key] = value
+    return out
+
+
+def merged(common: Row, row: Row) -> Row:
+    """``without`` undone."""
+    out: Row = json.loads(json.dumps(common))
+    for key, value in row.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Names become folders: none may lead out of the results directory."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
+            raise ValueError(f"{name!r} is not the name of a run or sweep")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="lmablate.archive", description="Keep finished runs small, and take them up again."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    keep = verbs.add_parser("save", help="write the finished runs of a results folder to an archive")
+    keep.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
+    keep.add_argument("archive", type=Path, metavar="ARCHIVE")
+    keep.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all)")
+    take = verbs.add_parser("restore", help="make run directories of archives; what is there stays")
+    take.add_argument("archives", type=Path, metavar="ARCHIVE", nargs="+")
+    take.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
+    asked = parser.parse_args(argv)
+    try:
+        if asked.verb == "save":
+            print(f"{asked.archive}: {save(asked.results_dir, asked.archive, asked.sweep)} runs")
+        else:
+            for archive in asked.archives:
+                made, there = restore(archive, asked.results_dir)
+                print(f"{archive}: {made} runs restored to {asked.results_dir}, {there} were there")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
