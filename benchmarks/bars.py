@@ -110,10 +110,12 @@ def gang_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
 
 
 def conclusion_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
-    """Conclusions an hour: one measurement, so no interval."""
-    ways = (result or {}).get("ways", {})
-    gain = ways["ours"]["conclusions_an_hour"] / ways["plain"]["conclusions_an_hour"] if len(ways) == 2 else None
-    yield Bar("Conclusions an hour over plain practice", 5, None if gain is None else (gain,) * 3)
+    """Conclusions an hour: one measurement a question, so no interval."""
+    asked = (result or {}).get("questions", {})
+    for name in asked or ("sweep",):
+        ways = asked.get(name, {}).get("ways", {})
+        gain = ways["ours"]["conclusions_an_hour"] / ways["plain"]["conclusions_an_hour"] if len(ways) == 2 else None
+        yield Bar(f"Conclusions an hour over plain practice: {name}", 5, None if gain is None else (gain,) * 3)
 
 
 def sweep_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:

@@ -157,20 +157,23 @@ def _sweep(sweep: Mapping[str, Any] | None) -> str:
 def _conclusions(found: Mapping[str, Any] | None) -> str:
     if not found:
         return f"{tables.NONE}."
-    mine, plain = (found["ways"][way] for way in ("ours", "plain"))
-    speed = plain["wall_seconds_a_run"] / mine["wall_seconds_a_run"]
-    spread = (plain["sd"] / mine["sd"]) ** 2
-    return "\n\n".join(
-        [
-            f"How long until the difference between RoPE and no positions (the shape of C1, {found['tokens']:,} tokens a run) is "
-            f"known to ± {100 * found['width']:g} % of the loss with 95 % confidence. Ours: one command on all cores, both arms "
-            "with the same seeds, differences of pairs. Plain practice: fp32, one run after the other with "
-            f"{found['threads']} threads, a seed of its own for every run, difference of two means.",
-            tables.conclusions_table(found["ways"]),
-            f"The factor of {mine['conclusions_an_hour'] / plain['conclusions_an_hour']:.1f} is {speed:.1f} (runs an hour) times "
+    parts = [
+        f"How long until the difference between RoPE and no positions is known to ± {100 * found['width']:g} % of the loss with "
+        "95 % confidence. Ours: one command on all cores, both arms with the same seeds, differences of pairs; several budgets "
+        "are the decays of one trunk. Plain practice: fp32, one run after the other with "
+        f"{found['threads']} threads, a seed of its own for every run, difference of two means; a run for every budget.",
+    ]
+    for name, question in found["questions"].items():
+        mine, plain = (question["ways"][way] for way in ("ours", "plain"))
+        speed = plain["wall_seconds_a_run"] / mine["wall_seconds_a_run"]
+        spread = (plain["sd"] / mine["sd"]) ** 2
+        gain = mine["conclusions_an_hour"] / plain["conclusions_an_hour"]
+        parts += [
+            f"**{name}**: {question['what']}. The factor of {gain:.1f} is {speed:.1f} (runs an hour) times "
             f"{plain['runs_an_arm'] / mine['runs_an_arm']:.1f} (runs a conclusion: pairs have {spread:.1f} times less variance).",
+            tables.conclusions_table(question["ways"]),
         ]
-    )
+    return "\n\n".join(parts)
 
 
 def main() -> None:

@@ -185,5 +185,12 @@ def conclusions_table(ways: Mapping[str, Result]) -> str:
     for name, way in ways.items():
         seconds, hour = f"{way['wall_seconds_a_run']:.2f}", f"{way['conclusions_an_hour']:.1f}"
         lines.append([name, str(way["runs"]), seconds, f"{way['sd']:.4f}", str(way["runs_an_arm"]), hour])
-    head = ["", "runs measured", "wall s a run", "sd of a difference", "runs an arm", "conclusions an hour"]
+    head = [
+        "",
+        "runs measured",
+        "wall s a run, all budgets",
+        "sd of a difference",
+        "runs an arm",
+        "conclusions an hour",
+    ]
     return table(head, lines)

@@ -196,11 +196,19 @@ def test_a_conclusion_takes_as_many_runs_as_the_t_interval_says():
         width = lambda n: scipy.stats.t.ppf(0.975, df(n)) * way["sd"] / n**0.5  # noqa: B023, E731
         assert width(n) <= way["half_width"] < width(n - 1)
         assert way["conclusions_an_hour"] == pytest.approx(3600 / (2 * n * 10.0))
-    page = report.page({}, {}, None, None, conclusions={
-        "tokens": 1, "threads": 2, "width": conclusions.WIDTH, "ways": {"ours": paired, "plain": apart}
-    })  # fmt: skip
+    ways = {"ours": paired, "plain": apart}
+    measured = {"threads": 2, "width": conclusions.WIDTH, "questions": {"short": {"what": "so", "ways": ways}}}
+    page = report.page({}, {}, None, None, conclusions=measured)
     gain = apart["runs_an_arm"] / paired["runs_an_arm"]
-    assert f"| Conclusions an hour over plain practice | at least 5 | {gain:.3g} |" in page
+    assert f"| Conclusions an hour over plain practice: short | at least 5 | {gain:.3g} |" in page
+
+
+def test_of_several_budgets_the_one_that_needs_most_seeds_decides():
+    quiet = {arm: {seed: 2.0 + 0.001 * seed * (arm == "rope") for seed in range(8)} for arm in conclusions.ARMS}
+    loud = {arm: {seed: 2.0 + 0.01 * seed * (arm == "rope") for seed in range(8)} for arm in conclusions.ARMS}
+    way = conclusions.answer({100: quiet, 200: loud}, 160.0, paired=True)
+    assert way["runs_an_arm"] == conclusions.conclude(loud, 160.0, paired=True)["runs_an_arm"]
+    assert way["wall_seconds_a_run"] == 10.0  # of a seed, all budgets together
 
 
 def test_the_gang_and_the_sweep_have_their_tables():
