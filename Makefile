@@ -42,6 +42,7 @@ bench: .venv-bench/.ok
 	.venv-bench/bin/python benchmarks/gang.py $(BENCH)
 	.venv-bench/bin/python benchmarks/sweep.py $(BENCH)
 	.venv-bench/bin/python benchmarks/conclusions.py $(BENCH)
+	.venv-bench/bin/python benchmarks/diagnostics.py $(BENCH)
 	.venv-bench/bin/python benchmarks/report.py
 
 clean:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, percent, side_column
+from lmablate.common_targets import OWN
 
 MOST = 60  # arms that can be read one below the other
 
@@ -53,7 +54,8 @@ def draw_finals(axes: Axes, runs: pd.DataFrame, styles: dict[str, Arm]) -> None:
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     left_out = f" (the best {MOST} of {len(every)} arms)" if len(every) > MOST else ""
-    axes.set(title=f"Final validation loss, each seed{left_out}", xlabel="nats per token (lower is better)")
+    where = " of the second half of each window, which all objectives predict" if OWN in runs else ""
+    axes.set(title=f"Final validation loss, each seed{left_out}", xlabel=f"nats per token{where} (lower is better)")
     _draw_references(axes, runs)
 
 

@@ -65,6 +65,7 @@ def page(
     profiles: Mapping[str, Any] | None = None,
     conclusions: Mapping[str, Any] | None = None,
     notes: str = "",
+    diagnostics: Mapping[str, Any] | None = None,
 ) -> str:
     """docs/benchmarks.md."""
     parts = [
@@ -107,6 +108,8 @@ def page(
     parts += ["## Gangs: K runs as one program", _gang(gang)]
     parts += ["## A sweep of 16 runs", _sweep(sweep)]
     parts += ["## Conclusions an hour", _conclusions(conclusions)]
+    if diagnostics:
+        parts += ["## Diagnostics", _diagnostics(diagnostics)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -176,12 +179,30 @@ def _conclusions(found: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts)
 
 
+def _diagnostics(found: Mapping[str, Any]) -> str:
+    """What looking into the model costs."""
+    parts = [
+        "Two runs of a shape, eager, one of which takes all measurements after every step, in turns of one step; processor "
+        "seconds. Below: training with a measurement at the default cadence over training without. The bar is 1.05."
+    ]
+    for one in found["results"]:
+        (value, low, high), speed = one["cost"], one["tokens_per_second"]
+        parts.append(
+            f"- **{one['config']}**, `{one['option']}`, a measurement every {one['every']} steps: {value:.3f} [{low:.3f}, {high:.3f}] "
+            f"({speed['with']:,.0f} tokens/s with, {speed['without']:,.0f} without; load {one['machine']['load']})."
+        )
+    return "\n\n".join([parts[0], "\n".join(parts[1:])])
+
+
 def main() -> None:
     from benchmarks.figure import draw, has_something
 
     singles, apart, gang, sweep, profiles, conclusions = read()
     notes = (ROOT / "benchmarks" / "notes.md").read_text()
-    (DOCS / "benchmarks.md").write_text(page(singles, apart, gang, sweep, profiles, conclusions, notes))
+    measured = OUT / "diagnostics.json"
+    diagnostics = json.loads(measured.read_text()) if measured.exists() else None
+    text = page(singles, apart, gang, sweep, profiles, conclusions, notes, diagnostics)
+    (DOCS / "benchmarks.md").write_text(text)
     if has_something(singles):
         draw(singles, gang, DOCS / "figures" / "benchmarks")
     print(DOCS / "benchmarks.md")

@@ -1,9 +1,10 @@
 """Finished runs kept small enough to publish, and taken up again as done.
 
 ``python -m lmablate.archive save RESULTS_DIR ARCHIVE [--sweep NAME]`` writes ``ARCHIVE/rows.jsonl`` (every result row; what
-all rows share stands once, in the first line) and, for a study, ``ARCHIVE/study.json``. Host, folders and runtime settings
-stay out. ``python -m lmablate.archive restore ARCHIVE [ARCHIVE ...] RESULTS_DIR`` makes run directories of them: training the
-same sweep there trains only what is missing. Checkpoints and loss curves are not kept.
+all rows share stands once, in the first line), for a study ``ARCHIVE/study.json``, and ``ARCHIVE/evaluations.jsonl`` where
+runs were evaluated on their validation text after training. Host, folders and runtime settings stay out. ``python -m
+lmablate.archive restore ARCHIVE [ARCHIVE ...] RESULTS_DIR`` makes run directories of them: training the same sweep there
+trains only what is missing. Checkpoints and loss curves are not kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.errors import ConfigError
+from lmablate.evaluations import restore_evaluations, save_evaluations
 from lmablate.files import atomic_write, read_jsonl
 from lmablate.run_directory import RunDirectory, check_writable, read_result_file
 
@@ -54,6 +56,7 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     lines = [{"schema_version": SCHEMA_VERSION, "common": common}, *(without(row, common) for row in rows.values())]
     if study is not None:
         atomic_write(archive / STUDY, json.dumps(study, indent=1, allow_nan=False) + "\n")
+    save_evaluations(results_dir, rows, archive)
     atomic_write(archive / ROWS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
     return len(rows)
 
@@ -94,6 +97,7 @@ def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
         except ValueError as error:
             raise ConfigError(f"{archive / ROWS}: {error}") from None
         made += 1
+    restore_evaluations(archive, {row["run_id"] for row in rows}, results_dir)
     if study is not None and not study_path(results_dir, study["sweep"]).exists():
         write_study(results_dir, study["sweep"], study)
     return made, len(rows) - made

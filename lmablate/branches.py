@@ -91,17 +91,18 @@ class Trunk:
         """Put the records of this run so far beside the checkpoint of `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.directory.history_path.exists():
-            temporary = self._history(step).with_suffix(".tmp")
+            temporary = self.history(step).with_suffix(".tmp")
             shutil.copyfile(self.directory.history_path, temporary)
-            temporary.replace(self._history(step))
+            temporary.replace(self.history(step))
 
     def adopt_history(self) -> None:
         """A run that began from the trunk has the trunk's records as its own past."""
-        if self.left_at is not None and self._history(self.left_at).exists():
+        if self.left_at is not None and self.history(self.left_at).exists():
             self.directory.create()
-            shutil.copyfile(self._history(self.left_at), self.directory.history_path)
+            shutil.copyfile(self.history(self.left_at), self.directory.history_path)
 
-    def _history(self, step: int) -> Path:
+    def history(self, step: int) -> Path:
+        """The records up to a checkpoint of the trunk's."""
         return self.folder / f"history-{step:09d}.jsonl"
 
 

@@ -151,5 +151,7 @@ def _run(words: list[str], action: Action, study: StudyAction | None) -> int:
         if study is None:
             raise ConfigError("a study (hydra/sweeper=study) needs python -m lmablate.train or lmablate.plan")
         return study(StudySweeper.asked.study(), StudySweeper.asked.launcher_word)
+    if composed and (sweeper := composed[0].hydra.runtime.choices["hydra/sweeper"]) in ("study", "optuna"):
+        raise ConfigError(f"hydra/sweeper={sweeper} trains several runs: add -m in front of the overrides")
     configs = expand([to_run_config(job) for job in composed])
     return action(configs, composed[0].hydra.runtime.choices["hydra/launcher"]) if configs else 0

@@ -102,8 +102,7 @@ def _follow(jobs: Sequence[Job]) -> tuple[bool, str] | None:
     """What the finished and the begun of these jobs did, by their majority."""
     did: Counter[bool] = Counter()
     for job in jobs:
-        if job.done:
-            row = job.row
+        if (row := job.directory.read_result()) is not None:
             if row.get("science_version") == SCIENCE_VERSION:
                 did[bool(row.get("numerics", {}).get("compiled"))] += 1
         elif (begun := _begun(job)) is not None:

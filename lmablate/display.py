@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from lmablate.common_targets import COMMON
 
 if TYPE_CHECKING:
     from lmablate.jobs import Job
@@ -95,6 +98,9 @@ class Board:
             unigram = rows[0][1].get("data", {}).get("unigram_val_loss")
             if unigram is not None:
                 self.say(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
+            chance = rows[0][1].get("data", {}).get("chance_accuracy")
+            if chance is not None:
+                self.say(f"For scale: the best guess that reads nothing is right in {100 * chance:.2f} %.")
         for job, reason in self.failed:
             words = " ".join(job.cfg.overrides) or "(defaults)"
             print(f"failed: {job.run_id}  {words}\n  {reason}\n  log: {job.directory.log_path}", file=sys.stderr)
@@ -146,17 +152,21 @@ class Board:
 def results_table(rows: Sequence[tuple[Job, dict[str, Any]]]) -> Table:
     """One line a run, numbers aligned."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    columns = ("run", "what", "status", "val loss", "bits/byte", "params", "FLOPs/token", "tokens", "tokens/s")
+    tasks = any(row.get("val_accuracy") is not None for _, row in rows)  # which have no bytes
+    mixed = len({row["choices"].get("objective") for _, row in rows}) > 1  # whose losses are of different targets
+    measure = "accuracy" if tasks else "second half" if mixed else "bits/byte"
+    columns = ("run", "what", "status", "val loss", measure, "params", "FLOPs/token", "tokens", "tokens/s")
     for name in columns:
         table.add_column(name, justify="left" if name in ("run", "what", "status") else "right", no_wrap=name != "what")
     for job, row in rows:
-        loss, bpb = row["val_loss"], row["val_bpb"]
+        loss, number = row["val_loss"], row.get(COMMON) if mixed else row["val_bpb"]
+        second = accuracy(row) if tasks else "-" if number is None else f"{number:.4f}"
         table.add_row(
             job.run_id,
             job.label,
             row["status"] if row["status"] != "diverged" else f"diverged at step {row['diverged_at_step']}",
             "-" if loss is None else f"{loss:.4f}",
-            "-" if bpb is None else f"{bpb:.4f}",
+            second,
             f"{row['n_params']:,}",
             f"{row['flops_per_token']:,}",
             f"{row['tokens']:,}",
@@ -169,7 +179,18 @@ def outcome(row: dict[str, Any]) -> str:
     """A result in a few words."""
     if row["status"] == "diverged":
         return f"diverged at step {row['diverged_at_step']}"
-    return f"val loss {row['val_loss']:.4f} nats/token, {row['val_bpb']:.4f} bits/byte, {row['tokens_per_second']:,.0f} tokens/s"
+    said = [f"val loss {row['val_loss']:.4f} nats/token"]
+    if row.get("val_accuracy") is not None:
+        said.append(f"accuracy {accuracy(row)}")
+    elif row["val_bpb"] is not None:
+        said.append(f"{row['val_bpb']:.4f} bits/byte")
+    return ", ".join([*said, f"{row['tokens_per_second']:,.0f} tokens/s"])
+
+
+def accuracy(row: dict[str, Any]) -> str:
+    """The share of right answers of a run on a task, in per cent."""
+    value = row.get("val_accuracy")
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
 
 
 def duration(seconds: float) -> str:
@@ -187,5 +208,7 @@ def _losses(status: dict[str, Any]) -> str:
         value = status.get(key)
         if isinstance(value, float):
             shown.append(f"{name} {value:.3f}")
+    if isinstance(status.get("val_accuracy"), float):
+        shown.append(f"accuracy {accuracy(status)}")
     speed = status.get("tokens_per_second")
     return "  ".join([*shown, *([f"{speed:,.0f} tokens/s"] if speed else [])])

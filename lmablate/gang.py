@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmablate.compilation import compile_blocks
+from lmablate.data.tokens import share_of
 from lmablate.identity import science
 from lmablate.model import build_model
 from lmablate.model.primitives import set_compute_dtype
-from lmablate.objective import member_losses
+from lmablate.objective import member_losses, stacked
 from lmablate.trainer import Interrupted, Record, Trainer
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 # What members of one gang may differ in: numbers that change no shape and no code.
 FUSIBLE = ("init_seed", "data_seed", "optim", "schedule")
 FUSIBLE_KEYS = {
-    "model": ("init_std", "depth_scaled_init"),
-    "trainer": ("steps", "divergence_smoothing", "divergence_patience"),
+    "model": ("init_std", "depth_scaled_init", "init"),
+    "trainer": ("steps", "divergence_smoothing", "divergence_patience", "init_from"),
 }
 
 
@@ -103,7 +104,7 @@ class Stack:
         self.left.add(slot)
 
     def backward(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Leave each member's gradients in its parameters; `rows` are ``[B, T + 1]`` each. Returns each one's mean nats.
+        """Leave each member's gradients in its parameters; `rows` are ``[B, T + 1]`` (or ``[B, 2 T]``) each. Returns each one's mean nats.
 
         A slot whose member has left computes on whatever stands there, and touches nothing of that member's.
         """
@@ -111,14 +112,13 @@ class Stack:
         for parameter in self.stacked:
             parameter.grad = None
         totals = torch.zeros(len(self.members), device=self.device)
-        batch = torch.stack(rows)
+        batch = stacked([member.prepared(own) for member, own in zip(self.members, rows, strict=True)])
         self.model.train()
-        size = batch.shape[1]
-        for micro in batch.split(cfg.runtime.microbatch_size or size, dim=1):
-            share = micro.shape[1] / size
+        for micro in batch.split(cfg.runtime.microbatch_size or batch.inputs.shape[1], dim=1):
+            share = share_of(micro.targets, batch.targets)
             with self.members[0].precision():
                 objectives = [member.objective for member in self.members]
-                losses = member_losses(objectives, self.model, micro[..., :-1], micro[..., 1:])
+                losses = member_losses(objectives, self.model, *micro)
             (losses.objective * share).sum().backward()
             totals += losses.nats.detach() * share
         for k, member in enumerate(self.members):

@@ -11,7 +11,7 @@ import torch
 
 from lmablate.gang import Gang, Stack
 from lmablate.model import build_model
-from lmablate.run import RunSession, execute, with_data
+from lmablate.run import RunSession, completed_later, execute, with_data
 from lmablate.stopping import asked_to_stop
 from lmablate.trainer import Trainer
 
@@ -34,6 +34,9 @@ def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda
     """
     torch.set_num_threads(runs[0][0].runtime.threads)
     torch.set_flush_denormal(True)
+    runs = [run for run in runs if not _only_evaluated(run, on_end)]
+    if not runs:
+        return None
     size, why = plan_size(runs)
     compiled = runs[0][0].runtime.compile is True
     log.info("gang: %d runs of one graph, %d at a time (%s)", len(runs), size, why)
@@ -67,6 +70,14 @@ def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda
         finally:
             for session in sessions:  # left by an exception or a signal
                 session.__exit__()
+
+
+def _only_evaluated(run: Run, on_end: Callable[[str, str], None]) -> bool:
+    """Make the evaluation that a finished run lacks; False for a run that is to be trained."""
+    row = completed_later(*run)
+    if row is not None:
+        on_end(row["run_id"], row["status"])
+    return row is not None
 
 
 def _one_by_one(runs: Sequence[Run], on_end: Callable[[str, str], None]) -> None:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.axes import AXES, default_choices
 from lmablate.branches import trunk_id
+from lmablate.diagnostics.settings import is_complete, merge
+from lmablate.errors import ConfigError
+from lmablate.evaluations import lacks
 from lmablate.identity import SCIENCE_VERSION, run_id
 from lmablate.run import check_vocabulary, load_data, with_data
 from lmablate.run_directory import RunDirectory, check_writable
@@ -40,7 +43,9 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return self.directory.is_done
+        """A finished run that lacks the diagnostics or the evaluation asked for is not done."""
+        directory = self.directory
+        return is_complete(directory, self.cfg) and not lacks(self.cfg, directory.path, directory.read_result())
 
     @property
     def row(self) -> dict[str, Any]:
@@ -91,6 +96,8 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
 
     Text is read and tokenised once for each distinct source. Raises ConfigError before anything is trained.
     """
+    from lmablate.evaluate.of_run import check_text
+
     for folder in {cfg.results_dir for cfg in configs}:
         check_writable(Path(folder))
     stores: dict[str, TokenData] = {}
@@ -98,8 +105,9 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     data_of: dict[str, TokenData] = {}
     for cfg in configs:
         check_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))
+        tokenizer = cfg.tokenizer.model_dump() if cfg.tokenizer else None
         key = json.dumps(
-            [cfg.data.model_dump(), cfg.tokenizer.model_dump(), cfg.model.context_length, cfg.runtime.cache_dir],
+            [cfg.data.model_dump(), tokenizer, cfg.model.context_length, cfg.runtime.cache_dir],
             sort_keys=True,
             default=str,
         )
@@ -107,10 +115,17 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
             stores[key] = load_data(cfg)
         data = stores[key]
         final = with_data(cfg, data)
+        check_text(final, data)
         identity = run_id(final, data)
         if identity in jobs:
             jobs[identity].asked += 1
             jobs[identity].other_overrides.append(cfg.overrides)
+            if (more := merge(jobs[identity].cfg, final)) is None:
+                raise ConfigError(
+                    f"run {identity} is asked for twice, with diagnostics that do not hold each other "
+                    f"({' '.join(jobs[identity].cfg.overrides)}; {' '.join(cfg.overrides)}): ask for both at once"
+                )
+            jobs[identity].cfg = more
         else:
             jobs[identity], data_of[identity] = Job(final, identity), data
             jobs[identity].trunk = trunk_id(final, data) if final.branches else None

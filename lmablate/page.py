@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import show
+from lmablate.display import accuracy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +32,12 @@ def render(
     unfinished: list[Row],
     skipped: list[str],
     results_dir: Sequence[str | Path],
+    survey: Sequence[Row] = (),
 ) -> str:
     """The page as HTML.
 
     `runs` and `rates` as from study_report, `comparisons` as from stats, `claims` as from claims.reading, `figures` as
-    (name, caption, figure).
+    (name, caption, figure), `survey` as from lmablate.survey.judged.
     """
     import jinja2
 
@@ -58,6 +60,7 @@ def render(
         "loss": _loss,
         "signed": _signed,
         "count": _count,
+        "accuracy": accuracy,
         "short": _short,
         "command": summary.command,
     }
@@ -73,6 +76,7 @@ def render(
         skipped=skipped,
         claims=[{**claim, "tests": [_test_words(claim, test) for test in claim["tests"]]} for claim in claims],
         grades=GRADES,
+        survey=survey,
         rates=rates,
         paired=spread_words(comparisons),
         defined=[DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
@@ -172,6 +176,7 @@ def _run_rows(runs: pd.DataFrame) -> list[Row]:
         "status",
         "val_loss",
         "val_bpb",
+        "val_accuracy",
         "train_loss",
         "init_val_loss",
         "tokens",

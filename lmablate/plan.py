@@ -44,8 +44,11 @@ def show_published(configs: Sequence[RunConfig]) -> None:
 def plan_study(study: Study, launcher: str) -> int:
     """The same for a study: the jobs that are known now, and those that hang on the results of these."""
     from lmablate.jobs import prepare_jobs
+    from lmablate.sweeper import optuna_search, optuna_table
     from lmablate.sweeper.study import seed_word
 
+    if isinstance(study, optuna_search.Search):
+        return optuna_table.plan(study)
     study.check()
     jobs: dict[str, Job] = {}
     data: dict[str, TokenData] = {}
@@ -94,7 +97,12 @@ def show(jobs: Sequence[Job], data: Mapping[str, TokenData], later: Sequence[Job
     for job, open_ in [*((job, False) for job in jobs), *((job, True) for job in later)]:
         counts, flops = parameters(job.cfg), flops_per_token(job.cfg)
         row = job.directory.read_result() if job.done and not open_ else None
-        state = "to train" if row is None else ("done, stale" if stale(row) else str(row["status"]))
+        again = job.directory.is_done and not open_  # it lacks the diagnostics asked for
+        state = (
+            ("to train again" if again else "to train")
+            if row is None
+            else ("done, stale" if stale(row) else str(row["status"]))
+        )
         if job.asked > 1:
             state += f" (asked {job.asked} times)"
         seconds = 0.0 if row is not None else flops * job.cfg.tokens / speed

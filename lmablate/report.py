@@ -53,9 +53,12 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     from lmablate.analysis._style import save
     from lmablate.claims.reading import evidence, noise
     from lmablate.claims.reading import verdicts as judged
+    from lmablate.common_targets import on_common_targets
     from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished
+    from lmablate.study_notices import study_notices
     from lmablate.study_report import compared, sensitivities, shown
     from lmablate.summary import arms_table, notices
+    from lmablate.survey import judged as surveyed
     from lmablate.sweeper.store import load_studies
 
     with warnings.catch_warnings(record=True) as caught:
@@ -72,9 +75,10 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     studies = [study for folder in results_dir for study in load_studies(folder).values()]
     every = evidence(runs, studies)
     claims = judged(every, history, studies)
-    runs = shown(every)
+    runs = on_common_targets(shown(every))
     found = compared(runs, studies)
     rates = sensitivities(every, studies)
+    skipped = [*study_notices(every, studies, unfinished, rates), *skipped]
     questions = _questions(every)
     figures = _figures(runs, every, history, found, claims, questions)
     for name, _, figure in figures:
@@ -86,13 +90,15 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
         "comparisons": found,
         "learning_rates": rates,
         "noise": noise(runs),
+        "survey": (survey := surveyed()),
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     from lmablate.page import render
 
     page = render(
-        runs, found, claims, rates, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir
-    )
+        runs, found, claims, rates, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir,
+        survey=survey,
+    )  # fmt: skip
     atomic_write(out / "index.html", page)
     said = [
         *_table(runs),
@@ -107,15 +113,20 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
 def _table(runs: pd.DataFrame) -> list[str]:
     """The arms as lines of text, best first, and what a unigram model reaches."""
     from lmablate.arms import show
+    from lmablate.display import accuracy
     from lmablate.summary import arms_table
 
     rows: list[tuple[str, ...]] = [
         ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "params", "FLOPs/token")
     ]
-    for arm in arms_table(runs).to_dict("records"):
+    arms = arms_table(runs)
+    if tasks := "val_accuracy" in arms:  # which have no bytes
+        rows = [tuple("accuracy" if name == "bits/byte" else name for name in rows[0])]
+    for arm in arms.to_dict("records"):
         loss, sd, bpb = (f"{arm[key]:.4f}" if show(arm[key]) != "-" else "-" for key in ("mean", "sd", "val_bpb"))
         sizes = (f"{arm[key]:,}" for key in ("n_params", "flops_per_token"))
-        rows.append((arm["arm"], loss, sd, str(arm["n"]), str(arm["diverged"]), bpb, *sizes))
+        second = accuracy(arm) if tasks else bpb
+        rows.append((arm["arm"], loss, sd, str(arm["n"]), str(arm["diverged"]), second, *sizes))
     known = runs["data.unigram_val_loss"].dropna().unique() if "data.unigram_val_loss" in runs else []
     rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -140,7 +151,9 @@ def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]]
 def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, Any]]) -> str:
     n, arms = len(runs), runs["arm"].nunique()
     words = f"{n} run{'s' * (n != 1)} of {arms} arm{'s' * (arms != 1)}"
-    words += f", and {len(every) - n} that tuned them" if len(every) > n else ""
+    did = {"tune": "tuned them", "search": "were searched by"}
+    stages = [] if "stage" not in every or len(every) == n else [s for s in did if (every["stage"] == s).any()]
+    words += "".join(f", and {(every['stage'] == stage).sum()} that {did[stage]}" for stage in stages)
     return words + (f" ({len(unfinished)} more not finished)" if unfinished else "")
 
 
@@ -192,7 +205,7 @@ def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str
     from lmablate.claims.table import verdict_table
     from lmablate.summary import arms_table, command
 
-    tuned = every[every["stage"] == "tune"] if "stage" in every and len(every) > len(runs) else every[:0]
+    tuned = every[every["stage"].isin(["tune", "search"])] if "stage" in every and len(every) > len(runs) else every[:0]
     table = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()
     if "provenance.overrides" in table:
         table["provenance.overrides"] = [command(words) for words in table["provenance.overrides"]]

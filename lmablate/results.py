@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import arm_columns, arm_label, axes_that_vary, with_arms
 from lmablate.errors import ConfigError
+from lmablate.evaluations import load_evaluations, load_positions
 from lmablate.files import read_jsonl
 from lmablate.run_directory import (
     COUNTS,
@@ -17,6 +18,7 @@ from lmablate.run_directory import (
     NULLABLE_COUNTS,
     RESULT_KEYS,
     STATUSES,
+    TASK_MEASURES,
     RunDirectory,
     check_writable,
     read_result_file,
@@ -34,13 +36,15 @@ __all__ = [
     "arm_label",
     "axes_that_vary",
     "check_writable",
+    "load_evaluations",
     "load_history",
+    "load_positions",
     "load_runs",
     "load_unfinished",
     "with_arms",
 ]
 
-_BLOCKS = ("numerics", "data", "provenance")
+_BLOCKS = ("numerics", "data", "diagnostics", "val_accuracy_by_length", "provenance")
 HISTORY_COLUMNS = (
     *("run_id", "step", "tokens", "seconds", "train_loss", "lr", "grad_norm"),
     *("tokens_per_second", "val_loss", "val_bpb"),
@@ -68,7 +72,8 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
 
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     axes: dict[str, None] = {}
-    for folder in _folders(results_dir):
+    folders = result_folders(results_dir)
+    for folder in folders:
         for path in sorted(folder.glob("*/result.json")):
             row, problem = read_result_file(path)
             if row is None:
@@ -81,16 +86,21 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
     wanted = STATUSES if status is None else {status} if isinstance(status, str) else set(status)
     if unknown := set(wanted) - set(STATUSES):
         raise ConfigError(f"status={', '.join(sorted(unknown))}: unknown; there are {', '.join(STATUSES)}")
-    scalars = [key for key in (*RESULT_KEYS, "init_seed", "data_seed", "sweep") if key not in ("choices", "provenance")]
+    scalars = [
+        key
+        for key in (*RESULT_KEYS, *TASK_MEASURES, "init_seed", "data_seed", "sweep")
+        if key not in ("choices", "provenance")
+    ]
     frame = pd.DataFrame([row for row in rows.values() if row["status"] in wanted])
     frame = frame.reindex(columns=list(dict.fromkeys([*scalars, *axes, *frame.columns])))
     for column in (*NULLABLE_COUNTS, *COUNTS):
         frame[column] = frame[column].astype("Int64" if column in NULLABLE_COUNTS else "int64")
-    for column in MEASURES:
+    for column in (*MEASURES, *TASK_MEASURES):
         frame[column] = frame[column].astype("float64")
     for seed in ("init_seed", "data_seed"):
         frame[seed] = frame[seed].fillna(frame["seed"])
     frame.attrs["axes"] = list(axes)
+    frame.attrs["folders"] = list(map(str, folders))
     return frame
 
 
@@ -108,7 +118,7 @@ def load_history(
 
     wanted = None if run_ids is None else set(run_ids)
     records: dict[str, list[dict[str, Any]]] = {}
-    for folder in _folders(results_dir):
+    for folder in result_folders(results_dir):
         for path in sorted(folder.glob("*/history.jsonl")):
             run_id = path.parent.name
             if run_id in records or (wanted is not None and run_id not in wanted):
@@ -138,7 +148,7 @@ def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
     import yaml
 
     rows = []
-    for folder in _folders(results_dir):
+    for folder in result_folders(results_dir):
         for path in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
             directory = RunDirectory(folder, path.name)
             marks = (directory.config_path, directory.history_path, directory.status_path, directory.result_path)
@@ -155,7 +165,8 @@ def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
     return rows
 
 
-def _folders(results_dir: ResultsDir) -> list[Path]:
+def result_folders(results_dir: ResultsDir) -> list[Path]:
+    """The folders named; raises ConfigError for one that is none."""
     folders = [Path(results_dir)] if isinstance(results_dir, str | Path) else [Path(folder) for folder in results_dir]
     for folder in folders:
         if not folder.is_dir():
@@ -181,7 +192,7 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
     flat["numerics"] = numerics_words(row["numerics"])
     flat |= row["choices"]
     for block in _BLOCKS:
-        for key, value in _leaves(row.get(block, {}), f"{block}."):
+        for key, value in _leaves(row.get(block) or {}, f"{block}."):
             flat.setdefault(key, value)
     for key, value in _leaves(row.get("config", {})):
         if "." in key and key not in flat:

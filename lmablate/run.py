@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 from lmablate.allocator import keep_freed_memory
 from lmablate.axes import default_choices
 from lmablate.branches import Trunk, trunk_id
+from lmablate.diagnostics.completion import check_trunk, open_directory, told
+from lmablate.diagnostics.settings import is_complete
 from lmablate.errors import ConfigError
+from lmablate.evaluations import lacks
 from lmablate.identity import SCIENCE_VERSION, run_id
+from lmablate.parent import with_parent
 from lmablate.provenance import device_name, peak_memory_bytes, provenance
 from lmablate.run_directory import RunDirectory
 from lmablate.settings import BOOKKEEPING
@@ -38,10 +42,12 @@ def load_data(cfg: RunConfig) -> TokenData:
 
 
 def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
-    """The same configuration with the vocabulary that the tokenizer really has. Raises ConfigError for a preset at its own
-    size whose vocabulary is another."""
+    """The same configuration with the vocabulary that the tokenizer really has, and with what its parent decides
+    (trainer.init_from). Raises ConfigError for a preset at its own size whose vocabulary is another, and for a parent that
+    does not fit."""
     check_vocabulary(cfg, data.vocab_size)
-    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": data.vocab_size})})
+    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": data.vocab_size})})
+    return with_parent(cfg, data)
 
 
 def foreign_vocabulary(cfg: RunConfig, found: int | None) -> bool:
@@ -65,12 +71,27 @@ def execute(
     """Train, evaluate and store one run; returns its result row.
 
     Continues from a checkpoint if there is one. On SIGTERM or SIGINT a checkpoint is written and trainer.Interrupted
-    raised, with the signal's number. `on_status` sees every heartbeat.
+    raised, with the signal's number. `on_status` sees every heartbeat. A run that finished without an evaluation that is
+    asked for is evaluated from its checkpoint, and trained again only where that is gone.
     """
+    if (row := completed_later(cfg, data)) is not None:
+        return row
     with asked_to_stop() as stop, RunSession(cfg, data, on_status) as session:
         for record in session.trainer.records(lambda: stop.signal):
             session.take(record)
         return session.finish()
+
+
+def completed_later(cfg: RunConfig, data: TokenData) -> dict[str, Any] | None:
+    """The row of a finished run that lacked nothing but an evaluation, which is made; None for any other run."""
+    cfg = with_data(cfg, data)
+    directory = RunDirectory(Path(cfg.results_dir), run_id(cfg, data))
+    row = directory.read_result()
+    if not lacks(cfg, directory.path, row) or not is_complete(directory, cfg):
+        return None
+    from lmablate.evaluate.of_run import make_up
+
+    return row if make_up(cfg, data, directory) else None
 
 
 class RunSession:
@@ -91,9 +112,10 @@ class RunSession:
         self.started = datetime.now(UTC)
         self.cfg = cfg = with_data(cfg, data)
         identity = run_id(cfg, data)
-        self.directory = RunDirectory(Path(cfg.results_dir), identity)
+        self.directory = open_directory(cfg, identity)
         write_config(cfg, self.directory.config_path)
         self.trunk = Trunk.of(cfg, data, self.directory)
+        check_trunk(self.trunk, cfg)
         self.trainer = Trainer(build_model(cfg), data, cfg, self.directory.checkpoint_dir, self.trunk)
         self.heartbeat = Heartbeat(self.directory, cfg, on_status)
         self.facts = _facts(cfg, data, identity)
@@ -129,11 +151,18 @@ class RunSession:
         self.heartbeat.beat(record)
 
     def finish(self) -> dict[str, Any]:
-        """Write the result row, which marks the run as done."""
-        result = {**self.facts, **_outcome(self.trainer, self.cfg, self.started, self.numerics)}
+        """Write the result row, which marks the run as trained; then evaluate it further where that is asked for."""
+        outcome = _outcome(self.trainer, self.cfg, self.started, self.numerics)
+        result = told(self.cfg, self.directory, {**self.facts, **outcome})
         self.directory.finish(result)
         self.status = result["status"]
         self.summary = {key: result[key] for key in _SUMMARY}
+        if lacks(self.cfg, self.directory.path, result):
+            from lmablate.compilation import eager
+            from lmablate.evaluate.of_run import at_the_end
+
+            with eager(self.trainer.compiled):
+                at_the_end(self.trainer.model, self.cfg, self.trainer.data, self.directory)
         return result
 
     def __enter__(self) -> RunSession:
@@ -149,6 +178,7 @@ _SUMMARY = (
     "status",
     "val_loss",
     "val_bpb",
+    "val_accuracy",
     "train_loss",
     "diverged_at_step",
     "n_params",
@@ -186,6 +216,8 @@ def read_config(path: Path) -> RunConfig:
 def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
     """What is known of a run before it starts."""
     from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+    from lmablate.data.skills.store import SkillData
+    from lmablate.objective import objective_of
 
     counts = parameters(cfg)
     return {
@@ -198,6 +230,7 @@ def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
         "n_params": counts.total,
         "n_params_non_embedding": counts.non_embedding,
         "flops_per_token": flops_per_token(cfg),
+        "targets_per_token": objective_of(cfg).targets_per_token(cfg.model.context_length),
         "kv_bytes_per_token": kv_bytes_per_token(cfg),
         "solved": cfg.solved,
         "sweep": cfg.sweep,
@@ -213,6 +246,7 @@ def _facts(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
             "val_tokens": len(data.val),
             "unigram_val_loss": data.unigram_val_loss,
             "entropy_floor": data.entropy_floor,
+            **(data.facts() if isinstance(data, SkillData) else {}),
         },
     }
 
@@ -229,6 +263,9 @@ def _outcome(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict
         "init_val_loss": p.init_val_loss if math.isfinite(p.init_val_loss) else None,
         "val_loss": None if diverged else p.evaluation.val_loss,
         "val_bpb": None if diverged else p.evaluation.val_bpb,
+        "val_accuracy": None if diverged else p.evaluation.val_accuracy,
+        "val_accuracy_by_length": None if diverged else p.evaluation.val_accuracy_by_length,
+        **({} if diverged else p.evaluation.yardsticks or {}),
         "diverged_at_step": p.diverged_at_step,
         "tokens_per_second": tokens / max(p.seconds, 1e-9),
         "wall_seconds": p.seconds,
@@ -263,7 +300,9 @@ class Heartbeat:
 
     def beat(self, record: dict[str, Any]) -> None:
         self.state |= {
-            key: record[key] for key in ("step", "train_loss", "val_loss", "tokens_per_second") if key in record
+            key: record[key]
+            for key in ("step", "train_loss", "val_loss", "val_accuracy", "tokens_per_second")
+            if key in record
         }
         self._write()
 

@@ -20,6 +20,7 @@ STATUSES = ("completed", "diverged", "failed")
 COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
 NULLABLE_COUNTS = ("seed", "init_seed", "data_seed", "diverged_at_step", "peak_memory_bytes")
 MEASURES = ("train_loss", "init_val_loss", "val_loss", "val_bpb", "tokens_per_second", "wall_seconds")
+TASK_MEASURES = ("val_accuracy",)  # of runs on a task; null or missing in others
 # What every result.json holds; `sweep`, `init_seed`, `data_seed`, `config` and `data` are written too, not required.
 RESULT_KEYS = (
     *("run_id", "science_version", "status", "choices", "seed", "n_params", "n_params_non_embedding"),
@@ -138,7 +139,7 @@ def _problem(row: Any) -> str:
     wrong += [key for key in ("config", "data") if not isinstance(row.get(key, {}), dict)]
     wrong += [key for key in COUNTS if not isinstance(row[key], int)]
     wrong += [key for key in NULLABLE_COUNTS if not isinstance(row.get(key), int | None)]
-    wrong += [key for key in MEASURES if not isinstance(row[key], int | float | None)]
+    wrong += [key for key in (*MEASURES, *TASK_MEASURES) if not isinstance(row.get(key), int | float | None)]
     return f"wrong type: {', '.join(f'{key}={row[key]!r}' for key in wrong)}" if wrong else ""
 
 

@@ -8,6 +8,7 @@ BOOKKEEPING = frozenset(
         "choices",
         "overrides",
         "runtime",
+        "diagnostics",
         "results_dir",
         "sweep",
         "arm",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import arm_columns, arm_label, is_missing, with_arms
+from lmablate.claims.reading import EVALUATED
 from lmablate.stats.curves import lr_sensitivity
 from lmablate.stats.pairs import against, comparisons
 
@@ -23,12 +24,14 @@ FEWEST = 3  # learning rates that say something of sensitivity
 
 def shown(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that a report compares, with a column `arm`: of studies (claims.reading.evidence) the evaluated ones under
-    their arms' names, all others under what tells them apart. Where nothing has been evaluated yet, all."""
+    their arms' names, all others under what tells them apart. Where there is nothing but what tuned or searched, all of it."""
     import pandas as pd
 
-    if "stage" not in runs or not runs["stage"].isin(["evaluate", "evaluate_shared"]).any():
-        return with_arms(runs)
-    own, rest = runs[runs["stage"].isin(["evaluate", "evaluate_shared"])].copy(), runs[runs["stage"].isna()]
+    if "stage" not in runs or not runs["stage"].isin(EVALUATED).any():
+        plain = runs[runs["stage"].isna()] if "stage" in runs else runs
+        plain.attrs.update(runs.attrs)
+        return with_arms(plain if len(plain) else runs)
+    own, rest = runs[runs["stage"].isin(EVALUATED)].copy(), runs[runs["stage"].isna()]
     several = runs["sweep"].nunique() > 1
     both = {sweep for sweep, rows in own.groupby("sweep") if rows["stage"].nunique() > 1}
     own["arm"] = [
@@ -44,8 +47,10 @@ def shown(runs: pd.DataFrame) -> pd.DataFrame:
 
 def compared(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Paired comparisons of `runs` (as from shown): in a study every arm against its baseline, elsewhere along everything
-    that varies."""
-    if "stage" not in runs or not runs["stage"].isin(["evaluate", "evaluate_shared"]).any():
+    that varies. Trials of a search are not compared: each was chosen by what others lost."""
+    if "stage" in runs and (runs["stage"] == "search").all():
+        return []
+    if "stage" not in runs or not runs["stage"].isin(EVALUATED).any():
         return comparisons(runs)
     baselines = {study["sweep"]: study.get("baseline") for study in studies}
     found = []

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import arm_columns, axes_that_vary, axis_columns, config_columns, in_order, is_missing, keys, show
+from lmablate.common_targets import objective_notices
+from lmablate.equal_sizes import SIZES, matched_size, size_notices, size_words
 from lmablate.identity import SCIENCE_VERSION
 from lmablate.paths import SWEEPS_DIR
 
@@ -15,19 +17,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-MATCHED = 0.01  # how far apart two sizes may lie and still count as matched
 
 
 def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of `runs` (as from with_arms), best mean first, arms without a finished run last.
 
     Columns: arm, its words, n (completed runs), mean, sd, min and max of the final validation loss (nats per token),
-    diverged, failed (runs), val_bpb (mean, bits per byte), n_params, n_params_non_embedding, flops_per_token, tokens
-    (training tokens of a run, the most any got), tokens_per_second (median).
+    diverged, failed (runs), val_bpb (mean, bits per byte), of tasks val_accuracy (mean), n_params, n_params_non_embedding,
+    flops_per_token, tokens (training tokens of a run, the most any got), tokens_per_second (median).
     """
     import pandas as pd
 
     words = [column for column in arm_columns(runs) if column in runs]
+    tasks = "val_accuracy" in runs and runs["val_accuracy"].notna().any()
     rows = []
     for arm, group in runs.groupby("arm", sort=False):
         loss = group["val_loss"].dropna()
@@ -35,14 +37,12 @@ def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {"mean": loss.mean(), "sd": loss.std(), "min": loss.min(), "max": loss.max()}
         row |= {status: int((group["status"] == status).sum()) for status in ("diverged", "failed")}
         row["val_bpb"] = group["val_bpb"].mean()
+        if tasks:
+            row["val_accuracy"] = group["val_accuracy"].mean()
         row |= {key: int(group[key].max()) for key in (*SIZES, "tokens")}
         row["tokens_per_second"] = group["tokens_per_second"].median()
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["mean", "arm"], na_position="last", ignore_index=True)
-
-
-SIZES = ("n_params", "n_params_non_embedding", "flops_per_token")
-_SIZE_WORDS = dict(zip(SIZES, ("Parameters", "Non-embedding parameters", "FLOPs per token"), strict=True))
 
 
 def sweep_question(sweep: str) -> str | None:
@@ -71,7 +71,10 @@ def question(runs: pd.DataFrame) -> str:
     for column in arm_columns(runs):
         options = _options(runs, column)
         parts.append(f"{column} ({', '.join(options)})" if len(options) <= 8 else f"{column} ({len(options)} options)")
-    return " × ".join(parts) or "One arm"
+        if column == "preset" and "shrink" in runs and len(shrunk := _options(runs, "shrink")) == 1 and shrunk != ["-"]:
+            parts[-1] += f" shrunk to {shrunk[0]}"
+    equal = f", at equal {size_words(size)}" if parts and (size := matched_size(runs)) else ""
+    return (" × ".join(parts) or "One arm") + equal
 
 
 def varied(runs: pd.DataFrame) -> list[Row]:
@@ -112,11 +115,7 @@ def held_equal(runs: pd.DataFrame) -> list[tuple[str, str]]:
 def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
     """What stands between these numbers and a conclusion, the gravest first; empty if nothing does."""
     finished = runs[runs["status"] == "completed"]
-    found = [
-        f"{_SIZE_WORDS[key]} differ by {_excess(arms[key]):.1%} between arms: they were not matched."
-        for key in SIZES
-        if _excess(arms[key]) > MATCHED
-    ]
+    found = objective_notices(runs) + size_notices(runs, arms)
     if finished["tokens"].nunique() > 1:
         low, high = finished["tokens"].min(), finished["tokens"].max()
         found.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
@@ -128,6 +127,7 @@ def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
             f"{stale} of {len(runs)} runs are stale: this lmablate (science version {SCIENCE_VERSION}) would compute other numbers. "
             "Training them again replaces them."
         )
+    found += _searched(runs)
     if runs["numerics"].nunique() > 1:
         found.append(
             f"Numerics differ between runs ({'; '.join(sorted(runs['numerics'].unique()))}): such runs are not paired."
@@ -140,11 +140,26 @@ def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
     found += _seed_notices(runs)
     diverged = int((runs["status"] == "diverged").sum())
     if diverged:
+        none = [row["arm"] for row in arms.to_dict("records") if row["n"] == 0]
         found.append(
             f"{diverged} of {len(runs)} runs diverged. Their arms' means are over the runs that did not, and flatter them."
+            + (f" No run of arm {', '.join(none)} finished, so there is no mean." if none else "")
         )
     found += _weak_arms(runs, arms)
     return found
+
+
+def _searched(runs: pd.DataFrame) -> list[str]:
+    if n := runs.attrs.get("searched"):
+        return [
+            f"{n} runs of evaluation seeds are left out: a search was guided by them, so they flatter what it found. Evaluate on "
+            "other seeds (sweep.seeds)."
+        ]
+    if "stage" in runs and (runs["stage"] == "search").all():
+        return [
+            "These are the trials of a search, each chosen by what others lost: evidence for no difference between them."
+        ]
+    return []
 
 
 def _seed_notices(runs: pd.DataFrame) -> list[str]:
@@ -152,10 +167,14 @@ def _seed_notices(runs: pd.DataFrame) -> list[str]:
     every = set().union(*seeds.values())
     if len(every) == 1:
         return ["One seed: a difference cannot be told from noise."]
-    uneven = [arm for arm, own in seeds.items() if own != every]
-    if uneven:
-        lacking = f"{len(uneven)} of {len(seeds)} lack some of {', '.join(sorted(every))}"
-        return [f"Arms have different seeds: {lacking}. Only shared seeds are paired."]
+    lacking = [
+        f"arm {arm} lacks {', '.join(sorted(every - own, key=_seed_order)[:6])}{' and more' if len(every - own) > 6 else ''}"
+        for arm, own in seeds.items()
+        if own != every
+    ]
+    if lacking:
+        some = "; ".join(lacking[:4]) + (f"; {len(lacking) - 4} more arms lack some" if len(lacking) > 4 else "")
+        return [f"Arms have different seeds: {some}. Only shared seeds are paired."]
     return []
 
 
@@ -166,6 +185,10 @@ def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
         return []
     weak = [row["arm"] for row in arms.to_dict("records") if row["mean"] > 0.98 * runs[column].max()]
     return [f"No better than a unigram model: {', '.join(weak)}. Train longer before comparing."] if weak else []
+
+
+def _seed_order(word: str) -> tuple[int, str]:
+    return len(word), word
 
 
 def seed_word(row: Row) -> str:
@@ -251,8 +274,3 @@ def _fact(value: Any) -> str:
     """As show, with large whole numbers in groups of three."""
     whole = isinstance(getattr(value, "item", lambda: value)(), int) and not isinstance(value, bool)
     return f"{value:,}" if whole and abs(value) >= 10_000 else show(value)
-
-
-def _excess(sizes: pd.Series) -> float:
-    """How much the largest exceeds the smallest, as a fraction."""
-    return float(sizes.max() / max(1, sizes.min()) - 1)

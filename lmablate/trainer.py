@@ -17,11 +17,14 @@ import torch
 from lmablate.allocator import keep_freed_memory
 from lmablate.checkpoint import load_checkpoint, save_checkpoint
 from lmablate.compilation import compile_blocks, eager, remember
+from lmablate.data.tokens import inputs_and_targets, share_of
+from lmablate.diagnostics.probe import open_probe
 from lmablate.divergence import DivergenceDetector
 from lmablate.evaluate import Evaluation, evaluate
 from lmablate.model.primitives import set_compute_dtype
-from lmablate.objective import Causal
+from lmablate.objective import Batch, objective_of
 from lmablate.optim import build_optimizer, lr_factor, set_lr
+from lmablate.parent import take_weights
 
 if TYPE_CHECKING:
     from lmablate.branches import Trunk
@@ -71,13 +74,14 @@ class Trainer:
             keep_freed_memory()
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, cfg.optim)
-        self.objective = Causal(z_loss=cfg.stability.z_loss)
+        self.objective = objective_of(cfg)
         if cfg.trainer.precision == "bf16" and self.device == "cpu":
             set_compute_dtype(
                 self.model, torch.bfloat16
             )  # attention stays in fp32: its bf16 backward is slower on CPUs
         self.progress = Progress()
         self.detector: DivergenceDetector | None = None
+        self.probe = open_probe(cfg, data)
         self.compiled = False
         self.compile_note: str | None = None  # why it is not compiled, if it should have been
         self._pending: list[torch.Tensor] = []
@@ -85,16 +89,12 @@ class Trainer:
     def compile(self) -> None:
         """Compile the model, if that is possible here."""
         size = self.cfg.runtime.microbatch_size or self.cfg.trainer.batch_size
-        tokens = torch.zeros(
-            (min(size, self.cfg.trainer.batch_size), self.cfg.model.context_length),
-            dtype=torch.long,
-            device=self.device,
-        )
+        batch = self.prepared(torch.zeros_like(self.rows(0))).split(size)[0]
 
         def step() -> None:
             self.model.train()
             with self.precision():
-                loss = self.objective(self.model, tokens, tokens)
+                loss = self.objective(self.model, *batch)
             loss.objective.backward()
 
         self.compile_note = compile_blocks(self.model, self.cfg, step)
@@ -136,6 +136,9 @@ class Trainer:
             lr = self._set_lr(self.progress.step)
             nats = yield self.rows(self.progress.step)
             assert nats is not None
+            probe = self.probe if self.probe is not None and self.probe.due(self.progress.step + 1) else None
+            if probe is not None:
+                probe.before_update(self.model)
             self.apply(nats)
             self.progress.step += 1
             step = self.progress.step
@@ -145,16 +148,21 @@ class Trainer:
                 bool(stopping) or time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds
             )
             branching = self.trunk is not None and step in self.trunk.points
-            diverged = (due or saving or branching or self.device == "cpu") and self._flush()
-            self.progress.seconds += time.monotonic() - began
+            diverged = (due or saving or branching or probe is not None or self.device == "cpu") and self._flush()
+            now = time.monotonic()
+            self.progress.seconds += now - began
+            found = probe.record(self) if probe is not None and self.progress.step == step else {}
+            mark += time.monotonic() - now  # measuring is no training, as evaluation is none
             if due or diverged:
                 speed = (self.progress.step - mark_step) * self.cfg.tokens_per_step / max(1e-9, time.monotonic() - mark)
-                record = self._record(lr, speed)
+                record = self._record(lr, speed) | found
                 if step in evaluate_at and not diverged:
                     diverged = not self._evaluate()
                     record |= self._validation()
                 yield record
                 mark, mark_step = time.monotonic(), step
+            elif found:
+                yield {**self._place(), **found}
             if diverged:
                 return
             if branching:
@@ -217,10 +225,14 @@ class Trainer:
         return True
 
     def _start(self) -> Record:
+        untrained = None if self.cfg.trainer.init_from is None else take_weights(self.cfg, self.model)
         self._evaluate()
         self.progress.init_val_loss = self.progress.evaluation.val_loss
         self.detector = self._new_detector()
-        return {"step": 0, "tokens": 0, "seconds": 0.0, **self._validation()}
+        if untrained is not None:  # a fine-tune may rise above its start
+            self.detector.initial_loss = max(untrained, self.progress.init_val_loss)
+        found = {} if self.probe is None else self.probe.at_start(self)
+        return {**self._place(), **self._validation(), **found}
 
     def _new_detector(self) -> DivergenceDetector:
         t = self.cfg.trainer
@@ -243,7 +255,7 @@ class Trainer:
         return lr
 
     def rows(self, step: int) -> torch.Tensor:
-        """The tokens of batch `step` on the device, int64 ``[B, T + 1]``."""
+        """The tokens of batch `step` on the device, int64 ``[B, T + 1]``, or ``[B, 2 T]`` of a task."""
         cfg = self.cfg
         batch = self.data.batch(
             step, data_seed=cfg.data_seed, batch_size=cfg.trainer.batch_size, context_length=cfg.model.context_length
@@ -251,18 +263,24 @@ class Trainer:
         rows = torch.from_numpy(batch)
         return rows if self.device == "cpu" else rows.pin_memory().to(self.device, non_blocking=True)
 
+    def prepared(self, rows: torch.Tensor) -> Batch:
+        """What the objective makes of the rows of the next step."""
+        inputs, targets = inputs_and_targets(rows, self.cfg.model.context_length)
+        return self.objective.batch(inputs, targets, data_seed=self.cfg.data_seed, step=self.progress.step)
+
     def backward(self, rows: torch.Tensor) -> torch.Tensor:
         """Leave the gradients of the mean loss over `rows` in the parameters; returns the mean nats a token."""
         cfg = self.cfg
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for part, micro in enumerate(rows.split(cfg.runtime.microbatch_size or len(rows))):
+        batch = self.prepared(rows)
+        for part, micro in enumerate(batch.split(cfg.runtime.microbatch_size or len(rows))):
             if cfg.model.dropout:  # the same drops in every arm, and after a resume
                 torch.manual_seed(_noise_seed(cfg.data_seed, self.progress.step, part))
             with self.precision():
-                loss = self.objective(self.model, micro[:, :-1], micro[:, 1:])
-            share = len(micro) / len(rows)
+                loss = self.objective(self.model, *micro)
+            share = share_of(micro.targets, batch.targets)
             (loss.objective * share).backward()
             total += loss.nats.detach() * share
         return total
@@ -297,9 +315,7 @@ class Trainer:
         p = self.progress
         n = max(1, p.window_steps)
         record = {
-            "step": p.step,
-            "tokens": p.step * self.cfg.tokens_per_step,
-            "seconds": p.seconds,
+            **self._place(),
             "train_loss": p.window_loss / n,
             "lr": lr,
             "grad_norm": p.window_norm / n,
@@ -308,15 +324,21 @@ class Trainer:
         p.window_loss, p.window_norm, p.window_steps = 0.0, 0.0, 0
         return record
 
+    def _place(self) -> Record:
+        p = self.progress
+        return {"step": p.step, "tokens": p.step * self.cfg.tokens_per_step, "seconds": p.seconds}
+
     def _evaluate(self) -> bool:
         """Evaluate; False if the loss is not finite, which is a divergence at this step."""
         with self.precision(), eager(self.compiled):
             self.progress.evaluation = evaluate(
                 self.model,
                 self.data,
+                self.objective,
                 context_length=self.cfg.model.context_length,
                 batch_size=self.cfg.runtime.microbatch_size or self.cfg.trainer.batch_size,
                 device=self.device,
+                with_lengths=self.progress.step == self.cfg.trainer.steps,
             )
         finite = math.isfinite(self.progress.evaluation.val_loss)
         if not finite and self.progress.step:
@@ -324,7 +346,9 @@ class Trainer:
         return finite
 
     def _validation(self) -> Record:
-        return {"val_loss": self.progress.evaluation.val_loss, "val_bpb": self.progress.evaluation.val_bpb}
+        found = self.progress.evaluation
+        record: Record = {"val_loss": found.val_loss, "val_bpb": found.val_bpb}
+        return record if found.val_accuracy is None else record | {"val_accuracy": found.val_accuracy}
 
 
 def _noise_seed(data_seed: int, step: int, part: int) -> int:

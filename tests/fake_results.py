@@ -212,7 +212,9 @@ def write_fake_study(
             directory.append(record)
         directory.config_path.write_text(yaml.safe_dump({**row["config"], "choices": row["choices"]}))
         directory.finish(row)
-        uses.append({"run_id": row["run_id"], "arm": arm, "stage": stage, "lr": lr})
+        uses.append(
+            {"run_id": row["run_id"], "arm": arm, "stage": stage, "lr": lr, "init_seed": seed, "data_seed": seed}
+        )
         return row["val_loss"]
 
     for arm in arms:

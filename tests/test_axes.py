@@ -8,7 +8,8 @@ from tiny import config, distance, every_option, options, scaled_model, tokens_f
 
 from lmablate.budget import flops_per_token, parameters
 from lmablate.model import build_model
-from lmablate.objective import Causal
+from lmablate.model.attention import EVERYTHING, visible, with_prefix
+from lmablate.objective import Causal, objective_of
 
 pytestmark = pytest.mark.parametrize(("axis", "option"), every_option(), ids=lambda word: word)
 
@@ -21,22 +22,28 @@ def test_composes_builds_and_is_finite(axis, option):
     assert torch.isfinite(logits).all()
 
 
-def test_gradient_respects_the_mask_the_objective_declares(axis, option):
-    cfg = config(f"{axis}={option}")
-    assert Causal.mask == "causal"
-    model = scaled_model(cfg, 5.0)
-    rows = []
+@pytest.mark.parametrize("objective", options("objective"))
+def test_gradient_respects_the_mask_the_objective_declares(axis, option, objective):
+    cfg = config(f"{axis}={option}").model_copy(update={"objective": config(f"objective={objective}").objective})
+    model, rows, length = scaled_model(cfg, 5.0), [], cfg.model.context_length
+    tokens = tokens_for(cfg, rows=1)
+    batch = objective_of(cfg).validation(tokens[:, :-1], tokens[:, 1:])
+    mask = None if batch.prefix is None else with_prefix(length, batch.prefix)[0, 0]
+    allowed = visible(length, EVERYTHING, tokens.device, mask)
     hook = model.embedding.register_forward_hook(
         lambda module, ids, out: rows.append(out.requires_grad_().retain_grad() or out)
     )
-    logits = model(tokens_for(cfg, rows=1)[:, :-1])
+    logits = model(batch.inputs, *[x for x in (batch.prefix,) if x is not None])
     hook.remove()
-    t = cfg.model.context_length // 2
-    (gradient,) = torch.autograd.grad(logits[0, t].square().sum(), rows[0])
-    reached = gradient[0].abs().amax(-1)
-    assert reached[t] > 0
-    assert reached[:t].max() > 0, "nothing before the position reaches it"
-    assert (reached[t + 1 :] == 0).all(), "the future leaks"
+    assert torch.equal((allowed.float() @ allowed.float()) > 0, allowed), "layers see more than one does"
+    for t in (length // 4, length // 2, length - 2):
+        (gradient,) = torch.autograd.grad(logits[0, t].square().sum(), rows[0], retain_graph=True)
+        reached = gradient[0].abs().amax(-1)
+        assert reached[t] > 0
+        assert reached[:t].max() > 0, "nothing before the position reaches it"
+        assert (reached[~allowed[t]] == 0).all(), "the future leaks"
+        if allowed[t, t + 1 :].any():
+            assert reached[t + 1 :].max() > 0, "nothing after the position reaches it, and the objective lets it"
 
 
 def test_every_parameter_gets_a_gradient(axis, option):

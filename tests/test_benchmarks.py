@@ -203,6 +203,20 @@ def test_a_conclusion_takes_as_many_runs_as_the_t_interval_says():
     assert f"| Conclusions an hour over plain practice: short | at least 5 | {gain:.3g} |" in page
 
 
+def test_the_cost_of_diagnostics_is_a_ratio_of_processor_seconds():
+    one = {
+        "config": "C1",
+        "option": "diagnostics=standard",
+        "every": 50,
+        "cost": [1.02, 0.99, 1.03],
+        "machine": {"load": 2},
+    }
+    one["tokens_per_second"] = {"with": 19000.0, "without": 19400.0}
+    page = report.page({}, {}, None, None, diagnostics={"results": [one]})
+    assert "every 50 steps: 1.020 [0.990, 1.030] (19,000 tokens/s with, 19,400 without; load 2)" in page
+    assert "## Diagnostics" not in report.page({}, {}, None, None)
+
+
 def test_of_several_budgets_the_one_that_needs_most_seeds_decides():
     quiet = {arm: {seed: 2.0 + 0.001 * seed * (arm == "rope") for seed in range(8)} for arm in conclusions.ARMS}
     loud = {arm: {seed: 2.0 + 0.01 * seed * (arm == "rope") for seed in range(8)} for arm in conclusions.ARMS}

@@ -110,6 +110,14 @@ def test_ff_ratio_at_ten_million_parameters(ratio, activation):
     assert abs(m.n_heads * m.head_dim - m.d_model) <= m.n_heads
 
 
+def test_a_finer_width_is_tried_where_a_coarse_one_misses_the_ratio():
+    """d_ff=184 meets this budget and lies 5.5 % off the ratio; 186 meets both."""
+    cfg = compose([*SHAPES, "budget=params", "budget.knob=d_ff+d_model", "model.ff_ratio=0.5"])
+    assert off(BUILT["params"], cfg, compose(SHAPES)) <= 0.01
+    assert 3 * cfg.model.d_ff / cfg.model.d_model / 2 == pytest.approx(0.5, rel=0.05)
+    assert cfg.model.d_ff % 8
+
+
 @pytest.mark.parametrize("match", ["none", "params", "flops"])
 @pytest.mark.parametrize("ratio", [4, 8, 16, 32, 64, 128, 256])
 def test_aspect_ratio_at_ten_million_parameters(ratio, match):

@@ -20,6 +20,7 @@ BOUNDARY = {
     "launcher/composer.py",
     "launcher/local.py",
     "sweeper/plugin.py",
+    "sweeper/optuna_plugin.py",
 }  # where Hydra and OmegaConf may be met
 
 
@@ -44,6 +45,8 @@ def test_hydra_only_at_the_boundary_and_wandb_only_in_tracking(path):
         assert not imports(path) & {"hydra", "omegaconf"}
     if name_of(path) != "tracking.py":
         assert "wandb" not in imports(path)
+    if name_of(path) != "dashboard_views.py":  # builds panels with wandb's library, and never runs beside training
+        assert "wandb_workspaces" not in imports(path)
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "model").rglob("*.py")), ids=name_of)

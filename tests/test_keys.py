@@ -8,7 +8,7 @@ import typing
 from typing import Any, get_type_hints
 
 import pytest
-from tiny import config, distance, every_option, request, training_record
+from tiny import config, distance, every_option, options, request, training_record
 
 from lmablate.config import compose
 from lmablate.config.schema import RunRequest
@@ -133,6 +133,13 @@ def test_keys_of_the_option_and_of_the_model(axis, option):
 def test_every_science_key(extra):
     raw = request(*extra)
     for path in [leaf for group in SCIENCE for leaf in leaves(raw[group], group)]:
+        check(raw, path)
+
+
+@pytest.mark.parametrize("option", options("objective"))
+def test_keys_of_an_objective(option):
+    raw = request(f"objective={option}")
+    for path in leaves(raw["objective"], "objective"):
         check(raw, path)
 
 

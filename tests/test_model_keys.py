@@ -127,7 +127,7 @@ def test_deepnorm_draws_by_xavier_and_the_value_path_smaller_by_beta(rule, beta)
 
 
 def test_head_bias_is_in_the_loss_of_a_large_vocabulary(monkeypatch):
-    monkeypatch.setattr("lmablate.objective.worth_chunking", lambda rows, vocab_size: True)
+    monkeypatch.setattr("lmablate.objective.likelihood.worth_chunking", lambda rows, vocab_size: True)
     cfg = config("model.head_bias=true")
     model, batch = randomise(build_model(cfg)), tokens_for(cfg)
     loss = Causal(z_loss=None)(model, batch[:, :-1], batch[:, 1:])

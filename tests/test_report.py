@@ -209,7 +209,7 @@ def test_what_stands_against_a_conclusion_is_said(tmp_path, keywords, expected):
 def test_arms_with_different_seeds_are_named(tmp_path):
     fake_results.write_fake_results(tmp_path / "results", {"norm": ("rms",)}, seeds=(0, 1, 2))
     assert any(
-        "Arms have different seeds: 1 of 2 lack some of 0, 1, 2" in line
+        "Arms have different seeds: arm layer lacks 2. Only shared seeds are paired." in line
         for line in troubled(tmp_path, grid={"norm": ("layer",)}, seeds=(0, 1))
     )
 

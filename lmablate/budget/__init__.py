@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lmablate.budget.flops import flops_per_token, forward_products, keys_read
-from lmablate.budget.memory import kv_bytes_per_token
+from lmablate.budget.flops import flops_per_token, forward_products, keys_of_layers, keys_read
+from lmablate.budget.memory import kv_bytes, kv_bytes_per_token
 from lmablate.budget.parameters import Parameters, attention_params, ffn_params, parameters
 from lmablate.budget.search import Missed, around, closest, fits, meet
 from lmablate.budget.widths import ff_width, matched_width
@@ -36,7 +36,8 @@ DEFINITIONS = {
     "params": "Parameters: every learned number once; a tied head is the token table.",
     "params_non_embedding": "Non-embedding parameters: all but token and position tables and an untied head.",
     "flops": "FLOPs per token: the matrix products of training, forward and backward (three times the forward), a multiply-add "
-    "as two; attention over the keys a token reads, so a causal mask counts half the square and a window its width.",
+    "as two; attention over the keys a token reads, so a causal mask counts half the square, a window its width, and a prefix that is "
+    "read in both directions all of its square.",
     "kv_cache": "KV bytes per token: keys and values in bf16 that a text of context_length tokens leaves, over its tokens; a "
     "layer with a window keeps the window.",
     "wall_time": "Seconds: those of optimizer steps on this machine, evaluation left out.",
@@ -56,7 +57,9 @@ __all__ = [
     "fits",
     "flops_per_token",
     "forward_products",
+    "keys_of_layers",
     "keys_read",
+    "kv_bytes",
     "kv_bytes_per_token",
     "matched_width",
     "meet",

@@ -2,10 +2,11 @@
 
 The backward pass has two products for each one of the forward pass, so training is three times the forward; a
 multiply-add is two FLOPs. Attention is counted over the keys a token really reads: causal attention takes half the square
-(once, not twice), a window only its width, and shared key/value heads save their projections but no scores.
+(once, not twice), a window only its width, a prefix that is read in both directions all of its own square, and shared
+key/value heads save their projections but no scores.
 
 ``torch.utils.flop_counter`` counts all T keys for every query, whatever the mask; with T in the place of
-:func:`keys_read`, ours is its count to the last FLOP for a batch of one text. Two kernels are exceptions: of a GPU's fused
+:func:`keys_of_layers`, ours is its count to the last FLOP for a batch of one text. Two kernels are exceptions: of a GPU's fused
 attention it counts five products backward where four are needed, since the scores are computed anew, and of the CPU's none.
 """
 
@@ -30,7 +31,8 @@ def forward_products(cfg: RunConfig) -> tuple[int, list[int]]:
     key that it reads."""
     from lmablate.model import parts
     from lmablate.model.ffn import network
-    from lmablate.model.shapes import attention_shape, position_shape
+    from lmablate.model.readout import LastState
+    from lmablate.model.shapes import attention_shape, has_readout, position_shape
 
     m = cfg.model
     option, settings = parts.resolve(cfg.attention, "attention")
@@ -39,6 +41,7 @@ def forward_products(cfg: RunConfig) -> tuple[int, list[int]]:
     ffn = network(cfg.activation.gated).weights_per_token(m.d_model, m.d_ff)
     layer = option.weights_per_token(shape, settings) + ffn
     matrices = m.n_layers * layer + m.vocab_size * m.d_model + posemb.weights_per_token(places, posemb_settings)
+    matrices += LastState.weights_per_token(m.d_model) if has_readout(cfg) else 0
     a_key = option.products_per_key(shape, settings) + posemb.products_per_key(places, posemb_settings)
     return matrices, [a_key] * m.n_layers
 
@@ -51,11 +54,19 @@ def reaches(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
     return [tuple(option.reach(layer, settings)) for layer in range(cfg.model.n_layers)]
 
 
+def keys_of_layers(cfg: RunConfig) -> list[float]:
+    """The mean number of keys that a query of each layer reads in training: itself, what came before it, and what the
+    objective lets it read after it."""
+    from lmablate.objective import objective_of
+
+    objective, length = objective_of(cfg), cfg.model.context_length
+    return [keys_read(length, *reach) + objective.keys_ahead(length, *reach) for reach in reaches(cfg)]
+
+
 def flops_per_token(cfg: RunConfig) -> int:
     """Training FLOPs per token, as defined above, rounded to a whole number."""
     matrices, a_key = forward_products(cfg)
-    length = cfg.model.context_length
-    scores = sum(n * keys_read(length, *reach) for n, reach in zip(a_key, reaches(cfg), strict=True))
+    scores = sum(n * keys for n, keys in zip(a_key, keys_of_layers(cfg), strict=True))
     return round(3 * 2 * (matrices + scores))
 
 
@@ -66,5 +77,4 @@ SOFTMAX_OPERATIONS = (
 
 def softmax_flops(cfg: RunConfig) -> float:
     """FLOPs per token of the softmax of attention, both passes: `SOFTMAX_OPERATIONS` for each score that is read."""
-    pairs = sum(keys_read(cfg.model.context_length, *reach) for reach in reaches(cfg))
-    return SOFTMAX_OPERATIONS * cfg.model.n_heads * pairs
+    return SOFTMAX_OPERATIONS * cfg.model.n_heads * sum(keys_of_layers(cfg))

@@ -13,7 +13,12 @@ CACHE_BYTES = 2  # a number of the cache: bf16, as in published tables, whatever
 
 
 def kv_bytes_per_token(cfg: RunConfig) -> int:
-    """Bytes of the KV cache for a text of ``context_length`` tokens, over its tokens, in bf16.
+    """Bytes of the KV cache for a text of ``context_length`` tokens, over its tokens, in bf16."""
+    return round(kv_bytes(cfg, cfg.model.context_length) / cfg.model.context_length)
+
+
+def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
+    """Bytes of the KV cache of one text of `length` tokens, with `number` bytes a number.
 
     A layer with a window keeps the last `window` tokens alone; a strided one must keep all, since each reads others.
     """
@@ -21,7 +26,6 @@ def kv_bytes_per_token(cfg: RunConfig) -> int:
     from lmablate.model.shapes import attention_shape
 
     option, settings = parts.resolve(cfg.attention, "attention")
-    length = cfg.model.context_length
     numbers = option.cached_numbers(attention_shape(cfg), settings)
     kept = sum(length if window is None else min(window, length) for window, _ in reaches(cfg))
-    return round(CACHE_BYTES * numbers * kept / length)
+    return number * numbers * kept

@@ -51,7 +51,8 @@ def attention_params(cfg: RunConfig) -> int:
 def parameters(cfg: RunConfig) -> Parameters:
     """Parameter counts by closed form, without building anything."""
     from lmablate.model import parts
-    from lmablate.model.shapes import has_final_norm, position_shape
+    from lmablate.model.readout import LastState
+    from lmablate.model.shapes import has_final_norm, has_readout, position_shape
 
     m = cfg.model
     one_norm = parts.count(cfg.norm, "norm", m.d_model)
@@ -64,6 +65,9 @@ def parameters(cfg: RunConfig) -> Parameters:
     block += ffn_params(m.d_model, m.d_ff, gated=cfg.activation.gated, bias=m.biases.mlp)
     block += one_norm * position.norms_per_branch * layout.n_branches
     ends = one_norm * (has_final_norm(cfg) + bool(m.embedding_norm))
+    if has_readout(cfg):
+        ends += LastState.weights_per_token(m.d_model)
+        ends += LastState.n_vector_params(m.d_model, one_norm=one_norm, bias=m.biases.mlp)
     non_embedding = m.n_layers * block + ends + positions - position_table
     tables = m.vocab_size * (m.d_model * (1 if m.tie_embeddings else 2) + m.biases.head) + position_table
     return Parameters(non_embedding + tables, non_embedding)

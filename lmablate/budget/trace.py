@@ -23,7 +23,7 @@ from lmablate.model import parts
 from lmablate.model.factory import build_model
 from lmablate.model.norm import RMSNorm
 from lmablate.model.primitives import set_compute_dtype
-from lmablate.objective import Causal
+from lmablate.objective import objective_of
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -41,13 +41,14 @@ class Work(NamedTuple):
 class Step(NamedTuple):
     """A training step of one text. `saved_bytes`: what the forward pass keeps for the backward pass, weights left out;
     `products`, `norms` and `pointwise` (all else): the work of both passes, without the FLOPs of products; `fused`: did
-    attention hide its softmax in a kernel?"""
+    attention hide its softmax in a kernel? `operators`: the work of `pointwise` by the name of the operator."""
 
     saved_bytes: int
     products: Work
     norms: Work
     pointwise: Work
     fused: bool
+    operators: dict[str, Work]
 
 
 class _Meter(TorchDispatchMode):
@@ -56,6 +57,7 @@ class _Meter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.products = self.others = Work(0, 0)
+        self.by_name: dict[str, Work] = {}
         self.fused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,8 +78,13 @@ class _Meter(TorchDispatchMode):
             self.products = Work(0, self.products.bytes + size)
         else:
             largest = max(x.numel() for x in (*read, *made))
-            self.others = Work(self.others.flops + largest, self.others.bytes + size)
+            self.others = _plus(self.others, Work(largest, size))
+            self.by_name[name] = _plus(self.by_name.get(name, Work(0, 0)), Work(largest, size))
         return out
+
+
+def _plus(a: Work, b: Work, sign: int = 1) -> Work:
+    return Work(a.flops + sign * b.flops, a.bytes + sign * b.bytes)
 
 
 def _place(x: Tensor) -> int:
@@ -91,8 +98,8 @@ class _Bound(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.objective(self.model, tokens, tokens).objective
+    def forward(self, *batch: Tensor | None) -> Tensor:
+        return self.objective(self.model, *batch).objective
 
 
 class _Shapes:
@@ -115,9 +122,13 @@ def trace(cfg: RunConfig) -> Step:
     model = build_model(cfg, device="meta")
     if cfg.trainer.precision == "bf16":
         set_compute_dtype(model, torch.bfloat16)
-    bound = _Bound(model, Causal(z_loss=cfg.stability.z_loss))
+    objective = objective_of(cfg)
+    bound = _Bound(model, objective)
     state = shapes.state(bound)
-    tokens = shapes.of(torch.empty(1, cfg.model.context_length, dtype=torch.long, device="meta"))
+    tokens = torch.zeros(1, cfg.model.context_length, dtype=torch.long)
+    given = objective.batch(tokens, tokens, data_seed=0, step=0)
+    fakes = {id(x): shapes.of(x) for x in given if x is not None}  # inputs and targets may be one tensor
+    batch = tuple(None if x is None else fakes[id(x)] for x in given)
     saved: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -126,26 +137,35 @@ def trace(cfg: RunConfig) -> Step:
 
     with shapes.mode, _Meter() as meter, _norm_inputs(model, cfg) as normed:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            loss = torch.func.functional_call(bound, state, (tokens,))
+            loss = torch.func.functional_call(bound, state, batch)
         torch.autograd.grad(loss, [x for x in state.values() if x.requires_grad], allow_unused=True)
     weights = {_place(x) for x in state.values()}
     kept = {_place(x): x.untyped_storage().nbytes() for x in saved if _place(x) not in weights}
-    norms = Work(0, 0)
+    norms, operators = Work(0, 0), dict(meter.by_name)
     for norm, x in normed:
         own = _norm_step(norm, x)
-        norms = Work(norms.flops + own.flops, norms.bytes + own.bytes)
-    rest = Work(meter.others.flops - norms.flops, meter.others.bytes - norms.bytes)
-    return Step(sum(kept.values()), meter.products, norms, rest, meter.fused)
+        norms = _plus(norms, own.others)
+        for name, work in own.by_name.items():
+            operators[name] = _plus(operators.get(name, Work(0, 0)), work, -1)
+    rest = _plus(meter.others, norms, -1)
+    return Step(sum(kept.values()), meter.products, norms, rest, meter.fused, operators)
+
+
+def norm_modules(model: nn.Module, cfg: RunConfig) -> list[nn.Module]:
+    """The norms of a model or of a piece of it: of the residual stream, of queries, keys and values."""
+    named = {"norm": cfg.norm, "stability.qk_norm": cfg.stability.qk_norm, "stability.v_norm": cfg.stability.v_norm}
+    kinds = (RMSNorm, *(parts.target(part, place) for place, part in named.items() if part))
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 @contextmanager
 def _norm_inputs(model: nn.Module, cfg: RunConfig) -> Iterator[list[tuple[nn.Module, Tensor]]]:
     """Every norm of the model with what it is given, filled while the model runs."""
-    named = {"norm": cfg.norm, "stability.qk_norm": cfg.stability.qk_norm, "stability.v_norm": cfg.stability.v_norm}
-    kinds = (RMSNorm, *(parts.target(part, place) for place, part in named.items() if part))
     seen: list[tuple[nn.Module, Tensor]] = []
-    norms = [module for module in model.modules() if isinstance(module, kinds)]
-    handles = [norm.register_forward_pre_hook(lambda norm, given: seen.append((norm, given[0]))) for norm in norms]
+    handles = [
+        norm.register_forward_pre_hook(lambda norm, given: seen.append((norm, given[0])))
+        for norm in norm_modules(model, cfg)
+    ]
     try:
         yield seen
     finally:
@@ -153,7 +173,7 @@ def _norm_inputs(model: nn.Module, cfg: RunConfig) -> Iterator[list[tuple[nn.Mod
             handle.remove()
 
 
-def _norm_step(norm: nn.Module, x: Tensor) -> Work:
+def _norm_step(norm: nn.Module, x: Tensor) -> _Meter:
     """Both passes of one norm alone."""
     shapes = _Shapes()
     state = shapes.state(norm)
@@ -163,7 +183,7 @@ def _norm_step(norm: nn.Module, x: Tensor) -> Work:
         if y is not given:
             wanted = [given, *(x for x in state.values() if x.requires_grad)]
             torch.autograd.grad(y, wanted, shapes.of(torch.empty_like(y, device="meta")))
-    return meter.others
+    return meter
 
 
 def all_flops_per_token(cfg: RunConfig, step: Step) -> int:

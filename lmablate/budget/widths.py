@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lmablate.budget.parameters import ffn_params
-from lmablate.budget.search import STEPS, fits
+from lmablate.budget.search import STEPS, TOLERANCE
 
 
 def matched_width(target: float, params_of: Callable[[int], int], guess: float) -> int:
     """The FFN width near `guess` whose parameter count is nearest `target`.
 
-    A multiple of 8, which every kernel likes, or of 4 and then 2 where that misses the target by more than 1 %. Rounding
+    A multiple of 8, which every kernel likes, or of 4 and then 2 where that misses the target by 1 % or more. Rounding
     to 256, as is common elsewhere, adds 50 % at width 128.
     """
     best = 0
     for step in STEPS:
         below = max(step, int(guess // step) * step)
         best = min((below, below + step), key=lambda width: abs(params_of(width) - target))
-        if fits(target, params_of(best)):
+        if abs(params_of(best) - target) < TOLERANCE * target:
             break
     return best
 

@@ -74,14 +74,15 @@ class Found(NamedTuple):
 
 
 def find(runs: Table, test: Hypothesis) -> Found:
-    """The samples of `test` among the finished `runs`; runs of a tuning stage are never evidence."""
+    """The samples of `test` among the finished `runs`; runs of a tuning stage or of a search are never evidence."""
     rows = [row for row in runs.rows if _is_evidence(row, test.view or "own")]
-    tuned = sum(row.get("stage") == "tune" for row in runs.rows)
+    tuned, searched = (sum(row.get("stage") == stage for row in runs.rows) for stage in ("tune", "search"))
     rows = [row for row in rows if matches(row, test.where or {})]
     by_term = [[row for row in rows if matches(row, term.arms)] for term in test.contrast]
     lacking = [words(term.arms) for term, own in zip(test.contrast, by_term, strict=True) if not own]
     if lacking:
-        aside = f" ({tuned} runs of tuning stages are not evidence)" if tuned else ""
+        chosen_by = [f"{n} runs of {what}" for n, what in ((tuned, "tuning stages"), (searched, "searches")) if n]
+        aside = f" ({' and '.join(chosen_by)} are not evidence)" if chosen_by else ""
         where = f" at {words(test.where)}" if test.where else ""
         return Found(
             [], f"no finished run with {' and none with '.join(lacking)}{where}{aside}", len(lacking) < len(by_term)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+EVALUATED = ("evaluate", "evaluate_shared")
 
 
 def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -33,7 +34,8 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mappin
 def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """`runs`, once for each stage that a study used them in, and runs of no study as they are.
 
-    What one study tuned on may be evidence in another that evaluates it: there nothing was chosen by it.
+    What one study tuned on may be evidence in another that evaluates it: there nothing was chosen by it. What a search was
+    trained for never is, since what it found may be an arm here; ``attrs["searched"]`` counts the runs left out for that.
     """
     import pandas as pd
 
@@ -46,7 +48,11 @@ def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.Dat
     rest = runs[~runs["run_id"].isin(known)]
     joined = pd.concat([frame for frame in (*used, rest) if len(frame)], ignore_index=True)
     joined = joined.drop_duplicates(["run_id", "numerics", "stage"], ignore_index=True)
+    searched = {use["run_id"] for study in studies if study.get("search") for use in study["runs"]}
+    chosen_by = joined["run_id"].isin(searched) & joined["stage"].isin(EVALUATED)
+    joined = joined[~chosen_by].reset_index(drop=True)
     joined.attrs.update(runs.attrs)
+    joined.attrs["searched"] = int(chosen_by.sum())
     return joined
 
 

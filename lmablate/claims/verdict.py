@@ -137,7 +137,7 @@ def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALP
 def _row(
     one: Judged, ps: tuple[float, float] | None, family: int, studies: list[Mapping[str, Any]], alpha: float
 ) -> Row:
-    from lmablate.claims.words import more_seeds, remarks
+    from lmablate.claims.words import diverged_words, more_seeds, no_pair, remarks
 
     test, e, sample = one.test, one.estimate, one.sample
     n = len(e.values)
@@ -146,7 +146,7 @@ def _row(
     if ps is None or sample is None:
         reason = one.problem
     elif e.effect is None:
-        reason = "no pair of runs shares seeds and numerics in all arms"
+        reason = no_pair(sample, e)
     elif one.claim.smallest_params and (size := _size(sample)) < one.claim.smallest_params:
         verdict = "not testable at this scale"
         reason = f"said of models from {one.claim.smallest_params:,} parameters; these have {size:,}"
@@ -155,6 +155,8 @@ def _row(
         reason = f"{n} paired seed{'s' * (n != 1)}, of at least {one.claim.minimum_seeds}: a difference cannot be told from noise"
     else:
         verdict, reason = decide(test, e, *ps, alpha)
+        if test.metric != "diverged" and (lost := diverged_words(e.diverged)):
+            reason += f", where {lost}"
         if verdict == "not decided":
             more, said = more_seeds(test, e, n, alpha / family)
             reason += f"; {said}"

@@ -49,6 +49,32 @@ def _more(n: int) -> str:
     return f"{n} more seed{'s' * (n != 1)}"
 
 
+def diverged_words(diverged: Mapping[str, tuple[int, int]]) -> str:
+    """How many runs of either side diverged; nothing where none did."""
+    (a, n), (b, m) = diverged["plus"], diverged["minus"]
+    if not a + b:
+        return ""
+    every = "; nothing is known of its loss where it trains" if (a == n or b == m) else ""
+    return f"{a} of {n} against {b} of {m} runs diverged{every}"
+
+
+def no_pair(sample: Sample, e: Estimate) -> str:
+    """Why nothing could be measured: pairs without the metric, no common seed, or seeds in common on other numerics."""
+    if sample.pairs:
+        return "; ".join(e.notes) or "no pair of runs has a value to compare"
+    seeds = [{pair[:2] for pair in arm.rows} for arm in sample.arms]
+    if not set.intersection(*seeds):
+        own = [
+            f"{arm.name} has {_seed_words(sorted(mine))}" for arm, mine in zip(sample.arms, seeds, strict=True) if mine
+        ]
+        return f"the arms have no seed in common, so no two runs are a pair: {'; '.join(own)}"
+    where = [f"{arm.name} on {' and '.join(sorted({pair[2] for pair in arm.rows}))}" for arm in sample.arms]
+    return (
+        f"no pair of runs shares seeds and numerics in all arms: {'; '.join(where)}. "
+        "Other numerics move a loss as a seed does, so train the arms alike (device, precision, runtime.compile)"
+    )
+
+
 def remarks(
     claim: Claim, test: Hypothesis, sample: Sample | None, e: Estimate, studies: Sequence[Mapping[str, Any]]
 ) -> list[str]:

@@ -17,10 +17,13 @@ from pydantic import ValidationError
 
 from lmablate.config.matching import reference_words
 from lmablate.config.preset import with_preset
-from lmablate.config.resolve import choose_alternatives, resolve
+from lmablate.config.resolve import choose_alternatives, choose_draws, resolve
 from lmablate.config.schema import RunConfig, RunRequest
+from lmablate.config.skills import without_tokenizer
+from lmablate.data.skills.settings import SOURCES
 from lmablate.errors import ConfigError
 from lmablate.paths import CONF_DIR, ROOT, SWEEPS_DIR
+from lmablate.protocols import check_asked
 
 
 def register_resolvers() -> None:
@@ -83,7 +86,7 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     groups = {
         group: option
         for group, option in choices.items()
-        if option and "/" not in group and group not in ("sweeps", "tune")
+        if option and "/" not in group and group not in ("sweeps", "tune", "diagnostics")
     }
     return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": words}
 
@@ -92,14 +95,16 @@ def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
     """Check, resolve, and try the model without its weights; `given` are the keys that were asked for explicitly."""
     from lmablate.model.factory import check
 
-    raw = with_preset(raw, given)
+    raw = without_tokenizer(with_preset(raw, given), given)
     choose_alternatives(raw, given)
+    choose_draws(raw, given)
     try:
         request = RunRequest.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
     cfg = resolve(request, given, lambda: _reference(raw))
     check(cfg)
+    check_asked(cfg)
     return cfg
 
 
@@ -142,6 +147,7 @@ def rewrite(words: list[str]) -> list[str]:
         for word in words
     ]
     out = [_quoted(word) if word.startswith("budget.reference=[") else word for word in out]
+    out = [_as_text(word) if word.lstrip("+").startswith("trainer.init_from=") else word for word in out]
     if "scale" in keys:
         out = [word for word in out if not word.startswith("scale=")]
         # in front, so that what the user types has the last word
@@ -155,6 +161,13 @@ def _quoted(word: str) -> str:
     if "'" in value or '"' in value or not value.endswith("]"):
         return word
     return f"{key}=[{','.join(json.dumps(item.strip()) for item in value[1:-1].split(',') if item.strip())}]"
+
+
+def _as_text(word: str) -> str:
+    """``trainer.init_from=0123456789e1`` in quotes: a run's id may look like a number."""
+    key, _, value = word.partition("=")
+    ids = [item if item == "null" else json.dumps(item.strip().strip("'\"")) for item in value.split(",")]
+    return f"{key}={','.join(ids)}"
 
 
 def sweep_file(name: str) -> Path:
@@ -185,7 +198,7 @@ def explain(error: ValidationError) -> str:
         place = ".".join(
             str(step)
             for step in item["loc"]
-            if step not in ("kjv", "files", "hub", "synthetic", "bpe", "bytes", "pretrained")
+            if step not in ("kjv", "files", "hub", "synthetic", "bpe", "bytes", "pretrained", *SOURCES)
         )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":

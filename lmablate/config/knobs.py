@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lmablate.budget import COSTS, WHAT, Missed, around, closest, meet, parameters
+from lmablate.budget.search import STEPS
 from lmablate.config.schema import RunConfig, RunRequest
 from lmablate.config.sizes import sizes
 from lmablate.errors import ConfigError
@@ -83,7 +84,8 @@ def _both_widths(arm: Arm, target: float) -> RunConfig:
     if m.n_heads is not None and m.head_dim is None:
         plans += [(step, True) for step in (8, 4, 2)]
     missed: dict[int, int] = {}
-    for step, decoupled in plans:
+    # The coarsest d_ff that meets the budget may miss the ratio where a finer one would meet both.
+    for (step, decoupled), fine in [*((plan, STEPS) for plan in plans), *((plan, STEPS[-1:]) for plan in plans)]:
         missed = {}
 
         def sized(d_model: int, decoupled: bool = decoupled) -> dict[str, int | None]:
@@ -98,7 +100,7 @@ def _both_widths(arm: Arm, target: float) -> RunConfig:
             fixed = sized(d_model)
             missed[d_model] = cost(d_model)
             try:
-                d_ff = meet(target, lambda n, fixed=fixed: arm.cost(**{**fixed, "d_ff": n}), fixed["d_ff"] or 2)  # type: ignore[misc]
+                d_ff = meet(target, lambda n, fixed=fixed: arm.cost(**{**fixed, "d_ff": n}), fixed["d_ff"] or 2, fine)  # type: ignore[misc]
             except Missed:
                 continue
             found.append((abs(d_ff / arm.follow(d_model) - 1), arm.at(**{**fixed, "d_ff": d_ff})))

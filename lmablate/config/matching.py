@@ -25,6 +25,7 @@ _IDLE = (
     "results_dir",
     "optim",
     "schedule",
+    "diagnostics",
     "hydra/launcher",
     "hydra/sweeper",
     "tune",
@@ -131,6 +132,8 @@ def _refuse_solved(request: RunRequest, budget: BudgetSettings, given: dict[str,
 
 def _check_vocabulary(request: RunRequest, draft: RunConfig, other: RunConfig, match: str) -> None:
     """A saved tokenizer tells its size only when it is read, which is later."""
+    if draft.tokenizer is None:  # a task says how many tokens it has
+        return
     known = getattr(draft.tokenizer, "vocab_size", None) and getattr(other.tokenizer, "vocab_size", None)
     moves = request.aspect_ratio.ratio is not None or "d_model" in str(request.budget and request.budget.knob)
     if not known and match in ("params", "flops") and (moves or draft.tokenizer != other.tokenizer):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lmablate.config.matching import meet_budget
 from lmablate.config.schema import RunConfig, RunRequest, ScheduleSettings, TrainerSettings
 from lmablate.config.sizes import sizes
+from lmablate.config.skills import check_task
 from lmablate.errors import ConfigError
 from lmablate.machine import bf16_is_faster
 
@@ -29,6 +30,13 @@ def choose_alternatives(raw: dict[str, Any], given: dict[str, Any]) -> None:
                 raw[group][name] = None
 
 
+def choose_draws(raw: dict[str, Any], given: dict[str, Any]) -> None:
+    """A rule for the draws of the branches replaces the default of the other one; asked for, both are refused (factory.py)."""
+    model = raw.get("model")
+    if isinstance(model, dict) and model.get("init") is not None and "model.depth_scaled_init" not in given:
+        model["depth_scaled_init"] = False
+
+
 def _exactly_one(group: Any, pair: tuple[str, str]) -> None:
     names = [key.split(".")[1] for key in pair]
     set_ = [name for name in names if getattr(group, name) is not None]
@@ -45,6 +53,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     for pair, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
         _exactly_one(group, pair)
     _check_scale(request)
+    check_task(request)
     common = {name: getattr(request, name) for name in RunConfig.model_fields if name in RunRequest.model_fields}
     common["init_seed"] = request.seed if request.init_seed is None else request.init_seed
     common["data_seed"] = request.seed if request.data_seed is None else request.data_seed
@@ -52,6 +61,8 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     if request.optim.decay == "coupled":  # the one default, in one way
         common["optim"] = request.optim.model_copy(update={"decay": None})
     common["trainer"] = _trainer(request)
+    if request.diagnostics is not None and not request.diagnostics.on:
+        common["diagnostics"] = None
     common["runtime"] = request.runtime.model_copy(update={"device": _device(request.runtime.device)})
     cfg = meet_budget(request, RunConfig.model_construct(**common), given, reference)
     return cfg.model_copy(update=_schedule(request.schedule, cfg.trainer))
@@ -89,6 +100,7 @@ def _trainer(request: RunRequest) -> TrainerSettings:
         precision=precision,
         divergence_smoothing=t.divergence_smoothing,
         divergence_patience=t.divergence_patience,
+        init_from=t.init_from,
     )
 
 

@@ -4,11 +4,13 @@ Types live here, values in ``conf/``. A RunRequest may leave derived numbers ope
 makes the RunConfig, in which every size is final.
 """
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lmablate.data.settings import DataSettings, TokenizerSettings
+from lmablate.diagnostics.settings import DiagnosticsSettings
 from lmablate.settings import Settings
 
 SCHEMA_VERSION = 1  # of the shape of config.yaml
@@ -27,6 +29,21 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ClosedFraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _run_id(value: Any) -> Any:
+    """Twelve hexadecimal digits, of which YAML reads some as a number; a whole one is put back."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        value = f"{value:012d}"
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{12}", value):
+        raise ValueError(
+            f"trainer.init_from={value}: give the id of a run, the name of its folder in results_dir: 12 digits and letters a to f "
+            "(in quotes where they look like a number)"
+        )
+    return value
+
+
+RunId = Annotated[str, BeforeValidator(_run_id)]
 
 
 def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +87,7 @@ class _Model(Settings):
     embedding_norm: bool | None = None
     final_norm: bool | None = None
     logit_scale: PositiveFloat | None = None
+    init: Literal["xavier"] | None = None
 
     @property
     def biases(self) -> Biases:
@@ -129,7 +147,22 @@ class BudgetSettings(Settings):
 
 
 class ObjectiveSettings(Settings):
-    kind: Literal["causal"]
+    """What a model is trained to do (lmablate/objective). `prefix_share`: of the context; `prefix_draw`: how long the prefixes
+    of training are."""
+
+    kind: Literal["causal", "prefix"]
+    prefix_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    prefix_draw: Literal["uniform", "fixed"] | None = None
+
+    @model_validator(mode="after")
+    def _keys_of_this_kind(self) -> Self:
+        for key in ("prefix_share", "prefix_draw"):
+            given = getattr(self, key) is not None
+            if given and self.kind != "prefix":
+                raise ValueError(f"objective={self.kind} has no {key}; it belongs to objective=prefix")
+            if not given and self.kind == "prefix":
+                raise ValueError(f"objective=prefix needs a {key}")
+        return self
 
 
 class OptimSettings(Settings):
@@ -171,9 +204,12 @@ class ScheduleSettings(Settings):
 
 
 class _Trainer(Settings):
+    """`init_from`: the run whose weights this one starts from (parent.py); None starts from draws."""
+
     batch_size: PositiveInt
     divergence_smoothing: Fraction
     divergence_patience: PositiveInt
+    init_from: RunId | None = None
 
 
 class TrainerRequest(_Trainer):
@@ -199,6 +235,8 @@ class RuntimeSettings(Settings):
     microbatch_size: PositiveInt | None
     log_every: PositiveInt
     evaluations: PositiveInt
+    evaluate_lengths: list[PositiveFloat] | None = None
+    evaluate_stride: PositiveInt | None = None
     checkpoint_seconds: NonNegativeFloat
     keep_checkpoints: PositiveInt
     wandb: Literal["auto", "online", "offline", "disabled"]
@@ -223,10 +261,11 @@ class _Common(Settings):
     activation: ActivationSettings
     stability: StabilitySettings
     data: DataSettings
-    tokenizer: TokenizerSettings
+    tokenizer: TokenizerSettings | None = None  # of a task, whose tokens are its own
     objective: ObjectiveSettings
     optim: OptimSettings
     schedule: ScheduleSettings
+    diagnostics: DiagnosticsSettings | None = None
     runtime: RuntimeSettings
     results_dir: str
 

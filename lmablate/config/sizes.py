@@ -2,6 +2,7 @@
 
 from lmablate.budget import ff_width
 from lmablate.config.schema import ModelRequest, ModelSettings, RunRequest
+from lmablate.data.skills.settings import Skill
 from lmablate.errors import ConfigError
 
 
@@ -51,8 +52,9 @@ def sizes(request: RunRequest, m: ModelRequest) -> ModelSettings:
 
 
 def _vocab_size(request: RunRequest) -> int:
-    """That of a preset at its own size, or of the tokenizer; 1 for a tokenizer that tells it when it is read."""
-    return request.published_vocab_size or getattr(request.tokenizer, "vocab_size", None) or 1
+    """That of a preset at its own size, of a task, or of the tokenizer; 1 for a tokenizer that tells it when it is read."""
+    own = request.data.vocabulary if isinstance(request.data, Skill) else None
+    return request.published_vocab_size or own or getattr(request.tokenizer, "vocab_size", None) or 1
 
 
 def _in_one_way(m: ModelRequest) -> dict[str, bool | None]:

@@ -12,7 +12,16 @@ from typing import Any
 
 from lmablate import __version__
 from lmablate.data.documents import Corpus, collect
-from lmablate.data.settings import BpeTokenizer, BytesTokenizer, DataSettings, PretrainedTokenizer, TokenizerSettings
+from lmablate.data.settings import (
+    BpeTokenizer,
+    BytesTokenizer,
+    DataSettings,
+    PretrainedTokenizer,
+    TextSettings,
+    TokenizerSettings,
+)
+from lmablate.data.skills.settings import Skill
+from lmablate.data.skills.store import open_skill
 from lmablate.data.sources import Source, open_source
 from lmablate.data.stamp import Stamp, stamp_files
 from lmablate.data.store import FORMAT, look_up, note, open_store, publish, workshop, write_store
@@ -26,13 +35,16 @@ _said: set[str] = set()
 
 
 def prepare(
-    data: DataSettings, tokenizer: TokenizerSettings, *, context_length: int, cache: Path | None = None
+    data: DataSettings, tokenizer: TokenizerSettings | None, *, context_length: int, cache: Path | None = None
 ) -> TokenData:
     """The tokens of `data` under `tokenizer`, from the store below `cache` (default: the user's cache folder) or newly made.
 
     Any number of processes may ask at once. Raises DataError for text that is missing, unreadable, or shorter than
-    `context_length` + 1 tokens.
+    `context_length` + 1 tokens. A task has neither text nor tokenizer, and nothing is stored.
     """
+    if isinstance(data, Skill):
+        return open_skill(data, context_length)
+    assert tokenizer is not None, "a text without a tokenizer"
     cache = (cache or cache_dir()).expanduser().absolute()
     source = open_source(data)
     stamps = [source.stamp(), _stamp(tokenizer)]
@@ -58,7 +70,7 @@ def prepare(
     return tokens
 
 
-def _build(data: DataSettings, source: Source, settings: TokenizerSettings, cache: Path) -> str:
+def _build(data: TextSettings, source: Source, settings: TokenizerSettings, cache: Path) -> str:
     """Make the store unless one with this content is there; returns its name."""
     with workshop(cache) as folder:
         log.info("reading %s", source.where)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from lmablate.data.skills.settings import SkillSettings
 from lmablate.settings import Settings
 
 BYTES_VOCAB = 257  # 256 bytes and the end of text
@@ -152,5 +153,6 @@ class PretrainedTokenizer(Settings):
         return self
 
 
-DataSettings = Annotated[KjvData | FilesData | HubData | SyntheticData, Field(discriminator="source")]
+TextSettings = KjvData | FilesData | HubData | SyntheticData
+DataSettings = Annotated[TextSettings | SkillSettings, Field(discriminator="source")]
 TokenizerSettings = Annotated[BpeTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]

@@ -7,7 +7,7 @@ from lmablate.data.documents import Document
 from lmablate.data.hub import HubDataset
 from lmablate.data.kjv import Kjv
 from lmablate.data.local_files import LocalFiles
-from lmablate.data.settings import DataSettings, FilesData, HubData, KjvData
+from lmablate.data.settings import FilesData, HubData, KjvData, TextSettings
 from lmablate.data.stamp import Stamp
 from lmablate.data.synthetic import Markov
 
@@ -25,7 +25,7 @@ class Source(Protocol):
     def documents(self) -> Iterator[Document]: ...
 
 
-def open_source(settings: DataSettings) -> Source:
+def open_source(settings: TextSettings) -> Source:
     """Raises DataError if the source is not there."""
     if isinstance(settings, KjvData):
         return Kjv(settings)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmablate.data.tokenizer import Tokenizer, loads
 from lmablate.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100  # a target that is no token: padding of the last validation window
 
@@ -65,6 +69,17 @@ class TokenData:
         numbers = np.arange(step * batch_size, (step + 1) * batch_size)
         epochs = numbers // windows
         starts = np.empty(batch_size, dtype=np.int64)
+        orders = self.orders(epochs, windows=windows, n=n, data_seed=data_seed, context_length=context_length)
+        for epoch, (order, origin) in orders.items():
+            here = epochs == epoch
+            starts[here] = origin + order[numbers[here] - epoch * windows] * context_length
+        positions = starts[:, None] + np.arange(context_length + 1)
+        return np.take(np.asarray(self.train), positions, mode="wrap").astype(np.int64)
+
+    def orders(
+        self, epochs: np.ndarray, *, windows: int, n: int, data_seed: int, context_length: int
+    ) -> dict[int, tuple[np.ndarray, int]]:
+        """The order and the place of the first window of each of `epochs`, an ascending run; the last ones asked for are kept."""
         recent = self._orders.setdefault((data_seed, context_length), {})
         needed = range(int(epochs[0]), int(epochs[-1]) + 1)
         for epoch in [old for old in recent if old not in needed]:
@@ -72,11 +87,7 @@ class TokenData:
         for epoch in needed:
             if epoch not in recent:
                 recent[epoch] = _order(data_seed, epoch, windows, n)
-            order, origin = recent[epoch]
-            here = epochs == epoch
-            starts[here] = origin + order[numbers[here] - epoch * windows] * context_length
-        positions = starts[:, None] + np.arange(context_length + 1)
-        return np.take(np.asarray(self.train), positions, mode="wrap").astype(np.int64)
+        return recent
 
     def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of the validation text, both int64 (windows, context_length).
@@ -90,6 +101,21 @@ class TokenData:
         inputs[1:n] = self.val[:-1]
         targets[:n] = self.val
         return inputs.reshape(windows, context_length), targets.reshape(windows, context_length)
+
+
+def inputs_and_targets(rows: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
+    """The first and the last `context_length` columns of rows as ``batch`` gives them. Of a text, ``[..., T + 1]``, they
+    overlap; a task puts its targets behind its inputs, ``[..., 2 T]``."""
+    assert rows.shape[-1] in (context_length + 1, 2 * context_length)
+    return rows[..., :context_length], rows[..., -context_length:]
+
+
+def share_of(part: Tensor, whole: Tensor) -> Tensor | float:
+    """The share of the scored targets of `whole` ``[..., B, T]`` that stands in `part` ``[..., b, T]``: the weight of a
+    microbatch's mean in that of the batch, one for each member of a gang."""
+    if part.shape == whole.shape:
+        return 1.0
+    return (part != IGNORED).sum((-2, -1)).float() / (whole != IGNORED).sum((-2, -1)).float()
 
 
 def _order(data_seed: int, epoch: int, windows: int, n: int) -> tuple[np.ndarray, int]:

@@ -25,6 +25,8 @@ SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vo
 BIASES = ("model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.head_bias")
 # What holds where nothing else is said.
 PLAIN: dict[str, Any] = {
+    "objective": "causal",
+    "model.readout": False,
     "model.tie_embeddings": False,
     **dict.fromkeys(BIASES, False),
     "model.embedding_scale": 1.0,
@@ -61,10 +63,12 @@ def complete(facts: Facts) -> dict[str, Any]:
 
 def of(cfg: RunConfig) -> dict[str, Any]:
     """The facts of a configuration."""
-    from lmablate.model.shapes import has_final_norm
+    from lmablate.model.shapes import has_final_norm, has_readout
 
     m, s = cfg.model, cfg.stability
-    facts: dict[str, Any] = {f"model.{size}": getattr(m, size) for size in SIZES}
+    facts: dict[str, Any] = {"objective": cfg.objective.kind}  # a class of transformers reads from left to right
+    facts["model.readout"] = has_readout(cfg)
+    facts |= {f"model.{size}": getattr(m, size) for size in SIZES}
     facts |= {"model.tie_embeddings": m.tie_embeddings, **dict(zip(BIASES, m.biases, strict=True))}
     scale = m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale
     facts |= {"model.embedding_scale": scale or 1.0, "model.embedding_norm": bool(m.embedding_norm)}

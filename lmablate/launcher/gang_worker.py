@@ -21,6 +21,7 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
 
     Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
     """
+    from lmablate.diagnostics.settings import is_complete
     from lmablate.gang_run import train_group
     from lmablate.launcher.worker import run_directory
     from lmablate.model.parts import trust
@@ -38,12 +39,12 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
         return 0
     except (Interrupted, KeyboardInterrupt):
         for directory in directories:
-            if not directory.is_done:
+            if not is_complete(directory, read_config(directory.config_path)):
                 directory.write_status({"state": "stopped", "pid": os.getpid()})
         return 143
     except Exception:
         log.exception("these runs could not train together; they go on one by one")
-    left = [directory for directory in directories if not directory.is_done]
+    left = [one for one in directories if not is_complete(one, read_config(one.config_path))]
     codes = [run_directory(directory.path, list(trusted)) for directory in left]
     return max(codes, default=0)
 

@@ -15,7 +15,8 @@ from lmablate.model import parts
 from lmablate.model.ffn import network
 from lmablate.model.init import initialise
 from lmablate.model.primitives import Embedding, Head
-from lmablate.model.shapes import attention_shape, has_final_norm, position_shape
+from lmablate.model.readout import LastState
+from lmablate.model.shapes import attention_shape, has_final_norm, has_readout, position_shape
 from lmablate.model.transformer import TransformerLM
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         fill_branch(attn_branch, f"{i}.attention")
         fill_branch(ffn_branch, f"{i}.ffn")
         blocks.append(layout(attn_branch, ffn_branch, place))
+    readout = None
+    if has_readout(cfg):
+        readout = LastState(m.d_model, m.context_length, new_norm=new_norm, bias=m.biases.mlp)
+        fill(readout, "readout")
     return TransformerLM(
         embedding=embedding,
         posemb=posemb,
@@ -72,6 +77,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         embedding_scale=m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale,
         embedding_norm=new_norm() if m.embedding_norm else None,
         logit_scale=m.logit_scale,
+        readout=readout,
     )
 
 
@@ -79,12 +85,29 @@ def _branch_gain(cfg: RunConfig) -> float | None:
     """What the chosen norm position says of the draws of the branches."""
     option, settings = parts.resolve(cfg.norm_position, "norm_position")
     gain = option.branch_gain(cfg.model.n_layers, settings)
+    if cfg.model.init is not None:
+        return _xavier_gain(cfg, gain)
     if gain is not None and cfg.model.depth_scaled_init:
         raise ConfigError(
             f"model.depth_scaled_init=true has no effect beside norm_position={cfg.choices.get('norm_position')}, which draws the "
             "branches by a rule of its own: leave it out"
         )
     return gain
+
+
+def _xavier_gain(cfg: RunConfig, of_position: float | None) -> float:
+    """``model.init=xavier`` draws the matrices of the branches with variance ``2 / (rows + columns)`` (Glorot and Bengio 2010),
+    the setting of Xiong et al. 2020 (arXiv 2002.04745, section 3.2); the other tables keep `init_std`."""
+    other = {
+        f"norm_position={cfg.choices.get('norm_position')}": of_position is not None,
+        "model.depth_scaled_init=true": cfg.model.depth_scaled_init,
+    }
+    for word, there in other.items():
+        if there:
+            raise ConfigError(
+                f"model.init={cfg.model.init} draws the matrices of the branches by one rule and {word} by another: drop one of them"
+            )
+    return 1.0
 
 
 def pointwise(part: dict[str, Any]) -> Callable[..., Any]:

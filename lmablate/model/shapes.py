@@ -37,6 +37,11 @@ def attention_shape(cfg: RunConfig) -> AttentionShape:
     )
 
 
+def has_readout(cfg: RunConfig) -> bool:
+    """Whether the data want every answer from the state of the last token (readout.py)."""
+    return bool(getattr(cfg.data, "from_last_state", False))
+
+
 def has_final_norm(cfg: RunConfig) -> bool:
     """Whether the stack ends in a norm: where model.final_norm is null, as the norm position needs it."""
     wanted, needed = cfg.model.final_norm, parts.target(cfg.norm_position, "norm_position").needs_final_norm
@@ -53,7 +58,9 @@ def has_final_norm(cfg: RunConfig) -> bool:
 
 def position_shape(cfg: RunConfig) -> PositionShape:
     """What every position embedding of `cfg` is given."""
+    from lmablate.objective import objective_of
+
     m = cfg.model
     option, settings = parts.resolve(cfg.attention, "attention")
     turned = option.rotated_width(m.head_dim, settings)
-    return PositionShape(m.d_model, m.n_heads, turned, m.context_length, m.n_layers)
+    return PositionShape(m.d_model, m.n_heads, turned, m.context_length, m.n_layers, objective_of(cfg).looks_ahead)

@@ -145,7 +145,9 @@ def register_sweeper() -> None:
     """Make them known to Hydra, in the module that holds our launchers (launcher/local.py says why by hand)."""
     import sys
 
-    for sweeper in (StudySweeper, GridSweeper):
+    from lmablate.sweeper.optuna_plugin import SearchSweeper
+
+    for sweeper in (StudySweeper, SearchSweeper, GridSweeper):
         setattr(sys.modules["hydra_plugins.lmablate"], sweeper.__name__, sweeper)
         Plugins.instance().register(sweeper)
     # In the place of Hydra's own: a YAML of that name would be held against its schema, and an override in train.yaml would

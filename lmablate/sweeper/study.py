@@ -57,6 +57,11 @@ class Study:
         self.stage = TUNE if tune.mode != "none" else EVALUATE
 
     @property
+    def bases(self) -> list[RunConfig]:
+        """The configurations that were composed, at least one of each arm once `check` has run."""
+        return list(self._configs.values())
+
+    @property
     def results_dir(self) -> str:
         return next(iter(self._configs.values())).results_dir
 
@@ -235,6 +240,10 @@ class Study:
     def decisions(self) -> list[str]:
         """The learning rates that were chosen, and the arms that were stopped early."""
         lines = self.tuning.notes() if self.tuning is not None else []
+        if len(self.pairs) == 1:
+            lines.append(
+                "one evaluation seed: a difference cannot be told from noise; sweep.seeds.values=4 or more can"
+            )
         return lines + [f"{arm}: {why}" for arm, why in self.stopped.items()]
 
     def notes(self) -> list[str]:
@@ -243,7 +252,8 @@ class Study:
         for trial in self.missing:
             counts[trial.arm] = counts.get(trial.arm, 0) + 1
         return self.decisions() + [
-            f"{arm}: {n} run{'s' * (n > 1)} without a result" for arm, n in sorted(counts.items())
+            f"{arm}: {n} run{'s' * (n > 1)} without a result; the same command trains what is missing"
+            for arm, n in sorted(counts.items())
         ]
 
     def save(self) -> None:

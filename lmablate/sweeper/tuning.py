@@ -160,7 +160,10 @@ class Tuning:
         if fit.lr is None:
             return f"{lr:g}, but {fit.words}: evaluated at the lowest tried"
         if fit.edge is not None:
-            return f"{lr:g}, but {fit.words}, after {self.extended} extensions (tune.extend={self.tune.extend}): the optimum may lie beyond"
+            times = f"{self.extended} extension{'s' * (self.extended != 1)}"
+            return (
+                f"{lr:g}, but {fit.words}, after {times} (tune.extend={self.tune.extend}): the optimum may lie beyond"
+            )
         return fit.words
 
 

@@ -77,7 +77,9 @@ def _write_mpt(facts: Facts) -> dict[str, Any]:
 
 def _read_falcon(config: Any) -> dict[str, Any]:
     if config.alibi:
-        raise refuse(config, "alibi", True, "False (its slopes are divided by the root of the head's width)")
+        raise refuse(
+            config, "alibi", True, "False (its biases are divided by the root of the head's width and rounded to bf16)"
+        )
     new, n_heads = config.new_decoder_architecture, config.num_attention_heads
     norms = config.num_ln_in_parallel_attn or (2 if new else 1)
     parallel = "parallel2" if norms == 2 else "parallel"

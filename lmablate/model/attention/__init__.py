@@ -8,7 +8,7 @@ windows), so that the accounting in lmablate/budget needs no module.
 from lmablate.model.attention.base import Attention, AttentionShape
 from lmablate.model.attention.heads import GroupedQuery, HeadAttention, MultiHead, MultiQuery
 from lmablate.model.attention.latent import LatentAttention
-from lmablate.model.attention.scores import EVERYTHING, Reach, attend, explicit_attention, visible
+from lmablate.model.attention.scores import EVERYTHING, Reach, attend, explicit_attention, visible, with_prefix
 from lmablate.model.attention.windows import Interleaved, Patterned, SlidingWindow
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "attend",
     "explicit_attention",
     "visible",
+    "with_prefix",
 ]

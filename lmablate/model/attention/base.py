@@ -33,7 +33,10 @@ class AttentionShape(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Base: an option of a layer, and its accounting, for which `shape` needs its sizes alone."""
+    """Base: an option of a layer, and its accounting, for which `shape` needs its sizes alone. ``reads`` is which keys its
+    queries read."""
+
+    reads: Reach = EVERYTHING
 
     def __init__(self, shape: AttentionShape, *, layer: int, scale: float | None) -> None:
         super().__init__()
@@ -41,6 +44,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """``[..., T, D] -> [..., T, D]``."""
+        raise NotImplementedError
+
+    def kept(self) -> list[tuple[int, int]]:
+        """Heads and width of each tensor that generation keeps of a token: what ``positions.past`` is given."""
         raise NotImplementedError
 
     @staticmethod
@@ -62,6 +69,11 @@ class Attention(nn.Module):
     def products_per_key(cls, shape: AttentionShape, settings: Settings) -> int:
         """Multiply-adds for each pair of a query and a key it reads, over all heads of a layer: score and value."""
         raise NotImplementedError
+
+    @classmethod
+    def products_per_kept_key(cls, shape: AttentionShape, settings: Settings) -> int:
+        """The same in generation, where a query reads what is kept."""
+        return cls.products_per_key(shape, settings)
 
     @classmethod
     def n_vector_params(cls, shape: AttentionShape, settings: Settings) -> int:

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from lmablate.errors import ConfigError
 from lmablate.model.attention.base import Attention, AttentionShape, Settings
-from lmablate.model.attention.scores import EVERYTHING, Reach, attend
-from lmablate.model.posemb import Positions
+from lmablate.model.attention.scores import EVERYTHING, Reach, attend, attend_kept
+from lmablate.model.posemb import Earlier, Positions
 from lmablate.model.primitives import Linear
 from lmablate.model.types import PositiveFloat
 
 
 class HeadAttention(Attention):
-    """Causal multi-head attention, ``softmax(scale q k^T + bias) v`` (Vaswani et al. 2017, eq. 1), with `scale` of
+    """Multi-head attention, ``softmax(scale q k^T + bias) v`` (Vaswani et al. 2017, eq. 1), with `scale` of
     ``1 / sqrt(head_dim)`` unless one is given.
 
     Query head h reads key/value head ``h // (n_heads / n_kv_heads)``. Subclasses say which keys a layer reads.
@@ -48,6 +48,8 @@ class HeadAttention(Attention):
         q, k = self.heads(self.q_proj(x), self.q_norm), self.heads(self.k_proj(x), self.k_norm)
         v = self.heads(self.v_proj(x), self.v_norm)
         q, k = positions.rotate(q, k)
+        if positions.past is not None and (earlier := positions.past(self.layer, (k, v))) is not None:
+            return self.output(self.read(q, earlier))
         q, bias = biased(q, positions, self.layer, self.scale)
         group = self.shape.n_heads // self.shape.n_kv_heads
         if group > 1:
@@ -61,8 +63,23 @@ class HeadAttention(Attention):
             scale=self.scale,
             soft_cap=self.shape.soft_cap,
             dropout=self.shape.dropout if self.training else 0.0,
+            may_read=positions.may_read,
         )
+        return self.output(y)
+
+    def output(self, y: Tensor) -> Tensor:
+        """``[..., H, T, head_dim] -> [..., T, D]``."""
         return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
+
+    def kept(self) -> list[tuple[int, int]]:
+        return [(self.shape.n_kv_heads, self.shape.head_dim)] * 2
+
+    def read(self, q: Tensor, earlier: Earlier) -> Tensor:
+        """What the queries of a piece read, ``[..., H, n, head_dim]`` like them."""
+        q, bias = biased(q, earlier.positions, self.layer, self.scale)
+        k, v = earlier.kept
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return attend_kept(q, k, v, bias=bias, read=earlier.read, scale=scale, soft_cap=self.shape.soft_cap)
 
     @classmethod
     def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from lmablate.errors import ConfigError
 from lmablate.model.attention.base import Attention, AttentionShape, Settings
 from lmablate.model.attention.heads import biased
-from lmablate.model.attention.scores import EVERYTHING, attend
+from lmablate.model.attention.scores import EVERYTHING, attend, attend_kept
 from lmablate.model.norm import RMSNorm
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import Earlier, Positions
 from lmablate.model.primitives import Linear
 from lmablate.model.types import PositiveFloat, PositiveInt
 
@@ -64,10 +64,15 @@ class LatentAttention(Attention):
         latent = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q, q_turned = self.heads(self.q_proj(latent)).split((head_dim, self.rope_head_dim), -1)
         c, k_turned = self.kv_down(x).split((self.kv_rank, self.rope_head_dim), -1)
-        k, v = self.heads(self.kv_proj(self.kv_norm(c))).split((head_dim, self.v_head_dim), -1)
-
+        c = self.kv_norm(c)
         q_turned, k_turned = positions.rotate(q_turned, k_turned.unsqueeze(-3))
         scale = self.scale or (head_dim + self.rope_head_dim) ** -0.5
+        if positions.past is not None:
+            token = torch.cat((c.unsqueeze(-3), k_turned), -1)
+            if (earlier := positions.past(self.layer, (token,))) is not None:
+                return self.output(self.read(q, q_turned, earlier, scale))
+
+        k, v = self.heads(self.kv_proj(c)).split((head_dim, self.v_head_dim), -1)
         q_turned, bias = biased(q_turned, positions, self.layer, scale)
         q = torch.cat((q, q_turned), -1)
         k = torch.cat((k, k_turned.expand(*k.shape[:-1], -1)), -1)
@@ -80,8 +85,35 @@ class LatentAttention(Attention):
             scale=scale,
             soft_cap=self.shape.soft_cap,
             dropout=self.shape.dropout if self.training else 0.0,
+            may_read=positions.may_read,
         )
+        return self.output(y)
+
+    def output(self, y: Tensor) -> Tensor:
+        """``[..., H, T, v_head_dim] -> [..., T, D]``."""
         return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
+
+    def kept(self) -> list[tuple[int, int]]:
+        return [(1, self.kv_rank + self.rope_head_dim)]
+
+    def read(self, q: Tensor, q_turned: Tensor, earlier: Earlier, scale: float) -> Tensor:
+        """What the queries of a piece read, ``[..., H, n, v_head_dim]``, with W_UK in the queries and W_UV in the output (section
+        2.1.2 of the paper): ``q^T W_UK c`` is ``(W_UK^T q)^T c``, so that c itself is key and value of all heads."""
+        up_key, up_value = self.kv_proj.weight.unflatten(0, (self.shape.n_heads, -1)).split(
+            (self.shape.head_dim, self.v_head_dim), 1
+        )
+        q_turned, bias = biased(q_turned, earlier.positions, self.layer, scale)
+        (token,) = earlier.kept
+        y = attend_kept(
+            torch.cat((_by_head(q, up_key), q_turned), -1),
+            token,
+            token[..., : self.kv_rank],
+            bias=bias,
+            read=earlier.read,
+            scale=scale,
+            soft_cap=self.shape.soft_cap,
+        )
+        return _by_head(y, up_value.mT)
 
     @staticmethod
     def rotated_width(head_dim: int, settings: Settings) -> int:
@@ -100,6 +132,11 @@ class LatentAttention(Attention):
         return shape.n_heads * (shape.head_dim + settings["rope_head_dim"] + v)
 
     @classmethod
+    def products_per_kept_key(cls, shape: AttentionShape, settings: Settings) -> int:
+        """The latent vector is key and value, wider than those of a head."""
+        return shape.n_heads * (2 * settings["kv_rank"] + settings["rope_head_dim"])
+
+    @classmethod
     def n_vector_params(cls, shape: AttentionShape, settings: Settings) -> int:
         q, c, r = settings.get("q_rank") or 0, settings["kv_rank"], settings["rope_head_dim"]
         return q + c + (q + c + r) * shape.qkv_bias + shape.d_model * shape.out_bias
@@ -107,6 +144,13 @@ class LatentAttention(Attention):
     @classmethod
     def cached_numbers(cls, shape: AttentionShape, settings: Settings) -> int:
         return settings["kv_rank"] + settings["rope_head_dim"]
+
+
+def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """``[B, H, n, i] -> [B, H, n, j]`` by one matrix a head, ``[H, i, j]``, without a copy of the matrices for each text."""
+    rows = x.transpose(0, 1)
+    y = torch.bmm(rows.flatten(1, 2), weight.to(x.dtype))
+    return y.view(*rows.shape[:-1], -1).transpose(0, 1)
 
 
 def _check(shape: AttentionShape) -> None:

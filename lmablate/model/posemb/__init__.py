@@ -7,7 +7,7 @@ the hooks and never asks which option it has.
 """
 
 from lmablate.model.posemb.absolute import Learned, Sinusoidal
-from lmablate.model.posemb.base import PosEmb, Positions, PositionShape
+from lmablate.model.posemb.base import Earlier, Past, PosEmb, Positions, PositionShape
 from lmablate.model.posemb.rope import RoPE, Rotary, halves_to_pairs, pairs_to_halves
 from lmablate.model.posemb.scaled import DynamicRoPE, LinearRoPE, Llama3RoPE, LongRoPE, YaRN
 from lmablate.model.posemb.score_bias import ALiBi, T5Bias, alibi_slopes
@@ -16,10 +16,12 @@ from lmablate.model.posemb.transformer_xl import TransformerXL
 __all__ = [
     "ALiBi",
     "DynamicRoPE",
+    "Earlier",
     "Learned",
     "LinearRoPE",
     "Llama3RoPE",
     "LongRoPE",
+    "Past",
     "PosEmb",
     "PositionShape",
     "Positions",

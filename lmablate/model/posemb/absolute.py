@@ -16,18 +16,22 @@ class Learned(PosEmb):
     """One learned row a position, added to the token embedding (GPT-2). Defined up to ``context_length`` only."""
 
     is_token_table = True
+    bounded = True
 
     def __init__(self, shape: PositionShape) -> None:
         super().__init__(shape)
         self.table = Embedding(shape.context_length, shape.d_model)
 
     def embed(self, x: Tensor) -> Tensor:
-        length, rows = x.shape[-2], self.table.weight.shape[-2]
+        return self.embed_piece(x, 0, None)
+
+    def embed_piece(self, x: Tensor, start: int, made: None) -> Tensor:
+        length, rows = start + x.shape[-2], self.table.weight.shape[-2]
         if length > rows:
             raise ConfigError(
                 f"posemb=learned has rows for {rows} positions and was given {length} tokens: raise model.context_length"
             )
-        return x + self.table.shared(torch.arange(length, device=x.device))
+        return x + self.table.shared(torch.arange(start, length, device=x.device))
 
     @staticmethod
     def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
@@ -58,6 +62,10 @@ class Sinusoidal(PosEmb):
         return (self.scale * sinusoids(length, self.d_model, self.theta)).float()
 
     def embed(self, x: Tensor) -> Tensor:
-        length = x.shape[-2]
-        table = self.table if length <= len(self.table) else self._rows(length).to(x.device)
-        return x + table[:length]
+        return self.embed_piece(x, 0, self.for_pieces(x.shape[-2]))
+
+    def for_pieces(self, length: int) -> Tensor:
+        return self.table if length <= len(self.table) else self._rows(length).to(self.table.device)
+
+    def embed_piece(self, x: Tensor, start: int, made: Tensor) -> Tensor:
+        return x + made[start : start + x.shape[-2]]

@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 
 class PositionShape(NamedTuple):
-    """The sizes a position embedding may need; `head_dim` counts the channels of a head that ``rotate`` is given."""
+    """The sizes a position embedding may need; `head_dim` counts the channels of a head that ``rotate`` is given, and
+    `looks_ahead` says whether a query may read keys after it."""
 
     d_model: int
     n_heads: int
     head_dim: int
     context_length: int
     n_layers: int
+    looks_ahead: bool = False
 
 
 def _no_relative_term(q: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
@@ -24,22 +26,41 @@ class Positions(NamedTuple):
     """What one forward pass hands to every attention branch.
 
     ``rotate(q, k)`` takes and returns ``[..., H, T, head_dim]``; ``bias`` is None or broadcasts to ``[..., H, T, T]``, and
-    so does the second result of ``relative(q, layer)``, which is scaled with the scores.
+    so does the second result of ``relative(q, layer)``, which is scaled with the scores. ``may_read`` is the mask, bool
+    ``[..., 1, T, T]``, query by key, or None where a query may read itself and what came before it. ``past(layer, new)`` is
+    there where a text is read piece by piece (lmablate/decoding): it keeps what a layer makes of this piece's tokens,
+    ``[..., H, T, width]`` each, and gives what its queries read, or None for the first piece, which is read as a whole text is.
     """
 
     rotate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     bias: Tensor | None
     relative: Callable[[Tensor, int], tuple[Tensor, Tensor | None]] = _no_relative_term
+    may_read: Tensor | None = None
+    past: "Past | None" = None
+
+
+class Earlier(NamedTuple):
+    """What the n queries of a piece read in one layer: `kept`, ``[..., H, K, width]`` each, of K tokens, those of the piece
+    among them; ``read``, bool ``[n, K]``, or None where each query reads every one; and ``positions``, whose ``bias`` and
+    ``relative`` are for these keys."""
+
+    kept: tuple[Tensor, ...]
+    read: Tensor | None
+    positions: Positions
+
+
+Past = Callable[[int, tuple[Tensor, ...]], Earlier | None]
 
 
 class PosEmb(nn.Module):
     """Base, and the option ``none``: no position information but the causal mask's (NoPE).
 
     ``is_token_table`` marks an option whose parameters are rows added to the token embedding, which are counted as
-    embedding parameters.
+    embedding parameters; ``bounded`` one that is not defined beyond `context_length` tokens.
     """
 
     is_token_table: ClassVar[bool] = False
+    bounded: ClassVar[bool] = False
 
     def __init__(self, shape: PositionShape) -> None:
         super().__init__()
@@ -59,6 +80,31 @@ class PosEmb(nn.Module):
     def relative(self, q: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
         """The queries ``[..., H, T, head_dim]`` that meet the keys of this layer, and None or ``[..., H, T, T]``: what is
         added to ``q k^T`` before both are scaled."""
+        return q, None
+
+    # The same four for a piece of n tokens from position `start` on, where a text is read piece by piece. `made` is what
+    # `for_pieces` gives; `distance`, int64 [n, K], is how far back of each query each key lies (below 0: ahead, not read).
+
+    def for_pieces(self, length: int) -> Any:
+        """What pieces of a text of up to `length` tokens need and can be made once."""
+        return None
+
+    def moves(self, old: int, new: int) -> bool:
+        """Whether the tokens of a text stand elsewhere once it has grown from `old` to `new` tokens."""
+        return False
+
+    def embed_piece(self, x: Tensor, start: int, made: Any) -> Tensor:
+        return x
+
+    def rotate_piece(self, q: Tensor, k: Tensor, start: int, made: Any) -> tuple[Tensor, Tensor]:
+        return q, k
+
+    def score_bias_at(self, distance: Tensor) -> Tensor | None:
+        """``[H, n, K]``."""
+        return None
+
+    def relative_at(self, q: Tensor, layer: int, distance: Tensor, made: Any) -> tuple[Tensor, Tensor | None]:
+        """The queries, and None or ``[..., H, n, K]``."""
         return q, None
 
     @staticmethod

@@ -84,6 +84,13 @@ class Rotary(PosEmb):
         cos, sin = self.tables(q.shape[-2], q.device)
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
+    def for_pieces(self, length: int) -> tuple[Tensor, Tensor]:
+        return self.tables(length, self.cos.device)
+
+    def rotate_piece(self, q: Tensor, k: Tensor, start: int, made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        cos, sin = (table[start : start + q.shape[-2]] for table in made)
+        return self._turn(q, cos, sin), self._turn(k, cos, sin)
+
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rest = None
         if self.width < x.shape[-1]:

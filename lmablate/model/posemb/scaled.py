@@ -79,6 +79,9 @@ class DynamicRoPE(Scaled):
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return _of_this_length(self, length, device)
 
+    def moves(self, old: int, new: int) -> bool:
+        return not torch.equal(self.spectrum(old).frequencies, self.spectrum(new).frequencies)
+
 
 class YaRN(Scaled):
     """Between ``w_i`` for pairs that turn at least `beta_fast` times within `original_length` and ``w_i / factor`` for
@@ -198,6 +201,9 @@ class LongRoPE(Scaled):
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return _of_this_length(self, length, device)
+
+    def moves(self, old: int, new: int) -> bool:
+        return not torch.equal(self.spectrum(old).frequencies, self.spectrum(new).frequencies)
 
 
 def _of_this_length(part: Rotary, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ from lmablate.model.types import PositiveInt
 
 
 class ALiBi(PosEmb):
-    """Adds ``-m_h (i - j)`` to the score of query i and key j (Press et al. 2021, arXiv 2108.12409).
+    """Adds ``-m_h (i - j)`` to the score of query i and key j (Press et al. 2021, arXiv 2108.12409). Where keys after the
+    query are read they are as far as those before, ``-m_h |i - j|``, as in MPT's option for prefixes.
 
     The slopes m_h are ``2^(-8h/H)``; a head count that is no power of two takes the slopes of the next lower power and
     every other slope of the next higher one, as the authors do.
@@ -22,12 +23,16 @@ class ALiBi(PosEmb):
 
     def __init__(self, shape: PositionShape) -> None:
         super().__init__(shape)
+        self.looks_ahead = shape.looks_ahead
         self.slopes: Tensor
         self.register_buffer("slopes", torch.tensor(alibi_slopes(shape.n_heads)), persistent=False)
 
     def score_bias(self, length: int) -> Tensor | None:
         t = torch.arange(length, device=self.slopes.device)
-        return self.slopes[:, None, None] * (t[None, :] - t[:, None])
+        return self.score_bias_at(t[:, None] - t[None, :])
+
+    def score_bias_at(self, distance: Tensor) -> Tensor:
+        return self.slopes[:, None, None] * -(distance.abs() if self.looks_ahead else distance)
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
@@ -40,7 +45,10 @@ def alibi_slopes(n_heads: int) -> list[float]:
 
 class T5Bias(PosEmb):
     """One learned number a head and a bucket of distances, shared by all layers (Raffel et al. 2019, arXiv 1910.10683,
-    section 2.1). Half of the buckets hold one distance each, the rest grow in logarithmic steps up to ``max_distance``."""
+    section 2.1). Half of the buckets hold one distance each, the rest grow in logarithmic steps up to ``max_distance``.
+
+    Where keys after the query are read, they have the second half of the buckets to themselves, as in T5's encoder.
+    """
 
     def __init__(self, shape: PositionShape, *, n_buckets: PositiveInt, max_distance: PositiveInt) -> None:
         super().__init__(shape)
@@ -49,25 +57,37 @@ class T5Bias(PosEmb):
                 f"posemb=t5 needs an even posemb.n_buckets of at least 2 (got {n_buckets}) and a posemb.max_distance above half of it "
                 f"(got {max_distance})"
             )
-        self.n_buckets, self.max_distance = n_buckets, max_distance
+        if shape.looks_ahead and n_buckets % 4:
+            raise ConfigError(
+                "posemb=t5 halves its buckets between keys before and after a query where both are read: "
+                f"posemb.n_buckets={n_buckets} must then be a multiple of 4"
+            )
+        self.n_buckets, self.max_distance, self.ways = n_buckets, max_distance, 1 + shape.looks_ahead
         self.table = Embedding(n_buckets, shape.n_heads)
 
     def buckets(self, length: int, device: torch.device) -> Tensor:
-        """The bucket of each query and key, int64 ``[T, T]``; keys in the future fall into bucket 0 and are masked."""
+        """The bucket of each query and key, int64 ``[T, T]``; where no key in the future is read, they fall into bucket 0."""
         t = torch.arange(length, device=device)
-        distance = (t[:, None] - t[None, :]).clamp(min=0)
-        exact = self.n_buckets // 2
+        return self.bucket_of(t[:, None] - t[None, :])
+
+    def bucket_of(self, behind: Tensor) -> Tensor:
+        """The bucket of each distance, int64; one below 0 is that of a key in the future."""
+        distance = behind.clamp(min=0) if self.ways == 1 else behind.abs()
+        n_buckets = self.n_buckets // self.ways
+        exact = n_buckets // 2
         steps = (
-            (distance.clamp(min=1).double() / exact).log()
-            / math.log(self.max_distance / exact)
-            * (self.n_buckets - exact)
+            (distance.clamp(min=1).double() / exact).log() / math.log(self.max_distance / exact) * (n_buckets - exact)
         )
         # a distance on the edge of a bucket belongs to the upper one, and rounding must not put it into the lower
-        far = (exact + (steps + 1e-9).long()).clamp(max=self.n_buckets - 1)
-        return torch.where(distance < exact, distance, far)
+        far = (exact + (steps + 1e-9).long()).clamp(max=n_buckets - 1)
+        bucket = torch.where(distance < exact, distance, far)
+        return bucket if self.ways == 1 else bucket + n_buckets * (behind < 0)
 
     def score_bias(self, length: int) -> Tensor | None:
         return self.table.shared(self.buckets(length, self.table.weight.device)).movedim(-1, -3)
+
+    def score_bias_at(self, distance: Tensor) -> Tensor:
+        return self.table.shared(self.bucket_of(distance)).movedim(-1, -3)
 
     @staticmethod
     def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:

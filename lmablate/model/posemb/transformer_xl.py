@@ -17,12 +17,13 @@ class TransformerXL(PosEmb):
     """The score of query i and key j is ``q_i k_j + q_i W_R r_{i-j} + u k_j + v W_R r_{i-j}``, over sqrt(head_dim), where
     ``r_d`` is the sinusoid of distance d (Dai et al. 2019, arXiv 1901.02860, section 3.3; Gopher and Chinchilla).
 
-    ``W_R`` ``[H * head_dim, D]`` and u, v ``[H * head_dim]`` are learned in every layer; u and v start at 0.
+    ``W_R`` ``[H * head_dim, D]`` and u, v ``[H * head_dim]`` are learned in every layer; u and v start at 0. Where keys after
+    the query are read, their distances are negative (XLNet, Yang et al. 2019, arXiv 1906.08237, appendix A.2).
     """
 
     def __init__(self, shape: PositionShape, *, theta: PositiveFloat) -> None:
         super().__init__(shape)
-        self.theta, self.d_model = theta, shape.d_model
+        self.theta, self.d_model, self.looks_ahead = theta, shape.d_model, shape.looks_ahead
         self.layers = nn.ModuleList(RelativeTerms(shape) for _ in range(shape.n_layers))
         self.table: Tensor
         self.register_buffer("table", self._rows(shape.context_length).to(torch.empty(0).device), persistent=False)
@@ -33,7 +34,17 @@ class TransformerXL(PosEmb):
     def relative(self, q: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
         length = q.shape[-2]
         table = self.table if length <= len(self.table) else self._rows(length).to(q.device)
-        return self.layers[layer](q, table[:length])
+        return self.layers[layer](q, table[:length], self.looks_ahead)
+
+    def for_pieces(self, length: int) -> list[Tensor]:
+        """``W_R r_d`` of every layer, ``[H, T, head_dim]``: it hangs on the weights alone."""
+        table = self.table if length <= len(self.table) else self._rows(length).to(self.table.device)
+        return [terms.keys(table[:length]) for terms in self.layers if isinstance(terms, RelativeTerms)]
+
+    def relative_at(self, q: Tensor, layer: int, distance: Tensor, made: list[Tensor]) -> tuple[Tensor, Tensor]:
+        terms = self.layers[layer]
+        assert isinstance(terms, RelativeTerms)
+        return terms.at(q, made[layer], distance)
 
     @staticmethod
     def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
@@ -42,9 +53,10 @@ class TransformerXL(PosEmb):
 
     @staticmethod
     def weights_per_token(shape: PositionShape, settings: Mapping[str, Any]) -> int:
-        """``W_R r_d`` is made once a batch for the T distances, so this is exact for a batch of one text and an upper
-        bound for more."""
-        return shape.n_layers * shape.d_model * shape.n_heads * shape.head_dim
+        """``W_R r_d`` is made once a batch for the T distances (2T - 1 with those ahead), so this is exact for a batch of one
+        text, up to rounding, and an upper bound for more."""
+        own = shape.n_layers * shape.d_model * shape.n_heads * shape.head_dim
+        return 2 * own - own // shape.context_length if shape.looks_ahead else own
 
     @staticmethod
     def products_per_key(shape: PositionShape, settings: Mapping[str, Any]) -> int:
@@ -62,19 +74,45 @@ class RelativeTerms(nn.Module):
         self.content = Bias(inner)  # u
         self.position = Bias(inner)  # v
 
-    def forward(self, q: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, table: Tensor, looks_ahead: bool) -> tuple[Tensor, Tensor]:
         flat = q.transpose(-3, -2).flatten(-2)
-        keys = self._heads(self.proj.shared(table.flip(0)))  # the farthest distance first
+        rows = table.flip(0)  # the farthest distance first
+        if looks_ahead:
+            rows = torch.cat((rows, ahead(table)))
+        keys = self.keys(rows)
         return self._heads(self.content(flat)), by_key(self._heads(self.position(flat)) @ keys.mT)
+
+    def keys(self, rows: Tensor) -> Tensor:
+        """``[T, D] -> [H, T, head_dim]``."""
+        return self._heads(self.proj.shared(rows))
+
+    def at(self, q: Tensor, keys: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for q ``[..., H, n, head_dim]``, `keys` of the distances 0, 1, 2, ... and the distances ``[n, K]`` asked for."""
+        flat = q.transpose(-3, -2).flatten(-2)
+        scores = self._heads(self.position(flat)) @ keys[:, : int(distance.max()) + 1].mT
+        wanted = distance.clamp(min=0).expand(*scores.shape[:-1], -1)
+        return self._heads(self.content(flat)), scores.gather(-1, wanted)
 
     def _heads(self, x: Tensor) -> Tensor:
         """``[..., T, H * head_dim] -> [..., H, T, head_dim]``."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
 
 
+def ahead(table: Tensor) -> Tensor:
+    """The sinusoids ``[T - 1, D]`` of the distances -1, ..., -(T - 1): the sines change their sign, the cosines do not."""
+    sign = torch.ones(table.shape[-1], dtype=table.dtype, device=table.device)
+    sign[::2] = -1.0
+    return table[1:] * sign
+
+
 def by_key(scores: Tensor) -> Tensor:
     """From columns of distance T-1, ..., 0 to columns of keys 0, ..., T-1: query i moves left by T-1-i (Dai et al. 2019,
-    appendix B). What lands above the diagonal has no meaning and is masked by attention."""
-    length = scores.shape[-1]
-    padded = F.pad(scores, (1, 0)).flatten(-2)[..., length:]
-    return padded.unflatten(-1, (length, length))
+    appendix B). What lands above the diagonal has no meaning and is masked by attention, unless the columns go on to
+    distance -(T-1)."""
+    length = scores.shape[-2]
+    if scores.shape[-1] == length:
+        padded = F.pad(scores, (1, 0)).flatten(-2)[..., length:]
+        return padded.unflatten(-1, (length, length))
+    wide = scores.shape[-1]
+    moved = F.pad(scores, (0, 1)).flatten(-2)[..., length - 1 : length - 1 + length * wide]
+    return moved.unflatten(-1, (length, wide))[..., :length]

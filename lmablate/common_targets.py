@@ -1,0 +1,53 @@
+"""Runs of several objectives on the targets that they have in common.
+
+``objective=prefix`` counts the targets after a prefix, ``objective=causal`` all of them, so their validation losses do not
+compare. Every row also has the loss on the second half of each validation window, given the first half as its objective
+reads it: the same targets for all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMMON, OWN = "val_loss_after_50", "val_loss_own"
+
+
+def on_common_targets(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs` as they are where they have one objective; else a copy whose `val_loss` is that on the common targets, with
+    the objective's own in a column `val_loss_own`. As they are, too, where a finished run was not measured on them."""
+    if not _mixed(runs) or _unmeasured(runs):
+        return runs
+    out = runs.copy()
+    out.attrs.update(runs.attrs)
+    out[OWN] = out["val_loss"]
+    out["val_loss"] = out[COMMON].where(out["val_loss"].notna()).astype("float64")
+    return out
+
+
+def objective_notices(runs: pd.DataFrame) -> list[str]:
+    """What a reader of `runs`, as from `on_common_targets`, must know; nothing where they have one objective."""
+    if not _mixed(runs):
+        return []
+    words = f"Objectives differ ({', '.join(sorted(runs['objective'].dropna().unique()))})"
+    if OWN in runs:
+        return [
+            f"{words}: tables, differences and final losses are of the targets they have in common, the second half of every "
+            f"validation window ({COMMON}). Curves are of each objective's own targets."
+        ]
+    return [
+        f"{words}, so validation losses are not of the same targets, and {_unmeasured(runs)} finished runs were not measured on those "
+        f"they have in common ({COMMON}): train them again to compare."
+    ]
+
+
+def _mixed(runs: pd.DataFrame) -> bool:
+    return "objective" in runs and runs["objective"].nunique() > 1
+
+
+def _unmeasured(runs: pd.DataFrame) -> int:
+    """How many runs with a validation loss lack that on the common targets."""
+    have = runs["val_loss"].notna()
+    return int(have.sum()) if COMMON not in runs else int((have & runs[COMMON].isna()).sum())

@@ -1,0 +1,173 @@
+"""``python -m lmablate.compare RUN_A RUN_B``: the loss of two finished runs on the same tokens, one token at a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmablate.compare.difference import Mean
+    from lmablate.compare.scores import Pair
+
+DESCRIPTION = """Difference of the loss of two runs with one tokenizer on the same tokens: its mean with an interval that knows
+that tokens of a text belong together, by how often a token occurs, by its place, and the tokens on which they differ most."""
+BY = {
+    "frequency": "By how often the token occurs in the training text of A",
+    "document": "By its place in the document, from 0",
+    "window": "By how many tokens were read before it",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare two runs; returns the exit code."""
+    asked = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        print("\n".join(compare(asked)))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lmablate.compare", description=DESCRIPTION)
+    add = parser.add_argument
+    add("run_a", type=Path, metavar="RUN_A", help="RESULTS_DIR/<run_id> of a finished run")
+    add("run_b", type=Path, metavar="RUN_B", help="another; differences are B less A, so that above 0 A is better")
+    add(
+        "--data",
+        metavar="FILES",
+        help="a file or a pattern in quotes: text, JSONL or Parquet (default: validation text)",
+    )
+    add("--text-field", default="text", metavar="NAME", help="of JSONL and Parquet (default: %(default)s)")
+    add("--examples", type=int, default=12, metavar="N", help="tokens shown for each run (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("compare"),
+        metavar="DIR",
+        help="where page and tables go (default: %(default)s)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    return parser
+
+
+def compare(asked: argparse.Namespace) -> list[str]:
+    """Do what the command line asks; returns what it prints. Raises ConfigError."""
+    import numpy as np
+    import torch
+
+    from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, places
+    from lmablate.compare.examples import examples
+    from lmablate.compare.scores import score_pair
+    from lmablate.run_directory import check_writable
+
+    if asked.examples < 0:
+        raise ConfigError(f"--examples {asked.examples}: must be 0 or more")
+    check_writable(asked.out, "--out")
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu")
+    device = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    pair = score_pair(asked.run_a, asked.run_b, asked.data, asked.text_field, device)
+    tokens = pair.text.tokens
+    document = documents(tokens, pair.data.eot_id)
+    cluster, what = clusters(tokens, pair.data.eot_id, pair.window)
+    found = clustered_mean(pair.b.nats - pair.a.nats, cluster)
+    counts = np.bincount(np.asarray(pair.data.train), minlength=pair.data.vocab_size)
+    values = {"frequency": counts[tokens], "document": places(document), "window": pair.a.position}
+    groups = {by: by_bin(pair.a.nats, pair.b.nats, value, cluster) for by, value in values.items()}
+    shown = examples(pair, document, asked.examples)
+    return _write(asked.out, pair, found, what, groups, shown)
+
+
+def _write(
+    out: Path,
+    pair: Pair,
+    found: Mean,
+    what: str,
+    groups: dict[str, list[dict[str, Any]]],
+    shown: tuple[list[Any], list[Any]],
+) -> list[str]:
+    """The page, the tables and the numbers; returns what is printed."""
+    import pandas as pd
+
+    from lmablate.analysis.token_differences import figure
+    from lmablate.files import atomic_write
+
+    answer, method = _answer(pair, found), _method(pair, found, what)
+    table = pd.DataFrame([{"by": by} | row for by, rows in groups.items() for row in rows])
+    summary = {
+        "run_a": pair.names[0], "run_b": pair.names[1], "text": pair.text.name, "fingerprint": pair.text.fingerprint,
+        "window": pair.window, "nats_a": float(pair.a.nats.mean(dtype="f8")), "nats_b": float(pair.b.nats.mean(dtype="f8")),
+        "clusters_are": what, **{f"difference_{key}": value for key, value in found._asdict().items()},
+    }  # fmt: skip
+    atomic_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    atomic_write(out / "groups.csv", table.to_csv(index=False, float_format="%.6g"))
+    columns = ("better", *(shown[0] or shown[1] or [_Empty])[0]._fields)
+    rows = [(name, *example) for name, own in zip(("A", "B"), shown, strict=True) for example in own]
+    atomic_write(out / "examples.csv", pd.DataFrame(rows, columns=list(columns)).to_csv(index=False))
+    atomic_write(out / "index.html", _page(pair, answer, method, groups, shown, figure(table, pair.names)))
+    return [answer, method, f"wrote {out / 'index.html'}, groups.csv, examples.csv, summary.json"]
+
+
+class _Empty:
+    _fields: tuple[str, ...] = ()
+
+
+def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[Any], list[Any]], drawn: Any) -> str:
+    import jinja2
+
+    from lmablate.compare.examples import visible
+    from lmablate.page import inline_svg
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    return environment.get_template("compare.html").render(
+        names=pair.names,
+        words=pair.words,
+        answer=answer,
+        method=method,
+        figure=inline_svg(drawn, "differences"),
+        examples=[("Where A predicts better", shown[0]), ("Where B predicts better", shown[1])],
+        tables=[(title, groups[by]) for by, title in BY.items()],
+    )
+
+
+def _answer(pair: Pair, found: Mean) -> str:
+    a, b = (float(own.nats.mean(dtype="f8")) for own in (pair.a, pair.b))
+    band = "" if found.low is None else f" (95 % interval {found.low:+.4f} to {found.high:+.4f})"
+    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+        verdict = "these tokens do not tell them apart"
+    else:
+        verdict = f"{'A' if found.mean > 0 else 'B'} predicts this text better"
+    where = f"{found.tokens:,} tokens of {pair.text.name}"
+    return f"A {a:.4f}, B {b:.4f} nats a token on {where}: B less A is {found.mean:+.4f}{band}; {verdict}."
+
+
+def _method(pair: Pair, found: Mean, what: str) -> str:
+    wider = ""
+    if found.se and found.naive_se:
+        wider = f" It is {found.se / found.naive_se:.1f} times as wide as if tokens were independent."
+    return (
+        f"Both read windows of {pair.window:,} tokens that do not overlap. The interval's standard error is clustered by {what} "
+        f"(arXiv 2411.00640, section 2.2).{wider} It is about this text, for these two trained models; what other seeds would give, "
+        "only other seeds tell."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

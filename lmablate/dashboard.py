@@ -1,0 +1,253 @@
+"""``python -m lmablate.dashboard SWEEP [words] [--entity E] [--project P]``: a wandb workspace and report of a stored sweep.
+
+Both are built with wandb's own library (wandb-workspaces) from what the sweep composes to: parallel coordinates over what it
+varies, loss curves by arm with a band over seeds, loss against learning rate, and the table of runs. ``--dry-run --out FILE``
+writes their specifications as JSON and asks no server. ``--wandb-sweep FILE`` exports a plain grid as a wandb sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+    from lmablate.sweeper.study import Study
+
+SEEDS = ("seed", "init_seed", "data_seed")
+X, CURVES = "tokens", ("val_loss", "train_loss", "grad_norm", "val_bpb")  # of history.jsonl, as mirror.py sends them
+LOSS, SUMMARY = "val_loss", ("val_loss", "val_bpb", "status", "n_params", "flops_per_token")  # of the end of a run
+ARM, STAGE, RATE = "arm", "stage", "optim.lr"  # of its configuration
+TUNE = "tune"  # the stage that tunes
+INSTALL = "pip install 'lmablate[dashboard]'"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a dashboard knows of a stored sweep: what it varies beside seeds and, of a study, the stages that evaluate its arms
+    and whether one tunes them. `configs`: the jobs of a plain grid."""
+
+    name: str
+    question: str
+    varied: tuple[str, ...]
+    stages: tuple[str, ...]
+    tuned: bool
+    project: str
+    configs: tuple[RunConfig, ...] = ()
+
+    @property
+    def study(self) -> bool:
+        """Whether its arms and stages have names."""
+        return bool(self.stages)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The configuration keys that tell its arms apart."""
+        return (ARM,) if self.study else self.varied
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 with an error in words."""
+    from lmablate.cli import main as front_door
+
+    words, overrides = _parser().parse_known_args(argv)
+    try:
+        _check(words, overrides)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    def grid(configs: Sequence[RunConfig], launcher: str) -> int:
+        return _act(words, _of_grid(words.sweep, configs))
+
+    def study(found: Study, launcher: str) -> int:
+        return _act(words, _of_study(found))
+
+    return front_door(
+        "lmablate.dashboard", "a wandb dashboard", grid, [f"sweeps={words.sweep}", *overrides], study=study
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmablate.dashboard",
+        description="A wandb workspace and report of a stored sweep.",
+        epilog="Further words are overrides, as for lmablate.train: scale=gpu, sweep.seeds=8.",
+    )
+    add = parser.add_argument
+    add("sweep", metavar="SWEEP", help="a stored sweep (sweeps/SWEEP.yaml)")
+    add("--entity", help="the wandb user or team (default: wandb's own)")
+    add("--project", help="the wandb project (default: runtime.wandb_project)")
+    add("--dry-run", action="store_true", help="write the specifications to --out, and ask no server")
+    add("--out", type=Path, metavar="FILE", help="where --dry-run writes (JSON)")
+    add("--wandb-sweep", type=Path, metavar="FILE", help="write the grid as a wandb sweep (YAML), and nothing else")
+    return parser
+
+
+def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """What can be told before anything is composed. Raises ConfigError."""
+    from lmablate.results import check_writable
+    from lmablate.wandb_account import configured_mode
+
+    if flags := [word for word in overrides if word.startswith("-")]:
+        raise ConfigError(f"{flags[0]}: no such flag; see --help")
+    if words.dry_run != (words.out is not None):
+        raise ConfigError(
+            "--dry-run writes to --out FILE, and --out needs --dry-run: give both, or neither to build it online"
+        )
+    for flag, target in (("--wandb-sweep", words.wandb_sweep), ("--out", words.out)):
+        if target is not None:
+            check_writable(target.parent, flag)
+    if words.wandb_sweep is None:
+        _views()
+    if words.wandb_sweep is None and not words.dry_run and configured_mode() != "online":
+        raise ConfigError(
+            "no wandb key is configured, or WANDB_MODE says offline: wandb login, or --dry-run --out FILE to see what would be built"
+        )
+
+
+def _act(words: argparse.Namespace, sweep: Sweep) -> int:
+    from lmablate.files import atomic_write
+
+    target = words.wandb_sweep or words.out
+    if words.wandb_sweep is not None:
+        atomic_write(target, wandb_sweep_text(sweep, words.entity, words.project))
+        print(f"wrote {target}: wandb sweep {target} registers it, wandb agent ID runs it")
+    elif words.dry_run:
+        built = specification(sweep, words.entity or "", words.project or sweep.project)
+        atomic_write(target, json.dumps(built, indent=1, sort_keys=True) + "\n")
+        print(f"wrote {target}: the workspace and the report of {sweep.name}, as wandb's library writes them")
+    else:
+        print("\n".join(_publish(sweep, words.entity, words.project or sweep.project)))
+    return 0
+
+
+def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
+    from lmablate.config.compose import explicit
+    from lmablate.summary import sweep_question
+
+    values: dict[str, set[str | None]] = {}
+    for cfg in configs:
+        for key, value in explicit(cfg.overrides).items():
+            values.setdefault(key, set()).add(value)
+    varied = _recorded([key for key, seen in values.items() if len(seen) > 1 and key not in SEEDS], configs)
+    project = configs[0].runtime.wandb_project
+    return Sweep(name, sweep_question(name) or name, varied, (), False, project, tuple(configs))
+
+
+def _of_study(study: Study) -> Sweep:
+    from lmablate.config.compose import explicit
+
+    study.check()
+    keys = [list(explicit(list(words))) for words in study.words.values()]
+    configs = study.bases
+    varied = _recorded(list(dict.fromkeys(key for own in keys for key in own if key != RATE)), configs)
+    tuned = study.tune.mode != "none"
+    return Sweep(
+        study.name, study.settings.question, varied, tuple(study.views), tuned, configs[0].runtime.wandb_project
+    )
+
+
+def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """`keys` as runs record them: for one that is resolved away (``model.ff_ratio``) what differs in its group instead."""
+    from lmablate.settings import BOOKKEEPING
+    from lmablate.tracking import flatten
+
+    rows = [{**flatten(cfg.model_dump(exclude=set(BOOKKEEPING))), **cfg.choices} for cfg in configs]
+    found: dict[str, None] = {}
+    for key in keys:
+        group = f"{key.partition('.')[0]}."
+        differing = [k for k in rows[0] if k.startswith(group) and len({str(row.get(k)) for row in rows}) > 1]
+        found |= dict.fromkeys([key] if key in rows[0] else differing)
+    return tuple(found)
+
+
+def wandb_sweep_text(sweep: Sweep, entity: str | None = None, project: str | None = None) -> str:
+    """A plain grid as the YAML of a wandb sweep, whose agent trains each job by `lmablate.train`.
+
+    Every job is one run (``hydra.mode=RUN``) of the stored sweep, so that its defaults hold. Raises ConfigError for a sweep
+    that is no product of values.
+    """
+    import yaml
+
+    from lmablate.config.compose import explicit
+
+    if sweep.study:
+        raise ConfigError(
+            f"sweeps={sweep.name} is a study: its arms are lists of words and its learning rates are chosen in stages, which a wandb "
+            f"grid cannot say. Train it with python -m lmablate.train sweeps={sweep.name}; its dashboard needs no wandb sweep"
+        )
+    jobs = [explicit(cfg.overrides) for cfg in sweep.configs]
+    keys = list(dict.fromkeys(key for job in jobs for key in job))
+    values = {key: list(dict.fromkeys(job.get(key, "") for job in jobs)) for key in keys if key != "sweeps"}
+    grid = {key: seen for key, seen in values.items() if len(seen) > 1}
+    size = 1
+    for seen in grid.values():
+        size *= len(seen)
+    if size != len(jobs):
+        raise ConfigError(
+            f"sweeps={sweep.name}: its {len(jobs)} jobs are no product of values, so no wandb grid says them"
+        )
+    fixed = [f"{key}={'null' if seen[0] is None else seen[0]}" for key, seen in values.items() if len(seen) == 1]
+    own = ["-m", "${program}", f"sweeps={sweep.name}", "hydra.mode=RUN", *fixed, "${args_no_hyphens}"]
+    node = {
+        "name": sweep.name,
+        "description": sweep.question,
+        **({"entity": entity} if entity else {}),
+        "project": project or sweep.project,
+        "method": "grid",
+        "metric": {"name": LOSS, "goal": "minimize"},
+        "parameters": {key: {"values": [_plain(value) for value in seen]} for key, seen in grid.items()},
+        "program": "lmablate.train",
+        "command": ["${env}", "${interpreter}", *own],
+    }
+    return yaml.safe_dump(node, sort_keys=False, width=120)
+
+
+def _plain(value: str | None) -> str | int | float:
+    """A word as YAML's own number where the agent writes that back as the same number, else as text."""
+    if value is None:
+        return "null"  # as text: the agent would write None, which is a word
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def specification(sweep: Sweep, entity: str, project: str) -> dict[str, Any]:
+    """Workspace and report as wandb's library serialises them. `entity` may be empty."""
+    views = _views()
+    workspace, report = views.workspace(sweep, entity, project), views.report(sweep, entity, project)
+    return {"workspace": views.as_json(workspace), "report": views.as_json(report)}
+
+
+def _publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:
+    """Save both at wandb; returns what became of it. Raises ConfigError where wandb cannot be reached."""
+    views = _views()
+    try:
+        return list(views.publish(sweep, entity, project))
+    except Exception as error:  # of the network, the account or the server: whatever wandb's client raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConfigError(f"wandb took no dashboard for {entity or 'your account'}/{project} ({reason})") from error
+
+
+def _views() -> Any:
+    """The module that knows wandb's library. Raises ConfigError where that is missing."""
+    try:
+        from lmablate import dashboard_views
+    except ImportError as error:
+        raise ConfigError(f"a dashboard needs wandb-workspaces ({error}): {INSTALL}") from error
+    return dashboard_views
+
+
+if __name__ == "__main__":
+    sys.exit(main())

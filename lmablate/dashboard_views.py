@@ -1,0 +1,181 @@
+"""The panels of a dashboard in the words of wandb-workspaces; only dashboard.py imports this.
+
+Our configuration is flat, with dotted keys (``optim.lr``), which wandb keeps as one key each: ``config:optim.lr.value``. The
+library takes a dotted name for a path into a nested configuration (``config:optim.value.lr``), so its columns and scatter
+plots are corrected here; its grouping takes the exact name. Ids are made from titles, so that a specification does not
+change unless the sweep does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import wandb_workspaces.expr as expr
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from lmablate.dashboard import CURVES, LOSS, RATE, SEEDS, STAGE, SUMMARY, TUNE, Sweep, X
+
+TITLES = {
+    "val_loss": "Validation loss (nats per token)",
+    "train_loss": "Training loss (nats per token)",
+    "grad_norm": "Gradient norm",
+    "val_bpb": "Bits per byte",
+}
+
+
+class Column(wr.ParallelCoordinatesPlotColumn):
+    """A column over a flat configuration key."""
+
+    def _to_model(self) -> Any:
+        model = super()._to_model()
+        if isinstance(self.metric, wr.Config):
+            model.accessor = accessor(self.metric.name)
+        return model
+
+
+class Scatter(wr.ScatterPlot):
+    """A scatter plot over a flat configuration key."""
+
+    def _to_model(self) -> Any:
+        model = super()._to_model()
+        if isinstance(self.x, wr.Config):
+            model.config.x_axis = accessor(self.x.name)
+        return model
+
+
+def accessor(key: str) -> str:
+    """wandb's name of a flat configuration key in a column."""
+    return f"config:{key}.value"
+
+
+def workspace(sweep: Sweep, entity: str, project: str) -> ws.Workspace:
+    """The runs of the sweep in sections: what was varied, loss curves by arm, learning rates. It has one set of runs, so of a
+    study it shows those that evaluate the arms at their own rates."""
+    sections = [ws.Section(name="What it varies", panels=[_coordinates(sweep)], is_open=True)]
+    for key in sweep.groups or SEEDS[:1]:
+        panels: list[Any] = [_curve(metric, key) for metric in CURVES]
+        sections.append(ws.Section(name=f"Curves by {key}, with a band over seeds", panels=panels, is_open=True))
+    if not sweep.tuned and (rates := _rates(sweep)):
+        sections.append(ws.Section(name="Learning rates", panels=rates, is_open=True))
+    shown = [expr.Config(STAGE) == sweep.stages[0]] if sweep.study else []
+    runset = ws.RunsetSettings(
+        filters=_of_sweep(sweep, *shown),
+        pinned_columns=_columns(sweep),
+        order=[expr.Ordering(expr.Summary(LOSS), ascending=True)],
+    )
+    settings = ws.WorkspaceSettings(x_axis=X, max_runs=100)
+    return ws.Workspace(
+        entity=entity, project=project, name=f"lmablate {sweep.name}", sections=sections, settings=settings,
+        runset_settings=runset,
+    )  # fmt: skip
+
+
+def report(sweep: Sweep, entity: str, project: str) -> wr.Report:
+    """The same as a page: curves over arms (of runs that evaluate), learning rates (of runs that tune), and every run."""
+    evaluated = _of_sweep(sweep, *([expr.Config(STAGE) != TUNE] if sweep.tuned else []))
+    keys = [*sweep.groups, *([STAGE] if len(sweep.stages) > 1 else [])]
+    groups = [f"config.{key}.value" for key in keys]
+    curves = [_placed(_curve(metric, None), i) for i, metric in enumerate(CURVES)]
+    blocks: list[Any] = [
+        wr.P(sweep.question),
+        wr.P(
+            f"Runs whose group is {sweep.name}. A run that another sweep trained first stands under that sweep's name; verdicts are in "
+            "lmablate's own report (python -m lmablate.report), since wandb pairs no seeds and corrects for no number of tests."
+        ),
+        wr.H2("Curves by arm"),
+        _grid("Curves", curves, evaluated, sweep, groups),
+        wr.H2("What it varies"),
+        _grid("Parallel coordinates", [_placed(_coordinates(sweep), 0, wide=True)], evaluated, sweep),
+    ]
+    if rates := _rates(sweep):
+        tuning = _of_sweep(sweep, *([expr.Config(STAGE) == TUNE] if sweep.tuned else []))
+        panels = [_placed(panel, 0, wide=True) for panel in rates]
+        blocks += [wr.H2("Loss against learning rate"), _grid("Learning rates", panels, tuning, sweep)]
+    blocks += [wr.H2("Runs"), _grid("Runs", [], _of_sweep(sweep), sweep)]
+    return wr.Report(
+        project=project, entity=entity, title=f"{sweep.name}: {sweep.question}"[:128], description="Made by lmablate.dashboard",
+        blocks=blocks, width="fluid",
+    )  # fmt: skip
+
+
+def publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:
+    """Save both; `entity` None is the account's own."""
+    owner = entity or wr.Report(project=project).entity  # type: ignore[call-arg]  # asks wandb who the user is
+    page = report(sweep, owner, project).save(draft=True)
+    view = workspace(sweep, owner, project).save_as_new_view()
+    return [f"workspace: {view.url}", f"report (a draft): {page.url}"]
+
+
+def as_json(thing: ws.Workspace | wr.Report) -> dict[str, Any]:
+    """What the library would send, as plain values; its times of making are left out."""
+    model = thing._to_model()
+    found: dict[str, Any] = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+    return {key: value for key, value in found.items() if key not in ("createdAt", "updatedAt")}
+
+
+def _of_sweep(sweep: Sweep, *more: Any) -> Any:
+    """The runs of the sweep: their group is its name, as run.py has it."""
+    return expr.And(expr.Metric("Group") == sweep.name, *more)
+
+
+def _columns(sweep: Sweep) -> list[str]:
+    keys = dict.fromkeys([*sweep.groups, *([STAGE] if sweep.study else []), *sweep.varied, RATE, *SEEDS[:1]])
+    return ["run:displayName", *(f"summary:{name}" for name in SUMMARY), *(accessor(key) for key in keys)]
+
+
+def _curve(metric: str, group: str | None) -> wr.LinePlot:
+    """A metric over tokens: the mean with one standard deviation over the runs of a group; None: as the run set groups."""
+    title = TITLES[metric] + (f", by {group}" if group else "")
+    plot = wr.LinePlot(
+        title=title, x=X, y=[metric], title_x="training tokens", groupby=f"{group}.value" if group else None,
+        aggregate=True, groupby_aggfunc="mean", groupby_rangefunc="stddev", max_runs_to_show=100,
+    )  # fmt: skip
+    return _named(plot, title)
+
+
+def _coordinates(sweep: Sweep) -> wr.ParallelCoordinatesPlot:
+    keys = dict.fromkeys([*sweep.groups, *sweep.varied])
+    columns: list[Any] = [Column(wr.Config(key), display_name=key) for key in keys]
+    columns.append(Column(wr.Config(RATE), display_name="learning rate", log=True))
+    columns.append(Column(wr.SummaryMetric(LOSS), display_name=TITLES[LOSS]))
+    return _named(wr.ParallelCoordinatesPlot(title="What it varies", columns=columns), "coordinates")
+
+
+def _rates(sweep: Sweep) -> list[Any]:
+    """Loss against learning rate, where the sweep tries several."""
+    if not sweep.tuned and RATE not in sweep.varied:
+        return []
+    plot = Scatter(
+        title="Final validation loss against learning rate", x=wr.Config(RATE), y=wr.SummaryMetric(LOSS), log_x=True
+    )
+    return [_named(plot, "rates")]
+
+
+def _grid(name: str, panels: list[Any], filters: Any, sweep: Sweep, groups: list[str] | None = None) -> wr.PanelGrid:
+    """A block of panels over runs of the report's own project (so that no server is asked which that is)."""
+    runset = wr.Runset(
+        name=name, filters=filters, groupby=groups or [], order=[wr.OrderBy(wr.SummaryMetric(LOSS), ascending=True)],
+        pinned_columns=_columns(sweep),
+    )  # fmt: skip
+    runset._id = _id(f"runset {name}")
+    return wr.PanelGrid(runsets=[runset], panels=panels)
+
+
+def _placed(panel: Any, index: int, *, wide: bool = False) -> Any:
+    """Two panels a row, or one as wide as the page (24 columns)."""
+    panel.layout = (
+        wr.Layout(x=0, y=0, w=24, h=10) if wide else wr.Layout(x=12 * (index % 2), y=8 * (index // 2), w=12, h=8)
+    )
+    return panel
+
+
+def _named(panel: Any, name: str) -> Any:
+    panel._id = _id(name)
+    return panel
+
+
+def _id(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:11]

@@ -1,0 +1,137 @@
+"""A model that reads a text piece by piece, and the cache it fills."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmablate.decoding.cache import LayerCache
+from lmablate.decoding.piece import Piece
+from lmablate.errors import ConfigError
+from lmablate.model.attention import Attention
+from lmablate.model.posemb import PosEmb, Positions
+from lmablate.model.transformer import TransformerLM
+
+_HOOKS = {
+    "embed": "embed_piece",
+    "rotate": "rotate_piece",
+    "score_bias": "score_bias_at",
+    "relative": "relative_at",
+}
+
+
+class Decoder:
+    """`batch` texts of one length, of up to `length` tokens, read by `model` piece by piece.
+
+    The contract: after any pieces, ``feed`` gives the logits that the model has for the last piece when it reads the whole
+    text so far at once. Where positions move as the text grows (the angles of dynamic NTK scaling grow with it, those of
+    LongRoPE change once), what was kept belongs to a text that is no more: keys alone could be turned anew (Peng et al. 2023,
+    arXiv 2309.00071, section 3.3), but the values and keys of higher layers came from queries at the old angles. The text
+    is then read again.
+    """
+
+    def __init__(self, model: TransformerLM, batch: int, length: int, *, dtype: torch.dtype | None = None) -> None:
+        """`dtype` of the cache; None: that of the model's weights. The model must be in eval mode."""
+        if model.training:
+            raise ValueError("a model that drops out cannot generate: call model.eval() first")
+        layers = [module for module in model.modules() if isinstance(module, Attention)]
+        layers.sort(key=lambda module: module.layer)
+        _check(model, layers)
+        weight = model.embedding.weight
+        self.model, self.batch, self.length = model, batch, length
+        self.reaches = [module.reads for module in layers]
+        self.caches = [
+            LayerCache(
+                module.kept(),
+                module.reads,
+                batch=batch,
+                length=length,
+                dtype=dtype or weight.dtype,
+                device=weight.device,
+            )
+            for module in layers
+        ]
+        self.start = 0
+        self.prefix: Tensor | None = None
+        self._pieces: list[Tensor] = []
+        self._made: tuple[int, Any] | None = None  # for texts of so many tokens
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the cache."""
+        return sum(cache.n_bytes for cache in self.caches)
+
+    @torch.no_grad()
+    def feed(self, tokens: Tensor, prefix: int | None = None) -> Tensor:
+        """Int64 ``[B, n]``, the next n tokens of every text, to their logits ``[B, n, vocab_size]``."""
+        return self.model.logits(self.advance(tokens, prefix))
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, prefix: int | None = None) -> Tensor:
+        """The same for the last of them: ``[B, vocab_size]``."""
+        return self.model.logits(self.advance(tokens, prefix)[:, -1])
+
+    @torch.no_grad()
+    def advance(self, tokens: Tensor, prefix: int | None = None) -> Tensor:
+        """What the head reads of the next n tokens, ``[B, n, D]``. The first `prefix` tokens of a text, which must be in its
+        first piece, read one another in both directions."""
+        batch, n = tokens.shape
+        if batch != self.batch or not 0 < n <= self.length - self.start:
+            raise ValueError(
+                f"{batch} x {n} tokens for a decoder of {self.batch} texts, of whose {self.length} tokens {self.start} are read"
+            )
+        if prefix is not None:
+            if self.start or prefix > n:
+                raise ValueError(f"a prefix of {prefix} tokens must be within the first piece of a text")
+            self.prefix = torch.full((batch,), prefix, device=tokens.device)
+        posemb = self.model.posemb
+        if self.start and posemb.moves(self.start, self.start + n):
+            tokens = torch.cat((*self._pieces, tokens), -1)
+            self.start, self._pieces = 0, []
+        hidden = self._read(tokens)
+        self.start += tokens.shape[-1]
+        self._pieces.append(tokens)
+        return hidden[:, -n:]
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        n, posemb = tokens.shape[-1], self.model.posemb
+        if not self.start:
+            whole = Piece(self.caches, self.reaches, posemb, None, 0, n)
+            return self.model.hidden(tokens, self.prefix, past=whole)
+        made = self._for_pieces(self.start + n)
+        past = Piece(self.caches, self.reaches, posemb, made, self.start, n)
+        rotate = partial(posemb.rotate_piece, start=self.start, made=made)
+        place = partial(posemb.embed_piece, start=self.start, made=made)
+        return self.model.through(self.model.embed(tokens, place), Positions(rotate, None, past=past))
+
+    def _for_pieces(self, length: int) -> Any:
+        """What the position embedding makes once for a text that is to be `self.length` tokens, or, where those would stand
+        elsewhere, for one of `length`."""
+        posemb = self.model.posemb
+        if self._made is None or length > self._made[0] or posemb.moves(self._made[0], length):
+            long = length if posemb.moves(length, self.length) else self.length
+            self._made = (long, posemb.for_pieces(long))
+        return self._made[1]
+
+
+def _check(model: TransformerLM, layers: list[Attention]) -> None:
+    """Refuse parts, of a package of the user's, that say how a whole text is read and not how a piece of one is."""
+    kind = type(model.posemb)
+    for whole, piece in _HOOKS.items():
+        homes = [next(base for base in kind.__mro__ if hook in vars(base)) for hook in (whole, piece)]
+        if homes[0] is not PosEmb and not issubclass(homes[1], homes[0]):
+            raise ConfigError(
+                f"posemb: {kind.__name__} defines {whole}() and not {piece}(), which generation needs: define it as "
+                "lmablate.model.posemb.PosEmb describes it"
+            )
+    for module in layers:
+        if type(module).kept is Attention.kept:
+            raise ConfigError(
+                f"attention: {type(module).__name__} does not define kept(), which generation needs: define it as "
+                "lmablate.model.attention.Attention describes it"
+            )
+    if len(layers) != len(model.blocks) or [module.layer for module in layers] != list(range(len(layers))):
+        raise ConfigError("generation needs one attention branch in every block")

@@ -1,0 +1,72 @@
+"""What reading a text and writing a token cost in bytes and FLOPs, and the time that a machine needs for either.
+
+A step of generation takes one token of every text of a batch through the model. The weights are read once, whatever the
+batch; the cache of each text is read whole. Its arithmetic intensity, FLOPs a byte, stays near one for multi-head attention
+and grows with the query heads that share what is kept (Shazeer 2019, arXiv 1911.02150, sections 2.4.1 and 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from lmablate.budget import keys_read, kv_bytes, parameters
+from lmablate.budget.flops import reaches
+from lmablate.model import parts
+from lmablate.model.ffn import network
+from lmablate.model.shapes import attention_shape, position_shape
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+
+class Cost(NamedTuple):
+    """Bytes that must be moved and FLOPs that must be done."""
+
+    n_bytes: int
+    flops: int
+
+    def seconds(self, bandwidth: float, peak: float) -> float:
+        """The time on a machine of `bandwidth` bytes and `peak` FLOPs a second that does both at once: the longer of the two
+        (the roofline model, Williams et al. 2009, doi 10.1145/1498765.1498785)."""
+        return max(self.n_bytes / bandwidth, self.flops / peak)
+
+
+def step_cost(cfg: RunConfig, context: int, batch: int, number: int) -> Cost:
+    """One token of each of `batch` texts that are `context` tokens long with it, at `number` bytes a number."""
+    weights, a_key = _products(cfg, of_kept=True)
+    kept = sum(context if window is None else min(window, context) for window, _ in reaches(cfg))
+    return Cost(
+        weight_bytes(cfg, number) + batch * kv_bytes(cfg, context, number),
+        2 * batch * (weights + _head(cfg) + a_key * kept),
+    )
+
+
+def prefill_cost(cfg: RunConfig, length: int, batch: int, number: int) -> Cost:
+    """`batch` texts of `length` tokens read at once, the head for the last token alone, and their cache written."""
+    weights, a_key = _products(cfg, of_kept=False)
+    pairs = sum(keys_read(length, *reach) for reach in reaches(cfg)) * length
+    return Cost(
+        weight_bytes(cfg, number) + batch * kv_bytes(cfg, length, number),
+        round(2 * batch * (weights * length + _head(cfg) + a_key * pairs)),
+    )
+
+
+def weight_bytes(cfg: RunConfig, number: int) -> int:
+    """Bytes of the weights that a step reads whole: all but the tables of which it looks up a row a text."""
+    return number * (parameters(cfg).non_embedding + _head(cfg))
+
+
+def _head(cfg: RunConfig) -> int:
+    return cfg.model.vocab_size * cfg.model.d_model
+
+
+def _products(cfg: RunConfig, *, of_kept: bool) -> tuple[int, int]:
+    """Multiply-adds with the matrices of all layers for a token, and in one layer for each key that a query reads."""
+    m, shape, places = cfg.model, attention_shape(cfg), position_shape(cfg)
+    option, settings = parts.resolve(cfg.attention, "attention")
+    posemb, own = parts.resolve(cfg.posemb, "posemb")
+    layer = option.weights_per_token(shape, settings) + network(cfg.activation.gated).weights_per_token(
+        m.d_model, m.d_ff
+    )
+    for_a_key = option.products_per_kept_key if of_kept else option.products_per_key
+    return m.n_layers * layer, for_a_key(shape, settings) + posemb.products_per_key(places, own)

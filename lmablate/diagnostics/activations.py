@@ -1,0 +1,85 @@
+"""How large activations are on their way through the stack: the residual stream, the branches, the units of the FFN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmablate.diagnostics.places import Found, branches, layers
+from lmablate.model.transformer import TransformerLM
+
+DORMANT = 0.025  # of the mean activity of a layer's units
+
+
+def rms(x: Tensor) -> Tensor:
+    """``sqrt(mean(x^2))`` over everything."""
+    return torch.linalg.vector_norm(x.detach().float()) / x.numel() ** 0.5
+
+
+def kurtosis(x: Tensor) -> Tensor:
+    """``mean((x - m)^4) / mean((x - m)^2)^2`` over everything: 3 for normal numbers, more with outliers (Pearson)."""
+    x = x.detach().float()
+    square = (x - x.mean()).square_()
+    return square.square().mean() / square.mean().square()
+
+
+def idle_units(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The shares of dead and of dormant units among the last axis of ``[..., H]``.
+
+    A dead unit is 0 for every token (Lu et al. 2019, arXiv 1903.06733, of ReLU); a dormant one has a mean ``|h|`` of at most
+    ``DORMANT`` of the mean over the layer's units (Sokar et al. 2023, arXiv 2302.12902, definition 3.1), which goes for
+    activations that are never exactly 0 too.
+    """
+    activity = hidden.detach().float().abs().flatten(0, -2).mean(0)
+    return (activity == 0).float().mean(), (activity <= DORMANT * activity.mean()).float().mean()
+
+
+@contextmanager
+def watching(model: TransformerLM, found: Found, *, stream: bool, units: bool) -> Iterator[None]:
+    """While it is open, a forward pass of `model` fills `found`.
+
+    `stream`: ``embed/stream_rms`` (what enters the first block), ``layer03/stream_rms`` and ``/stream_kurtosis`` (after the
+    block), ``layer03/attn/out_rms`` and ``/out_kurtosis`` (what a branch adds, before a norm on its output), and
+    ``stream_growth``, the last block's stream RMS over that of the embedding. `units`: of what the FFN's last matrix
+    reads, ``layer03/ffn/hidden_rms``, ``/hidden_kurtosis``, ``/dead`` and ``/dormant``.
+    """
+    with ExitStack() as hooks:
+
+        def after(module: nn.Module, key: str, name: str) -> None:
+            def note(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
+                found[f"{key}/{name}_rms"], found[f"{key}/{name}_kurtosis"] = rms(out), kurtosis(out)
+
+            hooks.callback(module.register_forward_hook(note).remove)
+
+        def before(module: nn.Module, note: Any) -> None:
+            hooks.callback(module.register_forward_pre_hook(note).remove)
+
+        def entering(_module: nn.Module, inputs: Any) -> None:
+            found["embed/stream_rms"] = rms(inputs[0])
+
+        for i, (layer, block) in enumerate(layers(model)):
+            if stream:
+                after(block, layer, "stream")
+                if i == 0:
+                    before(block, entering)
+            for word, branch in branches(block):
+                if stream:
+                    after(branch, f"{layer}/{word}", "out")
+                if units and word == "ffn":
+                    before(branch.out_proj, _units(found, f"{layer}/{word}"))  # type: ignore[arg-type]
+        yield
+    if stream and (ends := [found[f"{layer}/stream_rms"] for layer, _ in layers(model)]):
+        found["stream_growth"] = ends[-1] / found["embed/stream_rms"]
+
+
+def _units(found: Found, key: str) -> Any:
+    def note(_module: nn.Module, inputs: Any) -> None:
+        hidden = inputs[0]
+        found[f"{key}/hidden_rms"], found[f"{key}/hidden_kurtosis"] = rms(hidden), kurtosis(hidden)
+        found[f"{key}/dead"], found[f"{key}/dormant"] = idle_units(hidden)
+
+    return note

@@ -1,0 +1,8 @@
+"""How good a model is on text it has not seen: at the end of training, and afterwards on any text and at any length.
+
+``python -m lmablate.evaluate RUN [RUN ...] [--data FILES] [--lengths 1,2,4,8,16] [--stride N]``
+"""
+
+from lmablate.evaluate.validation import Evaluation, evaluate
+
+__all__ = ["Evaluation", "evaluate"]

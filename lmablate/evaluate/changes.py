@@ -1,0 +1,102 @@
+"""What may be other in an evaluation than it was in training: how positions are told, and which keys attention reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lmablate.axes import options
+from lmablate.errors import ConfigError
+from lmablate.paths import CONF_DIR
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+    from lmablate.model.transformer import TransformerLM
+
+GROUPS = ("posemb", "attention")
+
+
+def changed(cfg: RunConfig, words: Sequence[str], longest: int) -> tuple[RunConfig, list[str]]:
+    """`cfg` with ``posemb=rope_yarn``, ``posemb.factor=4`` and the like, for texts of up to `longest` tokens; and the words
+    with those that were filled in.
+
+    A new option keeps the values of the keys it shares with the one it replaces; where nothing says otherwise its
+    `original_length` is the training length and its `factor` what takes that to `longest`. Raises ConfigError.
+    """
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key.partition(".")[0] not in GROUPS:
+            raise ConfigError(
+                f"--set {word}: an evaluation can change {' and '.join(GROUPS)} and their keys, e.g. --set posemb=rope_yarn "
+                "posemb.factor=4; anything else is another run"
+            )
+        given[key] = yaml.safe_load(value)
+    updates: dict[str, Any] = {"choices": dict(cfg.choices)}
+    filled: list[str] = []
+    for group in GROUPS:
+        keys = {key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{group}.")}
+        part = dict(getattr(cfg, group))
+        if group in given:
+            updates["choices"][group] = given[group]
+            lengths = {"original_length": cfg.model.context_length, "factor": longest / cfg.model.context_length}
+            own, part = part, _option(group, given[group], part, lengths)
+            filled += [f"{group}.{key}={part[key]:g}" for key in lengths if key in part and key not in {*own, *keys}]
+        if unknown := [key for key in keys if key not in part or key.startswith("_")]:
+            has = ", ".join(key for key in part if not key.startswith("_")) or "none"
+            raise ConfigError(f"--set {group}.{unknown[0]}: no such key; {group}={updates['choices'][group]} has {has}")
+        updates[group] = part | keys
+    # The tables are made for the longest text, as they would be in a run of that length.
+    updates["model"] = cfg.model.model_copy(update={"context_length": longest})
+    other = cfg.model_copy(update=updates)
+    _same_kind(cfg, other)
+    return other, [*words, *filled]
+
+
+def _same_kind(cfg: RunConfig, other: RunConfig) -> None:
+    """Positions are told in the way that the weights have learned: rotations by rotations, or no longer at all."""
+    from lmablate.model import parts
+    from lmablate.model.posemb import PosEmb
+
+    mine, theirs = (parts.target(each.posemb, "posemb") for each in (cfg, other))
+    if theirs is not PosEmb and not any(
+        kind is not PosEmb and issubclass(kind, PosEmb) and issubclass(theirs, kind) for kind in mine.__mro__
+    ):
+        raise ConfigError(
+            f"--set posemb={other.choices['posemb']}: the run was trained with posemb={cfg.choices['posemb']}, which tells positions "
+            "in another way; a rotary option can be read as another rotary one"
+        )
+
+
+def _option(group: str, name: Any, own: dict[str, Any], lengths: dict[str, float]) -> dict[str, Any]:
+    """The keys of another option, for a run that was trained with `own`."""
+    if name not in options(group):
+        raise ConfigError(f"--set {group}={name}: no such option; {group} has {', '.join(options(group))}")
+    raw = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
+    if "_target_" not in raw:
+        raise ConfigError(f"--set {group}={name}: this option has sizes of its own, so that it needs a run of its own")
+    kept = {key: value for key, value in {**lengths, **own}.items() if key in raw and key != "_target_"}
+    return {**raw, **kept}
+
+
+def rebuilt(model: TransformerLM, cfg: RunConfig) -> TransformerLM:
+    """The weights of `model` in the model that `cfg` describes. Raises ConfigError where they are not the same weights."""
+    from lmablate.model import build_model
+    from lmablate.model.factory import check
+
+    check(cfg)
+    other = build_model(cfg, device="meta")
+    mine = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    theirs = {name: tuple(p.shape) for name, p in other.named_parameters()}
+    if mine != theirs:
+        names = ", ".join(sorted({name for name, shape in mine.items() ^ theirs.items()})[:3])
+        chosen = ", ".join(f"{group}={cfg.choices[group]}" for group in GROUPS)
+        raise ConfigError(
+            f"--set: with {chosen} the model has other weights than the run ({names}): choose an option without weights of its own, "
+            "such as a scaled rope, or train a run with it (trainer.init_from)"
+        )
+    made = build_model(cfg).to(model.embedding.weight.device)
+    made.load_state_dict(model.state_dict())
+    return made.eval()

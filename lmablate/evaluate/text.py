@@ -1,0 +1,54 @@
+"""The text that is scored: a run's own validation text, or any files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from lmablate.errors import DataError
+from lmablate.evaluations import VALIDATION
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+
+
+class Text(NamedTuple):
+    """`tokens` int64 ``[N]``, each document followed by its end token, made from `n_bytes` bytes of UTF-8."""
+
+    name: str
+    tokens: np.ndarray
+    n_bytes: int
+    fingerprint: str
+
+
+def validation_text(data: TokenData) -> Text:
+    """What the run's own val_loss was measured on."""
+    return Text(VALIDATION, np.asarray(data.val, dtype=np.int64), data.val_bytes, data.fingerprint)
+
+
+def read_text(paths: str, data: TokenData, text_field: str = "text") -> Text:
+    """The files that `paths` matches, under the run's tokenizer: one text file is one document, and so is one row of a JSONL or
+    Parquet file. Raises DataError."""
+    from lmablate.data.local_files import LocalFiles
+    from lmablate.data.settings import FilesData
+
+    if not paths:
+        raise DataError("--data needs a file, or a pattern such as 'texts/*.txt'")
+    settings = FilesData(source="files", paths=paths, text_field=text_field, val_fraction=0.5, val_bytes=100)
+    try:
+        documents = [bytes(document) for document in LocalFiles(settings).documents()]
+    except DataError as error:
+        raise DataError(str(error).replace("data.paths", "--data").replace("data.text_field", "--text-field")) from None
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise DataError(f"--data {paths}: there is no text, since every document is empty or blank")
+    content = hashlib.sha256(b"".join(hashlib.sha256(document).digest() for document in documents)).hexdigest()
+    end = np.array([data.eot_id])
+    parts: list[np.ndarray] = []
+    for ids in data.tokenizer.encode(documents):
+        parts += [ids, end]
+    tokens = np.concatenate(parts).astype(np.int64)
+    return Text(Path(paths).name, tokens, sum(map(len, documents)), content)

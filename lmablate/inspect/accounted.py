@@ -1,0 +1,76 @@
+"""What the accounting (lmablate.budget) says of a step: FLOPs by kind of work, and those of products that a profiler can see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmablate.inspect import operators as kinds
+
+if TYPE_CHECKING:
+    from lmablate.budget.trace import Step
+    from lmablate.config.schema import RunConfig
+
+# How a step is run.
+PLAIN, WRITTEN_OUT, COMPILED = "eager", "eager, attention in products", "compiled"
+
+
+def flops_by_kind(cfg: RunConfig, work: Step, mode: str) -> dict[str, float]:
+    """Training FLOPs of one text by kind, as the accounting has them: products over the keys that are read, and one for
+    each element that any other operation works on, copies included. The optimizer's are not among them."""
+    from lmablate.budget import flops_per_token
+    from lmablate.budget.flops import softmax_flops
+
+    length = cfg.model.context_length
+    flops: dict[str, float] = dict.fromkeys(
+        (kinds.CONTRACTIONS, kinds.NORMALISATION, kinds.POINTWISE, kinds.MOVEMENT), 0
+    )
+    flops[kinds.CONTRACTIONS] = flops_per_token(cfg) * length
+    flops[kinds.NORMALISATION] = work.norms.flops
+    for name, own in work.operators.items():
+        kind = kinds.kind_of(f"aten::{name}")
+        flops[kind if kind in flops else kinds.MOVEMENT] += own.flops
+    if work.fused:
+        softmax = softmax_flops(cfg) * length
+        if mode == WRITTEN_OUT:
+            flops[kinds.NORMALISATION] += softmax
+        else:
+            flops[kinds.ATTENTION] = _attention_products(cfg) + softmax
+            flops[kinds.CONTRACTIONS] -= _attention_products(cfg)
+    return flops
+
+
+def _attention_products(cfg: RunConfig) -> float:
+    """FLOPs of one text's fused attention: the accounting's products over keys, without those of the positions, which no
+    fused kernel does."""
+    from lmablate.budget import forward_products, keys_read
+    from lmablate.budget.flops import reaches
+
+    _, a_key = forward_products(cfg)
+    of_positions = _position_products(cfg)[1]
+    length = cfg.model.context_length
+    read = [keys_read(length, *reach) for reach in reaches(cfg)]
+    return 6 * length * sum((n - of_positions) * keys for n, keys in zip(a_key, read, strict=True))
+
+
+def _position_products(cfg: RunConfig) -> tuple[int, int]:
+    """Multiply-adds of position embeddings: with matrices, which a batch does once; for each pair of query and key."""
+    from lmablate.model import parts
+    from lmablate.model.shapes import position_shape
+
+    option, settings = parts.resolve(cfg.posemb, "posemb")
+    places = position_shape(cfg)
+    return option.weights_per_token(places, settings), option.products_per_key(places, settings)
+
+
+def visible_products(cfg: RunConfig, *, fused: bool) -> int:
+    """The accounting's FLOPs of a step's products, as the profiler must count them: it sees no product in a fused kernel,
+    and outside one each query meets all T keys, masked or not."""
+    from lmablate.budget import forward_products
+
+    matrices, a_key = forward_products(cfg)
+    once, of_positions = _position_products(cfg)
+    length, texts = cfg.model.context_length, cfg.trainer.batch_size
+    passes = -(-texts // (cfg.runtime.microbatch_size or texts))
+    pairs = of_positions * len(a_key) if fused else sum(a_key)
+    # A table of positions is no parameter: its projection has one product backward, not two.
+    return 2 * length * (3 * texts * (matrices - once) + 2 * passes * once + 3 * texts * length * pairs)

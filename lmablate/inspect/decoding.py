@@ -1,0 +1,288 @@
+"""``python -m lmablate.inspect decode``: how fast a model reads a prompt and writes after it, beside what its bytes predict.
+
+Every arm reads a prompt of each length and then writes token after token, the arms in turn. In the same rounds the machine's
+memory bandwidth and its rate of matrix products are measured, and with them goes the prediction (lmablate/decoding/roofline.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmablate.config.schema import RunConfig
+
+HELP = """lmablate.inspect decode: prefill and decode speed and the cache, over context length and batch
+
+  python -m lmablate.inspect decode attention=mha,gqa,mqa,mla --lengths 128,512,2048 --batch 1,8
+  python -m lmablate.inspect decode model=small --arm attention=mha --arm 'attention=mla attention.kv_rank=96'
+
+Words are those of lmablate.train; commas make a grid. Of its own:
+  --arm 'WORDS'   an arm with words of its own, beside those of all; repeated
+  --lengths N,N   tokens of the text at the token that is written (128,512,2048)
+  --batch N,N     texts at a time (1,8)
+  --rounds N      steps that are timed, of each arm in turn ({rounds})
+  --out DIR       where decode.csv and decode.png go (decode)
+The first arm is what the others are compared with. Reading the prompts is timed for batches of
+up to {most:,} tokens. Numbers have 4 bytes on a CPU, 2 on a GPU (runtime.device=cuda).
+"""
+ROUNDS = 15
+WARM = 2
+MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is not timed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    from lmablate.cli import main as front_door
+
+    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect decode", add_help=False, allow_abbrev=False)
+    parser.add_argument("--arm", action="append", default=[])
+    parser.add_argument("--lengths", default="128,512,2048")
+    parser.add_argument("--batch", default="1,8")
+    parser.add_argument("--rounds", default=str(ROUNDS))
+    parser.add_argument("--out", type=Path, default=Path("decode"))
+    own, words = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    if "--help" in words or "-h" in words:
+        print(HELP.format(rounds=ROUNDS, most=MOST_PREFILL))
+        return 0
+
+    def show(configs: Sequence[RunConfig], launcher: str) -> int:
+        if own.arm:
+            from lmablate.config.compose import compose
+
+            if len(configs) > 1:
+                raise ConfigError("--arm says what the arms are, and so does a grid of words: use one of them")
+            configs = [compose([*configs[0].overrides, *arm.split()]) for arm in own.arm]
+        lengths, batches = numbers("--lengths", own.lengths, 2), numbers("--batch", own.batch, 1)
+        (rounds,) = numbers("--rounds", own.rounds, 3)
+        return inspect(configs, lengths, batches, rounds, own.out)
+
+    grid = ["-m"] if any("," in word.partition("=")[2].strip("[") for word in words) and "-m" not in words else []
+    return front_door("lmablate.inspect decode", "how fast a model reads and writes", show, [*grid, *words])
+
+
+def numbers(key: str, words: str, least: int) -> list[int]:
+    """``1,8`` as numbers. Raises ConfigError."""
+    parts = [word.strip() for word in words.split(",")]
+    if not all(word.isdigit() and int(word) >= least for word in parts):
+        raise ConfigError(f"{key} {words}: give whole numbers from {least} on, with commas between them")
+    return [int(word) for word in parts]
+
+
+def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int], rounds: int, out: Path) -> int:
+    """Measure `configs`, print what was found, and write it to `out`; returns the exit code."""
+    import pandas as pd
+    import torch
+
+    from lmablate.analysis._style import save
+    from lmablate.analysis.decode import figure
+    from lmablate.files import atomic_write
+    from lmablate.run import load_data, with_data
+    from lmablate.run_directory import check_writable
+
+    check_writable(out, "--out")
+    torch.set_num_threads(configs[0].runtime.threads)
+    torch.set_flush_denormal(True)
+    arms = dict(zip(labels(configs), (with_data(cfg, load_data(cfg)) for cfg in configs), strict=True))
+    check_lengths(arms, lengths)
+    tables = []
+    for batch in batches:
+        for length in lengths:
+            cell = measure(arms, length, batch, rounds)
+            print(told(cell), flush=True)
+            tables.append(cell)
+    table = pd.concat(tables, ignore_index=True)
+    atomic_write(out / "decode.csv", table.to_csv(index=False, float_format="%.6g"))
+    paths = save(figure(table), out / "decode")
+    print("wrote", ", ".join(map(str, (out / "decode.csv", *paths))))
+    return 0
+
+
+def labels(configs: Sequence[RunConfig]) -> list[str]:
+    """What tells the arms apart: the words that not all of them have."""
+    words = [cfg.overrides for cfg in configs]
+    shared = set(words[0]).intersection(*words) if len(words) > 1 else set()
+    found = [" ".join(word for word in own if word not in shared) or "defaults" for own in words]
+    if len(set(found)) < len(found):
+        raise ConfigError(f"two arms are the same ({', '.join(found)}): give each one that differs")
+    if len(found) > 1 and all(name.startswith("attention=") for name in found):
+        found = [name.removeprefix("attention=").replace(" attention.", " ").replace(" model.", " ") for name in found]
+    return found
+
+
+def check_lengths(arms: dict[str, RunConfig], lengths: list[int]) -> None:
+    """Refuse positions that a text of these lengths has not, and those that the next token moves."""
+    from lmablate.model import build_model
+
+    for name, cfg in arms.items():
+        posemb = build_model(cfg, device="meta").posemb
+        if posemb.bounded and max(lengths) > cfg.model.context_length:
+            raise ConfigError(
+                f"--lengths: {name} has positions for {cfg.model.context_length} tokens, and {max(lengths)} are asked for: raise "
+                "model.context_length"
+            )
+        moving = [length for length in lengths if posemb.moves(length - 1, length)]
+        if moving:
+            raise ConfigError(
+                f"--lengths: at {moving[0]} tokens {name} (posemb={cfg.choices['posemb']}) has each token move the positions of all "
+                "others: generation reads the text anew, and no cache can be timed: choose shorter texts or other positions"
+            )
+
+
+def measure(arms: dict[str, RunConfig], length: int, batch: int, rounds: int) -> pd.DataFrame:
+    """A row an arm: `batch` texts of `length` tokens. Times are medians over rounds, in each of which every arm has its turn."""
+    import numpy as np
+    import pandas as pd
+
+    from lmablate.decoding.roofline import prefill_cost, step_cost, weight_bytes
+    from lmablate.inspect.measured import bootstrap
+
+    cfg = next(iter(arms.values()))
+    number = 4 if cfg.runtime.device == "cpu" else 2
+    timed = _clocked(cfg)
+    work = {name: _Work(arm, length, batch) for name, arm in arms.items()}
+    probes = machine_probes(cfg.runtime.device)
+    prefill: dict[str, list[float]] = {name: [] for name in arms}
+    if batch * length <= MOST_PREFILL:
+        for turn in range(1 + max(1, min(rounds, 4096 // (batch * length)))):
+            for name in _turned(list(arms), turn):
+                seconds = timed(work[name].read)
+                if turn or batch * length > 1024:  # long texts warm themselves
+                    prefill[name].append(seconds)
+    steps: dict[str, list[float]] = {name: [] for name in (*arms, *probes)}
+    for one in work.values():
+        one.fill()
+    for turn in range(WARM + rounds):
+        for name in _turned(list(steps), turn):
+            seconds = timed(probes[name][1] if name in probes else work[name].step)
+            if turn >= WARM:
+                steps[name].append(seconds)
+    bandwidth, peak = (amount / float(np.median(steps[name])) for name, (amount, _) in probes.items())
+    rows = []
+    for name, arm in arms.items():
+        low, high = bootstrap(np.asarray(steps[name]), np.median)
+        middle = float(np.median(steps[name]))
+        cost, reading = step_cost(arm, length, batch, number), prefill_cost(arm, length, batch, number)
+        read = float(np.median(prefill[name])) if prefill[name] else float("nan")
+        rows.append(
+            {
+                "arm": name,
+                "batch": batch,
+                "length": length,
+                "cache_bytes": work[name].decoder.n_bytes,
+                "weight_bytes": weight_bytes(arm, number),
+                "step_ms": 1e3 * middle,
+                "low_ms": 1e3 * float(low),
+                "high_ms": 1e3 * float(high),
+                "predicted_ms": 1e3 * cost.seconds(bandwidth, peak),
+                "tokens_per_second": batch / middle,
+                "bytes": cost.n_bytes,
+                "flops": cost.flops,
+                "prefill_ms": 1e3 * read,
+                "prefill_predicted_ms": 1e3 * reading.seconds(bandwidth, peak),
+                "prefill_tokens_per_second": batch * length / read,
+                "bandwidth": bandwidth,
+                "peak": peak,
+                "rounds": rounds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+class _Work:
+    """One arm: its model, its prompts, and its cache."""
+
+    def __init__(self, cfg: RunConfig, length: int, batch: int) -> None:
+        import torch
+
+        from lmablate.decoding import Decoder
+        from lmablate.model import build_model
+
+        device = cfg.runtime.device
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.model = build_model(cfg).to(device=device, dtype=dtype).eval()
+        draws = torch.Generator().manual_seed(0)
+        self.prompt = torch.randint(0, cfg.model.vocab_size, (batch, length), generator=draws).to(device)
+        self.decoder = Decoder(self.model, batch, length)
+
+    def read(self) -> None:
+        """The prompts, at once."""
+        self.decoder.start = 0
+        self.decoder.next_logits(self.prompt)
+
+    def fill(self) -> None:
+        """A number into every place of the cache: which one does not change the time of a step."""
+        for cache in self.decoder.caches:
+            for tensor in cache.tensors:
+                tensor.fill_(0.5)
+
+    def step(self) -> None:
+        """One token more, the last of `length`."""
+        self.decoder.start = self.prompt.shape[1] - 1
+        self.decoder.next_logits(self.prompt[:, -1:])
+
+
+def machine_probes(device: str) -> dict[str, tuple[float, Callable[[], Any]]]:
+    """An amount and the work it is of: bytes that are read in order (a sum over more than the processor's caches hold), and
+    the FLOPs of a square matrix product."""
+    import torch
+
+    gpu = device != "cpu"
+    side, dtype = (8192, torch.bfloat16) if gpu else (1024, torch.float32)
+    long = torch.ones(2**30 if gpu else 2**26, dtype=torch.float32, device=device)
+    square = torch.ones(side, side, dtype=dtype, device=device)
+    return {
+        "bandwidth probe": (float(long.nbytes), long.sum),
+        "product probe": (2.0 * side**3, lambda: square @ square),
+    }
+
+
+def _clocked(cfg: RunConfig) -> Callable[[Callable[[], Any]], float]:
+    """Seconds of some work."""
+    import torch
+
+    from lmablate.inspect.measured import step_clock
+
+    clock = step_clock(cfg)
+
+    def settled() -> float:
+        if cfg.runtime.device != "cpu":
+            torch.cuda.synchronize()
+        return clock()
+
+    def timed(work: Callable[[], Any]) -> float:
+        began = settled()
+        work()
+        return settled() - began
+
+    return timed
+
+
+def _turned(names: list[str], turn: int) -> list[str]:
+    """The names from another one on each time, so that none always follows the same neighbour."""
+    shift = turn % len(names)
+    return names[shift:] + names[:shift]
+
+
+def told(cell: pd.DataFrame) -> str:
+    """One batch and length in words."""
+    first, wide = cell.iloc[0], max(map(len, cell["arm"])) + 2
+    lines = [
+        f"batch {first.batch}, {first.length:,} tokens; {first.bandwidth / 1e9:.1f} GB/s, {first.peak / 1e9:.0f} GFLOP/s",
+        f"{'':<{wide}}{'cache':>10}{'ms/step':>10}{'95 %':>18}{'predicted':>11}{'tokens/s':>10}{'prefill/s':>11}",
+    ]
+    for row in cell.itertuples():
+        band = f"{row.low_ms:.3g} to {row.high_ms:.3g}"
+        reading = "-" if row.prefill_ms != row.prefill_ms else f"{row.prefill_tokens_per_second:,.0f}"
+        lines.append(
+            f"{row.arm:<{wide}}{row.cache_bytes / 2**20:>6.1f} MiB{row.step_ms:>10.3g}{band:>18}{row.predicted_ms:>11.3g}"
+            f"{row.tokens_per_second:>10,.0f}{reading:>11}"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,251 @@
+"""``python -m lmablate.inspect init``: gradients and signals through the stack before any training.
+
+Every arm is a combination of the words given (``norm_position=pre,post norm=rms,layer``); each is built at several depths and
+with several draws of its weights, reads the batch of a run's first step, and says how large the gradients and the
+activations of each layer are. Nothing is trained. The question is Xiong et al. 2020's (arXiv 2002.04745).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmablate.config.schema import RunConfig
+    from lmablate.data import TokenData
+
+DEPTHS, INITS = (6, 12, 18, 24, 32), 20
+DEFAULT = "norm_position=pre,post"
+TAKEN = {"model.n_layers": "--depths", "seed": "--inits", "init_seed": "--inits"}
+# What is measured of each layer: the column, and the name of the number in lmablate/diagnostics.
+MEASURES = {
+    "attn_gradient": "attn/grad_norm",
+    "ffn_gradient": "ffn/grad_norm",
+    "stream_rms": "stream_rms",
+    "attn_rms": "attn/out_rms",
+    "ffn_rms": "ffn/out_rms",
+}
+GRADIENT = "gradient"  # of the FFN's last matrix, which the theorem is about
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; 0, or 2 when it was asked for what cannot be measured."""
+    words, unknown = _parser().parse_known_args(argv)
+    try:
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: no such option; overrides are key=value, and --help lists the rest")
+        print("\n".join(inspect(words)))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect init", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("overrides", nargs="*", help=f"words as for lmablate.train; a,b makes arms (default: {DEFAULT})")
+    add("--depths", default=",".join(map(str, DEPTHS)), help="numbers of layers (default: %(default)s)")
+    add("--inits", type=int, default=INITS, help="draws of the weights (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="takes layers.csv, summary.csv, gradient_norm.png and .svg",
+    )
+    return parser
+
+
+def inspect(words: argparse.Namespace) -> list[str]:
+    """Measure, write, and say what was found. Raises ConfigError before anything is computed."""
+    from lmablate.results import check_writable
+
+    depths = _depths(words.depths)
+    if words.inits < 2:
+        raise ConfigError(f"--inits {words.inits}: an interval needs at least 2 draws")
+    configs = {arm: [_config(overrides, depth) for depth in depths] for arm, overrides in arms(words.overrides).items()}
+    check_writable(words.out, "--out")
+    table = measure(configs, words.inits)
+    return write(by_layer(table), summarise(table), words.out)
+
+
+def _depths(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 1 for part in parts) or len(set(map(int, parts))) < 2:
+        raise ConfigError(f"--depths {text}: give two or more different numbers of layers above 1, such as 6,12,24")
+    return sorted(set(map(int, parts)))
+
+
+def arms(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Every combination of the values given, by a name made of what varies."""
+    keys: dict[str, list[str]] = {}
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: overrides are key=value")
+        if key in TAKEN:
+            raise ConfigError(f"{word}: {TAKEN[key]} says that here")
+        keys[key] = [value] if value[:1] in "[{'\"" else value.split(",")
+    if "norm_position" not in keys:
+        keys["norm_position"] = DEFAULT.partition("=")[2].split(",")
+    found = {}
+    for values in itertools.product(*keys.values()):
+        pairs = dict(zip(keys, values, strict=True))
+        name = ", ".join(_said(key, pairs[key]) for key in keys if len(keys[key]) > 1)
+        found[name or pairs["norm_position"]] = [f"{key}={value}" for key, value in pairs.items()]
+    return found
+
+
+def _said(key: str, value: str) -> str:
+    """A value says enough for itself where its key is an axis; ``init default``, ``n_heads 4`` elsewhere."""
+    name = key.rpartition(".")[2]
+    return value if "." not in key else f"{name} {'default' if value == 'null' else value}"
+
+
+def _config(overrides: Sequence[str], depth: int) -> RunConfig:
+    from lmablate.config import compose
+
+    precision = [] if any(word.startswith("trainer.precision=") for word in overrides) else ["trainer.precision=fp32"]
+    return compose([*overrides, *precision, f"model.n_layers={depth}", "runtime.wandb=disabled"])
+
+
+def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
+    """One row for each arm, depth, draw and layer (from 1): `gradient`, the norm of the gradient of the mean loss for the
+    FFN's last matrix; the norms over all of attention's and the FFN's; and the RMS of the residual stream after the layer
+    and of what the branches add."""
+    import pandas as pd
+    import torch
+
+    from lmablate.run import load_data, with_data
+
+    threads = torch.get_num_threads()
+    rows = []
+    try:
+        for arm, by_depth in configs.items():
+            for cfg in by_depth:
+                torch.set_num_threads(cfg.runtime.threads)
+                data = load_data(cfg)
+                final = with_data(cfg, data)
+                for init in range(inits):
+                    own = final.model_copy(update={"init_seed": init})
+                    place = {"arm": arm, "depth": cfg.model.n_layers, "init": init}
+                    rows += [{**place, **layer} for layer in one(own, data)]
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(rows)
+
+
+def one(cfg: RunConfig, data: TokenData) -> list[dict[str, Any]]:
+    """The layers of one untrained model, on the batch of a run's first step."""
+    from lmablate.diagnostics import activations
+    from lmablate.diagnostics.gradients import gradient_norms
+    from lmablate.diagnostics.places import Found, branches, groups, layers
+    from lmablate.model import build_model
+    from lmablate.trainer import Trainer
+
+    trainer = Trainer(build_model(cfg), data, cfg, folder=None)
+    found: Found = {}
+    with activations.watching(trainer.model, found, stream=True, units=False):
+        trainer.backward(trainer.rows(0))
+    found |= gradient_norms(groups(trainer.model))
+    rows = []
+    for number, (layer, block) in enumerate(layers(trainer.model), 1):
+        (ffn,) = (branch for word, branch in branches(block) if word == "ffn")
+        last = gradient_norms({layer: [ffn.out_proj.weight]})[f"{layer}/grad_norm"]  # type: ignore[union-attr,list-item]
+        own = {column: float(found[f"{layer}/{name}"]) for column, name in MEASURES.items()}
+        rows.append({"layer": number, GRADIENT: float(last), **own})
+    return rows
+
+
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """For each arm, depth and layer: the geometric mean over draws of every measure, and of the gradient its 95 % interval."""
+    import numpy as np
+    import pandas as pd
+
+    from lmablate.stats import interval
+
+    rows = []
+    for (arm, depth, layer), some in table.groupby(["arm", "depth", "layer"], sort=False):
+        logs = np.log(some[[GRADIENT, *MEASURES]])
+        means = {column: math.exp(logs[column].mean()) for column in logs}
+        low, high = (math.exp(bound) for bound in interval(logs[GRADIENT].tolist()) or (math.nan, math.nan))
+        place = {"arm": arm, "depth": depth, "layer": layer, "inits": len(some)}
+        rows.append({**place, GRADIENT: means.pop(GRADIENT), "low": low, "high": high, **means})
+    return pd.DataFrame(rows)
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """What the claim is about, each the mean over draws with its 95 % t interval, every draw giving one number:
+
+    ``slope`` (of one depth): of the least-squares line of log gradient norm on layer index; ``last over first``: the
+    gradient norm of the last layer over the first one's; ``stream growth``: the residual stream's RMS after the last
+    layer over that after the first; ``exponent``: of the line of the last layer's log gradient norm on log depth.
+    """
+    import numpy as np
+    import pandas as pd
+
+    rows = []
+    for arm, mine in table.groupby("arm", sort=False):
+        for depth, some in mine.groupby("depth", sort=False):
+            draws = [one for _, one in some.sort_values("layer").groupby("init")]
+            slopes = [float(np.polyfit(d["layer"], np.log(d[GRADIENT]), 1)[0]) for d in draws]
+            rows.append(_row(arm, depth, "slope", slopes))
+            for name, column in (("last over first", GRADIENT), ("stream growth", "stream_rms")):
+                ends = [math.log(d[column].iloc[-1] / d[column].iloc[0]) for d in draws]
+                rows.append(_row(arm, depth, name, ends, exponential=True))
+        last = mine[mine["layer"] == mine["depth"]].sort_values("depth")
+        exponents = [float(np.polyfit(np.log(d["depth"]), np.log(d[GRADIENT]), 1)[0]) for _, d in last.groupby("init")]
+        rows.append(_row(arm, None, "exponent", exponents))
+    frame = pd.DataFrame(rows)
+    frame["depth"] = frame["depth"].astype("Int64")
+    return frame
+
+
+def _row(arm: Any, depth: Any, quantity: str, values: list[float], *, exponential: bool = False) -> dict[str, Any]:
+    from lmablate.stats import interval
+
+    low, high = interval(values) or (math.nan, math.nan)
+    numbers = [sum(values) / len(values), low, high]
+    if exponential:
+        numbers = [math.exp(number) for number in numbers]
+    place = {"arm": arm, "depth": depth, "quantity": quantity}
+    return {**place, **dict(zip(("estimate", "low", "high"), numbers, strict=True))}
+
+
+def write(layers: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[str]:
+    """Write the tables and the figure; returns the findings as text."""
+    import logging
+
+    from lmablate.analysis._style import save
+    from lmablate.analysis.gradient_norm import figure
+    from lmablate.files import atomic_write
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    atomic_write(folder / "layers.csv", layers.to_csv(index=False, float_format="%.5g"))
+    atomic_write(folder / "summary.csv", summary.to_csv(index=False, float_format="%.5g"))
+    paths = save(figure(layers), folder / "gradient_norm")
+    deepest = summary["depth"].max()
+    lines = []
+    for arm, mine in summary.groupby("arm", sort=False):
+        lines.append(f"{arm}:")
+        for row in mine.to_dict("records"):
+            if row["quantity"] == "exponent" or row["depth"] in (summary["depth"].min(), deepest):
+                where = (
+                    "of the last layer's gradient norm on depth"
+                    if row["quantity"] == "exponent"
+                    else f"at {row['depth']} layers"
+                )
+                value = f"{row['estimate']:9.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+                lines.append(f"  {row['quantity']:<16}{value:<36}{where}")
+    written = ", ".join(str(path) for path in (folder / "layers.csv", folder / "summary.csv", *paths))
+    return [*lines, "", "95 % intervals over draws of the weights.", f"wrote {written}"]

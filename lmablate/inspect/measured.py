@@ -1,0 +1,217 @@
+"""A training step of one configuration: its time by kind of work, as the profiler saw it, and its FLOPs by kind."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmablate.inspect import operators as kinds
+from lmablate.inspect.accounted import COMPILED, WRITTEN_OUT, flops_by_kind, visible_products
+from lmablate.inspect.profiling import UPDATE, Split, alike, marked, profiled, split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmablate.config.schema import RunConfig
+    from lmablate.data import TokenData
+    from lmablate.trainer import Trainer
+
+BLOCK = 10  # steps between two turns of the profiler
+WARM = 3
+DRAWS = 2000  # of the bootstrap
+EVENT_DRAWS = 200  # where each draw goes through thousands of events
+LONGER, SLICE = 1.5, 0.2  # times an event's shortest, plus milliseconds: above that it was interrupted
+LONG = 1.0  # milliseconds of an event's shortest, from which on no step may be without interruption
+SMALLEST = 0.02  # share of a core that is taken for possible
+
+
+@dataclass
+class Measured:
+    """`split`: a row a kind; `step`: what is known of the step as a whole."""
+
+    split: pd.DataFrame
+    step: dict[str, Any]
+
+
+def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured | None:
+    """`steps` plain and as many profiled steps of `cfg` in turn; None if `mode` is no other program than eager.
+
+    ``attention in products`` has softmax in kernels of its own, as the published measurement had. Batches come from
+    `data`, evaluation and checkpoints are left out.
+    """
+    from lmablate.budget.trace import trace
+
+    work = trace(cfg)
+    if mode == WRITTEN_OUT and not work.fused:
+        return None
+    gpu = cfg.runtime.device != "cpu"
+    clock = step_clock(cfg)
+    with _as(mode):
+        trainer, step = train_step(cfg, data, mode)
+        for number in range(WARM):
+            step(number)
+        plain: list[float] = []
+        under: list[float] = []
+        wall: list[float] = []
+        whole: list[float] = []
+        splits: list[Split] = []
+        norms = _norms(trainer, cfg, mode)
+        while len(splits) < steps:
+            turn = min(BLOCK, steps - len(splits))
+            for number in range(turn):
+                began = clock()
+                step(number)
+                plain.append(clock() - began)
+            with marked(norms):
+                found = profiled(step, turn, clock, gpu=gpu)
+            own = split(found.events, gpu=gpu)
+            under += found.seconds
+            wall += found.wall
+            whole += [sum(s.nanoseconds) / 1e9 / seconds for s, seconds in zip(own, found.wall, strict=True)]
+            splits += own
+        counted = split(profiled(step, 1, clock, gpu=gpu, flops=True).events, gpu=gpu)[0].flops
+    table = _table(alike(splits), flops_by_kind(cfg, work, mode), 1e3 * np.median(plain), 1e3 * np.median(under))
+    low, high = bootstrap(np.asarray(plain), np.median)
+    facts = {
+        "device": cfg.runtime.device,
+        "threads": cfg.runtime.threads,
+        "precision": cfg.trainer.precision,
+        "tokens": cfg.tokens_per_step,
+        "milliseconds": 1e3 * float(np.median(plain)),
+        "low": 1e3 * float(low),
+        "high": 1e3 * float(high),
+        "inflation": float(np.median(under) / np.median(plain)) - 1,
+        "adds_up": float(np.median(whole)),
+        "core_share": float(np.median(np.asarray(under) / np.asarray(wall))),
+        "products_counted": counted,
+        "products_expected": visible_products(cfg, fused=work.fused and mode != WRITTEN_OUT),
+    }
+    return Measured(table, facts)
+
+
+def step_clock(cfg: RunConfig) -> Callable[[], float]:
+    """Seconds: of one thread on a CPU its own, which a busy machine does not move; else those of the wall."""
+    return time.thread_time if cfg.runtime.device == "cpu" and cfg.runtime.threads == 1 else time.perf_counter
+
+
+@contextlib.contextmanager
+def _as(mode: str) -> Any:
+    """The setting in which a mode's graphs are made and run."""
+    if mode == WRITTEN_OUT:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    elif mode == COMPILED:
+        import torch._inductor.config
+
+        names = {"cpp.descriptive_names": "torch", "triton.descriptive_names": "torch"}
+        with torch._inductor.config.patch({**names, "cpp.enable_kernel_profile": True}):
+            yield
+        torch.compiler.reset()
+    else:
+        yield
+
+
+def train_step(cfg: RunConfig, data: TokenData, mode: str) -> tuple[Trainer, Callable[[int], None]]:
+    """A trainer and its step, which ends when the device has done it."""
+    from torch.profiler import record_function
+
+    from lmablate.compilation import compile_blocks
+    from lmablate.errors import ConfigError
+    from lmablate.model import build_model
+    from lmablate.trainer import Trainer
+
+    trainer = Trainer(build_model(cfg), data, cfg, folder=None)
+    if mode == COMPILED and (why := compile_blocks(trainer.model, cfg, lambda: trainer.backward(trainer.rows(0)))):
+        raise ConfigError(f"--compiled: {why}; leave --compiled out")
+
+    def step(number: int) -> None:
+        nats = trainer.backward(trainer.rows(number))
+        with record_function(UPDATE):
+            trainer.apply(nats)
+        trainer.settle()
+
+    return trainer, step
+
+
+def _norms(trainer: Trainer, cfg: RunConfig, mode: str) -> list[Any]:
+    """The norms that can be marked: inside a compiled block none can, and the names of its kernels tell."""
+    from lmablate.budget.trace import norm_modules
+
+    norms = norm_modules(trainer.model, cfg)
+    if mode != COMPILED:
+        return norms
+    inside = {id(module) for block in trainer.model.blocks for module in block.modules()}
+    return [norm for norm in norms if id(norm) not in inside]
+
+
+def _table(steps: list[Split], flops: dict[str, float], plain: float, profiled: float) -> pd.DataFrame:
+    """A row a kind: its share of the FLOPs and of the time, with the interval over steps. `plain` and `profiled` are a
+    step's milliseconds by the clock of the caller, without and with the profiler.
+
+    The profiler makes every event longer by about the same, so an equal part of the difference for each event is taken off
+    a kind's time under the profiler, the column `profiled`, to make that of the plain step, `milliseconds`.
+    """
+    import pandas as pd
+
+    of = np.array([kinds.KINDS.index(kind) for kind in steps[0].kinds])
+    events = np.bincount(of, minlength=len(kinds.KINDS))
+    each = 1e-6 * np.array([step.nanoseconds for step in steps])
+    extra = max(0.0, profiled - plain) / len(of)
+
+    def by_kind(picked: np.ndarray) -> np.ndarray:
+        return np.bincount(of, own_times(each[picked], each.min(axis=0), profiled), len(kinds.KINDS))
+
+    def share(times: np.ndarray) -> np.ndarray:
+        less = np.maximum(0.0, times - extra * events)
+        return less / less.sum()
+
+    numbers = np.arange(len(steps))
+    low, high = bootstrap(numbers, lambda picked: share(by_kind(picked)), EVENT_DRAWS)
+    times, whole = by_kind(numbers), sum(flops.values())
+    return pd.DataFrame(
+        {
+            "kind": kinds.KINDS,
+            "flops_share": [flops[kind] / whole if kind in flops else np.nan for kind in kinds.KINDS],
+            "time_share": share(times),
+            "low": low,
+            "high": high,
+            "milliseconds": plain * share(times),
+            "profiled": times,
+            "events": events,
+            "steps": len(steps),
+        }
+    )
+
+
+def own_times(each: np.ndarray, least: np.ndarray, whole: float) -> np.ndarray:
+    """Milliseconds ``[events]`` from those of the same events in several steps ``[steps, events]``, `least` the shortest of
+    each, in steps that took `whole` by their own clock.
+
+    The profiler's clock runs on while another process has the core, which then keeps it for a millisecond or more. A short
+    event is seldom interrupted, and steps in which it was are left out. A long one may be interrupted in every step, but in
+    proportion to its length: the long ones share in their measured proportions what the short ones leave of `whole`.
+    """
+    free = each <= LONGER * least + SLICE
+    seen = free.sum(axis=0)
+    times = np.where(seen, (each * free).sum(axis=0) / np.maximum(seen, 1), least)
+    long = least > LONG
+    if long.any():
+        measured = each.mean(axis=0)[long]
+        times[long] = measured * np.clip((whole - times[~long].sum()) / measured.sum(), SMALLEST, 1.0)
+    return times
+
+
+def bootstrap(
+    rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], draws: int = DRAWS
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval of a `statistic` of ``[steps, columns]``, the steps drawn anew."""
+    picks = np.random.default_rng(0).integers(0, len(rows), (draws, len(rows)))
+    low, high = np.percentile([statistic(rows[pick]) for pick in picks], (2.5, 97.5), axis=0)
+    return low, high

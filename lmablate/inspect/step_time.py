@@ -1,0 +1,154 @@
+"""``python -m lmablate.inspect time``: where the time of a training step goes, beside where its FLOPs go.
+
+Each configuration is trained for some steps, plain and under torch's profiler in turn. The profiler's operators are put
+into kinds (:mod:`lmablate.inspect.operators`), whose times add up to the step; the FLOPs of the kinds are those of the
+accounting (``python -m lmablate.budget``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmablate.config.schema import RunConfig
+
+STEPS = 30
+NEAR = 0.05  # of a step, by which the kinds may miss its measured time
+
+HELP = """lmablate.inspect time: where the time of a training step goes, and where its FLOPs
+
+  python -m lmablate.inspect time model.d_model=128 model.n_layers=4 [--compiled]
+  python -m lmablate.inspect time block_layout=serial,parallel norm=rms,layer,none --parts
+
+Words are those of lmablate.train, several values for a grid. Of its own:
+  --steps N     steps that are timed, plain and profiled ({steps})
+  --parts       also times a norm alone, a block and the whole step, the configurations of a grid in turn
+  --compiled    also under torch.compile
+  --out DIR     where split.csv, steps.csv, parts.csv and step_time.png go (step_time)
+Times are of one machine; run nothing beside it. runtime.device=cuda times a GPU, runtime.threads sets a CPU's threads.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells stderr each time that it starts and stops
+    from lmablate.cli import main as front_door
+
+    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect time", add_help=False, allow_abbrev=False)
+    parser.add_argument("--steps", default=str(STEPS))
+    parser.add_argument("--out", type=Path, default=Path("step_time"))
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--parts", action="store_true")
+    own, words = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    if "--help" in words or "-h" in words:
+        print(HELP.format(steps=STEPS))
+        return 0
+
+    def show(configs: Sequence[RunConfig], launcher: str) -> int:
+        if not own.steps.isdigit() or int(own.steps) < 3:
+            raise ConfigError(f"--steps {own.steps}: must be a whole number from 3 on, e.g. --steps {STEPS}")
+        return inspect(configs, int(own.steps), own.out, compiled=own.compiled, parts=own.parts)
+
+    grid = ["-m"] if any("," in word.partition("=")[2].strip("[") for word in words) and "-m" not in words else []
+    return front_door("lmablate.inspect time", "where the time of a training step goes", show, [*grid, *words])
+
+
+def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bool, parts: bool) -> int:
+    """Measure `configs`, print what was found, and write it to `out`; returns the exit code."""
+    import pandas as pd
+    import torch
+
+    from lmablate.compilation import missing_compiler
+    from lmablate.inspect.accounted import COMPILED, PLAIN, WRITTEN_OUT
+    from lmablate.inspect.measured import measure
+    from lmablate.inspect.parts_time import measure_parts
+    from lmablate.run import load_data, with_data
+    from lmablate.run_directory import check_writable
+
+    check_writable(out, "--out")
+    device = configs[0].runtime.device
+    if compiled and (why := missing_compiler(device)) is not None:
+        raise ConfigError(f"--compiled: {why}; install one, or leave --compiled out")
+    torch.set_num_threads(configs[0].runtime.threads)
+    torch.set_flush_denormal(True)
+    labels = _labels(configs)
+    data = [load_data(cfg) for cfg in configs]
+    final = [with_data(cfg, text) for cfg, text in zip(configs, data, strict=True)]
+    splits, lines = [], []
+    for label, cfg, text in zip(labels, final, data, strict=True):
+        for mode in (PLAIN, WRITTEN_OUT, *([COMPILED] if compiled else [])):
+            found = measure(cfg, text, mode, steps)
+            if found is not None:
+                splits.append(found.split.assign(config=label, mode=mode))
+                lines.append(found.step | {"config": label, "mode": mode})
+                print(_told(label, mode, found.split, found.step), flush=True)
+    tables = {"split": pd.concat(splits, ignore_index=True), "steps": pd.DataFrame(lines)}
+    if parts:
+        tables["parts"] = measure_parts(dict(zip(labels, final, strict=True)), data, steps, compiled=compiled)
+        print(_parts_told(tables["parts"]), flush=True)
+    _write(out, tables)
+    return 0
+
+
+def _write(out: Path, tables: dict[str, pd.DataFrame]) -> None:
+    from lmablate.analysis._style import save
+    from lmablate.analysis.step_time import figure
+    from lmablate.files import atomic_write
+
+    for name, table in tables.items():
+        first = [column for column in ("config", "mode", "part") if column in table]
+        ordered = table[[*first, *(column for column in table if column not in first)]]
+        atomic_write(out / f"{name}.csv", ordered.to_csv(index=False, float_format="%.6g"))
+    paths = save(figure(tables["split"], tables.get("parts")), out / "step_time")
+    print("wrote", ", ".join(str(path) for path in (*(out / f"{name}.csv" for name in tables), *paths)))
+
+
+def _labels(configs: Sequence[RunConfig]) -> list[str]:
+    """What tells the configurations apart: the words that not all of them have."""
+    words = [cfg.overrides for cfg in configs]
+    shared = set(words[0]).intersection(*words) if len(words) > 1 else set()
+    return [" ".join(word for word in own if word not in shared) or "defaults" for own in words]
+
+
+def _told(label: str, mode: str, split: pd.DataFrame, step: dict[str, float | int | str]) -> str:
+    """One configuration in words."""
+    lines = [f"{label} · {mode}: {step['milliseconds']:.4g} ms a step ({step['low']:.4g} to {step['high']:.4g})"]
+    lines.append(f"{'':<26}{'FLOPs':>9}{'time':>9}{'95 %':>16}{'ms':>9}{'events':>8}")
+    for row in split.itertuples():
+        flops = "-" if row.flops_share != row.flops_share else f"{100 * row.flops_share:.2f} %"
+        band = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+        lines.append(
+            f"{row.kind:<26}{flops:>9}{100 * row.time_share:>7.1f} %{band:>16}{row.milliseconds:>9.3g}{row.events:>8.0f}"
+        )
+    lines.append(
+        f"The times of a profiled step's events add up to {100 * float(step['adds_up']):.1f} % of its wall time"
+        + ("" if abs(float(step["adds_up"]) - 1) <= NEAR else f", which is off by more than {NEAR:.0%}: measure again")
+        + f", in which this process had {100 * float(step['core_share']):.0f} % of a core; what others had is taken out. "
+        f"The profiler makes a step {100 * float(step['inflation']):.0f} % longer; that is "
+        "taken off, the same for each event, so that the times here are the plain step's."
+    )
+    same = step["products_counted"] == step["products_expected"]
+    lines.append(
+        f"FLOPs of products: the profiler counts {step['products_counted']:,}, "
+        + ("as" if same else f"NOT the {step['products_expected']:,} that")
+        + " the accounting gives for the products it can see."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _parts_told(parts: pd.DataFrame) -> str:
+    lines = [f"{'':<44}{'ms':>9}{'95 %':>18}{'to the first':>14}{'95 %':>16}"]
+    for row in parts.itertuples():
+        band, ratio = f"{row.low:.4g} to {row.high:.4g}", f"{row.ratio_low:.3f} to {row.ratio_high:.3f}"
+        what = f"{row.part}, {row.mode}: {row.config}"
+        lines.append(f"{what:<44}{row.milliseconds:>9.4g}{band:>18}{row.ratio:>14.3f}{ratio:>16}")
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""Answers for every place of a text from one state: what ``data=compression`` measures."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmablate.model.posemb.absolute import sinusoids
+from lmablate.model.primitives import Linear
+
+THETA = 10000.0
+
+
+class LastState(nn.Module):
+    """``[..., T, D] -> [..., T, D]``: place t gets ``f(h_T + p_t)`` with the state h_T of the last token, the sinusoids p_t of
+    place t, and ``f`` of two layers that do not widen, ``gelu(W norm(x))`` each, and a norm (the decoder of MAD's
+    compression task, Poli et al. 2024, arXiv 2403.17844)."""
+
+    def __init__(self, d_model: int, length: int, *, new_norm: Callable[[], nn.Module], bias: bool) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(new_norm() for _ in range(3))
+        self.layers = nn.ModuleList(Linear(d_model, d_model, bias=bias) for _ in range(2))
+        self.places: Tensor
+        where = torch.empty(0).device  # that the model is being built on
+        table = torch.empty(length, d_model) if where.type == "meta" else sinusoids(length, d_model, THETA).float()
+        self.register_buffer("places", table.to(where), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[..., -1:, :] + self.places[: x.shape[-2]]
+        for norm, layer in zip(self.norms[:2], self.layers, strict=True):
+            x = F.gelu(layer(norm(x)))
+        return self.norms[2](x)
+
+    @staticmethod
+    def weights_per_token(d_model: int) -> int:
+        """Multiply-adds of the matrices with each place, which are their entries."""
+        return 2 * d_model * d_model
+
+    @staticmethod
+    def n_vector_params(d_model: int, *, one_norm: int, bias: bool) -> int:
+        """Learned numbers beside the matrices; a norm has `one_norm`."""
+        return 3 * one_norm + (2 * d_model if bias else 0)

@@ -1,0 +1,42 @@
+"""Group ``objective``: what a model is trained to do.
+
+An objective declares what is read and which targets count: `batch` makes of the texts of a step what training is given,
+`validation` and `yardsticks` what is measured. Trainer, gang and evaluation pass these on and know no objective by name.
+Each has a file of its own here and in ``conf/objective``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmablate.objective.base import Batch, Objective, member_losses, stacked
+from lmablate.objective.causal import Causal
+from lmablate.objective.likelihood import IGNORE, Loss, vocab_size
+from lmablate.objective.prefix import Prefix
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+OBJECTIVES: dict[str, type[Objective]] = {"causal": Causal, "prefix": Prefix}
+
+__all__ = [
+    "IGNORE",
+    "OBJECTIVES",
+    "Batch",
+    "Causal",
+    "Loss",
+    "Objective",
+    "Prefix",
+    "member_losses",
+    "objective_of",
+    "stacked",
+    "vocab_size",
+]
+
+
+def objective_of(cfg: RunConfig) -> Objective:
+    """The objective that `cfg` names. Raises ConfigError for settings that mean nothing at its context length."""
+    own = cfg.objective.model_dump(exclude={"kind"}, exclude_none=True)
+    objective = OBJECTIVES[cfg.objective.kind](z_loss=cfg.stability.z_loss, **own)
+    objective.check(cfg.model.context_length)
+    return objective

@@ -1,0 +1,74 @@
+"""What a reader of a report must know of its studies before its numbers: runs that are missing, learning rates that were
+never found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+NAMED = 6  # seeds that are named one by one
+
+
+def study_notices(
+    runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]], unfinished: Sequence[Row], rates: Sequence[Row]
+) -> list[str]:
+    """One sentence a finding, the gravest first. `runs`: every finished run; `unfinished` as from load_unfinished, `rates` as
+    from study_report.sensitivities."""
+    return [*missing(runs, studies, unfinished), *untrained(rates), *edges(rates)]
+
+
+def missing(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]], unfinished: Sequence[Row]) -> list[str]:
+    """Runs that a study asked for to evaluate its arms, and that have no result."""
+    done, states = set(runs["run_id"]), {row["run_id"]: row for row in unfinished}
+    found = []
+    for study in studies:
+        asked = [use for use in study["runs"] if str(use["stage"]).startswith("evaluate")]
+        lost: dict[str, list[str]] = {}
+        for use in asked:
+            if use["run_id"] not in done:
+                lost.setdefault(use["arm"], []).append(_lost(use, states.get(use["run_id"])))
+        for arm, words in lost.items():
+            n = len({use["run_id"] for use in asked if use["arm"] == arm})
+            some = "; ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
+            found.append(
+                f"{study['sweep']}: {len(words)} of the {n} evaluation runs of arm {arm} {'has' if len(words) == 1 else 'have'} no result "
+                f"({some}). Their pairs are missing below; the same training command makes what is missing."
+            )
+    return found
+
+
+def _lost(use: Mapping[str, Any], row: Row | None) -> str:
+    seeds = [use.get("init_seed"), use.get("data_seed")]
+    seed = "/".join(map(str, dict.fromkeys(seeds))) if None not in seeds else f"run {use['run_id']}"
+    state = "not there" if row is None else row["state"] + (f", {row['error']}" if row["error"] else "")
+    return f"{'seed ' if None not in seeds else ''}{seed}: {state}"
+
+
+def untrained(rates: Sequence[Row]) -> list[str]:
+    """Arms that diverged at every learning rate."""
+    return [
+        f"Arm {row['arm']} diverged at every learning rate tried ({row['lowest']:g} to {row['highest']:g}), so it is unknown how good "
+        "it is where it trains: try lower rates (optim.lr, tune.factors)."
+        for row in rates
+        if row["diverged"] == row["rates"]
+    ]
+
+
+def edges(rates: Sequence[Row]) -> list[str]:
+    """Arms whose best learning rate is the lowest or highest of those tried."""
+    at_end = [row for row in rates if row["diverged"] < row["rates"] and row["lr"] in (row["lowest"], row["highest"])]
+    if not at_end:
+        return []
+    named = [
+        f"{row['arm']} ({row['lr']:g}, the {'lowest' if row['lr'] == row['lowest'] else 'highest'} of {row['rates']})"
+        for row in at_end
+    ]
+    several = len(named) > 1
+    return [
+        f"The best learning rate lies at the edge of those tried for {', '.join(named)}: {'their losses' if several else 'its loss'} may "
+        "yet fall, and a difference between arms may be one of tuning. Widen tune.factors, or raise tune.extend."
+    ]

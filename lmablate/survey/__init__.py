@@ -1,0 +1,10 @@
+"""What published systems do: a table of them, shares and ratios over the years, and the lecture's claims about them judged.
+
+`systems` reads the table from conf/preset and systems.yaml, `judged` counts each claim of claims.yaml in it. No model is
+built. ``python -m lmablate.survey --out DIR`` writes tables and figures.
+"""
+
+from lmablate.survey.judge import judged
+from lmablate.survey.table import by_year, systems
+
+__all__ = ["by_year", "judged", "systems"]

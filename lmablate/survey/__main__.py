@@ -1,0 +1,152 @@
+"""``python -m lmablate.survey --out DIR``: the table of published systems, its trends, and the lecture's statements judged.
+
+Writes ``tables/{systems,ratios,by_year,claims}.csv`` and ``.md``, ``figures/{choices,ratios,verdicts}.png`` and ``.svg``, and
+``claims.json``. Needs no runs; without --out it prints the verdicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmablate.errors import ConfigError
+from lmablate.files import atomic_write
+from lmablate.survey.judge import judged
+from lmablate.survey.table import CHOICES, COLUMNS, Row, by_year, systems, word
+
+RATIO_COLUMNS = (
+    *("system", "year", "gated", "ff_ratio", "n_heads", "head_dim", "heads_width", "aspect_ratio", "n_layers", "vocab_size"),
+    *("dropout", "weight_decay", "training_source"),
+)  # fmt: skip
+SHOWN = (
+    *("system", "year", "kind", "norm", "norm_position", "position", "activation", "heads", "block_layout", "linear_bias"),
+    *("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "params", "built", "source"),
+)  # fmt: skip
+CLAIM_COLUMNS = (
+    *(
+        "id",
+        "statement",
+        "verdict",
+        "reason",
+        "exceptions",
+        "not published",
+        "all sizes",
+        "the lecture's 25",
+        "said in",
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 2 where nothing can be written."""
+    parser = argparse.ArgumentParser(prog="python -m lmablate.survey", description="What published systems do.")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write tables, figures and claims.json there")
+    out = parser.parse_args(argv).out
+    try:
+        table = systems()
+        found = judged(table)
+        if out is not None:
+            write(table, found, out)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(_lines(table, found)))
+    if out is not None:
+        print(f"wrote {out}/tables, {out}/figures and {out}/claims.json")
+    return 0
+
+
+def write(table: Sequence[Row], found: Sequence[Row], out: Path) -> None:
+    """Everything into `out`. Raises ConfigError if it cannot be written."""
+    from lmablate.analysis.survey import draw
+    from lmablate.results import check_writable
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    for folder in (out, out / "tables", out / "figures"):
+        check_writable(folder, "--out")
+    claims = [claim_cells(claim) for claim in found]
+    sheets = {
+        "systems": (COLUMNS, SHOWN, table),
+        "ratios": (RATIO_COLUMNS, RATIO_COLUMNS[:-1], table),
+        "by_year": (YEAR_COLUMNS, YEAR_COLUMNS, years(table)),
+        "claims": (CLAIM_COLUMNS, CLAIM_COLUMNS, claims),
+    }
+    for name, (columns, shown, rows) in sheets.items():
+        atomic_write(out / "tables" / f"{name}.csv", as_csv(rows, columns))
+        atomic_write(out / "tables" / f"{name}.md", as_markdown(rows, shown))
+    atomic_write(out / "claims.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    draw(table, found, out / "figures")
+
+
+YEAR_COLUMNS = ("choice", "option", "year", "releases", "of", "systems", "of all sizes")
+
+
+def years(table: Sequence[Row]) -> list[Row]:
+    """One row a choice, option and year: releases that chose it of those that say, and the same for systems of all sizes."""
+    out = []
+    for column in CHOICES:
+        for release, system in zip(by_year(table, column), by_year(table, column, releases=False), strict=True):
+            for option in [key for key in release if key not in ("year", "n", "unknown")]:
+                row = {"choice": column, "option": option, "year": release["year"], "releases": release[option]}
+                row |= {"of": release["n"] - release["unknown"], "systems": system[option]}
+                out.append(row | {"of all sizes": system["n"] - system["unknown"]})
+    return out
+
+
+def claim_cells(claim: Row) -> Row:
+    """A judged claim as cells of a table."""
+    lecture = f"{claim['lecture_table'][0]} of {claim['lecture_table'][1]}" if claim["lecture_table"][1] else "-"
+    return {
+        **{key: claim[key] for key in ("id", "statement", "verdict", "reason")},
+        "exceptions": ", ".join(claim["exceptions"]) or "-",
+        "not published": claim["unknown"],
+        "all sizes": f"{claim['systems'][0]} of {claim['systems'][1]}",
+        "the lecture's 25": lecture,
+        "said in": claim["said_in"],
+    }
+
+
+def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Rows as CSV; empty where nothing is known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if row[column] is None else word(row[column]) for column in columns] for row in rows])
+    return text.getvalue()
+
+
+def as_markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(column, row[column]) for column in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(column: str, value: object) -> str:
+    if column == "built":
+        return f"`preset={value}`" if value else "not buildable yet"
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool) and column != "year":
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) else word(value)
+
+
+def _lines(table: Sequence[Row], found: Sequence[Row]) -> list[str]:
+    releases = sum(row["stands_for_release"] for row in table)
+    lines = [f"{len(table)} systems of {releases} releases, {table[0]['year']} to {table[-1]['year']}", ""]
+    for claim in found:
+        named = f"; not so: {', '.join(claim['exceptions'])}" if 0 < len(claim["exceptions"]) <= 8 else ""
+        lines.append(f"{claim['verdict']:<13} {claim['statement']} ({claim['reason']}{named})")
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The survey's claims as data, and what the table of systems says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+
+from lmablate.errors import ConfigError
+from lmablate.settings import Settings
+from lmablate.stats.counts import clopper_pearson
+from lmablate.survey.table import COLUMNS, Row, systems
+
+FILE = Path(__file__).parent / "claims.yaml"
+ALPHA = 0.05
+BARS = {"most": 0.5, "nearly_all": 0.9}  # what a share must lie above
+Value = str | bool | int | float
+Wanted = dict[str, Value | list[Value]]
+Verdict = Literal["supported", "contradicted", "not decided"]
+
+
+class SurveyClaim(Settings):
+    """One statement about published systems; the head of claims.yaml explains the keys."""
+
+    id: str
+    group: str
+    statement: str
+    said_in: str
+    holds: Wanted
+    rule: Literal["most", "nearly_all", "all"]
+    where: Wanted | None = None
+    but: list[str] | None = None
+    since: int | None = None
+    table: list[int] | None = None
+    unit: Literal["systems"] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> SurveyClaim:
+        for column in [*self.holds, *(self.where or {})]:
+            if column not in COLUMNS:
+                raise ValueError(f"{column} is no column of the survey; there are {', '.join(COLUMNS)}")
+        if self.since is not None and (self.rule == "all" or "year" in (self.where or {})):
+            raise ValueError(
+                "since is for a share that grew; use where.year for a statement about all systems of some years"
+            )
+        if self.rule != "all" and "release" in (self.where or {}):
+            raise ValueError("a statement about named releases is about all of them: rule: all")
+        return self
+
+
+@cache
+def load_claims() -> dict[str, SurveyClaim]:
+    """All of them by id, in the order of the file. Raises ConfigError where it is wrong."""
+    import yaml
+
+    found: dict[str, SurveyClaim] = {}
+    for entry in yaml.safe_load(FILE.read_text())["claims"]:
+        try:
+            claim = SurveyClaim.model_validate(entry)
+        except ValidationError as error:
+            raise ConfigError(f"{FILE.name}, claim {entry.get('id')}: {error}") from error
+        if claim.id in found:
+            raise ConfigError(f"{FILE.name}: claim {claim.id} stands there twice")
+        found[claim.id] = claim
+    return found
+
+
+def judged(table: Sequence[Row] | None = None, claims: Mapping[str, SurveyClaim] | None = None) -> list[Row]:
+    """Each claim with its verdict, JSON values only.
+
+    Counted are releases, each by its largest system, whose facts are published: `count` of `n`, with the exact 95 % interval
+    (Clopper and Pearson 1934) and the `exceptions` by name; `systems` counts every size, `lecture_table` the lecture's
+    own 25 models, `before` the releases before `since`. A statement about most systems (above 0.5) or nearly all (above
+    0.9) is supported or contradicted where the whole interval lies on one side, and with `since` only if the share grew too
+    (Fisher's exact test); a statement about all is contradicted by one exception. Intervals are each for itself.
+    """
+    rows = systems() if table is None else table
+    return [_judge(claim, rows) for claim in (load_claims() if claims is None else claims).values()]
+
+
+def _judge(claim: SurveyClaim, table: Sequence[Row]) -> Row:
+    said = [row for row in table if matches(row, claim.where or {}) and row["release"] not in (claim.but or ())]
+    counted = said if claim.unit == "systems" else [row for row in said if row["stands_for_release"]]
+    now = [row for row in counted if claim.since is None or row["year"] >= claim.since]
+    count, n, exceptions = _count(claim, now)
+    every = [row for row in said if claim.since is None or row["year"] >= claim.since]
+    before = _count(claim, [row for row in counted if claim.since is not None and row["year"] < claim.since])[:2]
+    named = "release" in (claim.where or {})  # all there are, no sample of anything
+    interval = clopper_pearson(count, n) if n and not named else None
+    p = _grew((count, n), before) if claim.since is not None and n and before[1] else None
+    verdict, reason = _decide(claim, count, n, interval, before, p)
+    return {
+        **{key: getattr(claim, key) for key in ("id", "group", "statement", "said_in", "rule", "since")},
+        "unit": claim.unit or "releases", "verdict": verdict, "reason": reason, "count": count, "n": n,
+        "share": count / n if n else None, "interval_95": list(interval) if interval else None,
+        "before": list(before) if claim.since is not None else None, "p_grew": p, "unknown": len(now) - n,
+        "exceptions": [row["system"] if claim.unit == "systems" else row["release"] for row in exceptions],
+        "systems": list(_count(claim, every)[:2]),
+        "lecture_table": list(_count(claim, [row for row in table if row["in_lecture_table"] and _in(row, claim)])[:2]),
+    }  # fmt: skip
+
+
+def _in(row: Row, claim: SurveyClaim) -> bool:
+    """Whether a claim is said of a row, its years aside: the lecture's table is one picture of all of them."""
+    return bool(matches(row, {key: value for key, value in (claim.where or {}).items() if key != "year"}))
+
+
+def _count(claim: SurveyClaim, rows: Sequence[Row]) -> tuple[int, int, list[Row]]:
+    """How many of `rows` are as claimed, of how many whose facts are published, and the others of these."""
+    known = [(row, found) for row in rows if (found := matches(row, claim.holds)) is not None]
+    exceptions = [row for row, found in known if not found]
+    return len(known) - len(exceptions), len(known), exceptions
+
+
+def _grew(now: tuple[int, int], before: tuple[int, int]) -> float:
+    """One-sided p of Fisher's exact test that the share is higher than it was."""
+    from scipy import stats
+
+    table = [[now[0], now[1] - now[0]], [before[0], before[1] - before[0]]]
+    return float(stats.fisher_exact(table, alternative="greater").pvalue)
+
+
+def _decide(
+    claim: SurveyClaim,
+    count: int,
+    n: int,
+    interval: tuple[float, float] | None,
+    before: tuple[int, int],
+    p: float | None,
+) -> tuple[Verdict, str]:
+    if not n:
+        return "not decided", "no system with these facts is in the table"
+    if claim.rule == "all":
+        if count == n:
+            return "supported", f"all {n} of them"
+        return "contradicted", f"{n - count} of {n} {'is' if n - count == 1 else 'are'} otherwise"
+    assert interval is not None  # a share is of no named systems
+    bar = BARS[claim.rule]
+    said = f"{count} of {n}, {count / n:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
+    if claim.since is not None:
+        said += f" since {claim.since}; before {before[0]} of {before[1]}" + (
+            f", p {p:.2g} of no rise" if p is not None else ""
+        )
+    if interval[1] < bar:
+        return "contradicted", f"{said}: below {bar:.0%}"
+    if interval[0] > bar and (claim.since is None or (p is not None and p < ALPHA)):
+        return "supported", f"{said}: above {bar:.0%}"
+    if interval[0] > bar:
+        return "not decided", f"{said}: above {bar:.0%}, and no rise is shown"
+    few = f", and {n} are too few to show it" if count == n else ""
+    return "not decided", f"{said}: neither above {bar:.0%} nor below{few}"
+
+
+def matches(row: Row, wanted: Wanted) -> bool | None:
+    """Whether every column is as wanted; None where the published facts do not say."""
+    found = [None if row[column] is None else _is(row[column], value) for column, value in wanted.items()]
+    if False in found:
+        return False
+    return None if None in found else True
+
+
+def _is(value: Any, wanted: Value | list[Value]) -> bool:
+    if isinstance(wanted, list):
+        return any(_is(value, one) for one in wanted)
+    if isinstance(wanted, str) and ".." in wanted:
+        low, high = (float(end) for end in wanted.split(".."))
+        return bool(low <= value <= high)
+    return bool(value == wanted)

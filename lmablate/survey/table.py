@@ -1,0 +1,219 @@
+"""The table of published systems: conf/preset, and what systems.yaml adds.
+
+A release is what was published together (``LLaMA-2``: 7B, 34B, 70B); its largest system stands for it where releases are
+counted, since its smaller ones are no independent choices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from lmablate.errors import ConfigError
+from lmablate.paths import CONF_DIR
+from lmablate.settings import Settings
+
+Row = dict[str, Any]
+Kind = Literal["decoder", "mixture", "encoder", "encoder-decoder"]
+FILE = Path(__file__).parent / "systems.yaml"
+# What a reader of a system's name knows to be its size or edition, and not which release it belongs to.
+_SIZE = re.compile(
+    r"[ -](\d+x)?([\d.]+B(-A[\d.]+B)?|A[\d.]+B|small|medium|large|base|big|xxlarge|XL|Jumbo)( v[\d.]+)?$", re.I
+)
+_POSITIONS = {"t5": "relative", "transformer_xl": "relative", "none": "none"}
+_LOCAL = ("sliding_window", "interleaved", "pattern")
+
+# The columns that claims and trends may name, in the order of tables/systems.csv.
+CHOICES = (
+    *(
+        "norm",
+        "norm_position",
+        "activation",
+        "gated",
+        "position",
+        "heads",
+        "local_layers",
+        "block_layout",
+        "linear_bias",
+    ),
+    *("tied", "qk_norm", "soft_cap"),
+)
+SIZES = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "context_length")
+RATIOS = ("ff_ratio", "heads_width", "aspect_ratio")
+TRAINING = ("dropout", "weight_decay")
+EXPERTS = ("n_experts", "experts_used", "shared_experts")
+FIRST = ("system", "release", "year", "kind", "built", "stands_for_release", "in_lecture_table", "params", "announced")
+COLUMNS = (*FIRST, *CHOICES, *SIZES, *RATIOS, *TRAINING, *EXPERTS, "not_published", "source", "training_source")
+
+
+class Regularisation(Settings):
+    """Dropout and weight decay of the releases `of`, null where not known, and how well they are (lmablate/claims)."""
+
+    of: list[str]
+    dropout: float | None = None
+    weight_decay: float | None = None
+    source: str
+    grade: Literal["V1", "V2", "V3", "V4", "R", "U"]
+
+
+class System(Settings):
+    """A system without a preset; `params` and `active_params` count its shape, `announced` is its authors' figure."""
+
+    system: str
+    year: int
+    source: str
+    kind: Kind
+    announced: float
+    params: int
+    active_params: int | None = None
+    sizes: dict[str, str | bool | int | None]
+
+
+class Extras(Settings):
+    """systems.yaml."""
+
+    lecture_table: Annotated[list[str], Field(min_length=1)]
+    not_published: dict[str, list[str]]
+    released: dict[str, str]
+    training: list[Regularisation]
+    systems: list[System]
+
+
+@cache
+def extras() -> Extras:
+    """The checked systems.yaml. Raises ConfigError."""
+    import yaml
+
+    try:
+        return Extras.model_validate(yaml.safe_load(FILE.read_text()))
+    except ValidationError as error:
+        raise ConfigError(f"{FILE.name}: {error}") from error
+
+
+def systems() -> list[Row]:
+    """One row a system with the keys COLUMNS, the oldest first; None where something is not known or does not apply."""
+    more = extras()
+    found = [_of_preset(path) for path in sorted((CONF_DIR / "preset").glob("*.yaml"))]
+    built = {row["system"]: row for row in found}
+    for one in more.systems:
+        if one.system in built:  # which kind it is, and its experts, no preset says in one word
+            built[one.system] |= {"kind": one.kind, **{key: one.sizes.get(key) for key in EXPERTS}}
+    found += [_of_extra(one) for one in more.systems if one.system not in built]
+    for row in found:
+        row["release"] = release_of(row["system"])
+        for column in more.not_published.get(row["system"], ()):
+            row[column] = None
+        row["not_published"] = ", ".join(more.not_published.get(row["system"], ()))
+        row["in_lecture_table"] = row["system"] in more.lecture_table
+        _add_training(row, more.training)
+        _add_ratios(row)
+    largest = {row["release"]: max((r for r in found if r["release"] == row["release"]), key=_params) for row in found}
+    for row in found:
+        row["stands_for_release"] = largest[row["release"]] is row
+    ordered = sorted(found, key=lambda row: (row["year"], row["release"], row["params"]))
+    return [{column: row.get(column) for column in COLUMNS} for row in ordered]
+
+
+def _params(row: Row) -> int:
+    return int(row["params"])
+
+
+def release_of(system: str) -> str:
+    """A system's name without its size: ``LLaMA-2 70B`` is of ``LLaMA-2``."""
+    return _SIZE.sub("", system)
+
+
+def _of_preset(path: Path) -> Row:
+    import yaml
+
+    file = yaml.safe_load(path.read_text())
+    preset = file["preset"]
+    chosen = {key.removeprefix("override /"): option for entry in file["defaults"] for key, option in entry.items()}
+    settings: Mapping[str, Mapping[str, Any]] = preset["settings"]
+    model, stability = settings["model"], settings.get("stability", {})
+    kv_heads = model.get("n_kv_heads") or model["n_heads"]
+    row = {key: model.get(key) for key in ("n_layers", "d_model", "n_heads", "d_ff", "context_length")}
+    position = _POSITIONS.get(chosen["posemb"], chosen["posemb"].partition("_")[0])
+    return row | {
+        "system": preset["system"], "year": preset["year"], "built": path.stem, "source": preset["source"],
+        "kind": "decoder",
+        "params": preset["published_params"], "announced": preset["announced"], "vocab_size": preset["vocab_size"],
+        "norm": chosen["norm"], "norm_position": chosen["norm_position"], "block_layout": _layout(chosen["block_layout"]),
+        "activation": _activation(chosen["activation"]), "gated": preset["gated"], "position": position,
+        "heads": "mla" if chosen["attention"] == "mla" else _heads(model["n_heads"], kv_heads),
+        "local_layers": chosen["attention"] in _LOCAL, "linear_bias": _bias(model), "tied": model["tie_embeddings"],
+        "qk_norm": chosen["stability"] in ("qk_norm", "qkv_norm", "all") or bool(stability.get("qk_norm")),
+        "soft_cap": chosen["stability"] in ("soft_cap", "all"),
+        "n_kv_heads": kv_heads, "head_dim": model.get("head_dim") or model["d_model"] // model["n_heads"],
+    }  # fmt: skip
+
+
+def _of_extra(one: System) -> Row:
+    row = {"local_layers": False, "qk_norm": False, "soft_cap": False, **one.sizes}
+    gated = str(row["activation"]).endswith("glu")
+    known = {"system": one.system, "year": one.year, "kind": one.kind, "built": None, "source": one.source}
+    return row | known | {"gated": gated, "params": one.params, "announced": one.announced}
+
+
+def _heads(n_heads: int, n_kv_heads: int) -> str:
+    if n_kv_heads == n_heads:
+        return "mha"
+    return "mqa" if n_kv_heads == 1 else "gqa"
+
+
+def _activation(option: str) -> str:
+    """An option's function; its two ways of computing the Gaussian are one."""
+    return option.removesuffix("_tanh")
+
+
+def _layout(option: str) -> str:
+    return "parallel" if option.startswith("parallel") else option
+
+
+def _bias(model: Mapping[str, Any]) -> str:
+    """``all``, ``some`` or ``none`` of the linear layers of a block have one."""
+    named = {model.get(key) for key in ("qkv_bias", "out_bias", "mlp_bias")} - {None}
+    both = {bool(model["bias"]), *named} if len(named) < 3 else named
+    return "some" if len(both) > 1 else "all" if both == {True} else "none"
+
+
+def _add_training(row: Row, known: Sequence[Regularisation]) -> None:
+    row["training_source"] = ""
+    for one in known:
+        if row["release"] in one.of:
+            row |= {"dropout": one.dropout, "weight_decay": one.weight_decay}
+            row["training_source"] = f"{one.source} ({one.grade})"
+
+
+def _add_ratios(row: Row) -> None:
+    """d_ff / d_model (not of experts, of which a token sees several), the width of all heads over d_model, d_model / layers."""
+    row["ff_ratio"] = None if row["kind"] == "mixture" else row["d_ff"] / row["d_model"]
+    row["heads_width"] = row["n_heads"] * row["head_dim"] / row["d_model"]
+    row["aspect_ratio"] = row["d_model"] / row["n_layers"]
+
+
+def by_year(table: Sequence[Row], column: str, *, releases: bool = True) -> list[Row]:
+    """How often each option of `column` was chosen in each year: ``{year, n, unknown, <option>: count, ...}``; `releases`
+    counts each once, by its largest system."""
+    rows = [row for row in table if row["stands_for_release"] or not releases]
+    options = sorted({word(row[column]) for row in rows if row[column] is not None})
+    out = []
+    for year in sorted({row["year"] for row in rows}):
+        known = Counter(word(row[column]) for row in rows if row["year"] == year and row[column] is not None)
+        total = sum(row["year"] == year for row in rows)
+        counts = {option: known[option] for option in options}
+        out.append({"year": year, "n": total, "unknown": total - sum(counts.values()), **counts})
+    return out
+
+
+def word(value: Any) -> str:
+    """A value as the tables write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,84 @@
+"""``hydra/sweeper=optuna``: Hydra reads the space and the words that hold for every trial; the search is our own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
+
+from lmablate.errors import ConfigError
+from lmablate.sweeper.optuna_space import LENGTHS, OWN, read_search
+from lmablate.sweeper.plugin import StudySweeper
+
+if TYPE_CHECKING:
+    from lmablate.sweeper.optuna_search import Search
+
+
+class SearchSweeper(StudySweeper):
+    """Leaves itself in ``StudySweeper.asked`` as a study does."""
+
+    __module__ = "hydra_plugins.lmablate"
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def study(self) -> Search:  # type: ignore[override]
+        """The checked search. Raises ConfigError."""
+        from lmablate.sweeper.optuna_search import Search
+
+        raw = {
+            key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for key, value in self.settings.items()
+        }
+        fixed, typed = self._words()
+        node = OmegaConf.select(self.master, "sweep")
+        asked = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else {}
+        if isinstance(asked, dict) and asked.get("arms"):
+            raise ConfigError("sweep.arms are the arms of a study: use hydra/sweeper=study, or search without them")
+        settings = read_search(raw, typed)
+        for key in settings.space:
+            if any(word.lstrip("+").partition("=")[0] == key for word in fixed):
+                raise ConfigError(f"{key} stands in hydra.sweeper.space and is set on the command line: say it once")
+        stored = self.master.hydra.runtime.choices.get("sweeps")
+        question = str(asked.get("question") or "") if isinstance(asked, dict) else ""
+        name = settings.name or str(stored or "search")
+        return Search(name, settings, tuple(fixed), self._compose, question)
+
+    def _words(self) -> tuple[list[str], dict[str, Any]]:
+        """The words of the command line: those that hold for every trial, and those that are dimensions."""
+        fixed: list[str] = []
+        typed: dict[str, Any] = {}
+        for override in OverridesParser.create(config_loader=self.loader).parse_overrides(self.arguments):
+            key = override.key_or_group
+            if key in OWN:
+                raise ConfigError(
+                    f"{override.input_line}: every trial of a search has the seeds of {OWN[key]}; set that"
+                )
+            if override.is_sweep_override():
+                if key in LENGTHS:
+                    raise ConfigError(f"{override.input_line}: {key} is not searched over: the longest run would win")
+                typed[key] = _dimension(override)
+            else:
+                fixed.append(str(override.input_line))
+        return fixed, typed
+
+
+def _dimension(override: Override) -> dict[str, Any]:
+    """``a=1,2``, ``a=choice(1,2)``, ``a=range(1,9,2)``, ``a=interval(0,1)``, ``a=tag(log,interval(1e-4,1e-2))``; the tag int
+    makes an interval one of whole numbers."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high = value.start, value.end
+        assert low is not None and high is not None
+        if unknown := value.tags - {"log", "int"}:
+            raise ConfigError(f"{override.input_line}: the tag {min(unknown)} is unknown; there are log and int")
+        if "int" in value.tags:
+            low, high = int(low), int(high)
+        return {"low": low, "high": high, "log": "log" in value.tags or None}
+    if override.is_discrete_sweep():
+        return {"choices": [str(word) for word in override.sweep_string_iterator()]}
+    raise ConfigError(
+        f"{override.input_line}: give choices (1,2,4), or a range: interval(0,1), tag(log,interval(1e-4,1e-2))"
+    )

@@ -1,0 +1,277 @@
+"""A search: optuna asks for settings, the run store answers. Nothing is kept beside the runs but the order they were asked in.
+
+Samplers are deterministic given their seed, the order of the questions and the answers, so a search that was stopped is
+asked all over again and answered from finished runs, to the same next question; where that cannot be (another sampler, space
+or library, a run that has been mended since), the earlier settings are enqueued instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+from lmablate.jobs import Job, prepare_jobs
+from lmablate.sweeper.optuna_record import content, identity, within
+from lmablate.sweeper.optuna_space import SearchSettings, dimensions
+from lmablate.sweeper.optuna_trials import Asked, metric_of, open_study, optuna_library
+from lmablate.sweeper.store import load_studies, write_study
+from lmablate.sweeper.study import Compose, Launch
+
+if TYPE_CHECKING:
+    import optuna
+
+    from lmablate.config.schema import RunConfig
+    from lmablate.data import TokenData
+
+log = logging.getLogger(__name__)
+SEARCH = "search"
+SAME_TOKENS = 0.02  # steps are whole
+
+
+class Search:
+    """Trials over a space. `compose` makes the configuration of words; `fixed` are those that hold for every trial."""
+
+    def __init__(
+        self, name: str, settings: SearchSettings, fixed: tuple[str, ...], compose: Compose, question: str = ""
+    ) -> None:
+        self.name, self.settings, self.fixed, self.question = name, settings, fixed, question
+        self._compose = compose
+        self.space = dimensions(settings)
+        self.trials: list[Asked] = []
+        self.uses: dict[tuple[str, str], dict[str, Any]] = {}
+        self.recorded: list[dict[str, Any]] = []
+        self.aside = 0  # recorded trials that lie outside the space
+        self._jobs: dict[tuple[int, int, int], Job] = {}  # by trial, rung and seed
+        self._configs: dict[tuple[int, int], RunConfig] = {}  # by trial and rung
+        self._study: optuna.Study | None = None
+
+    @property
+    def total(self) -> int:
+        """How many trials there will be: no more than a grid has points."""
+        if self.settings.sampler != "grid":
+            return self.settings.trials
+        return min(self.settings.trials, math.prod(len(one.lattice() or ()) for one in self.space))
+
+    @property
+    def results_dir(self) -> str:
+        return self.base.results_dir
+
+    def check(self) -> None:
+        """Import optuna, compose the command without its space, and find out what was asked before. Raises ConfigError."""
+        optuna_library(self.settings.sampler)
+        self.base = self._compose(self.fixed)
+        self.identity = identity(self.base, self.settings)
+        earlier = load_studies(self.results_dir).get(self.name)
+        if earlier is None:
+            self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
+            return
+        known = earlier.get("search")
+        if not known or known["identity"]["base"] != self.identity["base"]:
+            raise ConfigError(
+                f"{self.results_dir}/studies/{self.name}.json holds another {'search' if known else 'study'}"
+                + (f" (of {' '.join(known['fixed']) or 'the defaults'})" if known else "")
+                + ": give this one a name (hydra.sweeper.name=NAME) or another results_dir"
+            )
+        self.recorded = known["trials"]
+        self.uses = {(use["run_id"], use["arm"]): use for use in earlier["runs"]}
+        same = known["identity"] == self.identity and not any(one["state"] == "failed" for one in self.recorded)
+        if same:
+            self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
+        else:
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        """Take the settings of earlier trials in their order, as far as they lie in the space; then the sampler goes on."""
+        fits = [one for one in self.recorded if within(one["params"], self.space)]
+        self.aside = len(self.recorded) - len(fits)
+        self.recorded = [{**one, "number": i} for i, one in enumerate(fits)]
+        if self.settings.sampler == "grid":  # it visits every point anyway
+            self.recorded, self._study = [], open_study(self.settings.sampler, self.space, self.settings.seed)
+            return
+        self._study = open_study(self.settings.sampler, self.space, self.settings.seed + len(fits))
+        for one in fits:
+            self._study.enqueue_trial(one["params"])
+
+    def ask(self) -> list[Asked]:
+        """The next batch of trials; empty when there are no more. Each must have been told before the next is asked for."""
+        assert self._study is not None, "check first"
+        begin = len(self.trials)
+        number = self.trials[-1].batch + 1 if self.trials else 0
+        before = [one["batch"] for one in self.recorded[begin:]]
+        width = before.count(before[0]) if before else self.width
+        batch: list[Asked] = []
+        for _ in range(min(width, self.total - begin)):
+            trial = self._study.ask({one.key: one.distribution() for one in self.space})
+            words = tuple(one.word(trial.params[one.key]) for one in self.space)
+            batch.append(Asked(begin + len(batch), number, dict(trial.params), words, trial))
+        self.trials += batch
+        for one in batch:
+            self._try(one)
+        if number == 0 and batch and all(one.state == "refused" for one in batch):
+            raise ConfigError(f"{batch[0].label}: {batch[0].note}")
+        return batch
+
+    @property
+    def width(self) -> int:
+        """How many trials are asked for together: a sampler that learns does so between batches alone."""
+        if self.settings.halving is not None:
+            return self.total
+        if self.settings.batch is not None:
+            return self.settings.batch
+        from lmablate.launcher.scheduler import slots
+
+        many = [Job(self.base, "")] * self.total * len(self.settings.seeds)
+        return max(1, slots(many) // len(self.settings.seeds))
+
+    @property
+    def rungs(self) -> list[float]:
+        return self.settings.halving.rungs if self.settings.halving is not None else [1.0]
+
+    def _try(self, one: Asked) -> None:
+        """Compose a trial at every length; settings that make no model are told so."""
+        try:
+            for rung in range(len(self.rungs)):
+                tokens = self._config(one, rung).tokens / self.rungs[rung]
+                if abs(tokens / self.base.tokens - 1) > SAME_TOKENS and self.rungs[rung] == 1:
+                    raise ConfigError(
+                        f"would train on {tokens:,.0f} tokens where others train on {self.base.tokens:,}: "
+                        f"give trainer.tokens={self.base.tokens}, so that all read equally much"
+                    )
+        except ConfigError as error:
+            one.state, one.note = "refused", " ".join(str(error).split())
+
+    def _config(self, one: Asked, rung: int) -> RunConfig:
+        """A trial at a rung's length: a whole run of fewer steps, with its own warmup and decay."""
+        if (one.number, rung) in self._configs:
+            return self._configs[one.number, rung]
+        words = [*self.fixed, *one.words]
+        share = self.rungs[rung]
+        if share < 1:
+            steps = max(1, round(share * self.base.trainer.steps))
+            words = [word for word in words if not word.startswith("trainer.tokens=")] + [f"trainer.steps={steps}"]
+        self._configs[one.number, rung] = self._compose(words).model_copy(update={"branches": None})
+        return self._configs[one.number, rung]
+
+    def configs(self, one: Asked, rung: int) -> list[RunConfig]:
+        """The runs of a trial at a rung, one a seed."""
+        cfg = self._config(one, rung)
+        mark = {"sweep": self.name, "arm": one.label, "stage": SEARCH}
+        return [
+            cfg.model_copy(
+                update={"init_seed": seed, "data_seed": seed, "overrides": [*cfg.overrides, f"seed={seed}"], **mark}
+            )
+            for seed in self.settings.seeds
+        ]
+
+    def prepare(self, batch: Sequence[Asked], rung: int) -> tuple[list[Job], dict[str, TokenData]]:
+        """The jobs of trials at a rung, with the data of each by run id."""
+        asked = [(one, seed, cfg) for one in batch for seed, cfg in enumerate(self.configs(one, rung))]
+        jobs, data = prepare_jobs([cfg for _, _, cfg in asked])
+        by_words = {tuple(words): job for job in jobs for words in (job.cfg.overrides, *job.other_overrides)}
+        length = f" · {self.rungs[rung]:.0%} of the steps" if self.rungs[rung] < 1 else ""
+        for one, seed, cfg in asked:
+            job = self._jobs[one.number, rung, seed] = by_words[tuple(cfg.overrides)]
+            job.label = f"trial {one.number} · {one.label} · seed {cfg.init_seed}{length}"
+            if job.run_id not in one.runs:
+                one.runs.append(job.run_id)
+            use = {
+                "run_id": job.run_id,
+                "arm": one.label,
+                "stage": SEARCH,
+                "lr": cfg.optim.lr,
+                "settings": list(one.words),
+            }
+            self.uses[job.run_id, one.label] = {**use, "init_seed": cfg.init_seed, "data_seed": cfg.data_seed}
+        return jobs, data
+
+    def run(self, launch: Launch) -> int:
+        """Train what is missing, batch by batch; returns the exit code. Running it again continues."""
+        from lmablate.sweeper.optuna_table import report
+
+        self.check()
+        worst, code = 0, 0
+        if self.aside:
+            log.info("%d earlier trials lie outside the space and are left aside", self.aside)
+        while code < 128 and (batch := self.ask()):
+            self.save()
+            for rung in range(len(self.rungs)):
+                alive = [one for one in batch if one.state == "asked"]
+                if alive:
+                    jobs, data = self.prepare(alive, rung)
+                    self.save()  # its runs count as searched from before they exist
+                    waiting = [job for job in jobs if not job.done]
+                    if waiting:
+                        numbers = (
+                            f"s {alive[0].number} to {alive[-1].number}" if len(alive) > 1 else f" {alive[0].number}"
+                        )
+                        log.info("%s: trial%s of %d", self.name, numbers, self.total)
+                    code = launch(waiting, data) if waiting else 0
+                    if code >= 128:
+                        break
+                    worst = max(worst, code)
+                    self.note(alive, rung)
+            if code < 128:
+                self.tell(batch)
+            self.save()
+        if code < 128:
+            report(self)
+        return code if code >= 128 else worst
+
+    def note(self, alive: Sequence[Asked], rung: int) -> None:
+        """Take up what became of the runs at a rung, and stop the trials that do not go on."""
+        for one in alive:
+            one.rung = rung
+            self._read(one, rung)
+            if one.value is not None:
+                one.trial.report(one.value, step=rung)
+        left = [one for one in alive if one.state == "asked"]
+        if rung + 1 == len(self.rungs):
+            for one in left:
+                one.state = "completed"
+            return
+        assert self.settings.halving is not None
+        order = sorted(left, key=lambda one: (one.value or 0.0, one.number))
+        for one in order[max(1, math.ceil(self.settings.halving.keep * len(alive))) :]:
+            one.state, one.note = "stopped", f"after {self.rungs[rung]:.0%} of the steps"
+
+    def _read(self, one: Asked, rung: int) -> None:
+        """The mean of the metric over a trial's seeds; a diverged run counts with its loss before training."""
+        rows = [self._jobs[one.number, rung, i].directory.read_result() for i in range(len(self.settings.seeds))]
+        found = [row for row in rows if row is not None and row["status"] != "failed"]
+        if len(found) < len(rows):
+            lost = len(rows) - len(found)
+            one.state, one.note = "failed", f"{lost} of {len(rows)} runs without a result"
+            return
+        one.by_seed = [metric_of(row, self.settings.metric) for row in found]
+        diverged = [row for row in found if row["status"] == "diverged"]
+        if diverged:
+            steps = ", ".join(str(row["diverged_at_step"]) for row in diverged)
+            one.state, one.note = "diverged", f"{len(diverged)} of {len(found)} runs, at step {steps}"
+        known = [value for value in one.by_seed if value is not None]
+        one.value = statistics.fmean(known) if len(known) == len(found) else None
+
+    def tell(self, batch: Sequence[Asked]) -> None:
+        """Answer optuna. Refused and crashed trials say nothing of their settings; a stopped one says what it had reached."""
+        assert self._study is not None
+        state = optuna_library(self.settings.sampler).trial.TrialState
+        for one in batch:
+            if one.state in ("refused", "failed"):
+                self._study.tell(one.trial, state=state.FAIL)
+            elif one.state == "stopped" or one.value is None:
+                self._study.tell(one.trial, state=state.PRUNED)
+            else:
+                self._study.tell(one.trial, one.value)
+
+    @property
+    def best(self) -> Asked | None:
+        """The trial with the lowest value of those whose runs all finished at full length; the earlier of two equal ones."""
+        done = [one for one in self.trials if one.state == "completed" and one.value is not None]
+        return min(done, key=lambda one: (one.value, one.number), default=None)
+
+    def save(self) -> None:
+        """Write what is known to RESULTS_DIR/studies/<name>.json; runs listed there are no evidence for any claim."""
+        write_study(self.results_dir, self.name, content(self))

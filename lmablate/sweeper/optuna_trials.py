@@ -1,0 +1,94 @@
+"""One trial of a search, optuna itself, and what a finished run answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError
+from lmablate.sweeper.optuna_space import Dimension
+
+if TYPE_CHECKING:
+    import optuna
+
+INSTALL = "pip install 'lmablate[optuna]'"
+# What became of a trial. `stopped`: at an early rung; `refused`: its settings make no model; `failed`: a run crashed.
+FINAL = ("completed", "diverged", "stopped", "refused", "failed")
+
+
+@dataclass
+class Asked:
+    """One trial: what optuna asked for, and what is known of it. `rung`: how far it got, of `halving.rungs`."""
+
+    number: int
+    batch: int
+    params: dict[str, Any]
+    words: tuple[str, ...]
+    trial: Any = field(repr=False)
+    state: str = "asked"
+    value: float | None = None
+    by_seed: list[float | None] = field(default_factory=list)
+    note: str = ""
+    rung: int = 0
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return " ".join(self.words)
+
+
+def open_study(sampler: str, space: Sequence[Dimension], seed: int) -> optuna.Study:
+    """An empty study in memory; of a grid, with its points in line."""
+    library = optuna_library(sampler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
+        study = library.create_study(direction="minimize", sampler=make_sampler(sampler, seed))
+    if sampler == "grid":
+        points = list(itertools.product(*(one.lattice() or () for one in space)))
+        random.Random(seed).shuffle(points)  # so that a part of the grid is no corner of it
+        for point in points:
+            study.enqueue_trial(dict(zip((one.key for one in space), point, strict=True)))
+    return study
+
+
+def make_sampler(sampler: str, seed: int) -> optuna.samplers.BaseSampler:
+    """optuna's sampler of that word; `multivariate`, since a learning rate and a decay act together."""
+    samplers = optuna_library(sampler).samplers
+    if sampler == "tpe":
+        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    if sampler == "cmaes":
+        return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    return samplers.RandomSampler(seed=seed)  # of a grid all points are enqueued: GridSampler cannot be asked and told
+
+
+def metric_of(row: Mapping[str, Any], metric: str) -> float | None:
+    """A run's metric; of a diverged one the loss before training, which everything that learns is below, in the metric's
+    unit. None where not even that was finite."""
+    if row["status"] == "completed":
+        return float(row[metric])
+    start, data = row["init_val_loss"], row.get("data") or {}
+    if start is None:
+        return None
+    if metric != "val_bpb":
+        return float(start)
+    tokens, size = data.get("val_tokens"), data.get("val_bytes")
+    return float(start * tokens / size / math.log(2)) if tokens and size else None
+
+
+def optuna_library(sampler: str) -> Any:
+    """The optuna module, silent. Raises ConfigError where it is not installed."""
+    try:
+        import optuna
+
+        if sampler == "cmaes":
+            import cmaes  # noqa: F401
+    except ImportError as error:
+        what = "the optuna library" if error.name == "optuna" else f"{error.name} for sampler={sampler}"
+        raise ConfigError(f"hydra/sweeper=optuna needs {what}, which is not installed: {INSTALL}") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
