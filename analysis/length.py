@@ -42,14 +42,12 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
 def by_length(runs: pd.DataFrame, lengths: pd.DataFrame, positions: pd.DataFrame) -> Figure:
     """Change of the loss against the window's length over the training length, ours and as published on the same axes, and
     the loss by position in the longest windows; `lengths` and `positions` as from load_evaluations and load_positions."""
-    if runs.empty or lengths.empty:
+    if runs.empty:
         return message(NOTHING.format(SWEEP))
-    named = runs.assign(arm=arm_of(runs))[["run_id", "arm"]].drop_duplicates("run_id")
+    named = runs.assign(arm=arm_of(runs)).reindex(columns=["run_id", "arm"]).drop_duplicates()
     lengths, positions = (_with_arms(frame, named) for frame in (lengths, positions))
-    if lengths.empty:
-        return message(NOTHING.format(SWEEP))
     told = published(SWEEP)
-    styles = arm_styles([*lengths["arm"], *(series["arm"] for series in told)])
+    styles = arm_styles([*named["arm"], *lengths["arm"], *(series["arm"] for series in told)])
     with style():
         figure = new_figure(height=7.8)
         (left, right), (bottom, side) = figure.subplots(2, 2, height_ratios=(1.2, 1))
@@ -57,15 +55,16 @@ def by_length(runs: pd.DataFrame, lengths: pd.DataFrame, positions: pd.DataFrame
         _draw_published(right, told, styles)
         _same_axes(left, right)
         _draw_positions(bottom, positions, styles)
-        _legend(side, styles)
-        entitle(figure, sweep_question(SWEEP) or SWEEP, _note(lengths))
+        _legend(side, {_name(arm, runs): look for arm, look in styles.items()})
+        cited = " · ".join(dict.fromkeys(series["label"] for series in told))
+        entitle(figure, sweep_question(SWEEP) or SWEEP, f"{_note(lengths)}\npublished: {cited}")
     return figure
 
 
 def changes(lengths: pd.DataFrame) -> pd.DataFrame:
     """Each evaluation's nats per token over those of the same run at 1x the training length and non-overlapping windows: columns
     arm, times, sliding, stride, run_id and change. Runs without that evaluation are left out."""
-    base = lengths[(lengths["times"] == 1) & ~lengths["sliding"]]
+    base = lengths[(lengths["times"] == 1) & ~lengths["sliding"].astype(bool)]
     keys = ["run_id", "text_fingerprint", "changes"]
     joined = lengths.merge(base[[*keys, "nats_per_token"]], on=keys, suffixes=("", "_base"))
     joined["change"] = joined["nats_per_token"] - joined["nats_per_token_base"]
@@ -82,6 +81,15 @@ def _with_arms(frame: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
 def _draw_lengths(axes: Axes, found: pd.DataFrame, styles: dict[str, Arm]) -> None:
     """The mean over the runs of an arm, and their 95 % interval (Student t); dashed for sliding windows."""
     axes.set_title("Ours: change of the loss against 1x, nats per token")
+    if found.empty:
+        axes.text(
+            0.5,
+            0.6,
+            "no evaluation of these runs\nat other lengths yet",
+            transform=axes.transAxes,
+            ha="center",
+            color=MUTED,
+        )
     for (arm, sliding), rows in found.groupby(["arm", "sliding"]):
         look, by = styles[arm], rows.groupby("times")["change"]
         mean = by.mean()
@@ -107,7 +115,7 @@ def _draw_published(axes: Axes, told: list[dict[str, Any]], styles: dict[str, Ar
 
 def _draw_positions(axes: Axes, positions: pd.DataFrame, styles: dict[str, Arm]) -> None:
     """Mean loss of each bin of positions over the windows of all lengths, which read a token at a position alike."""
-    rows = positions[~positions["sliding"]]
+    rows = positions[~positions["sliding"].astype(bool)]
     for arm, own in rows.groupby("arm"):
         own = own.assign(total=own["tokens"] * own["nats_per_token"])
         sums = own.groupby(["start", "end", "train_length"])[["total", "tokens"]].sum().reset_index()
@@ -154,7 +162,16 @@ def _legend(axes: Axes, styles: dict[str, Arm]) -> None:
     axes.legend(handles=marks, loc="upper left", ncols=1 if len(marks) < 13 else 2)
 
 
+def _name(arm: str, runs: pd.DataFrame) -> str:
+    """The arm, and how many of its runs diverged: these have no evaluation."""
+    status = runs.loc[arm_of(runs) == arm, "status"]
+    lost = int((status == "diverged").sum())
+    return f"{arm} ({lost} of {len(status)} diverged)" if lost else arm
+
+
 def _note(lengths: pd.DataFrame) -> str:
+    if lengths.empty:
+        return "python -m lmablate.evaluate RESULTS_DIR --lengths 1,2,4,8,16 evaluates finished runs"
     runs = lengths.groupby("arm")["run_id"].nunique()
     n = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()} to {runs.max()}"
     strides = sorted(set(lengths.loc[lengths["sliding"], "stride"]))

@@ -87,9 +87,10 @@ class Trainer:
         self._pending: list[torch.Tensor] = []
 
     def compile(self) -> None:
-        """Compile the model, if that is possible here."""
-        size = self.cfg.runtime.microbatch_size or self.cfg.trainer.batch_size
-        batch = self.prepared(torch.zeros_like(self.rows(0))).split(size)[0]
+        """Compile the model, if that is possible here. No text is read: a process that compiles for others has none."""
+        size = min(self.cfg.runtime.microbatch_size or math.inf, self.cfg.trainer.batch_size)
+        tokens = torch.zeros((int(size), self.cfg.model.context_length), dtype=torch.long, device=self.device)
+        batch = self.objective.batch(tokens, tokens, data_seed=self.cfg.data_seed, step=0)
 
         def step() -> None:
             self.model.train()

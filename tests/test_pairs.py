@@ -1,0 +1,82 @@
+"""Any two options of two axes: refused in words, or built, causal, differentiable and counted right.
+
+A covering array holds every pair in some row; a pair whose every row is refused is tried alone, so that one refusal hides no other.
+"""
+
+import itertools
+
+import pytest
+import torch
+from allpairspy import AllPairs
+from tiny import AXES, config, options, scaled_model, tokens_for
+
+from lmablate.budget import parameters
+from lmablate.errors import ConfigError
+from lmablate.objective import objective_of
+
+GROUPS = (*AXES, "objective")
+ROWS = [dict(zip(GROUPS, row, strict=True)) for row in AllPairs([options(group) for group in GROUPS])]
+PARTS = 8  # of the array, so that several processes can share it
+Pair = tuple[tuple[str, str], tuple[str, str]]
+
+
+def pairs_of(row: dict[str, str]) -> set[Pair]:
+    return set(itertools.combinations(row.items(), 2))
+
+
+def check(words: dict[str, str]) -> bool:
+    """What test_axes asks of one option, of several; False if their union is refused."""
+    try:
+        cfg = config(*(f"{group}={option}" for group, option in words.items()))
+        model = scaled_model(cfg, 5.0)
+    except ConfigError as refusal:
+        assert len(str(refusal).split()) > 5, f"{words}: refused without a reason"
+        return False
+    tokens = tokens_for(cfg, rows=2)
+    assert parameters(cfg).total == sum(p.numel() for p in model.parameters()), words
+    seen: list[torch.Tensor] = []
+    hook = model.embedding.register_forward_hook(
+        lambda module, ids, out: seen.append(out.requires_grad_().retain_grad() or out)
+    )
+    objective = objective_of(cfg)
+    batch = objective.batch(tokens[:, :-1], tokens[:, 1:], data_seed=0, step=0)
+    last = batch.inputs.shape[1] // 2 if batch.prefix is None else int(batch.prefix.max()) - 1
+    given = () if batch.prefix is None else (batch.prefix,)
+    logits = model(batch.inputs, *given)
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, last].square().sum(), seen[0], retain_graph=True)
+    reached = gradient.abs().amax(-1)
+    assert torch.isfinite(logits).all(), words
+    assert (reached[:, last + 1 :] == 0).all(), f"{words}: the future leaks"
+    assert (reached[:, last] > 0).all(), words
+    objective(model, *batch).objective.backward()
+    idle = {f"{at}.{n}".lstrip(".") for at, m in model.named_modules() for n in getattr(m, "may_be_idle", ())}
+    lost = [n for n, p in model.named_parameters() if n not in idle and (p.grad is None or not p.grad.any())]
+    assert not lost, f"{words}: no gradient reaches {', '.join(lost)}"
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None), words
+    return True
+
+
+def test_the_array_holds_every_pair():
+    held = set().union(*map(pairs_of, ROWS))
+    for a, b in itertools.combinations(GROUPS, 2):
+        for one, other in itertools.product(options(a), options(b)):
+            assert ((a, one), (b, other)) in held
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_pair_builds_or_is_refused(part):
+    for row in ROWS[part::PARTS]:
+        check(row)
+
+
+if __name__ == "__main__":
+    import time
+    t=time.time(); n=0; good=set(); bad=set()
+    for row in ROWS:
+        t0=time.time()
+        ok=check(row)
+        (good if ok else bad).update(pairs_of(row))
+        n+=ok
+        if time.time()-t0>1: print(round(time.time()-t0,2),row)
+    print(len(ROWS), n, time.time()-t, len(good), len(bad-good))
