@@ -4,14 +4,14 @@ from functools import cache
 
 import pytest
 import torch
-from tiny import config, distance, every_option, options, scaled_model, tokens_for, training_record
+from tiny import config, distance, option_cases, options, scaled_model, tokens_for, training_record
 
 from lmablate.budget import flops_per_token, parameters
 from lmablate.model import build_model
 from lmablate.model.attention import EVERYTHING, visible, with_prefix
 from lmablate.objective import Causal, objective_of
 
-pytestmark = pytest.mark.parametrize(("axis", "option"), every_option(), ids=lambda word: word)
+pytestmark = pytest.mark.parametrize(("axis", "option"), option_cases(), ids=lambda word: word)
 
 
 def test_composes_builds_and_is_finite(axis, option):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference_models import randomise
 from scipy import stats
-from tiny import config, every_option, scaled_model
+from tiny import config, every_option, option_cases, scaled_model
 from variants import variant
 
 from lmablate.budget import kv_bytes, kv_bytes_per_token
@@ -59,7 +59,7 @@ def agree(cfg, prefix=None, kinds=tuple(CUTS)):
         assert furthest(model, some_tokens(length=length), shortened(CUTS[kind], length), prefix) < 1e-4, kind
 
 
-@pytest.mark.parametrize(("axis", "option"), every_option(), ids=lambda word: word)
+@pytest.mark.parametrize(("axis", "option"), option_cases(), ids=lambda word: word)
 def test_every_option_reads_piece_by_piece_as_at_once(axis, option):
     agree(variant(**{axis: option}, model={"bias": True}), kinds=("pieces",) if axis == "activation" else tuple(CUTS))
 

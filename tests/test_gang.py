@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import SmallText, config, every_option, scaled_model
+from tiny import SmallText, config, option_cases, scaled_model
 
 from lmablate.gang import Gang, graph_key
 from lmablate.model import build_model
@@ -61,7 +61,7 @@ def assert_same_bits(a, b):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("axis", "option"), every_option(), ids=lambda word: word)
+@pytest.mark.parametrize(("axis", "option"), option_cases(), ids=lambda word: word)
 def test_every_option_gangs_to_the_bit(axis, option, precision):
     """Output, gradients and 20 optimizer steps: weights, losses and gradient norms equal solo's."""
     extra = () if axis == "aspect_ratio" else ("model.head_dim=16",)

@@ -8,7 +8,7 @@ import typing
 from typing import Any, get_type_hints
 
 import pytest
-from tiny import config, distance, every_option, options, request, training_record
+from tiny import config, distance, option_cases, options, request, training_record
 
 from lmablate.config import compose
 from lmablate.config.schema import RunRequest
@@ -118,7 +118,7 @@ def check(raw: dict, path: str) -> None:
     assert not accepted, f"{path} accepts {accepted} and changes nothing"
 
 
-@pytest.mark.parametrize(("axis", "option"), every_option(), ids=lambda word: word)
+@pytest.mark.parametrize(("axis", "option"), option_cases(), ids=lambda word: word)
 def test_keys_of_the_option_and_of_the_model(axis, option):
     raw = request(f"{axis}={option}")
     for path in [*leaves(raw[axis], axis), *leaves(raw["model"], "model")]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -40,6 +41,15 @@ def options(axis: str) -> list[str]:
 
 def every_option() -> list[tuple[str, str]]:
     return [(axis, option) for axis in AXES for option in options(axis)]
+
+
+def option_cases() -> list[Any]:
+    """For parametrize: every option, of which the aspect ratios but one are slow, being full-sized models of one architecture."""
+    slow = [option for option in options("aspect_ratio") if option not in ("none", "r128")]
+    return [
+        pytest.param(axis, option, marks=pytest.mark.slow if axis == "aspect_ratio" and option in slow else ())
+        for axis, option in every_option()
+    ]
 
 
 @cache
