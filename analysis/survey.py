@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from lmablate.analysis._style import GRID, INK, MUTED, PALETTE, PAPER, entitle, new_figure, save, side_column, style
+from lmablate.errors import in_words
 from lmablate.survey.table import Row, by_year
 
 # Panels of `figure`: a column, its title, and the options from the oldest habit to the newest, with their names.
@@ -241,9 +242,9 @@ def draw(table: Sequence[Row], judged: Sequence[Mapping[str, Any]], folder: Path
     return [path for name, one in figures.items() for path in save(one, folder / name)]
 
 
+@in_words
 def main() -> int:
     """``python -m lmablate.analysis.survey --out DIR``: the figures alone."""
-    from lmablate.errors import ConfigError
     from lmablate.results import check_writable
     from lmablate.survey import judged, systems
 
@@ -251,12 +252,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     out = parser.parse_args().out
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    try:
-        check_writable(out, "--out")
-        print("\n".join(map(str, draw(systems(), judged(), out))))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_writable(out, "--out")
+    print("\n".join(map(str, draw(systems(), judged(), out))))
     return 0
 
 

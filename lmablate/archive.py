@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 from lmablate.evaluations import restore_evaluations, save_evaluations
 from lmablate.files import atomic_write, read_jsonl
 from lmablate.run_directory import RunDirectory, check_writable, read_result_file
@@ -153,6 +153,7 @@ def _check_names(names: Iterable[str]) -> None:
             raise ValueError(f"{name!r} is not the name of a run or sweep")
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -167,16 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     take.add_argument("archives", type=Path, metavar="ARCHIVE", nargs="+")
     take.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
     asked = parser.parse_args(argv)
-    try:
-        if asked.verb == "save":
-            print(f"{asked.archive}: {save(asked.results_dir, asked.archive, asked.sweep)} runs")
-        else:
-            for archive in asked.archives:
-                made, there = restore(archive, asked.results_dir)
-                print(f"{archive}: {made} runs restored to {asked.results_dir}, {there} were there")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if asked.verb == "save":
+        print(f"{asked.archive}: {save(asked.results_dir, asked.archive, asked.sweep)} runs")
+    else:
+        for archive in asked.archives:
+            made, there = restore(archive, asked.results_dir)
+            print(f"{archive}: {made} runs restored to {asked.results_dir}, {there} were there")
     return 0
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -53,16 +53,13 @@ class Sweep:
         return (ARM,) if self.study else self.varied
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 with an error in words."""
     from lmablate.cli import main as front_door
 
     words, overrides = _parser().parse_known_args(argv)
-    try:
-        _check(words, overrides)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _check(words, overrides)
 
     def grid(configs: Sequence[RunConfig], launcher: str) -> int:
         return _act(words, _of_grid(words.sweep, configs))

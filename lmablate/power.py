@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 from lmablate.stats import planning
 
 if TYPE_CHECKING:
@@ -25,17 +25,14 @@ TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in s
 TOST_TABLE = {1.0: 13, 1.25: 9, 1.5: 7, 1.75: 6, 2.0: 5, 2.5: 4, 3.0: 4, 4.0: 3}
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 when it was asked for what cannot be answered."""
     words = _parser().parse_args(argv)
-    try:
-        if words.simulate is not None:
-            print("\n".join(simulate(Path(words.simulate), words.sets)))
-        else:
-            print("\n".join(answer(words)))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if words.simulate is not None:
+        print("\n".join(simulate(Path(words.simulate), words.sets)))
+    else:
+        print("\n".join(answer(words)))
     return 0
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 from lmablate.files import atomic_write
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 VERDICTS_SCHEMA = 2
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 when the report was written, 2 when there is nothing to report on."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")
@@ -37,11 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: %(default)s)")
     words = parser.parse_args(argv)
-    try:
-        print("\n".join(write_report(words.results_dir, Path(words.out))))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print("\n".join(write_report(words.results_dir, Path(words.out))))
     return 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -26,15 +26,12 @@ EXAMPLES = """examples:
 """
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Write text; returns the exit code."""
     asked = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        _sample(asked)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _sample(asked)
     return 0
 
 

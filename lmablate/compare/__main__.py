@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 
 if TYPE_CHECKING:
     from lmablate.compare.difference import Mean
@@ -25,15 +25,12 @@ BY = {
 }
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare two runs; returns the exit code."""
     asked = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        print("\n".join(compare(asked)))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print("\n".join(compare(asked)))
     return 0
 
 

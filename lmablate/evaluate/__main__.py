@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmablate.errors import ConfigError, DataError
+from lmablate.errors import ConfigError, DataError, in_words
 
 DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
 files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
@@ -23,15 +23,12 @@ EXAMPLES = """examples:
 """
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate runs; returns the exit code."""
     asked = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        _evaluate(asked)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _evaluate(asked)
     return 0
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,16 +36,13 @@ MEASURES = {
 GRADIENT = "gradient"  # of the FFN's last matrix, which the theorem is about
 
 
+@in_words
 def main(argv: Sequence[str]) -> int:
     """The command line; 0, or 2 when it was asked for what cannot be measured."""
     words, unknown = _parser().parse_known_args(argv)
-    try:
-        if unknown:
-            raise ConfigError(f"{unknown[0]}: no such option; overrides are key=value, and --help lists the rest")
-        print("\n".join(inspect(words)))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: no such option; overrides are key=value, and --help lists the rest")
+    print("\n".join(inspect(words)))
     return 0
 
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one run, and push it where that is asked for; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -23,24 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--public", action="store_true", help="with --push: as a public model")
     asked = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        if asked.public and not asked.push:
-            raise ConfigError(
-                "--public says how to push, and --push is not given: add --push USER/NAME, or leave it out"
-            )
-        from lmablate.interop.convert import library
-        from lmablate.interop.export import check_name, export_run, push
+    if asked.public and not asked.push:
+        raise ConfigError("--public says how to push, and --push is not given: add --push USER/NAME, or leave it out")
+    from lmablate.interop.convert import library
+    from lmablate.interop.export import check_name, export_run, push
 
-        if asked.push:
-            check_name(asked.push)
-        library().utils.logging.disable_progress_bar()
-        done = export_run(asked.run_dir, asked.out)
-        print(f"{done.folder}: {done.architecture}, logits within {done.difference:.1e} of the run's")
-        if asked.push:
-            print(push(done.folder, asked.push, private=not asked.public))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if asked.push:
+        check_name(asked.push)
+    library().utils.logging.disable_progress_bar()
+    done = export_run(asked.run_dir, asked.out)
+    print(f"{done.folder}: {done.architecture}, logits within {done.difference:.1e} of the run's")
+    if asked.push:
+        print(push(done.folder, asked.push, private=not asked.public))
     return 0
 
 

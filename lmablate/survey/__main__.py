@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmablate.errors import ConfigError
+from lmablate.errors import in_words
 from lmablate.files import atomic_write
 from lmablate.survey.judge import judged
 from lmablate.survey.table import CHOICES, COLUMNS, Row, by_year, systems, word
@@ -43,19 +43,16 @@ CLAIM_COLUMNS = (
 )
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where nothing can be written."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.survey", description="What published systems do.")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write tables, figures and claims.json there")
     out = parser.parse_args(argv).out
-    try:
-        table = systems()
-        found = judged(table)
-        if out is not None:
-            write(table, found, out)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = systems()
+    found = judged(table)
+    if out is not None:
+        write(table, found, out)
     print("\n".join(_lines(table, found)))
     if out is not None:
         print(f"wrote {out}/tables, {out}/figures and {out}/claims.json")

@@ -53,25 +53,30 @@ class DrawnSkill(Skill):
 
     n_examples: Positive | None
     n_val: Positive
-
-
-class MqarData(DrawnSkill):
-    """Multi-query associative recall; see recall.py. Half of `vocab_size` are keys, half are values."""
-
-    source: Literal["mqar"]
     vocab_size: Vocabulary
-    n_pairs: Positive
-    power: Annotated[float, Field(gt=0)]
-    random_filler: bool
-    length_factors: Factors | None
 
     @property
     def vocabulary(self) -> int:
         return self.vocab_size
 
+
+class LongerSkill(DrawnSkill):
+    """A drawn task that is evaluated at `length_factors` times the training length too."""
+
+    length_factors: Factors | None
+
     @property
     def factors(self) -> Factors:
         return self.length_factors or []
+
+
+class MqarData(LongerSkill):
+    """Multi-query associative recall; see recall.py. Half of `vocab_size` are keys, half are values."""
+
+    source: Literal["mqar"]
+    n_pairs: Positive
+    power: Annotated[float, Field(gt=0)]
+    random_filler: bool
 
     def complaint(self, length: int) -> str | None:
         keys = self.vocab_size // 2 - 1
@@ -95,14 +100,9 @@ class RecallData(DrawnSkill):
     keys. `train_on` says which next tokens the training loss counts."""
 
     source: Literal["recall"]
-    vocab_size: Vocabulary
     noise_vocab_size: Whole
     noise_fraction: Annotated[float, Field(ge=0, lt=1)]
     train_on: Literal["scored", "all"]
-
-    @property
-    def vocabulary(self) -> int:
-        return self.vocab_size
 
     def complaint(self, length: int) -> str | None:
         left = self.vocab_size - self.noise_vocab_size
@@ -121,20 +121,10 @@ class RecallData(DrawnSkill):
         return None
 
 
-class InductionData(DrawnSkill):
+class InductionData(LongerSkill):
     """The token after an earlier trigger; see recall.py. The last of `vocab_size` tokens is the trigger."""
 
     source: Literal["induction"]
-    vocab_size: Vocabulary
-    length_factors: Factors | None
-
-    @property
-    def vocabulary(self) -> int:
-        return self.vocab_size
-
-    @property
-    def factors(self) -> Factors:
-        return self.length_factors or []
 
     def complaint(self, length: int) -> str | None:
         return "a trigger, its successor and the trigger again take 3 tokens" if length < 3 else None
@@ -144,12 +134,7 @@ class SelectiveCopyingData(DrawnSkill):
     """`n_copied` tokens scattered among blanks are said again; see sequences.py. Two of `vocab_size` tokens are special."""
 
     source: Literal["selective_copying"]
-    vocab_size: Vocabulary
     n_copied: Positive
-
-    @property
-    def vocabulary(self) -> int:
-        return self.vocab_size
 
     def complaint(self, length: int) -> str | None:
         if length <= 2 * self.n_copied + 1:
@@ -164,15 +149,10 @@ class CompressionData(DrawnSkill):
     """A random text is rebuilt from the state of its last token; see sequences.py. The last of `vocab_size` tokens is special."""
 
     source: Literal["compression"]
-    vocab_size: Vocabulary
 
     @property
     def from_last_state(self) -> bool:
         return True
-
-    @property
-    def vocabulary(self) -> int:
-        return self.vocab_size
 
     def complaint(self, length: int) -> str | None:
         return (
@@ -184,11 +164,6 @@ class MemorisationData(DrawnSkill):
     """Facts that are the same in every example; see facts.py. The last of `vocab_size` tokens asks for a value."""
 
     source: Literal["memorisation"]
-    vocab_size: Vocabulary
-
-    @property
-    def vocabulary(self) -> int:
-        return self.vocab_size
 
     def complaint(self, length: int) -> str | None:
         return "its examples are made of pairs of tokens: give an even length" if length % 2 else None
@@ -215,22 +190,12 @@ class ModularData(Skill):
         return None
 
 
-class SequenceData(DrawnSkill):
+class SequenceData(LongerSkill):
     """A text of 1 to `max_length` items is said again, backwards, or sorted; see sequences.py. Two of `vocab_size` tokens are
     special. None for `max_length` is as many as the context holds."""
 
     source: Literal["copy", "reverse", "sort"]
-    vocab_size: Vocabulary
     max_length: Positive | None
-    length_factors: Factors | None
-
-    @property
-    def vocabulary(self) -> int:
-        return self.vocab_size
-
-    @property
-    def factors(self) -> Factors:
-        return self.length_factors or []
 
     def longest(self, length: int) -> int:
         """Items of the longest training example."""
