@@ -57,38 +57,43 @@ def arms_in_order(runs: pd.DataFrame, first: str = "") -> list[str]:
     return sorted(found, key=lambda arm: arm != first) if first in found else found
 
 
-def _by_pair(rows: pd.DataFrame) -> dict[tuple[int, int, str], float]:
-    """Final loss by seeds and numerics of the runs that completed."""
+def _by_pair(rows: pd.DataFrame, metric: str = "val_loss") -> dict[tuple[int, int, str], float]:
+    """Final loss, or another metric, by seeds and numerics of the runs that completed."""
     rows = rows[rows["status"] == "completed"]
     return {
-        (int(r["init_seed"]), int(r["data_seed"]), str(r["numerics"])): float(r["val_loss"])
+        (int(r["init_seed"]), int(r["data_seed"]), str(r["numerics"])): float(r[metric])
         for r in rows.to_dict("records")
     }
 
 
-def effects(runs: pd.DataFrame, baseline: str) -> dict[str, Effect]:
-    """Each arm against `baseline` over common seeds: change of the final loss in per cent of the baseline's mean."""
+def effects(runs: pd.DataFrame, baseline: str, metric: str = "val_loss") -> dict[str, Effect]:
+    """Each arm against `baseline` over common seeds: change of the final `metric` in per cent of the baseline's mean.
+
+    Where arms are crossed with other keys, each is held against the baseline at its own (``b, n_layers 8`` against
+    ``a, n_layers 8``)."""
     arms = arm_of(runs)
-    base = _by_pair(runs[arms == baseline])
+    names = set(arms)
     out = {}
     for arm in arms_in_order(runs, baseline):
         rows = runs[arms == arm]
-        mine = _by_pair(rows)
+        mine = _by_pair(rows, metric)
+        own = baseline if baseline in names else ", ".join([baseline, *arm.split(", ")[1:]])
+        base = _by_pair(runs[arms == own], metric)
         common = sorted(mine.keys() & base.keys())
         scale = sum(base[pair] for pair in common) / len(common) if common else math.nan
         out[arm] = _effect([100 * (mine[pair] - base[pair]) / scale for pair in common], rows)
     return out
 
 
-def increases(runs: pd.DataFrame) -> dict[str, Effect]:
-    """Each arm's final loss over that of the best arm, in per cent, with within-seed intervals.
+def increases(runs: pd.DataFrame, metric: str = "val_loss") -> dict[str, Effect]:
+    """Each arm's final loss, or another metric, over that of the best arm, in per cent, with within-seed intervals.
 
     What a seed does to all arms alike is taken out first: of each loss the mean of its seed over the arms, with the factor
     sqrt(k / (k - 1)) for k arms that this costs (Morey 2008). Only seeds that every drawn arm completed are used; an arm
     with none is given without a value.
     """
     arms = arm_of(runs)
-    losses = {arm: _by_pair(runs[arms == arm]) for arm in arms_in_order(runs)}
+    losses = {arm: _by_pair(runs[arms == arm], metric) for arm in arms_in_order(runs)}
     losses_done = {arm: values for arm, values in losses.items() if values}
     common = sorted(set.intersection(*(set(values) for values in losses_done.values()))) if losses_done else []
     means = {arm: sum(values[p] for p in common) / len(common) for arm, values in losses_done.items()} if common else {}

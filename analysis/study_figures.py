@@ -41,7 +41,9 @@ NOTHING = "No finished evaluation runs of sweeps={0} yet: python -m lmablate.tra
 OTHERS = ("D", "s", "^", "v")  # published series
 
 
-def against_baseline(runs: pd.DataFrame, sweep: str, baseline: str) -> Figure:
+def against_baseline(
+    runs: pd.DataFrame, sweep: str, baseline: str, metric: str = "val_loss", what: str = "final loss"
+) -> Figure:
     """Left: final loss of the tuning runs by learning rate, an arm a line. Right: each arm's change against `baseline` over
     the same seeds in per cent, with its 95 % interval, and published changes as open marks."""
     own = stage(runs, "evaluate")
@@ -55,21 +57,28 @@ def against_baseline(runs: pd.DataFrame, sweep: str, baseline: str) -> Figure:
         panels = figure.subplots(1, 2, width_ratios=(1, 1.35)) if len(tuned) else [None, figure.subplots()]
         if panels[0] is not None:
             _draw_rates(panels[0], tuned, styles, baseline)
-        views = {"own rate": effects(own, baseline)}
+        views = {"own rate": effects(own, baseline, metric)}
         if len(shared):
-            views["shared rate"] = effects(shared, baseline)
-        _draw_effects(panels[1], views, styles, baseline, sweep)
-        entitle(figure, sweep_question(sweep) or sweep, _note(own, sweep))
+            views["shared rate"] = effects(shared, baseline, metric)
+        _draw_effects(panels[1], views, styles, baseline, sweep, what)
+        entitle(figure, sweep_question(sweep) or sweep, note(own, sweep))
     return figure
 
 
-def over_size(runs: pd.DataFrame, sweep: str, where: Callable[[Mapping[str, Any]], float], xlabel: str) -> Figure:
-    """Increase of the final loss over the best arm in per cent, by a size on a logarithmic axis, with within-seed 95 %
-    intervals; published curves on the same axes."""
+def over_size(
+    runs: pd.DataFrame,
+    sweep: str,
+    where: Callable[[Mapping[str, Any]], float],
+    xlabel: str,
+    metric: str = "val_loss",
+    what: str = "Final validation loss",
+) -> Figure:
+    """Increase of the final loss, or of another metric, over the best arm in per cent, by a size on a logarithmic axis, with
+    within-seed 95 % intervals; published curves on the same axes."""
     own = stage(runs, "evaluate")
     if own.empty:
         return message(NOTHING.format(sweep))
-    at, rises = positions(own, where), increases(own)
+    at, rises = positions(own, where), increases(own, metric)
     with style():
         figure = new_figure(height=4.8)
         axes = figure.subplots()
@@ -86,11 +95,11 @@ def over_size(runs: pd.DataFrame, sweep: str, where: Callable[[Mapping[str, Any]
         for arm in lost:
             axes.plot([at[arm]], [0.97], "X", ms=9, color=PALETTE[0], transform=axes.get_xaxis_transform(), zorder=5)
         axes.axhline(0, color=MUTED, lw=1, zorder=1)
-        _plain_log(axes)
-        axes.set(xlabel=xlabel, title="Final validation loss over the best, per cent")
+        plain_log(axes)
+        axes.set(xlabel=xlabel, title=f"{what} over the best, per cent")
         axes.legend(loc="upper center")
         left_out = f"  ·  crosses: no seed completed ({', '.join(lost)})" if lost else ""
-        entitle(figure, sweep_question(sweep) or sweep, _note(own, sweep) + left_out)
+        entitle(figure, sweep_question(sweep) or sweep, note(own, sweep) + left_out)
     return figure
 
 
@@ -117,13 +126,18 @@ def _draw_rates(axes: Axes, runs: pd.DataFrame, styles: Mapping[str, Arm], basel
                   color=look.color)  # fmt: skip
         for lr in sorted(set(rows.loc[rows["status"] == "diverged", "optim.lr"])):
             axes.plot([lr], [0.97], "X", ms=7, color=look.color, transform=axes.get_xaxis_transform(), clip_on=False)
-    _plain_log(axes, sorted(set(runs["optim.lr"])))
+    plain_log(axes, sorted(set(runs["optim.lr"])))
     axes.tick_params(axis="x", labelrotation=40)
     axes.set(xlabel="peak learning rate", title="Tuning: final validation loss, nats per token")
 
 
 def _draw_effects(
-    axes: Axes, views: Mapping[str, Mapping[str, Effect]], styles: Mapping[str, Arm], baseline: str, sweep: str
+    axes: Axes,
+    views: Mapping[str, Mapping[str, Effect]],
+    styles: Mapping[str, Arm],
+    baseline: str,
+    sweep: str,
+    what: str,
 ) -> None:
     first = next(iter(views.values()))
     arms = list(first)
@@ -162,9 +176,7 @@ def _draw_effects(
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     words = "" if len(views) == 1 else "\nfainter: at the learning rate shared by all"
-    axes.set(
-        title=f"Against {baseline}", xlabel=f"change of the final loss, same seeds, per cent (below 0: better){words}"
-    )
+    axes.set(title=f"Against {baseline}", xlabel=f"change of the {what}, same seeds, per cent (below 0: better){words}")
     rows = [
         (y, signed(first[arm].mean, 2) if first[arm].mean is not None else "none", INK) for y, arm in enumerate(arms)
     ]  # type: ignore[arg-type]
@@ -186,7 +198,8 @@ def _name(arm: str, effect: Effect) -> str:
     return f"{arm} ({effect.diverged} of {effect.runs} diverged)" if effect.diverged else arm
 
 
-def _note(runs: pd.DataFrame, sweep: str) -> str:
+def note(runs: pd.DataFrame, sweep: str) -> str:
+    """What a figure of a study rests on: seeds an arm, intervals, grades of what is published, what equal size means."""
     seeds = runs.groupby(arm_of(runs)).size()
     low, high = int(seeds.min()), int(seeds.max())
     n = str(low) if low == high else f"{low} to {high}"
@@ -196,7 +209,7 @@ def _note(runs: pd.DataFrame, sweep: str) -> str:
     return f"ours: {n} seeds an arm, line: 95 % interval (Student t){told}" + (f"\n{sizes}" if sizes else "")
 
 
-def _plain_log(axes: Axes, ticks: Sequence[float] = ()) -> None:
+def plain_log(axes: Axes, ticks: Sequence[float] = ()) -> None:
     """A logarithmic axis whose ticks are plain numbers: the given ones where they are few, else powers of two."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks) if 0 < len(ticks) < 9 else LogLocator(base=2, numticks=14))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks import measure
+from benchmarks.conclusions import RATES, tuned_hour
 from benchmarks.tables import NONE, OURS, number, row_of, share_of_peak, speedup, table, with_interval
 
 COMPILED = "lmablate, bf16 compiled"
@@ -116,6 +117,11 @@ def conclusion_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
         ways = asked.get(name, {}).get("ways", {})
         gain = ways["ours"]["conclusions_an_hour"] / ways["plain"]["conclusions_an_hour"] if len(ways) == 2 else None
         yield Bar(f"Conclusions an hour over plain practice: {name}", 5, None if gain is None else (gain,) * 3)
+        if gain is not None:
+            tuned = tuned_hour(ways["ours"]) / tuned_hour(ways["plain"])
+            yield Bar(
+                f"The same with each arm's learning rate chosen among {RATES} (reckoned): {name}", 5, (tuned,) * 3
+            )
 
 
 def sweep_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:

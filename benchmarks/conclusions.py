@@ -148,6 +148,17 @@ def answer(found: Mapping[int, Losses], wall_seconds: float, *, paired: bool) ->
     return {**worst, "losses": found}
 
 
+RATES = 5  # learning rates that an arm is tuned over, as in sweeps/sanity.yaml
+
+
+def tuned_hour(way: Mapping[str, Any]) -> float:
+    """Conclusions an hour where each arm's learning rate has to be chosen among RATES too, reckoned from what was measured:
+    ours trains one run a rate on a seed of its own and then the seeds it needs; a grid trains every seed at every rate."""
+    n = way["runs_an_arm"]
+    runs = RATES + n if way["paired"] else RATES * n
+    return 3600 / (2 * runs * way["wall_seconds_a_run"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="3 seeds an arm, a quarter of the tokens")

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 OUT, DOCS = ROOT / "benchmarks" / "out", ROOT / "docs"
 
 from benchmarks import bars, tables  # noqa: E402
+from benchmarks.conclusions import RATES  # noqa: E402
 from benchmarks.shapes import SHAPES  # noqa: E402
 
 Results = dict[str, dict[str, Any]]
@@ -165,6 +166,8 @@ def _conclusions(found: Mapping[str, Any] | None) -> str:
         "95 % confidence. Ours: one command on all cores, both arms with the same seeds, differences of pairs; several budgets "
         "are the decays of one trunk. Plain practice: fp32, one run after the other with "
         f"{found['threads']} threads, a seed of its own for every run, difference of two means; a run for every budget.",
+        f"The last column is reckoned from the others: the same where the learning rate of each arm is chosen among {RATES} too, by one "
+        "run a rate on a seed of its own (ours), or by a grid that trains every seed at every rate.",
     ]
     for name, question in found["questions"].items():
         mine, plain = (question["ways"][way] for way in ("ours", "plain"))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import measure
+from benchmarks.conclusions import tuned_hour
 
 Result = Mapping[str, Any]
 NONE = "not measured"
@@ -184,7 +185,8 @@ def conclusions_table(ways: Mapping[str, Result]) -> str:
     lines = []
     for name, way in ways.items():
         seconds, hour = f"{way['wall_seconds_a_run']:.2f}", f"{way['conclusions_an_hour']:.1f}"
-        lines.append([name, str(way["runs"]), seconds, f"{way['sd']:.4f}", str(way["runs_an_arm"]), hour])
+        tuned = f"{tuned_hour(way):.2f}"
+        lines.append([name, str(way["runs"]), seconds, f"{way['sd']:.4f}", str(way["runs_an_arm"]), hour, tuned])
     head = [
         "",
         "runs measured",
@@ -192,5 +194,6 @@ def conclusions_table(ways: Mapping[str, Result]) -> str:
         "sd of a difference",
         "runs an arm",
         "conclusions an hour",
+        "with tuning",
     ]
     return table(head, lines)

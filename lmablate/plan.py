@@ -43,12 +43,23 @@ def show_published(configs: Sequence[RunConfig]) -> None:
 
 def plan_study(study: Study, launcher: str) -> int:
     """The same for a study: the jobs that are known now, and those that hang on the results of these."""
-    from lmablate.jobs import prepare_jobs
     from lmablate.sweeper import optuna_search, optuna_table
-    from lmablate.sweeper.study import seed_word
 
     if isinstance(study, optuna_search.Search):
         return optuna_table.plan(study)
+    jobs, later, data = known_and_later(study)
+    waits_for = "its start" if study.settings.starts else "a look"
+    show(list(jobs.values()), data, later, f"after {'tuning' if study.stage == 'tune' else waits_for}")
+    for line in study.decisions():
+        print(line)
+    return 0
+
+
+def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, TokenData]]:
+    """A study's jobs whose identity is known now, those that hang on the results of these, and the data of both by run id."""
+    from lmablate.jobs import prepare_jobs
+    from lmablate.sweeper.study import seed_word
+
     study.check()
     jobs: dict[str, Job] = {}
     data: dict[str, TokenData] = {}
@@ -61,10 +72,7 @@ def plan_study(study: Study, launcher: str) -> int:
     later, stores = prepare_jobs(study.later())
     for job in later:
         job.label = f"{job.cfg.arm} · {seed_word(job.cfg.init_seed, job.cfg.data_seed)}"
-    show(list(jobs.values()), data | stores, later, "after tuning" if study.stage == "tune" else "after a look")
-    for line in study.decisions():
-        print(line)
-    return 0
+    return jobs, later, data | stores
 
 
 def show(jobs: Sequence[Job], data: Mapping[str, TokenData], later: Sequence[Job] = (), when: str = "") -> None:
@@ -149,9 +157,13 @@ def calibrate(job: Job, data: TokenData) -> float:
 
 
 def main() -> None:
-    """``python -m lmablate.plan <the same words as lmablate.train>``."""
+    """``python -m lmablate.plan <the same words as lmablate.train>``, or ``--all`` for every stored sweep."""
     from lmablate.cli import main as front_door
 
+    if "--all" in sys.argv[1:]:
+        from lmablate.plan_all import plan_all
+
+        sys.exit(plan_all([word for word in sys.argv[1:] if word != "--all"]))
     sys.exit(front_door("lmablate.plan", "price a command before it runs", plan, study=plan_study))
 
 

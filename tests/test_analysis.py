@@ -212,27 +212,68 @@ def test_script_says_what_is_wrong_with_the_folder(tmp_path, monkeypatch, capsys
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_explore_notebook_runs_and_is_committed_without_outputs(tmp_path, monkeypatch):
-    import nbformat
-    from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "analysis").glob("*.ipynb"))
 
-    fake_results.write_fake_results(tmp_path / "results", steps=80)
-    notebook = nbformat.read(ROOT / "analysis" / "explore.ipynb", as_version=4)
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_has_no_outputs_and_its_text_twin_says_the_same(name):
+    import jupytext
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "analysis" / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs"), "clear the notebook's outputs before committing it"
         assert cell.get("execution_count") is None
+    twin = jupytext.read(ROOT / "analysis" / f"{name}.md")
+    both = [[(cell.cell_type, cell.source) for cell in one.cells] for one in (notebook, twin)]
+    assert both[0] == both[1], "run make notebooks"
 
-    # The kernel must be this interpreter, whatever "python3" is registered for the user.
+
+def execute(name, tmp_path, monkeypatch, **environment):
+    """The notebook, executed in this interpreter, whatever "python3" is registered for the user."""
+    import nbformat
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "analysis" / f"{name}.ipynb", as_version=4)
     manager = AsyncKernelManager(kernel_name="python3")
     manager.kernel_spec.argv[0] = sys.executable
-    monkeypatch.setenv("LMABLATE_RESULTS", str(tmp_path / "results"))
+    for key, value in {"LMABLATE_RESULTS": str(tmp_path / "results"), **environment}.items():
+        monkeypatch.setenv(key, value)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    kinds = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", {})}
-    assert {"text/html", "image/png"} <= kinds
+    NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    return notebook
+
+
+def kinds(notebook):
+    return [kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", {})]
+
+
+def test_explore_notebook_runs(tmp_path, monkeypatch):
+    fake_results.write_fake_results(tmp_path / "results", steps=80)
+    assert {"text/html", "image/png"} <= set(kinds(execute("explore", tmp_path, monkeypatch)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lecture", "question"])
+def test_notebooks_run_on_published_results(name, tmp_path, monkeypatch):
+    from lmablate.archive import main as archive
+    from lmablate.paths import SWEEPS_DIR
+
+    for sweep in ("activation", "head_dim"):
+        archive(["restore", str(ROOT / "docs" / "results" / sweep), str(tmp_path / "results")])
+    notebook = execute(name, tmp_path, monkeypatch)
+    shown = str([output for cell in notebook.cells for output in cell.get("outputs", ())])
+    if name == "question":
+        assert kinds(notebook).count("image/png") == 1 and "swiglu" in shown
+        return
+    asked = {path.stem for path in SWEEPS_DIR.glob("*.yaml")} - {"norm_and_activation", "skills"}
+    named = {cell.source.split('"')[1] for cell in notebook.cells if cell.source.startswith("question = ")}
+    assert named >= asked, "a sweep is missing in the walk"
+    assert kinds(notebook).count("image/png") == len(named)
+    assert "supported" in shown and "sweeps=kv_heads scale=laptop" in shown
 
 
 def test_more_arms_than_a_page_holds_are_cut_and_it_is_said(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import made_up
 import numpy as np
@@ -9,10 +10,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lmablate.claims import judge, load_claims
+from lmablate.claims import judge, lecture, load_claims
 from lmablate.claims.data import GRADES, Hypothesis
-from lmablate.claims.evidence import Table, find
+from lmablate.claims.evidence import find
 from lmablate.claims.reading import evidence
+from lmablate.claims.rows import Table
 from lmablate.claims.table import verdict_table
 from lmablate.errors import ConfigError
 from lmablate.paths import ROOT
@@ -336,6 +338,36 @@ def test_tuning_runs_are_never_evidence():
     assert verdict("R2", *evaluated, tuned)["tests"][0]["effect"] == pytest.approx(3.0, abs=0.1)
 
 
+def test_a_sensitivity_is_measured_on_the_whole_grid_of_a_tuning_stage():
+    """Nothing was picked on it yet; of every other metric it is no evidence."""
+    rows = []
+    for option, cost in (("none", 1.0), ("qk_norm", 0.3)):
+        for lr in (0.001, 0.003, 0.01):
+            rows += arm(3, 25 * cost * abs(math.log(lr / 0.003)), stability=option, optim__lr=lr, stage="tune")
+    wider, at_best = verdict("S1", rows)["tests"]
+    assert wider["metric"] == "lr_sensitivity" and wider["n"] == 3
+    assert wider["effect"] == pytest.approx(-70, abs=3)
+    assert "runs of tuning stages are not evidence" in at_best["reason"] and at_best["effect"] is None
+
+
+def test_losses_through_longer_windows_are_evidence_of_what_holds_there(monkeypatch):
+    arms = [arm(4, posemb=name) for name in ("sinusoidal", "rope", "alibi", "t5")]
+    there = {"sinusoidal": 6.0, "rope": 5.0, "alibi": 4.0, "t5": 4.1}
+    frame = made_up.frame(*arms)
+    frame.attrs["folders"] = ["somewhere"]
+    longer = [
+        {"run_id": run_id, "text": "validation", "changes": changes, "sliding": sliding, "times": times, "nats_per_token": loss}
+        for run_id, name, i in zip(frame["run_id"], frame["posemb"], range(len(frame)), strict=True)
+        for times, sliding, changes, loss in [
+            (4.0, False, "", there[name] + 0.01 * (i % 3)), (4.0, True, "", 99.0), (4.0, False, "posemb=x", 99.0), (1.0, False, "", 4.0)
+        ]
+    ]  # fmt: skip
+    monkeypatch.setattr("lmablate.evaluations.load_evaluations", lambda folders: pd.DataFrame(longer))
+    fails, holds = next(row for row in judge(frame, asked=["R3"]) if row["id"] == "R3")["tests"]
+    assert fails["effect"] == pytest.approx(20, abs=0.5) and fails["verdict"] == "supported"
+    assert holds["effect"] == pytest.approx(100 * (5 / 4.05 - 1), abs=0.5) and holds["verdict"] == "supported"
+
+
 def study(**arms):
     return {"sweep": "made", "claims": [], "arms": arms, "looks": {}}
 
@@ -483,3 +515,14 @@ def test_the_table_has_a_row_a_test_and_one_for_a_claim_without():
     r2 = table[table["claim"] == "R2"].iloc[0]
     assert r2["verdict"] == "supported" and r2["published_effect"] == 4.53 and r2["low"] < r2["effect"] < r2["high"]
     assert pd.isna(table[table["claim"] == "A2"].iloc[0]["effect"])
+
+
+def test_the_page_of_the_lecture_is_that_of_the_stored_verdicts():
+    page = lecture.page(ROOT / "docs" / "results")
+    assert page == (ROOT / "docs" / "lecture.md").read_text(), (
+        "run python -m lmablate.claims.lecture docs/results --out docs/lecture.md"
+    )
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| page")]
+    assert len(rows) == 59 and all(cell.strip() for row in rows for cell in row.strip("|").split(" | "))
+    for link in re.findall(r"\]\((results/[^)]*)\)", page):
+        assert (ROOT / "docs" / link).exists(), link

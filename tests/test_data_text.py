@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from data_support import bpe, byte_level, files, gather, stores, texts, write
 
-from lmablate.data import DataError, prepare
+from lmablate.data import DataError, TokenData, prepare
 from lmablate.data.documents import Corpus
 
 
@@ -146,3 +146,20 @@ def test_training_and_validation_share_no_document(tmp_path: Path):
     train, val = ({*data.decode(ids).split("<|endoftext|>")} - {""} for ids in (data.train, data.val))
     assert train | val <= {*texts(60)} | val
     assert not any(text.startswith(tuple(val)) for text in train)
+
+
+def test_less_training_text_is_the_first_of_it_with_the_tokenizer_of_all(tmp_path: Path):
+    texts = [f"document {i} says {'ab' * (i % 7)} and {i * i} words\n" * 6 for i in range(40)]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+
+    def tokens(**changes: int) -> TokenData:
+        return prepare(files(f"{tmp_path}/*.txt", **changes), bpe(), context_length=8, cache=tmp_path / "cache")
+
+    whole, less = tokens(), tokens(train_bytes=2000)
+    assert less.tokenizer_fingerprint == whole.tokenizer_fingerprint and less.fingerprint != whole.fingerprint
+    assert np.array_equal(less.val, whole.val)
+    kept = len(less.train) - 2  # the last document was cut, where a word may have been whole before
+    assert 0 < kept < len(whole.train) and np.array_equal(less.train[: kept - 8], whole.train[: kept - 8])
+    with pytest.raises(DataError, match=r"data.train_bytes=1000000 keeps all \d+ bytes of training text"):
+        tokens(train_bytes=1_000_000)

@@ -41,12 +41,14 @@ class Fake:
     def __init__(self, loss=made_up, code: int = 0, only: int | None = None) -> None:
         self.loss, self.code, self.only = loss, code, only
         self.trained: list[list[str]] = []
+        self.words: dict[str, list[str]] = {}
 
     def __call__(self, jobs, data) -> int:
         todo = [job for job in jobs if not job.done][: self.only]
         self.trained.append([job.label for job in todo])
         for job in todo:
             cfg, loss = job.cfg, self.loss(job.cfg)
+            self.words[job.run_id] = cfg.overrides
             row = dict.fromkeys(
                 ("train_loss", "init_val_loss", "val_loss", "val_bpb", "diverged_at_step", "tokens_per_second",
                  "wall_seconds", "peak_memory_bytes")
@@ -322,3 +324,42 @@ def test_the_arms_of_a_stored_study_can_be_trained_and_have_equal_parameters(nam
     counts = [parameters(compose([f"sweeps={name}", *sizes, *words])).non_embedding for words in matched.values()]
     if name != "sanity":
         assert counts == pytest.approx([counts[0]] * len(counts), rel=0.01)  # of the baseline
+
+
+STARTS = {"rms": [], "longer": ["model.context_length=64"], "longest": ["model.context_length=128"]}
+
+
+def test_an_arm_starts_from_the_run_of_its_own_seed_and_not_before(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmablate.jobs.with_data", lambda cfg, data: cfg)  # made-up runs have no weights to look at
+    made = study(text, tmp_path, arms=STARTS, tune="none", starts={"longest": "longer", "longer": "rms"})
+    launch = Fake()
+    assert made.run(launch) == 0
+    assert [len(batch) for batch in launch.trained] == [3, 3, 3]
+    runs = load_runs(tmp_path)
+    ids = {(use["arm"], use["init_seed"]): use["run_id"] for use in saved(tmp_path)["runs"]}
+    told = {key: dict(word.split("=", 1) for word in words) for key, words in launch.words.items()}
+    for arm, parent in (("longer", "rms"), ("longest", "longer")):
+        for seed in range(3):
+            assert told[ids[arm, seed]]["trainer.init_from"].strip("'") == ids[parent, seed]
+    assert len(runs) == 9
+
+
+def test_an_arm_whose_start_diverged_is_missing_in_words(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmablate.jobs.with_data", lambda cfg, data: cfg)
+    made = study(text, tmp_path, arms=STARTS, tune="none", starts={"longer": "rms"})
+    made.run(Fake(lambda cfg: None if cfg.init_seed == 1 and cfg.model.context_length != 128 else 2.0))
+    assert "longer: 1 run without a result; the runs of rms that it starts from are not all completed" in made.notes()
+
+
+@pytest.mark.parametrize(
+    ("starts", "more", "said"),
+    [
+        ({"longer": "layer"}, {}, "there is no arm layer; arms: rms, longer, longest"),
+        ({"longer": "longest", "longest": "longer"}, {}, "longer waits for longest waits for longer"),
+        ({"longer": "rms"}, {"cross": {"model.n_layers": [1, 2]}}, "sweep.starts and sweep.cross do not go together"),
+        ({"longer": "rms"}, {"tune": TUNE}, "sweep.starts and tune=per_arm do not go together"),
+    ],
+)
+def test_starts_that_cannot_be_are_refused(text, tmp_path, starts, more, said):
+    with pytest.raises(ConfigError, match=said):
+        study(text, tmp_path, **{"arms": STARTS, "tune": "none", "starts": starts, **more})

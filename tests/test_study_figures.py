@@ -19,7 +19,10 @@ STUDIES = {
     if "sweeper: study" in path.read_text()
 }
 T_3 = 3.182446  # 0.975 quantile of Student's t with 3 degrees of freedom, from the tables
-SIZES = {"model.head_dim": 32, "model.d_model": 128, "model.n_layers": 4, "model.d_ff": 512}
+SIZES = {
+    **{"model.head_dim": 32, "model.d_model": 128, "model.n_layers": 4, "model.d_ff": 512},
+    **{"model.n_kv_heads": 4, "model.vocab_size": 512, "tokens_per_second": 1000},
+}
 
 
 def arms_of(sweep: str) -> list[str]:
@@ -43,6 +46,7 @@ def made_up(sweep: str, seeds: int = 4, diverged: str = "") -> pd.DataFrame:
                 for lr in (1e-3, 2e-3, 4e-3) if stage == "tune" else (2e-3,):
                     loss = 3 + 0.03 * i + shared[seed] + rng.gauss(0, 0.002) + 0.1 * math.log(lr / 2e-3) ** 2
                     row = {"status": status, "val_loss": loss if status == "completed" else math.nan, "optim.lr": lr}
+                    row |= {"init_val_loss": 6.0, "train_loss": row["val_loss"], "val_bpb": row["val_loss"] / 2}
                     rows.append({**common, **row, "stage": stage, "init_seed": seed, "data_seed": seed})
     return pd.DataFrame(rows)
 

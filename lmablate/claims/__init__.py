@@ -1,6 +1,6 @@
 """The lecture's claims as data, and the verdict that finished runs give on each.
 
-`*.yaml` hold the claims, `data.py` reads them, `matching.py` and `evidence.py` find the runs, `measure.py` estimates,
+`*.yaml` hold the claims, `data.py` reads them, `rows.py`, `matching.py` and `evidence.py` find the runs, `measure.py` estimates,
 `verdict.py` judges, `reading.py` does it for a results directory.
 """
 

@@ -21,7 +21,8 @@ GRADES = {
     "U": "from memory, unverified",
 }
 Grade = Literal["V1", "V2", "V3", "V4", "R", "U"]
-Metric = Literal["val_loss", "val_bpb", "train_loss", "tokens_per_second", "lr_sensitivity", "diverged"]
+Longer = Literal["val_loss_2x", "val_loss_4x", "val_loss_8x", "val_loss_16x"]  # windows over the training length
+Metric = Literal["val_loss", "val_bpb", "train_loss", "tokens_per_second", "lr_sensitivity", "diverged"] | Longer
 Direction = Literal["lower", "higher", "equal", "not_higher"]
 Value = str | bool | int | float | None
 Arms = dict[str, Value | list[Value]]
@@ -92,11 +93,13 @@ class Hypothesis(Settings):
 
 
 class Claim(Settings):
-    """`id`: as in the lecture's list. `untested`: why no test of results says anything on it, where none does."""
+    """`id`: as in the lecture's list. `pages`: where the lecture says it: pages of its notes, or slides; null: a matter of
+    method. `untested`: why no test of results says anything on it, where none does."""
 
     id: str
     group: str
     priority: Annotated[int, Field(ge=1, le=3)]
+    pages: str | None
     statement: str
     expected: str
     smallest_scale: str

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from lmablate.arms import axis_columns, config_columns, is_missing, show
+from lmablate.arms import is_missing, show
 from lmablate.claims.data import Hypothesis
 from lmablate.claims.matching import Row, clipped, matches, value_of, words
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lmablate.claims.rows import Table
 
 Pair = tuple[int, int, str]  # init_seed, data_seed, numerics
 MATCHED = 0.01
@@ -23,18 +21,6 @@ LR = "optim.lr"
 # May differ between two arms beside what names them: the rate each is best at, and the width that a gate changes.
 FOLLOW = (LR, "model.d_ff", "provenance.overrides", "preset", "trunk")
 _STAGES = {"own": ("evaluate",), "shared": ("evaluate_shared",)}
-
-
-class Table(NamedTuple):
-    """Finished runs (load_runs) as rows, with the columns that tell their science apart."""
-
-    rows: list[Row]
-    columns: list[str]
-
-    @classmethod
-    def of(cls, runs: pd.DataFrame) -> Table:
-        columns = [*axis_columns(runs), *config_columns(runs), "science_version"]
-        return cls(runs.to_dict("records"), [column for column in columns if column in runs])
 
 
 class Arm(NamedTuple):
@@ -74,14 +60,15 @@ class Found(NamedTuple):
 
 
 def find(runs: Table, test: Hypothesis) -> Found:
-    """The samples of `test` among the finished `runs`; runs of a tuning stage or of a search are never evidence."""
-    rows = [row for row in runs.rows if _is_evidence(row, test.view or "own")]
+    """The samples of `test` among the finished `runs`; what was picked on a tuning stage or by a search is no evidence."""
+    rows = [row for row in runs.rows if _is_evidence(row, test)]
     tuned, searched = (sum(row.get("stage") == stage for row in runs.rows) for stage in ("tune", "search"))
     rows = [row for row in rows if matches(row, test.where or {})]
     by_term = [[row for row in rows if matches(row, term.arms)] for term in test.contrast]
     lacking = [words(term.arms) for term, own in zip(test.contrast, by_term, strict=True) if not own]
     if lacking:
-        chosen_by = [f"{n} runs of {what}" for n, what in ((tuned, "tuning stages"), (searched, "searches")) if n]
+        aside_of = (("tuning stages", tuned if test.metric != "lr_sensitivity" else 0), ("searches", searched))
+        chosen_by = [f"{n} runs of {what}" for what, n in aside_of if n]
         aside = f" ({' and '.join(chosen_by)} are not evidence)" if chosen_by else ""
         where = f" at {words(test.where)}" if test.where else ""
         return Found(
@@ -114,10 +101,12 @@ def _telling(settings: Sequence[tuple[Hashable, ...]]) -> list[int]:
     return chosen
 
 
-def _is_evidence(row: Row, view: str) -> bool:
-    """Rows of no study count in either view."""
+def _is_evidence(row: Row, test: Hypothesis) -> bool:
+    """Rows of no study count in either view. A tuning stage is the whole grid, from which nothing was picked yet: it is what
+    a sensitivity is measured on, and nothing else."""
     stage = row.get("stage")
-    return row["status"] != "failed" and (is_missing(stage) or stage in _STAGES[view])
+    stages = ("tune",) if test.metric == "lr_sensitivity" else _STAGES[test.view or "own"]
+    return row["status"] != "failed" and (is_missing(stage) or stage in stages)
 
 
 def _held(runs: Table, rows: list[Row], test: Hypothesis) -> list[str]:

@@ -27,6 +27,7 @@ SHAPES: dict[str, Callable[[Row], float]] = {
     "shape.heads_per_kv": lambda r: r["model.n_heads"] / r["model.n_kv_heads"],
     "shape.heads_width": lambda r: r["model.n_heads"] * r["model.head_dim"] / r["model.d_model"],
     "shape.warmup_share": lambda r: r["schedule.warmup_steps"] / r["trainer.steps"],
+    "shape.fine_tuned": lambda r: float(not is_missing(r.get("trainer.init_from"))),
     "shape.epochs": lambda r: (
         r["trainer.steps"] * r["trainer.batch_size"] * r["model.context_length"] / r["data.train_tokens"]
     ),

@@ -20,6 +20,7 @@ EQUAL, WIDER = 0.2, 0.5
 _WORDS = {
     "val_loss": "a validation loss", "val_bpb": "bits per byte", "train_loss": "a training loss",
     "tokens_per_second": "a speed", "lr_sensitivity": "three learning rates in common, one of which trains",
+    **{f"val_loss_{n}x": f"an evaluation at {n} times the training length (runtime.evaluate_lengths)" for n in (2, 4, 8, 16)},
 }  # fmt: skip
 FEW = 8  # pairs from which an arm's own variance is known well enough
 
@@ -197,7 +198,8 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[Arm]) -> float | No
         tokens, size = row.get("data.val_tokens"), row.get("data.val_bytes")
         known = not (is_missing(tokens) or is_missing(size) or is_missing(row["init_val_loss"]))
         return float(row["init_val_loss"] * tokens / size / math.log(2)) if known else None
-    return None if is_missing(row[test.metric]) else float(row[test.metric])
+    value = row.get(test.metric)
+    return None if is_missing(value) else float(value)  # type: ignore[arg-type]
 
 
 def _sensitivity(rows: list[Row], arms: Sequence[Arm]) -> float | None:

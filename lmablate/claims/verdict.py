@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lmablate.arms import is_missing
 from lmablate.claims.data import Claim, Hypothesis, load_claims
-from lmablate.claims.evidence import Found, Sample, Table, find
+from lmablate.claims.evidence import Found, Sample, find
+from lmablate.claims.rows import Table
 from lmablate.claims.matching import words
 from lmablate.claims.measure import Estimate, Looks, measure
 from lmablate.stats.families import holm

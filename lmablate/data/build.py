@@ -76,7 +76,12 @@ def _build(data: TextSettings, source: Source, settings: TokenizerSettings, cach
         log.info("reading %s", source.where)
         spool = folder / "text"
         corpus = collect(
-            source.documents(), spool, where=source.where, val_fraction=data.val_fraction, val_bytes=data.val_bytes
+            source.documents(),
+            spool,
+            where=source.where,
+            val_fraction=data.val_fraction,
+            val_bytes=data.val_bytes,
+            train_bytes=data.train_bytes,
         )
         given = None if isinstance(settings, BpeTokenizer) else _given(settings)
         about = fingerprint(given) if given else [settings.model_dump(), _version(settings)]
@@ -96,7 +101,7 @@ def _given(settings: TokenizerSettings) -> Tokenizer:
 
 def _train(corpus: Corpus, settings: TokenizerSettings) -> Tokenizer:
     assert isinstance(settings, BpeTokenizer)
-    batches = ([text.decode() for text, _ in batch] for batch in corpus.batches(corpus.train))
+    batches = ([text.decode() for text, _ in batch] for batch in corpus.batches(corpus.whole))
     return train_bpe(batches, settings.vocab_size)
 
 

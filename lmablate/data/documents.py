@@ -31,11 +31,13 @@ class Corpus:
     """The text of a source on disk, `spool`, and where its documents stand in it.
 
     `train` and `val` are int64 arrays (documents, 2) of byte offset and length, in canonical order: sorted by the SHA-256 of
-    the text. `val` is the validation text alone, `val_bytes` long; held-out documents beyond it are in neither.
+    the text. `val` is the validation text alone, `val_bytes` long; held-out documents beyond it are in neither. `whole` is the
+    text that a tokenizer learns from: that of `train` before it was cut to `train_bytes`.
     """
 
     spool: Path
     train: np.ndarray
+    whole: np.ndarray
     val: np.ndarray
     val_bytes: int
     fingerprint: str
@@ -84,7 +86,15 @@ def _break_before(text: Document, at: int, *, reach: int) -> int:
     return cuts[-1] if cuts and cuts[-1] > 0 else character_boundary(text, at)
 
 
-def collect(documents: Iterable[Document], spool: Path, *, where: str, val_fraction: float, val_bytes: int) -> Corpus:
+def collect(
+    documents: Iterable[Document],
+    spool: Path,
+    *,
+    where: str,
+    val_fraction: float,
+    val_bytes: int,
+    train_bytes: int | None = None,
+) -> Corpus:
     """Write `documents` to the file `spool`, and order, split and cut them.
 
     A document is held out when the first 64 bits of its SHA-256, as a fraction, lie below `val_fraction`, so that adding a
@@ -113,6 +123,11 @@ def collect(documents: Iterable[Document], spool: Path, *, where: str, val_fract
         train, val, digests = spans[held_out:], spans[:held_out], digests[held_out:]
     val = _cut_to(spool, val, val_bytes)
     content = hashlib.sha256(b"lmablate text 1\n")
+    whole = train
+    if train_bytes is not None:
+        content.update(b"tokenizer\n" + digests.tobytes() + b"\ntraining\n")
+        train = _cut_training(spool, train, train_bytes, where)
+        digests = _hash_spans(spool, train)
     content.update(digests.tobytes())
     content.update(b"\nvalidation\n")
     content.update(_hash_spans(spool, val).tobytes())
@@ -120,7 +135,17 @@ def collect(documents: Iterable[Document], spool: Path, *, where: str, val_fract
     log.info("%s: %d documents to train on, %d bytes of validation text", where, len(train), found)
     if found < val_bytes // 2:
         log.info("%s: no more text is held out, so data.val_bytes=%d is not reached", where, val_bytes)
-    return Corpus(spool, train, val, found, content.hexdigest())
+    return Corpus(spool, train, whole, val, found, content.hexdigest())
+
+
+def _cut_training(spool: Path, train: np.ndarray, train_bytes: int, where: str) -> np.ndarray:
+    there = int(train[:, 1].sum())
+    if train_bytes >= there:
+        raise DataError(
+            f"{where}: data.train_bytes={train_bytes} keeps all {there} bytes of training text, so it has no effect: leave it out, "
+            "or ask for less"
+        )
+    return _cut_to(spool, train, train_bytes)
 
 
 def _held_out(digests: np.ndarray, val_fraction: float) -> int:
@@ -157,11 +182,11 @@ def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float, where: 
     return train, val
 
 
-def _cut_to(spool: Path, spans: np.ndarray, val_bytes: int) -> np.ndarray:
-    """The first `val_bytes` bytes of the documents at `spans`, the last one cut at white space where possible."""
+def _cut_to(spool: Path, spans: np.ndarray, n_bytes: int) -> np.ndarray:
+    """The first `n_bytes` bytes of the documents at `spans`, the last one cut at white space where possible."""
     before = np.cumsum(spans[:, 1]) - spans[:, 1]
-    kept = spans[before < val_bytes].copy()
-    room = val_bytes - int(before[len(kept) - 1])
+    kept = spans[before < n_bytes].copy()
+    room = n_bytes - int(before[len(kept) - 1])
     offset, length = kept[-1].tolist()
     if length > room:
         text = np.memmap(spool, dtype=np.uint8, mode="r", offset=offset, shape=(length,))[: room + 1].tobytes()

@@ -13,10 +13,11 @@ BYTES_VOCAB = 257  # 256 bytes and the end of text
 
 class _Text(Settings):
     """Keys of every source: `val_fraction` of the documents are held out, and the first `val_bytes` bytes of UTF-8 of them
-    are the validation text."""
+    are the validation text. Of the others, the first `train_bytes` bytes are trained on, with the tokenizer of all."""
 
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_bytes: Annotated[int, Field(ge=100)]
+    train_bytes: Annotated[int, Field(ge=100)] | None = None
 
 
 class KjvData(_Text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -39,7 +40,8 @@ class TuneSettings(Settings):
 
 class StudySettings(Settings):
     """A stored sweep's node ``sweep``. Arms are lists of overrides, the first the baseline; `cross` multiplies them by values
-    of more keys. `looks`: numbers of pairs after which decided arms stop, by `look_rule` (null: obrien_fleming)."""
+    of more keys. `starts`: arms that start from the weights of another arm's run of the same seeds (trainer.init_from).
+    `looks`: numbers of pairs after which decided arms stop, by `look_rule` (null: obrien_fleming)."""
 
     question: str
     claims: list[str]
@@ -47,6 +49,7 @@ class StudySettings(Settings):
     arms: dict[str, list[str]]
     seeds: SeedSettings
     cross: dict[str, Values] | None = None
+    starts: dict[str, str] | None = None
     looks: list[Annotated[int, Field(gt=1)]] | None = None
     look_rule: Literal["obrien_fleming", "pocock", "anytime"] | None = None
 
@@ -118,6 +121,7 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
             raise ConfigError(f"sweep.arms: {arm} sets {clash[0]}; the seeds are the study's own (sweep.seeds)")
         if tune.mode != "none" and "optim.lr" in keys and not tune.factors:
             raise ConfigError(f"sweep.arms: {arm} sets optim.lr and tune={tune.mode} chooses it")
+    _check_starts(study, tune)
     if study.look_rule is not None and not study.looks:
         raise ConfigError(
             f"sweep.look_rule={study.look_rule} has no effect without sweep.looks, the numbers of pairs to look after"
@@ -128,6 +132,38 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
             raise ConfigError(
                 f"sweep.looks={study.looks}: numbers of pairs that rise, at most the {n} pairs of sweep.seeds"
             )
+
+
+def _check_starts(study: StudySettings, tune: TuneSettings) -> None:
+    starts = study.starts or {}
+    for other, there in (
+        ("sweep.cross", study.cross),
+        (f"tune={tune.mode}", tune.mode != "none"),
+        ("sweep.looks", study.looks),
+    ):
+        if starts and there:
+            raise ConfigError(
+                f"sweep.starts and {other} do not go together: an arm starts from one finished run of its seeds"
+            )
+    for arm, parent in starts.items():
+        for name in (arm, parent):
+            if name not in study.arms:
+                raise ConfigError(f"sweep.starts: there is no arm {name}; arms: {', '.join(study.arms)}")
+        if any(word.lstrip("+").startswith("trainer.init_from=") for word in study.arms[arm]):
+            raise ConfigError(
+                f"sweep.starts: {arm} starts from {parent}, and its words set trainer.init_from: drop one of them"
+            )
+        generation(starts, arm)
+
+
+def generation(starts: Mapping[str, str], arm: str) -> int:
+    """How many arms must be trained before `arm` can start. Raises ConfigError where it waits for itself."""
+    line = [arm]
+    while (parent := starts.get(line[-1])) is not None:
+        if parent in line:
+            raise ConfigError(f"sweep.starts: {' waits for '.join([*line, parent])}")
+        line.append(parent)
+    return len(line) - 1
 
 
 def expand_arms(study: StudySettings) -> list[Arm]:

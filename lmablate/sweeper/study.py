@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.errors import ConfigError
 from lmablate.jobs import Job, prepare_jobs
+from lmablate.sweeper import record
 from lmablate.sweeper.looks import Look, Rule, never
-from lmablate.sweeper.settings import SeedPair, StudySettings, TuneSettings, combinations, expand_arms, seed_pairs
+from lmablate.sweeper.settings import (
+    SeedPair,
+    StudySettings,
+    TuneSettings,
+    combinations,
+    expand_arms,
+    generation,
+    seed_pairs,
+)
 from lmablate.sweeper.store import write_study
 from lmablate.sweeper.tuning import Cell, Tuning
 
@@ -53,6 +62,7 @@ class Study:
         self.missing: set[Trial] = set()
         self.evaluated: set[tuple[str, str, SeedPair]] = set()
         self.stopped: dict[str, str] = {}
+        self.orphans: dict[str, str] = {}
         self.tuning: Tuning | None = None
         self.stage = TUNE if tune.mode != "none" else EVALUATE
 
@@ -82,12 +92,12 @@ class Study:
             for settings in combinations(self.tune) if self.tune.mode != "none" else [()]:
                 self._base(arm, settings)
         if self.tune.mode != "none":
-            self.tuning = Tuning(self.tune, {arm: self._lr(arm) for arm in self.words})
+            self.tuning = Tuning(self.tune, {arm: self.own_lr(arm) for arm in self.words})
 
     def _settings(self, arm: str) -> tuple[str, ...]:
         return combinations(self.tune)[0] if self.tune.mode != "none" else ()
 
-    def _lr(self, arm: str) -> float:
+    def own_lr(self, arm: str) -> float:
         """The learning rate that the arm's own words give it."""
         return self._base(arm, self._settings(arm)).optim.lr
 
@@ -106,7 +116,7 @@ class Study:
 
         cfg = self._base(trial.arm, trial.settings)
         words = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]
-        moved = {
+        moved: dict[str, Any] = {
             "optim": cfg.optim.model_copy(update={"lr": trial.lr}),
             "init_seed": trial.seeds.init,
             "data_seed": trial.seeds.data,
@@ -115,10 +125,19 @@ class Study:
             "arm": trial.arm,
             "stage": trial.stage,
         }
+        if (parent := self._parent(trial)) is not None and self.losses.get(parent) is not None:
+            run_id = self._job_of[parent].run_id
+            moved["trainer"] = cfg.trainer.model_copy(update={"init_from": run_id})
+            moved["overrides"] = [*moved["overrides"], f"trainer.init_from='{run_id}'"]
         whole = cfg.model_copy(update=moved)
         if trial.stage == TUNE or cfg.branches is None:
             return [whole.model_copy(update={"branches": None})]
         return [one.model_copy(update={"arm": branch_name(trial.arm, one)}) for one in expand([whole])]
+
+    def _parent(self, trial: Trial) -> Trial | None:
+        """The trial whose weights `trial` starts from."""
+        arm = (self.settings.starts or {}).get(trial.arm)
+        return None if arm is None else self._evaluation(arm, trial.seeds)[0]
 
     def prepare(self, trials: Sequence[Trial]) -> tuple[list[Job], dict[str, TokenData]]:
         """The jobs of `trials`, with the data of each by run id. Raises ConfigError before anything is trained."""
@@ -178,10 +197,23 @@ class Study:
         planned = self.planned
         for index, n in enumerate(planned):
             trials = [t for pair in self.pairs[:n] for arm in self._going(pair) for t in self._evaluation(arm, pair)]
-            self.evaluated |= {(trial.arm, trial.stage, trial.seeds) for trial in trials}
-            yield trials
+            yield from self._by_generation(trials)
             if index + 1 < len(planned):
                 self._look(index, planned, n)
+
+    def _by_generation(self, trials: Sequence[Trial]) -> Iterator[list[Trial]]:
+        """Those that start from nothing, then those that start from them, and so on, without those whose parent has no
+        weights to give."""
+        starts = self.settings.starts or {}
+        generations = [generation(starts, trial.arm) for trial in trials]
+        for number in sorted(set(generations)):
+            own = [trial for trial, place in zip(trials, generations, strict=True) if place == number]
+            orphans = {trial for trial in own if number and self.losses.get(self._parent(trial)) is None}  # type: ignore[arg-type]
+            self.missing |= orphans
+            for arm in {trial.arm for trial in orphans}:
+                self.orphans[arm] = f"the runs of {starts[arm]} that it starts from are not all completed"
+            self.evaluated |= {(trial.arm, trial.stage, trial.seeds) for trial in own}
+            yield [trial for trial in own if trial not in orphans]
 
     def _going(self, pair: SeedPair) -> list[str]:
         """The arms that run on a pair of seeds: those not decided yet, and with any of them the baseline."""
@@ -192,7 +224,7 @@ class Study:
     def _evaluation(self, arm: str, pair: SeedPair) -> list[Trial]:
         """An arm at its learning rates on one pair of seeds."""
         if self.tuning is None:
-            return [Trial(arm, (), EVALUATE, self._lr(arm), pair)]
+            return [Trial(arm, (), EVALUATE, self.own_lr(arm), pair)]
         chosen = [self.tuning.choice(arm, shared=stage == SHARED or self.tune.mode == "shared") for stage in self.views]
         return [Trial(arm, s, stage, lr, pair) for stage, (s, lr) in zip(self.views, chosen, strict=True)]
 
@@ -208,7 +240,7 @@ class Study:
     def later(self) -> list[RunConfig]:
         """Evaluation runs that are not known yet: of a learning rate still to be found, or after a look."""
         left = [
-            Trial(arm, self._settings(arm), stage, self._lr(arm), pair)
+            Trial(arm, self._settings(arm), stage, self.own_lr(arm), pair)
             for pair in self.pairs
             for arm in self.words
             for stage in self.views
@@ -239,53 +271,15 @@ class Study:
 
     def decisions(self) -> list[str]:
         """The learning rates that were chosen, and the arms that were stopped early."""
-        lines = self.tuning.notes() if self.tuning is not None else []
-        if len(self.pairs) == 1:
-            lines.append(
-                "one evaluation seed: a difference cannot be told from noise; sweep.seeds.values=4 or more can"
-            )
-        return lines + [f"{arm}: {why}" for arm, why in self.stopped.items()]
+        return record.decisions(self)
 
     def notes(self) -> list[str]:
         """What a reader must know: the decisions, and the runs that are missing."""
-        counts: dict[str, int] = {}
-        for trial in self.missing:
-            counts[trial.arm] = counts.get(trial.arm, 0) + 1
-        return self.decisions() + [
-            f"{arm}: {n} run{'s' * (n > 1)} without a result; the same command trains what is missing"
-            for arm, n in sorted(counts.items())
-        ]
+        return record.notes(self)
 
     def save(self) -> None:
         """Write what is known to RESULTS_DIR/studies/<sweep>.json."""
-        arms = {
-            name: {
-                "overrides": list(words),
-                **(self.tuning.arm(name) if self.tuning is not None else {"lr": self._lr(name)}),
-            }
-            for name, words in self.words.items()
-        }
-        content = {
-            "schema_version": 1,
-            "sweep": self.name,
-            "question": self.settings.question,
-            "claims": self.settings.claims,
-            "stage": self.stage,
-            "baseline": next(iter(self.words)),
-            "arms": arms,
-            "tune": self.tune.model_dump(exclude_none=True),
-            "shared": self.tuning.shared() if self.tuning is not None else None,
-            "seeds": {"mode": self.settings.seeds.mode, "pairs": [list(pair) for pair in self.pairs]},
-            "looks": {
-                "planned": list(self.planned) if self.settings.looks else None,
-                "rule": self.settings.look_rule or "obrien_fleming" if self.settings.looks else None,
-                "arms": len(self.words) - 1,
-                "stopped": self.stopped,
-            },
-            "notes": self.notes(),
-            "runs": list(self.uses.values()),
-        }
-        write_study(self.results_dir, self.name, content)
+        write_study(self.results_dir, self.name, record.content(self))
 
 
 def seed_word(init: int, data: int) -> str:

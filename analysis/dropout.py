@@ -1,0 +1,34 @@
+"""Does dropout help, in one epoch and in many?
+
+The runs: ``python -m lmablate.train sweeps=dropout``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.analysis._style import run
+from lmablate.analysis.study_figures import against_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "dropout"
+
+
+def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
+    """Tuning curves, and each rate against none on the same text; `runs` as from load_runs or study_runs."""
+    return against_baseline(runs, SWEEP, "0")
+
+
+def main() -> None:
+    """``python -m lmablate.analysis.dropout RESULTS_DIR --out FILE``"""
+    from lmablate.analysis._studies import load
+
+    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+
+
+if __name__ == "__main__":
+    main()

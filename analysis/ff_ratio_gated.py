@@ -1,0 +1,34 @@
+"""How wide should a gated FFN be, and is 8/3 special?
+
+The runs: ``python -m lmablate.train sweeps=ff_ratio_gated``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.analysis._style import run
+from lmablate.analysis.study_figures import over_size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "ff_ratio_gated"
+
+
+def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
+    """Loss over the best by the ratio of widths; `runs` as from load_runs or study_runs."""
+    return over_size(runs, SWEEP, lambda row: row["model.d_ff"] / row["model.d_model"], "d_ff / d_model, gated")
+
+
+def main() -> None:
+    """``python -m lmablate.analysis.ff_ratio_gated RESULTS_DIR --out FILE``"""
+    from lmablate.analysis._studies import load
+
+    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Must the heads together be as wide as the model?
+
+The runs: ``python -m lmablate.train sweeps=head_ratio``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.analysis._style import run
+from lmablate.analysis.study_figures import against_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "head_ratio"
+
+
+def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
+    """Tuning curves, and each shape of attention against four heads as wide as the model; `runs` as from load_runs or study_runs."""
+    return against_baseline(runs, SWEEP, "few heads")
+
+
+def main() -> None:
+    """``python -m lmablate.analysis.head_ratio RESULTS_DIR --out FILE``"""
+    from lmablate.analysis._studies import load
+
+    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+
+
+if __name__ == "__main__":
+    main()

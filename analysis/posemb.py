@@ -1,0 +1,34 @@
+"""Which positions give the lowest loss at the training length?
+
+The runs: ``python -m lmablate.train sweeps=posemb``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.analysis._style import run
+from lmablate.analysis.study_figures import against_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "posemb"
+
+
+def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
+    """Tuning curves, and each scheme against RoPE; `runs` as from load_runs or study_runs."""
+    return against_baseline(runs, SWEEP, "rope")
+
+
+def main() -> None:
+    """``python -m lmablate.analysis.posemb RESULTS_DIR --out FILE``"""
+    from lmablate.analysis._studies import load
+
+    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What is left of the differences of published systems when size, text and tuning are equal?
+
+The runs: ``python -m lmablate.train sweeps=systems``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.analysis._style import run
+from lmablate.analysis.study_figures import against_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "systems"
+
+
+def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
+    """Tuning curves, and each system against Llama 3; `runs` as from load_runs or study_runs."""
+    return against_baseline(runs, SWEEP, "Llama 3")
+
+
+def main() -> None:
+    """``python -m lmablate.analysis.systems RESULTS_DIR --out FILE``"""
+    from lmablate.analysis._studies import load
+
+    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+
+
+if __name__ == "__main__":
+    main()

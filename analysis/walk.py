@@ -1,0 +1,62 @@
+"""What the notebooks ask of a results folder: a question's figure and the verdicts on its claims, or the command that is missing."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.summary import sweep_claims, sweep_question
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = ["claim", "verdict", "test", "effect", "low", "high", "unit", "n", "published_effect", "reason"]
+
+
+class Question:
+    """One stored sweep on one results folder. In a notebook it shows itself."""
+
+    def __init__(self, results_dir: str, sweep: str) -> None:
+        self.results_dir, self.sweep = results_dir, sweep
+        self.command = f"python -m lmablate.train sweeps={sweep} scale=laptop results_dir={results_dir}"
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """Its finished runs, a row for each use in the study; empty without any."""
+        from lmablate.analysis._studies import load
+
+        return load(self.results_dir, self.sweep) if Path(self.results_dir).is_dir() else pd.DataFrame()
+
+    def figure(self) -> Figure:
+        """The figure of ``analysis/<sweep>.py``; without runs it says which command trains them."""
+        from lmablate.analysis._style import message
+
+        runs = self.runs
+        if runs.empty:
+            return message(f"No finished runs of sweeps={self.sweep} in {self.results_dir} yet: {self.command}")
+        return importlib.import_module(f"lmablate.analysis.{self.sweep}").figure(runs)
+
+    def verdicts(self) -> pd.DataFrame:
+        """A row a test of each claim that the sweep names, on all finished runs of the folder."""
+        from lmablate.claims import judge
+        from lmablate.claims.reading import evidence
+        from lmablate.claims.table import verdict_table
+        from lmablate.results import load_runs
+        from lmablate.sweeper.store import load_studies
+
+        asked = list(sweep_claims(self.sweep))
+        if not asked or self.runs.empty:
+            return pd.DataFrame(columns=COLUMNS)
+        studies = list(load_studies(self.results_dir).values())
+        found = judge(evidence(load_runs(self.results_dir), studies), studies=studies, asked=asked)
+        return verdict_table([claim for claim in found if claim["id"] in asked])[COLUMNS]
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        title = f"<b>{escape(sweep_question(self.sweep) or self.sweep)}</b><br><code>{escape(self.command)}</code>"
+        table = self.verdicts()
+        return title + (table.to_html(index=False, escape=True, float_format="{:.2f}".format) if len(table) else "")

@@ -1,0 +1,119 @@
+"""The lecture page by page: what it claims, the sweep that tests it, the figure, the command, and the verdict so far.
+
+``python -m lmablate.claims.lecture docs/results --out docs/lecture.md`` writes the page from the stored verdicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmablate.claims.data import Claim, load_claims
+
+HEAD = """# The lecture, claim by claim
+
+Every page of the notes of CS336 lecture 3 that makes a claim, what tests it here, and what came out so far. Written by
+`python -m lmablate.claims.lecture docs/results --out docs/lecture.md` from `lmablate/claims/` and the stored verdicts; how a
+verdict is reached stands in [verdicts.md](verdicts.md). Effects are in per cent with their 95 % intervals unless a unit is
+given, n is the number of paired seeds. All results are of models of about a million parameters (`scale=laptop`): a verdict is
+of that scale. The lecture's survey of published systems (its tables of norms, positions, activations, ratios and vocabularies)
+is judged in [results/survey](results/survey).
+
+| page | claim | tested by | figure | verdict so far |
+|---|---|---|---|---|
+"""
+
+
+def page(results: Path) -> str:
+    """The whole page; `results` holds a folder with ``verdicts.json`` for each published sweep."""
+    found, measured = stored(results), findings(results)
+    claims = [claim for claim in load_claims().values() if claim.group != "Controls"]
+    rows = [_row(claim, found, measured, results) for claim in sorted(claims, key=_place)]
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def stored(results: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """The verdicts by claim, each with the folder that holds it."""
+    out: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for path in sorted(results.glob("*/verdicts.json")):
+        for verdict in json.loads(path.read_text()):
+            out.setdefault(verdict["id"], []).append((path.parent.name, verdict))
+    return out
+
+
+def _place(claim: Claim) -> tuple[int, int, str]:
+    """Pages of the notes first, then slides, then what no page says."""
+    words = claim.pages or ""
+    number = re.search(r"\d+", words)
+    kind = 0 if "notes p" in words else 1 if number else 2
+    first = re.search(r"notes p(\d+)", words) or number
+    return kind, int(first[0].removeprefix("notes p")) if first else 0, claim.id
+
+
+def findings(results: Path) -> dict[str, list[tuple[str, str]]]:
+    """What was measured without training runs, by claim: ``findings.json`` of each folder, a sentence a claim."""
+    out: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(results.glob("*/findings.json")):
+        for claim, sentence in json.loads(path.read_text(encoding="utf-8")).items():
+            out.setdefault(claim, []).append((path.parent.name, sentence))
+    return out
+
+
+def _row(
+    claim: Claim,
+    found: Mapping[str, list[tuple[str, dict[str, Any]]]],
+    measured: Mapping[str, list[tuple[str, str]]],
+    results: Path,
+) -> str:
+    own = sorted(found.get(claim.id, []), key=lambda item: item[0] != claim.sweep)
+    figures = [f"[{name}](results/{name}/{name}.png)" for name, _ in own if (results / name / f"{name}.png").exists()]
+    tested = f"`sweeps={claim.sweep} scale=laptop`" if claim.sweep else "no stored sweep"
+    said = [_verdict(name, verdict) for name, verdict in own]
+    said += [f"[measured](results/{name}): {finding}" for name, finding in measured.get(claim.id, [])]
+    if not said:
+        said = [claim.untested or ("not run yet" if claim.sweep else "no run of it is stored")]
+    cells = (
+        claim.pages or "method",
+        f"**{claim.id}** {claim.statement}",
+        tested,
+        ", ".join(figures) or "none",
+        "<br>".join(said),
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _verdict(sweep: str, verdict: Mapping[str, Any]) -> str:
+    effects = [_effect(test) for test in verdict["tests"] if test["effect"] is not None]
+    return f"[{verdict['verdict']}](results/{sweep}): {verdict['reason']}" + (
+        f" ({'; '.join(effects)})" if effects else ""
+    )
+
+
+def _effect(test: Mapping[str, Any]) -> str:
+    unit = " %" if test["unit"] == "per cent" else f" {test['unit']}"
+    ends = test["interval_95"]
+    between = f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else ""
+    where = "".join(f", {key}={value}" for key, value in test["where"].items())
+    return f"{test['effect']:+.1f}{unit}{between}, n {test['n']}{where}".replace("-", "−")
+
+
+def main() -> None:
+    """``python -m lmablate.claims.lecture RESULTS --out FILE``"""
+    parser = argparse.ArgumentParser(prog="python -m lmablate.claims.lecture", description=__doc__)
+    parser.add_argument(
+        "results", type=Path, help="the folder of published results, with a verdicts.json for each sweep"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    words = parser.parse_args()
+    if not words.results.is_dir():
+        parser.error(f"{words.results}: there is no such folder")
+    words.out.write_text(page(words.results), encoding="utf-8")
+    print(words.out)
+
+
+if __name__ == "__main__":
+    main()

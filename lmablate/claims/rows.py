@@ -1,0 +1,56 @@
+"""Finished runs as the rows that claims are held against, with what other files and other runs say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from lmablate.arms import axis_columns, config_columns, is_missing
+from lmablate.claims.matching import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Table(NamedTuple):
+    """Finished runs (load_runs) as rows, with the columns that tell their science apart."""
+
+    rows: list[Row]
+    columns: list[str]
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame) -> Table:
+        columns = [*axis_columns(runs), *config_columns(runs), "science_version"]
+        rows, longer = runs.to_dict("records"), _through_longer_windows(runs)
+        longest = _longest(rows)
+        for row in rows:
+            row |= longer.get(row["run_id"], {})
+            if row.get("trunk") in longest:
+                row["trunk_share"] = row["trainer.steps"] / longest[row["trunk"]]
+        return cls(rows, [column for column in columns if column in runs])
+
+
+def _longest(rows: Sequence[Row]) -> dict[str, int]:
+    """The steps of the longest run of every trunk (lmablate/branches.py), of which ``trunk_share`` is a run's share."""
+    out: dict[str, int] = {}
+    for row in rows:
+        if not is_missing(row.get("trunk")):
+            out[row["trunk"]] = max(out.get(row["trunk"], 0), row["trainer.steps"])
+    return out
+
+
+def _through_longer_windows(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Of each run, ``val_loss_4x`` and the like: nats per token of the validation text through non-overlapping windows of a
+    whole multiple of the training length, the model as it was trained."""
+    from lmablate.evaluations import VALIDATION, load_evaluations
+
+    folders = runs.attrs.get("folders", [])
+    found = load_evaluations(folders) if folders else None
+    out: dict[str, dict[str, float]] = {}
+    if found is None or found.empty:
+        return out
+    plain = found[(found["text"] == VALIDATION) & (found["changes"] == "") & ~found["sliding"].astype(bool)]
+    for row in plain.to_dict("records"):
+        if row["times"] > 1 and float(row["times"]).is_integer():
+            out.setdefault(row["run_id"], {})[f"val_loss_{row['times']:.0f}x"] = row["nats_per_token"]
+    return out

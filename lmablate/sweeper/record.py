@@ -1,0 +1,57 @@
+"""What a study writes down of itself, and what a reader of it must know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmablate.sweeper.study import Study
+
+
+def decisions(study: Study) -> list[str]:
+    """The learning rates that were chosen, and the arms that were stopped early."""
+    lines = study.tuning.notes() if study.tuning is not None else []
+    if len(study.pairs) == 1:
+        lines.append("one evaluation seed: a difference cannot be told from noise; sweep.seeds.values=4 or more can")
+    return lines + [f"{arm}: {why}" for arm, why in study.stopped.items()]
+
+
+def notes(study: Study) -> list[str]:
+    """What a reader must know: the decisions, and the runs that are missing."""
+    counts: dict[str, int] = {}
+    for trial in study.missing:
+        counts[trial.arm] = counts.get(trial.arm, 0) + 1
+    return decisions(study) + [
+        f"{arm}: {n} run{'s' * (n > 1)} without a result; "
+        + study.orphans.get(arm, "the same command trains what is missing")
+        for arm, n in sorted(counts.items())
+    ]
+
+
+def content(study: Study) -> dict[str, Any]:
+    """What ``RESULTS_DIR/studies/<sweep>.json`` holds."""
+    settings, tuning = study.settings, study.tuning
+    arms = {
+        name: {"overrides": list(words), **(tuning.arm(name) if tuning is not None else {"lr": study.own_lr(name)})}
+        for name, words in study.words.items()
+    }
+    return {
+        "schema_version": 1,
+        "sweep": study.name,
+        "question": settings.question,
+        "claims": settings.claims,
+        "stage": study.stage,
+        "baseline": next(iter(study.words)),
+        "arms": arms,
+        "tune": study.tune.model_dump(exclude_none=True),
+        "shared": tuning.shared() if tuning is not None else None,
+        "seeds": {"mode": settings.seeds.mode, "pairs": [list(pair) for pair in study.pairs]},
+        "looks": {
+            "planned": list(study.planned) if settings.looks else None,
+            "rule": settings.look_rule or "obrien_fleming" if settings.looks else None,
+            "arms": len(study.words) - 1,
+            "stopped": study.stopped,
+        },
+        "notes": notes(study),
+        "runs": list(study.uses.values()),
+    }
