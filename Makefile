@@ -2,7 +2,7 @@
 PY ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint bench chaos clean
+.PHONY: setup demo test test-slow notebooks browser lint bench chaos clean
 
 # The stamp stands inside .venv and is written last, so a broken install is never taken for a finished one.
 .venv/.ok: pyproject.toml constraints.txt
@@ -23,10 +23,20 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# After a change to a notebook or to its text twin: the newer one is written to the other.
+notebooks: setup
+	$(BIN)/jupytext --sync analysis/*.ipynb
+
+# Optional: what the slow tests of the report's page need. LMABLATE_BROWSER names another Chromium than the system's own.
+browser: setup
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/audit.py
 
 # The peers have an environment of their own, with lmablate in it, so that all train in one process.
 .venv-bench/.ok: pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-no-deps.txt
@@ -44,6 +54,10 @@ bench: .venv-bench/.ok
 	.venv-bench/bin/python benchmarks/conclusions.py $(BENCH)
 	.venv-bench/bin/python benchmarks/diagnostics.py $(BENCH)
 	.venv-bench/bin/python benchmarks/report.py
+
+# Some minutes; `make chaos CHAOS=--full` is 200 random SIGKILLs and more, and takes about half an hour on two cores.
+chaos: setup
+	$(BIN)/python tests/chaos $(CHAOS)
 
 clean:
 	rm -rf .venv build dist *.egg-info demo

@@ -32,12 +32,17 @@ from lmablate.arms import with_arms
 NOTHING = "No finished runs to draw."
 
 
+def _named(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs under the names that their study gave its arms; where there are others too, under what tells them apart."""
+    return runs if "arm" in runs and runs["arm"].notna().all() else with_arms(runs)
+
+
 def comparison(runs: pd.DataFrame, history: pd.DataFrame | None = None, title: str = "") -> Figure:
     """Loss curves on the left, final validation loss by arm and seed on the right; frames as from load_runs and
     load_history. One above the other where names are long; without a history the final losses stand alone."""
     if runs.empty:
         return message(NOTHING)
-    runs = with_arms(runs)
+    runs = _named(runs)
     styles = arm_styles(runs["arm"])
     with style():
         rows = 0.26 * min(MOST, max(4, len(styles)))
@@ -60,7 +65,7 @@ def loss_curves(runs: pd.DataFrame, history: pd.DataFrame, title: str = "") -> F
     """Validation loss (and, thin, training loss) of every run against training tokens, with a legend of arms."""
     if runs.empty or history.empty:
         return message(NOTHING if runs.empty else "No training records to draw.")
-    runs = with_arms(runs)
+    runs = _named(runs)
     styles = arm_styles(runs["arm"])
     with style():
         figure = new_figure(height=max(4.4, 1.6 + 0.21 * min(MOST, len(styles))))
@@ -76,7 +81,7 @@ def final_losses(runs: pd.DataFrame, title: str = "") -> Figure:
     """Final validation loss by arm: every seed a point, the mean a bar, best arm on top, diverged runs at the edge."""
     if runs.empty:
         return message(NOTHING)
-    runs = with_arms(runs)
+    runs = _named(runs)
     styles = arm_styles(runs["arm"])
     with style():
         figure = new_figure(height=1.5 + 0.3 * min(MOST, max(2, len(styles))))

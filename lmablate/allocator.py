@@ -5,9 +5,15 @@ back to the operating system, which hands them out anew page by page and cleared
 a step at d_model 128 and vocabulary 1,024, and 60 % at vocabulary 32,000. No number changes with it, nor does the peak.
 """
 
+from __future__ import annotations
+
 import ctypes
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _SIZES = (1 << 30, 32 << 20)  # bytes; older versions of glibc refuse more than 32 MiB
@@ -26,3 +32,13 @@ def keep_freed_memory() -> bool:
         return False
     set_.argtypes, set_.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     return all(any(set_(key, size) for size in _SIZES) for key in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+
+
+def limit_gpu_memory(cfg: RunConfig) -> None:
+    """Hold a run to the share of a GPU that it was given (`runtime.gpu_memory`, GiB): one that needs more then runs out of
+    memory itself, and not its neighbours."""
+    if cfg.runtime.device == "cuda" and cfg.runtime.gpu_memory is not None:
+        import torch
+
+        whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cfg.runtime.gpu_memory * 2**30 / whole))

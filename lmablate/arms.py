@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 # The research axes in the order a reader meets them; other groups follow as they come.
 AXIS_ORDER = (
-    *("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability", "aspect_ratio"),
-    *("ffn", "preset", "shrink", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
+    *("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn", "stability", "aspect_ratio"),
+    *("preset", "shrink", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
 )
 _NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage", "trunk")
 # Where a thing was found or how a run was carried out, and not what was run.

@@ -14,7 +14,17 @@ import yaml
 from lmablate.errors import ConfigError
 from lmablate.paths import CONF_DIR
 
-AXES = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability", "aspect_ratio")
+AXES = (
+    "norm",
+    "norm_position",
+    "activation",
+    "posemb",
+    "attention",
+    "block_layout",
+    "ffn",
+    "stability",
+    "aspect_ratio",
+)
 _BEGIN, _END = "<!-- axes: made by python -m lmablate.axes README.md -->", "<!-- end of axes -->"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate.files import atomic_write
 from lmablate.identity import science
 
 if TYPE_CHECKING:
@@ -91,9 +92,7 @@ class Trunk:
         """Put the records of this run so far beside the checkpoint of `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.directory.history_path.exists():
-            temporary = self.history(step).with_suffix(".tmp")
-            shutil.copyfile(self.directory.history_path, temporary)
-            temporary.replace(self.history(step))
+            atomic_write(self.history(step), self.directory.history_path.read_bytes())
 
     def adopt_history(self) -> None:
         """A run that began from the trunk has the trunk's records as its own past."""

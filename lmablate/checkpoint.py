@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from lmablate.files import atomic_write
+from lmablate.files import atomic_write, remove_leftovers
 
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
@@ -26,13 +31,59 @@ def save_checkpoint(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optim.{key}.{name}"] = value.detach()
-    metadata = {"state": json.dumps({**state, "step": step})}
-    folder.mkdir(parents=True, exist_ok=True)
+    said = json.dumps({**state, "step": step})
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed shall not begin half of another
+    remove_leftovers(folder)
     path = folder / f"step-{step:09d}.safetensors"
-    atomic_write(path, save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata))
-    for old in checkpoints(folder)[keep:]:
-        old.unlink(missing_ok=True)
+    atomic_write(path, save(tensors, {"state": said, "crc32": checksum(tensors, said)}))
+    drop_older(folder, keep)
     return path
+
+
+def drop_older(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for old in checkpoints(folder)[keep:]:
+        with suppress(OSError):  # it costs room, and nothing else
+            old.unlink()
+
+
+def keep_last(folder: Path, keep: int) -> None:
+    """At the end of a run: remove all but the newest `keep`, once the newest has been read back whole."""
+    found = checkpoints(folder)
+    if len(found) > keep:
+        with suppress(OSError, Damaged):
+            read_checkpoint(found[0])
+            drop_older(folder, keep)
+
+
+def checksum(tensors: Mapping[str, torch.Tensor], said: str) -> str:
+    """CRC-32 over names, bytes and state: a flipped bit in a weight would else be a wrong number that nobody sees."""
+    crc = zlib.crc32(said.encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
+
+class Damaged(Exception):
+    """A checkpoint whose content is not what was written."""
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The state and the tensors of a file, on the CPU. Raises Damaged, and OSError where it cannot be read at all."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        state = json.loads(metadata["state"])
+        crc = metadata.get("crc32")  # files from before there was one have none
+        if crc is not None and crc != checksum(tensors, metadata["state"]):
+            raise Damaged("its checksum does not fit")
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise Damaged("it does not say its step")
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise Damaged(str(error)) from None
+    return state, tensors
 
 
 def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
@@ -50,11 +101,16 @@ def load_checkpoint(
     None when there is none."""
     for path in checkpoints(folder, up_to):
         try:
-            with safe_open(path, framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, KeyError, ValueError):
-            os.replace(path, path.with_suffix(".damaged"))
+            check_size(path, model)
+            state, tensors = read_checkpoint(path)
+            _check_shapes(tensors, model)
+        except OSError as error:  # perhaps only now
+            log.warning("%s cannot be read (%s); going back to the checkpoint before", path, error)
+            continue
+        except Damaged as error:
+            log.warning("%s is damaged (%s); going back to the checkpoint before", path, error)
+            with suppress(OSError):
+                os.replace(path, path.with_suffix(".damaged"))
             continue
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -69,6 +125,21 @@ def load_checkpoint(
                     optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
         return state
     return None
+
+
+def check_size(path: Path, model: nn.Module) -> None:
+    """Raise Damaged for a file that holds more than the weights of `model` and twice as much besides, before it is read."""
+    most = 4 * sum(p.numel() * p.element_size() for p in model.parameters()) + (64 << 20)
+    if (size := path.stat().st_size) > most:
+        raise Damaged(f"it has {size:,} bytes, and a checkpoint of this model {most:,} at most")
+
+
+def _check_shapes(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    """Raise Damaged for a checkpoint of another model, before anything of it is used."""
+    for name, parameter in model.named_parameters():
+        there = tensors.get(f"model.{name}")
+        if there is None or there.shape != parameter.shape:
+            raise Damaged(f"it has no {name} of shape {tuple(parameter.shape)}")
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

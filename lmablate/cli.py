@@ -10,12 +10,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.errors import ConfigError
+from lmablate.secrets import guard_streams
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from lmablate.config.schema import RunConfig
+    from lmablate.launcher.engine import Launcher
     from lmablate.sweeper.study import Study
 
 # Takes the jobs of one command and the word of the launcher; returns the exit code.
@@ -74,7 +79,8 @@ def main(
 
 
 def speak() -> None:
-    """Print our own notes, and of other packages only warnings."""
+    """Print our own notes, and of other packages only warnings; no secret of the environment."""
+    guard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("lmablate").setLevel(logging.INFO)
 
@@ -113,10 +119,13 @@ def _run(words: list[str], action: Action, study: StudyAction | None) -> int:
 
     from lmablate.branches import expand
     from lmablate.config.compose import register_resolvers, to_run_config
+    from lmablate.config.foreign import check_folders, named_folders
     from lmablate.launcher.local import LocalLauncher, register
-    from lmablate.paths import CONF_DIR
+    from lmablate.paths import CONF_DIR, SWEEPS_DIR
     from lmablate.sweeper.plugin import StudySweeper, register_sweeper
 
+    here = [Path.cwd() / "conf", Path.cwd() / "sweeps", *named_folders(words)]
+    check_folders(here, own=(CONF_DIR, SWEEPS_DIR))
     register_resolvers()
     register()
     register_sweeper()
@@ -154,4 +163,15 @@ def _run(words: list[str], action: Action, study: StudyAction | None) -> int:
     if composed and (sweeper := composed[0].hydra.runtime.choices["hydra/sweeper"]) in ("study", "optuna"):
         raise ConfigError(f"hydra/sweeper={sweeper} trains several runs: add -m in front of the overrides")
     configs = expand([to_run_config(job) for job in composed])
-    return action(configs, composed[0].hydra.runtime.choices["hydra/launcher"]) if configs else 0
+    return action(configs, launcher_of(composed[0])) if configs else 0
+
+
+def launcher_of(composed: DictConfig) -> Launcher:
+    """The word of the launcher that Hydra chose, with its settings."""
+    from omegaconf import OmegaConf
+
+    from lmablate.launcher.engine import Launcher
+
+    settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    named = {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
+    return Launcher(composed.hydra.runtime.choices["hydra/launcher"], named)

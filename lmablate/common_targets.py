@@ -2,7 +2,7 @@
 
 ``objective=prefix`` counts the targets after a prefix, ``objective=causal`` all of them, so their validation losses do not
 compare. Every row also has the loss on the second half of each validation window, given the first half as its objective
-reads it: the same targets for all.
+reads it: the same targets for all. Those that hide tokens of a text have no target in common with these.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMMON, OWN = "val_loss_after_50", "val_loss_own"
+HIDING = ("mlm", "rtd", "span_corruption")
 
 
 def on_common_targets(runs: pd.DataFrame) -> pd.DataFrame:
@@ -36,6 +37,11 @@ def objective_notices(runs: pd.DataFrame) -> list[str]:
         return [
             f"{words}: tables, differences and final losses are of the targets they have in common, the second half of every "
             f"validation window ({COMMON}). Curves are of each objective's own targets."
+        ]
+    if hiding := sorted(set(runs["objective"].dropna()) & set(HIDING)):
+        return [
+            f"{words}, and {' and '.join(hiding)} hide tokens of a text, which others do not: validation losses are not of the same "
+            "targets, and no difference between them says anything. Each run has what a unigram model reaches on its own targets."
         ]
     return [
         f"{words}, so validation losses are not of the same targets, and {_unmeasured(runs)} finished runs were not measured on those "

@@ -48,13 +48,16 @@ def compile_blocks(model: TransformerLM, cfg: RunConfig, try_out: Callable[[], A
         torch._dynamo.config.automatic_dynamic_shapes = False
         torch._dynamo.config.recompile_limit = 64  # of a block's code: options by layer, sizes of a gang, a last batch
         try:
-            for block in model.blocks:
+            for module in model.modules():
+                if getattr(module, "shapes_depend_on_data", False):
+                    module.forward = torch._dynamo.disable(module.forward)
+            for block in model.all_blocks():
                 block.compile()
             try_out()
             return None
         except Exception as error:
             why = f"torch.compile failed: {str(error).strip().splitlines()[-1]}"
-            for block in model.blocks:
+            for block in model.all_blocks():
                 block._compiled_call_impl = None
         finally:
             model.zero_grad(set_to_none=True)

@@ -95,8 +95,10 @@ class Board:
         )
         if rows and self.mode != "off":
             self.console.print(results_table(rows))
+            if told := beside_unigram(rows[0][1]):
+                self.say(f"For scale, the first of these and in brackets a unigram model: {told}.")
             unigram = rows[0][1].get("data", {}).get("unigram_val_loss")
-            if unigram is not None:
+            if unigram is not None and not told:
                 self.say(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
             chance = rows[0][1].get("data", {}).get("chance_accuracy")
             if chance is not None:
@@ -200,6 +202,13 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def beside_unigram(row: dict[str, Any]) -> str:
+    """What a run of an objective with targets of its own was measured on, each number with what a unigram model of the training
+    text reaches; nothing for other runs."""
+    pairs = [(key.removesuffix("_unigram"), value) for key, value in row.items() if key.endswith("_unigram")]
+    return ", ".join(f"{name} {row[name]:.4f} ({value:.4f})" for name, value in pairs if row.get(name) is not None)
 
 
 def _losses(status: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """Files that are either whole or absent."""
 
+import errno
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,51 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may have gone, or become read-only: the first reason is the one to tell
+            Path(temporary).unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file that nobody else writes: all of it, or on an error (a full disk) nothing.
+
+    A torn last line that a killed writer left is closed first, so that it spoils no other.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        left = memoryview(b"\n" * torn + line + b"\n")
+        try:
+            while left:  # the last block of a disk takes a part of a line, and says no to the rest
+                if not (written := os.write(fd, left)):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                left = left[written:]
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(fd, size)
+            error.filename = str(path)
+            raise
+    finally:
+        os.close(fd)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left aside in a folder in which nobody else writes now."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a new name outlive a power cut too, where the file system can."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _umask() -> int:
@@ -28,6 +73,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file of `most` bytes at most; raises OSError for a larger one, which nobody here has written."""
+    if (size := path.stat().st_size) > most:
+        raise OSError(errno.EFBIG, f"{size:,} bytes, and {most:,} at most are read", str(path))
+    return path.read_bytes()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

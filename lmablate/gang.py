@@ -23,8 +23,9 @@ from lmablate.compilation import compile_blocks
 from lmablate.data.tokens import share_of
 from lmablate.identity import science
 from lmablate.model import build_model
+from lmablate.model.extra import before_step, join_counts, leave_counts, stack_counts
 from lmablate.model.primitives import set_compute_dtype
-from lmablate.objective import member_losses, stacked
+from lmablate.objective import member_losses, objective_of, stacked
 from lmablate.trainer import Interrupted, Record, Trainer
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ FUSIBLE_KEYS = {
 def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
     """Runs with equal keys may train as one gang; None for a run that trains solo.
 
-    Solo are runs with dropout, whose random draws depend on the shape of the whole batch.
+    Solo are runs with dropout, whose random draws depend on the shape of the whole batch, and those of an objective that says
+    so.
     """
-    if cfg.model.dropout:
+    if cfg.model.dropout or objective_of(cfg).solo:
         return None
     key: dict[str, Any] = {name: value for name, value in science(cfg, data).items() if name not in FUSIBLE}
     for group, names in FUSIBLE_KEYS.items():
@@ -75,6 +77,7 @@ class Stack:
             parameter.data = torch.stack([parameters[i].data for parameters in solo])
             for k, parameters in enumerate(solo):
                 parameters[i].data = parameter.data[k]
+        stack_counts(self.model, [member.model for member in members])
         self.compiled = False
         if compiled:
             self._compile()
@@ -94,6 +97,7 @@ class Stack:
             for parameter, own in zip(self.stacked, member.model.parameters(), strict=True):
                 parameter.data[slot].copy_(own.data)
                 own.data = parameter.data[slot]
+            join_counts(self.model, slot, member.model)
         self.members[slot] = member
         self.left.discard(slot)
 
@@ -101,6 +105,7 @@ class Stack:
         """Let the member of a slot take its weights with it, before another one writes there."""
         for own in self.members[slot].model.parameters():
             own.data, own.grad = own.data.clone(), None
+        leave_counts(self.members[slot].model)
         self.left.add(slot)
 
     def backward(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -111,6 +116,7 @@ class Stack:
         cfg = self.members[0].cfg
         for parameter in self.stacked:
             parameter.grad = None
+        before_step(self.model)
         totals = torch.zeros(len(self.members), device=self.device)
         batch = stacked([member.prepared(own) for member, own in zip(self.members, rows, strict=True)])
         self.model.train()

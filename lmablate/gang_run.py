@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmablate.faults import not_finite
 from lmablate.gang import Gang, Stack
+from lmablate.locks import Held
 from lmablate.model import build_model
-from lmablate.run import RunSession, completed_later, execute, with_data
+from lmablate.run import Finished, RunSession, completed_later, execute, with_data
 from lmablate.stopping import asked_to_stop
 from lmablate.trainer import Trainer
 
@@ -49,10 +51,19 @@ def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda
     # `gang` marks rows whose bits may differ from those of a run trained alone.
     note: dict[str, Any] = {"gang": difference > 0, "gang_size": size, "gang_self_test": difference}
     sessions: list[RunSession] = []
+    held: list[Held] = []
+    again: list[Run] = []  # not finite, to be repeated alone
 
     def queue() -> Iterator[tuple[RunSession, Trainer]]:
         for cfg, data in runs:
-            session = RunSession(cfg, data)
+            try:
+                session = RunSession(cfg, data)
+            except Held as error:  # the others first
+                held.append(error)
+                continue
+            except Finished as finished:
+                on_end(finished.row["run_id"], finished.row["status"])
+                continue
             session.numerics = dict(note)
             sessions.append(session)
             yield session, session.trainer
@@ -63,13 +74,27 @@ def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda
                 if record is not None:
                     session.take(record)
                     continue
-                result = session.finish()
+                if _to_repeat(session):
+                    again.append((session.cfg, session.trainer.data))
+                else:
+                    result = session.finish()
+                    on_end(result["run_id"], result["status"])
                 session.__exit__()
                 sessions.remove(session)
-                on_end(result["run_id"], result["status"])
         finally:
             for session in sessions:  # left by an exception or a signal
                 session.__exit__()
+    if again:
+        _one_by_one(again, on_end)
+    if held:
+        raise held[0]
+    return None
+
+
+def _to_repeat(session: RunSession) -> bool:
+    """Is a loss that was not finite to be looked at again (runtime.nan_restarts)? Alone, the run goes on from its checkpoint."""
+    p = session.trainer.progress
+    return bool(session.cfg.runtime.nan_restarts) and p.diverged_at_step is not None and not_finite(session.trainer)
 
 
 def _only_evaluated(run: Run, on_end: Callable[[str, str], None]) -> bool:
@@ -81,9 +106,16 @@ def _only_evaluated(run: Run, on_end: Callable[[str, str], None]) -> bool:
 
 
 def _one_by_one(runs: Sequence[Run], on_end: Callable[[str, str], None]) -> None:
+    held: list[Held] = []
     for cfg, data in runs:
-        result = execute(cfg, data)
+        try:
+            result = execute(cfg, data)
+        except Held as error:
+            held.append(error)
+            continue
         on_end(result["run_id"], result["status"])
+    if held:
+        raise held[0]
 
 
 def plan_size(runs: Sequence[Run]) -> tuple[int, str]:

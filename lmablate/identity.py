@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SCIENCE_VERSION = 2
 
 _PARTS = ("norm", "norm_position", "posemb", "attention", "block_layout", "activation")
-GRAPH = (*_PARTS, "stability", "model", "objective", "trainer")  # what decides the operations of a step
+GRAPH = (*_PARTS, "ffn", "stability", "model", "objective", "trainer")  # what decides the operations of a step
 
 
 def science(cfg: RunConfig, data: TokenData) -> dict[str, Any]:
@@ -36,6 +36,8 @@ def science(cfg: RunConfig, data: TokenData) -> dict[str, Any]:
         out[name] = getattr(cfg, name)
     for name in _PARTS:
         out[name] = {"option": cfg.choices[name], "settings": _without_targets(_plain(getattr(cfg, name)))}
+    if cfg.ffn is not None:
+        out["ffn"] = {"option": cfg.choices["ffn"], "settings": _without_targets(_plain(cfg.ffn))}
     return _plain(out)
 
 

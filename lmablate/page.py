@@ -1,11 +1,10 @@
-"""The report's page: what the template is given, and figures as part of the page."""
+"""The report as a page and as Markdown: what their templates are given."""
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,85 +13,132 @@ from lmablate.display import accuracy
 
 if TYPE_CHECKING:
     import pandas as pd
-    from markupsafe import Markup
-    from matplotlib.figure import Figure
+
+    from lmablate.questions import Question
+    from lmablate.report_figures import Drawn
 
 Row = dict[str, Any]
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("report_series.js", "report_curves.js", "report.js")
 SEED_COLUMNS = 5  # with more seeds than this the headline table gives their range instead
+SEEDS = ["seed", "init_seed", "data_seed"]
+STILL_ROWS = 200  # rows of a table that the page shows without its script; all stand in tables/
 
 
-def render(
-    runs: pd.DataFrame,
-    comparisons: list[Row],
-    claims: list[Row],
-    rates: list[Row],
-    figures: list[tuple[str, str, Figure]],
-    headline: Collection[str],
+def content(
+    questions: Sequence[Question],
+    claims: Sequence[Row],
+    every: pd.DataFrame,
     *,
-    unfinished: list[Row],
-    skipped: list[str],
+    drawn: Sequence[Sequence[Drawn]],
+    unfinished: Sequence[Row],
+    notices: Sequence[str],
     results_dir: Sequence[str | Path],
-    survey: Sequence[Row] = (),
-) -> str:
-    """The page as HTML.
+    survey: Sequence[Row],
+) -> Row:
+    """What page and Markdown say, for templates: `questions` with their figures (`drawn`, one list for each), `claims` as
+    from claims.reading, `every` finished run, `notices` of the report as a whole, `survey` as from lmablate.survey.judged."""
+    from lmablate import summary
+    from lmablate.budget import DEFINITIONS
+    from lmablate.claims.data import GRADES
 
-    `runs` and `rates` as from study_report, `comparisons` as from stats, `claims` as from claims.reading, `figures` as
-    (name, caption, figure), `survey` as from lmablate.survey.judged.
-    """
+    asked = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
+    alone = asked[0] if len(asked) == 1 else None
+    return {
+        "title": alone["title"] if alone else f"{len(asked)} questions",
+        "alone": alone,
+        "questions": asked,
+        "n_runs": sum(one["n_runs"] for one in asked),
+        "n_arms": sum(one["n_arms"] for one in asked),
+        "n_tuned": sum(one["n_tuned"] for one in asked),
+        "notices": notices,
+        "claims": [{**claim, "tests": [_test_words(claim, test) for test in claim["tests"]]} for claim in claims],
+        "grades": GRADES,
+        "survey": survey,
+        "defined": [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
+        "tasks": any(one["tasks"] for one in asked),
+        "failed": [row for row in unfinished if row["state"] == "failed"],
+        "unfinished": [row for row in unfinished if row["state"] != "failed"],
+        "provenance": summary.provenance(every),
+        "again": shlex.join(["python", "-m", "lmablate.report", *map(str, results_dir)]),
+        "still_rows": STILL_ROWS,
+    }
+
+
+def render_html(told: Row, figures: Mapping[str, Any], data: Any, links: Mapping[str, str | None]) -> str:
+    """The page: `told` as from content, `figures` as markup by stem, `data` as from page_data.as_json, `links` to configs."""
+    from markupsafe import Markup
+
+    from lmablate.page_data import content_hash
+
+    script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
+    return _environment(html=True).get_template("report.html").render(
+        **told, figures=figures, data=data, links=links, script=Markup(script), script_source=Markup(content_hash(script))
+    )  # fmt: skip
+
+
+def render_markdown(told: Row) -> str:
+    """The same without what only a screen can do: one file, with figures/ beside it."""
+    text = _environment(html=False).get_template("report.md").render(**told)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"  # what a template leaves where it has nothing to say
+
+
+def _environment(html: bool) -> Any:
     import jinja2
 
     from lmablate import summary
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=html, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    filters: dict[str, Callable[..., str]] = {
+        "show": show, "loss": _loss, "signed": _signed, "count": _count, "accuracy": accuracy, "short": _short,
+        "command": summary.command, "cell": _cell,
+    }  # fmt: skip
+    environment.filters |= filters
+    return environment
+
+
+def _question(question: Question, drawn: list[Drawn]) -> Row:
+    from lmablate import summary
     from lmablate.analysis.differences import name as comparison_name
-    from lmablate.budget import DEFINITIONS
-    from lmablate.claims.data import GRADES
     from lmablate.study_report import spread_words
 
-    arms = summary.arms_table(runs)
-    sweeps = sorted({name for name in runs["sweep"] if isinstance(name, str)})
-    asked = summary.question(runs)
-    titled = summary.sweep_question(sweeps[0]) if len(sweeps) == 1 else None
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "show": show,
-        "loss": _loss,
-        "signed": _signed,
-        "count": _count,
-        "accuracy": accuracy,
-        "short": _short,
-        "command": summary.command,
+    runs, arms = question.runs, question.arms
+    name, asked = question.name or "no_sweep", question.varied
+    title = f"Runs of no stored sweep: {asked}" if question.name is None else question.title
+    rows = _run_rows(runs)
+    return {
+        "id": "".join(letter if letter.isalnum() else "-" for letter in name),
+        "name": question.name,
+        "title": question.title,
+        "heading": title,
+        "asked": asked if asked != question.title else "",
+        "n_runs": len(runs),
+        "n_tuned": len(question.tuned),
+        "n_arms": len(arms),
+        "notices": question.notices,
+        "missing": question.missing + [f"{one.caption}: {one.problem}." for one in drawn if one.problem],
+        "colors": _colors(arms["arm"]),
+        "arms": _with_seeds(arms.head(STILL_ROWS), runs),
+        "seeds": _seed_names(runs),
+        "tasks": "val_accuracy" in arms,
+        "unigram": _common(runs, "data.unigram_val_loss"),
+        "headline": [one for one in drawn if one.kind == "headline"],
+        "figures": {one.kind: one for one in drawn},
+        "rates": question.rates,
+        "comparisons": [{**row, "name": comparison_name(row)} for row in question.comparisons[:STILL_ROWS]],
+        "n_comparisons": len(question.comparisons),
+        "paired": spread_words(question.comparisons),
+        "varied": summary.varied(runs),
+        "followed": summary.followed(runs),
+        "equal": summary.held_equal(runs),
+        "commands": summary.commands(runs),
+        "runs": rows[:STILL_ROWS],
+        "diverged": [row for row in rows if row["status"] != "completed"][:STILL_ROWS],
+        "n_diverged": sum(row["status"] != "completed" for row in rows),
     }
-    return environment.get_template("report.html").render(
-        title=titled or asked,
-        asked=asked,
-        sweeps=sweeps,
-        colors=_colors(arms["arm"]),
-        arms=_with_seeds(arms, runs),
-        seeds=_seed_names(runs),
-        runs=_run_rows(runs),
-        notices=summary.notices(runs, arms),
-        skipped=skipped,
-        claims=[{**claim, "tests": [_test_words(claim, test) for test in claim["tests"]]} for claim in claims],
-        grades=GRADES,
-        survey=survey,
-        rates=rates,
-        paired=spread_words(comparisons),
-        defined=[DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
-        comparisons=[{**row, "name": comparison_name(row)} for row in comparisons],
-        headline=[(name, caption, inline_svg(figure, name)) for name, caption, figure in figures if name in headline],
-        figures={name: inline_svg(figure, name) for name, _, figure in figures if name not in headline},
-        varied=summary.varied(runs),
-        followed=summary.followed(runs),
-        equal=summary.held_equal(runs),
-        unigram=_common(runs, "data.unigram_val_loss"),
-        failed=[row for row in unfinished if row["state"] == "failed"],
-        unfinished=[row for row in unfinished if row["state"] != "failed"],
-        commands=summary.commands(runs),
-        provenance=summary.provenance(runs),
-        again=shlex.join(["python", "-m", "lmablate.report", *map(str, results_dir)]),
-    )
 
 
 def _test_words(claim: Row, test: Row) -> Row:
@@ -113,30 +159,6 @@ def _test_words(claim: Row, test: Row) -> Row:
     }
 
 
-def inline_svg(figure: Figure, name: str) -> Markup:
-    """The figure as an SVG element of the page: no outside references, ids of its own, and the page's colours, so that
-    it turns dark with the page."""
-    from markupsafe import Markup
-
-    from lmablate.analysis import _style
-
-    figure.suptitle("")  # the page has a heading of its own
-    buffer = io.StringIO()
-    with _style.style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' (?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    tokens = {_style.INK: "ink", _style.MUTED: "muted", _style.GRID: "line", _style.PAPER: "paper"}
-    tokens |= {color: f"c{i}" for i, color in enumerate(_style.PALETTE)}
-    for color, token in tokens.items():
-        svg = re.sub(rf"{color}\b", f"var(--{token})", svg, flags=re.IGNORECASE)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1))
-
-
 def _colors(arms: pd.Series) -> dict[str, str]:
     """The page's colour of each arm, the same as in the figures."""
     from lmablate.analysis._style import PALETTE, arm_styles
@@ -148,7 +170,7 @@ def _seed_names(runs: pd.DataFrame) -> list[str]:
     """The seeds in order, as columns of the headline table; none where they are too many."""
     from lmablate.summary import seed_word
 
-    names = sorted({seed_word(row) for row in runs.to_dict("records")}, key=lambda name: (len(name), name))
+    names = sorted({seed_word(row) for row in runs[SEEDS].to_dict("records")}, key=lambda name: (len(name), name))
     return names if len(names) <= SEED_COLUMNS else []
 
 
@@ -157,9 +179,10 @@ def _with_seeds(arms: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
     from lmablate.summary import seed_word
 
     rows = []
+    own = dict(tuple(runs[["arm", *SEEDS, "status", "val_loss", "diverged_at_step"]].groupby("arm")))
     for arm in arms.to_dict("records"):
         by_seed: dict[str, list[Row]] = {}
-        for run in runs[runs["arm"] == arm["arm"]].to_dict("records"):
+        for run in own[arm["arm"]].to_dict("records"):
             by_seed.setdefault(seed_word(run), []).append(run)
         rows.append({**arm, "by_seed": by_seed, "above": arm["mean"] - arms["mean"].min()})
     return rows
@@ -211,7 +234,6 @@ def _signed(value: Any, digits: int = 4) -> str:
 
 def _short(value: Any) -> str:
     """Four digits, enough to see that two sizes are within a per cent; tables/arms.csv has all of them."""
-    """Four digits, enough to see that two sizes are within a per cent; tables/arms.csv has all of them."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if value >= 0.99995 * size:
             return f"{value / min(size, 1e3 if letter == 'k' else size):#.4g} {letter}"
@@ -220,3 +242,11 @@ def _short(value: Any) -> str:
 
 def _count(value: Any) -> str:
     return "–" if show(value) == "-" else f"{value:,.0f}"
+
+
+def _cell(value: Any) -> str:
+    """Text as one cell, line or list item of Markdown: what would be markup stays text."""
+    text = " ".join(str(value).split())
+    for sign in "\\`*_[]<>|#$":
+        text = text.replace(sign, "\\" + sign)
+    return text

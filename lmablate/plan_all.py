@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
     from lmablate.jobs import Job
-    from lmablate.launcher.engine import Launcher
     from lmablate.sweeper.study import Study
 
 
@@ -24,14 +23,14 @@ class Collected:
     later: dict[str, Job] = field(default_factory=dict)
     data: dict[str, TokenData] = field(default_factory=dict)
 
-    def grid(self, configs: Sequence[RunConfig], launcher: Launcher) -> int:
+    def grid(self, configs: Sequence[RunConfig], launcher: str) -> int:
         from lmablate.jobs import prepare_jobs
 
         jobs, self.data = prepare_jobs(configs)
         self.known = {job.run_id: job for job in jobs}
         return 0
 
-    def study(self, study: Study, launcher: Launcher) -> int:
+    def study(self, study: Study, launcher: str) -> int:
         from lmablate.plan import known_and_later
 
         self.known, later, self.data = known_and_later(study)

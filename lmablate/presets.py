@@ -101,7 +101,7 @@ def rows() -> list[dict[str, Any]]:
                 "active_params": counted.active,
                 "published_params": fact.published_params,
                 "announced": round(fact.announced),
-                "diff_percent": round(100 * (counted.total / fact.announced - 1), 2),
+                "diff_percent": round(100 * ((counted.total - (fact.uncounted or 0)) / fact.announced - 1), 2),
                 "kv_bytes_per_token": kv_bytes_per_token(cfg),
                 "flops_per_token": flops_per_token(cfg),
                 "note": f"unconfirmed: {fact.unconfirmed}" if fact.unconfirmed else "",

@@ -1,15 +1,13 @@
 """``python -m lmablate.report RESULTS_DIR --out DIR``: one page, figures, tables and comparisons from finished runs.
 
-Writes ``index.html`` (self-contained: it opens anywhere without a network), ``figures/*.png`` and ``*.svg``,
-``tables/runs.csv``, ``tables/arms.csv`` and ``tables/verdicts.csv``, and ``verdicts.json``: the claims of lmablate/claims
-that the runs touch, each with its verdict, every comparison of two arms, and the noise floor.
+Writes ``index.html`` (self-contained: it opens anywhere without a network; with ``--format markdown`` it is ``report.md``),
+``figures/*.png`` and ``*.svg``, ``tables/runs.csv``, ``tables/arms.csv`` and ``tables/verdicts.csv``, and ``verdicts.json``:
+the claims of lmablate/claims that the runs touch, each with its verdict, every comparison of two arms, and the noise floor.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import sys
 import warnings
@@ -21,12 +19,12 @@ from lmablate.errors import ConfigError, in_words
 from lmablate.files import atomic_write
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from lmablate.questions import Question
 
 VERDICTS_SCHEMA = 2
+PAGES = {"html": "index.html", "markdown": "report.md"}
 
 
 @in_words
@@ -37,24 +35,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         "results_dir", nargs="+", metavar="RESULTS_DIR", help="a folder that training wrote to, or several"
     )
     parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: %(default)s)")
+    parser.add_argument(
+        "--format", choices=PAGES, default="html", help="a page for a browser, or report.md for a README or paper"
+    )
     words = parser.parse_args(argv)
-    print("\n".join(write_report(words.results_dir, Path(words.out))))
+    print("\n".join(write_report(words.results_dir, Path(words.out), words.format)))
     return 0
 
 
-def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
-    """Write the whole report into `out`; returns what there is to say about it, line by line.
+def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html") -> list[str]:
+    """Write the whole report into `out`, its `page` being of PAGES; returns what there is to say about it, line by line.
 
     Raises ConfigError where there are no finished runs, or `out` cannot be written.
     """
-    from lmablate.analysis._style import save
     from lmablate.claims.reading import evidence, noise
     from lmablate.claims.reading import verdicts as judged
     from lmablate.common_targets import on_common_targets
+    from lmablate.questions import questions, without_runs
     from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished
-    from lmablate.study_notices import study_notices
-    from lmablate.study_report import compared, sensitivities, shown
-    from lmablate.summary import arms_table, notices
+    from lmablate.study_report import shown
     from lmablate.survey import judged as surveyed
     from lmablate.sweeper.store import load_studies
 
@@ -73,38 +72,81 @@ def write_report(results_dir: Sequence[str | Path], out: Path) -> list[str]:
     every = evidence(runs, studies)
     claims = judged(every, history, studies)
     runs = on_common_targets(shown(every))
-    found = compared(runs, studies)
-    rates = sensitivities(every, studies)
-    skipped = [*study_notices(every, studies, unfinished, rates), *skipped]
-    questions = _questions(every)
-    figures = _figures(runs, every, history, found, claims, questions)
-    for name, _, figure in figures:
-        save(figure, out / "figures" / name)
+    asked = questions(every, studies, unfinished, history, claims)
+    notices = [*without_runs(studies, asked), *skipped]
     _write_tables(runs, every, claims, out / "tables")
     verdicts = {
         "schema": VERDICTS_SCHEMA,
         "claims": claims,
-        "comparisons": found,
-        "learning_rates": rates,
+        "comparisons": _comparisons(asked),
+        "learning_rates": [row for question in asked for row in question.rates],
         "noise": noise(runs),
         "survey": (survey := surveyed()),
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
-    from lmablate.page import render
-
-    page = render(
-        runs, found, claims, rates, figures, questions, unfinished=unfinished, skipped=skipped, results_dir=results_dir,
-        survey=survey,
+    write_page(
+        asked, claims, every, history,
+        unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
     )  # fmt: skip
-    atomic_write(out / "index.html", page)
-    said = [
-        *_table(runs),
-        "",
-        *_verdict_lines(claims),
-        *(f"note: {line}" for line in [*notices(runs, arms_table(runs)), *skipped]),
-    ]
-    where = f"wrote {out / 'index.html'}, and figures, tables and verdicts.json beside it"
+    said = [*_table(runs), "", *_verdict_lines(claims), *(f"note: {line}" for line in [*_noted(asked), *notices])]
+    where = f"wrote {out / PAGES[page]}, and figures, tables and verdicts.json beside it"
     return [*said, f"{_count(runs, every, unfinished)}: {where}"]
+
+
+def write_page(
+    asked: Sequence[Question],
+    claims: list[dict[str, Any]],
+    every: pd.DataFrame,
+    history: pd.DataFrame,
+    *,
+    unfinished: list[dict[str, Any]],
+    notices: list[str],
+    results_dir: Sequence[str | Path],
+    survey: list[dict[str, Any]],
+    out: Path,
+    page: str,
+) -> None:
+    """Draw and save all figures, and write the page or the Markdown file beside them."""
+    from lmablate.analysis._style import save
+    from lmablate.page import content, render_html, render_markdown
+    from lmablate.page_data import as_json, config_links, page_data
+    from lmablate.report_figures import draw, draw_verdicts, inline
+
+    drawn = [draw(question, every, history, alone=len(asked) == 1) for question in asked]
+    figures = [*draw_verdicts(claims), *(one for own in drawn for one in own)]
+    for one in figures:
+        save(one.figure, out / "figures" / one.stem)
+    told = content(
+        asked, claims, every, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
+    )  # fmt: skip
+    if page == "markdown":
+        text = render_markdown(told)
+    else:
+        links = config_links(sorted(set(every["run_id"])), results_dir, out)
+        data = as_json(page_data(asked, history, links))
+        text = render_html(told, {one.stem: inline(one) for one in figures}, data, links)
+    atomic_write(out / PAGES[page], text)
+
+
+def _noted(asked: Sequence[Question]) -> list[str]:
+    """The notices of every question; where there are several, with its name before them."""
+    several = len(asked) > 1
+    return [
+        f"{question.name or 'no sweep'}: {line.removeprefix(f'{question.name}: ')}" if several else line
+        for question in asked
+        for line in question.notices
+    ]
+
+
+def _comparisons(asked: Sequence[Question]) -> list[dict[str, Any]]:
+    """Those of all questions; where there are several, arms of a study have its name before theirs, as in tables/."""
+    rows = []
+    for question in asked:
+        before = f"{question.name}: " if len(asked) > 1 and question.name else ""
+        for row in question.comparisons:
+            named = {side: f"{before}{row[side]}" for side in ("a", "b")} if row["axis"] == "arm" else {}
+            rows.append(row | named)
+    return rows
 
 
 def _table(runs: pd.DataFrame) -> list[str]:
@@ -152,48 +194,6 @@ def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, A
     stages = [] if "stage" not in every or len(every) == n else [s for s in did if (every["stage"] == s).any()]
     words += "".join(f", and {(every['stage'] == stage).sum()} that {did[stage]}" for stage in stages)
     return words + (f" ({len(unfinished)} more not finished)" if unfinished else "")
-
-
-def _questions(runs: pd.DataFrame) -> dict[str, ModuleType]:
-    """The stored sweeps among `runs` that have an analysis of their own: lmablate.analysis.<sweep> with a figure()."""
-    found = {}
-    for sweep in sorted({name for name in runs["sweep"] if isinstance(name, str) and name.isidentifier()}):
-        if not sweep.startswith("_") and importlib.util.find_spec(f"lmablate.analysis.{sweep}"):
-            module = importlib.import_module(f"lmablate.analysis.{sweep}")
-            if hasattr(module, "figure"):
-                found[sweep] = module
-    return found
-
-
-def _figures(
-    runs: pd.DataFrame,
-    every: pd.DataFrame,
-    history: pd.DataFrame,
-    found: list[dict[str, Any]],
-    claims: list[dict[str, Any]],
-    questions: dict[str, ModuleType],
-) -> list[tuple[str, str, Figure]]:
-    """File name, what it shows, and figure: those of stored sweeps first, then the general ones."""
-    from lmablate.analysis.curves import final_losses, loss_curves
-    from lmablate.analysis.differences import differences
-    from lmablate.analysis.verdicts import verdicts
-    from lmablate.arms import with_arms
-    from lmablate.summary import sweep_question
-
-    figures = []
-    for name, module in questions.items():
-        rows = every[every["sweep"] == name]
-        rows.attrs.update(every.attrs)
-        if "stage" not in rows or rows["stage"].isna().all():
-            rows = with_arms(rows)
-        figures.append((name, sweep_question(name) or name, module.figure(rows, history)))
-    figures.append(("final_losses", "Final validation loss of every arm and seed", final_losses(runs)))
-    figures.append(("loss_curves", "Loss against training tokens", loss_curves(runs, history)))
-    if any(test["effect"] is not None for claim in claims for test in claim["tests"]):
-        figures.append(("verdicts", "Verdicts on the claims", verdicts(claims)))
-    if found:
-        figures.append(("differences", "Differences between arms, same seed", differences(found)))
-    return figures
 
 
 def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:

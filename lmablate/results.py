@@ -76,7 +76,8 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
     for folder in folders:
         for path in sorted(folder.glob("*/result.json")):
             row, problem = read_result_file(path)
-            if row is None:
+            if row is None or row["run_id"] != path.parent.name:  # the id becomes part of paths
+                problem = problem or "its run_id is not the name of its folder"
                 warnings.warn(f"{path}: left out ({problem})", SkippedFile, stacklevel=2)
                 continue
             axes |= dict.fromkeys(row["choices"])
@@ -99,6 +100,8 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
         frame[column] = frame[column].astype("float64")
     for seed in ("init_seed", "data_seed"):
         frame[seed] = frame[seed].fillna(frame["seed"])
+    if "ffn" in axes:  # rows from before there were other options
+        frame["ffn"] = frame["ffn"].fillna("dense")
     frame.attrs["axes"] = list(axes)
     frame.attrs["folders"] = list(map(str, folders))
     return frame
@@ -127,6 +130,8 @@ def load_history(
                 rows = read_jsonl(path)
                 if not all(isinstance(row.get("step"), int) for row in rows):
                     raise ValueError("a record without a step")
+                if not all(_is_number(row.get(key)) for row in rows for key in HISTORY_COLUMNS[1:]):
+                    raise ValueError("a record with something that is no number")
             except (OSError, ValueError) as error:
                 warnings.warn(f"{path}: left out ({error})", SkippedFile, stacklevel=2)
                 continue
@@ -165,6 +170,11 @@ def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
     return rows
 
 
+def _is_number(value: Any) -> bool:
+    """Fits a column of numbers; null does."""
+    return value is None or (isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**63))
+
+
 def result_folders(results_dir: ResultsDir) -> list[Path]:
     """The folders named; raises ConfigError for one that is none."""
     folders = [Path(results_dir)] if isinstance(results_dir, str | Path) else [Path(folder) for folder in results_dir]
@@ -197,7 +207,7 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
     for key, value in _leaves(row.get("config", {})):
         if "." in key and key not in flat:
             flat[key] = value
-        elif key not in flat or flat[key] != value:
+        elif key not in flat or (value is not None and flat[key] != value):
             flat[f"config.{key}"] = value
     return flat
 
@@ -207,6 +217,7 @@ def numerics_words(numerics: dict[str, Any]) -> str:
     words = [str(numerics.get("device", "?")), str(numerics.get("precision", "?"))]
     words.append("compiled" if numerics.get("compiled") else "eager")
     words += ["gang"] if numerics.get("gang") else []
+    words += [f"{numerics['parallel']} x{numerics.get('ranks')}"] if numerics.get("parallel") else []
     words += [f"threads={numerics['threads']}"] if (numerics.get("threads") or 1) > 1 else []
     words += [f"microbatch={numerics['microbatch_size']}"] if numerics.get("microbatch_size") else []
     return " ".join(words)

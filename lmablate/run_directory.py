@@ -1,21 +1,28 @@
 """The folder of one run, as the trainer writes it.
 
 ``RESULTS_DIR/<run_id>/`` holds `config.yaml`, `history.jsonl` (one flushed line a record), `status.json` (a heartbeat),
-`log.txt`, `checkpoint/` and, written last and atomically, `result.json`: its presence means the run is done.
+`attempts.jsonl` (who worked on it, and which checkpoint was there), `log.txt`, `checkpoint/`, `.lock` (locks.py) and, written last and
+atomically, `result.json`: its presence means the run is done. It carries a checksum, so that a changed number is noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lmablate.errors import ConfigError
-from lmablate.files import atomic_write
+from lmablate.files import append_line, atomic_write, read_bounded
+from lmablate.locks import NAME as LOCK
+from lmablate.secrets import redacted
 
+MOST_BYTES = 64 << 20  # of a result.json
+CHECKSUM = "checksum"  # of result.json, over all its other keys
 STATUSES = ("completed", "diverged", "failed")
 COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
 NULLABLE_COUNTS = ("seed", "init_seed", "data_seed", "diverged_at_step", "peak_memory_bytes")
@@ -39,6 +46,8 @@ class RunDirectory:
         self.history_path = self.path / "history.jsonl"
         self.result_path = self.path / "result.json"
         self.status_path = self.path / "status.json"
+        self.attempts_path = self.path / "attempts.jsonl"
+        self.lock_path = self.path / LOCK
         self.log_path = self.path / "log.txt"
         self.checkpoint_dir = self.path / "checkpoint"
 
@@ -50,8 +59,11 @@ class RunDirectory:
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to history.jsonl and hand it to the operating system at once; non-finite numbers become null."""
         self.create()
-        with self.history_path.open("ab", buffering=0) as file:
-            file.write(_json(record).encode() + b"\n")
+        append_line(self.history_path, _json(record).encode())
+
+    def note_attempt(self, attempt: dict[str, Any]) -> None:
+        """Add one line to attempts.jsonl."""
+        append_line(self.attempts_path, _json(attempt).encode())
 
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
         """Forget what was recorded after `step` (-1: everything) and mend what a kill tore; returns what is kept.
@@ -72,8 +84,21 @@ class RunDirectory:
         """Replace status.json. A heartbeat: atomic, so that no reader sees half of it, but not forced to disk."""
         self.create()
         temporary = self.path / f".status.json.{os.getpid()}.tmp"
-        temporary.write_text(_json(status) + "\n")
-        os.replace(temporary, self.status_path)
+        try:
+            temporary.write_text(_json(status) + "\n")
+            os.replace(temporary, self.status_path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def read_status(self) -> dict[str, Any]:
+        """The heartbeat; empty where there is none that can be read."""
+        try:
+            status = json.loads(self.status_path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return status if isinstance(status, dict) else {}
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as done.
@@ -85,7 +110,8 @@ class RunDirectory:
         if result["run_id"] != self.run_id:
             raise ValueError(f"result of run {result['run_id']} handed to the folder of run {self.run_id}")
         self.create()
-        atomic_write(self.result_path, _json(result, indent=1) + "\n")
+        row = json.loads(_json(result))
+        atomic_write(self.result_path, _json({**row, CHECKSUM: _checksum(row)}, indent=1) + "\n")
 
     @property
     def is_done(self) -> bool:
@@ -115,13 +141,23 @@ def check_writable(folder: str | Path, key: str = "results_dir") -> None:
 def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
     """A row and "", or None and what is wrong with the file."""
     try:
-        row = json.loads(path.read_bytes())
+        row = json.loads(read_bounded(path, MOST_BYTES))
     except OSError as error:
         return None, error.strerror or str(error)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"not JSON ({error})"
-    problem = _problem(row)
-    return (None, problem) if problem else (row, "")
+    if problem := _problem(row):
+        return None, problem
+    said = row.pop(CHECKSUM, None)  # rows from before there were any, and from archives, have none
+    if said is not None and said != _checksum(row):
+        return None, "its checksum does not fit: damaged, or changed by hand"
+    return row, ""
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    """Of the content, whatever its layout and order."""
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _problem(row: Any) -> str:
@@ -152,7 +188,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+    return redacted(json.dumps(_finite(value), allow_nan=False, indent=indent))
 
 
 def _finite(value: Any) -> Any:

@@ -95,7 +95,7 @@ def write(
     from lmablate.decoding import generate
     from lmablate.evaluate.of_run import check_finished, ready
     from lmablate.interop.export import load_run
-    from lmablate.objective import OBJECTIVES
+    from lmablate.objective import OBJECTIVES, Objective
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch sees no CUDA GPU: use --device cpu")
@@ -108,6 +108,11 @@ def write(
     ids = [data.eot_id, *data.encode(prompt)]
     _check_length(cfg, len(ids), tokens)
     rows = torch.tensor([ids] * n, device=device)
+    if OBJECTIVES[cfg.objective.kind].reserved is not Objective.reserved:
+        raise ConfigError(
+            f"{run_dir}: objective={cfg.objective.kind} tells hidden tokens of a text and does not continue it: sample from a run of "
+            "objective=causal or prefix"
+        )
     prefix = len(ids) if OBJECTIVES[cfg.objective.kind].looks_ahead else None
     found = generate(ready(model, cfg, device), rows, tokens, draw, seed=seed, end=data.eot_id, prefix=prefix)
     return [_text(row, data) for row in found[:, 1:].tolist()]

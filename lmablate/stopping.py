@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+ORPHAN_SECONDS = 120  # for a run whose parent was killed to reach the end of its step
 
 
 class StopRequest:
@@ -16,13 +19,19 @@ class StopRequest:
 
 @contextmanager
 def asked_to_stop() -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first SIGINT into a request; a second SIGINT stops at once."""
+    """Turn SIGTERM and the first SIGINT into a request; a second SIGINT stops at once.
+
+    A run whose parent is dead, and which nobody can kill any more if it hangs, has ORPHAN_SECONDS: then the kernel ends it.
+    """
     request = StopRequest()
+    parent = os.getppid()
 
     def note(number: int, frame: Any) -> None:
         if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = number
+        if os.getppid() != parent:
+            signal.alarm(ORPHAN_SECONDS)  # SIGALRM, which nothing catches
 
     try:
         previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

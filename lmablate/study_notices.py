@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 NAMED = 6  # seeds that are named one by one
+STAGES = {
+    "evaluate": ("evaluation", "Their pairs are missing below"),
+    "tune": ("tuning", "The learning rate was chosen without them, or with results that are gone"),
+    "search": ("search", "They are not among what was found"),
+}
 
 
 def study_notices(
@@ -21,12 +26,18 @@ def study_notices(
     return [*missing(runs, studies, unfinished), *untrained(rates), *edges(rates)]
 
 
-def missing(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]], unfinished: Sequence[Row]) -> list[str]:
-    """Runs that a study asked for to evaluate its arms, and that have no result."""
+def missing(
+    runs: pd.DataFrame,
+    studies: Iterable[Mapping[str, Any]],
+    unfinished: Sequence[Row],
+    stages: Sequence[str] = ("evaluate",),
+) -> list[str]:
+    """Runs that a study asked for and that have no result: those that evaluate its arms, or of other `stages` too (words
+    that a stage's name begins with)."""
     done, states = set(runs["run_id"]), {row["run_id"]: row for row in unfinished}
     found = []
-    for study in studies:
-        asked = [use for use in study["runs"] if str(use["stage"]).startswith("evaluate")]
+    for study, stage in ((study, stage) for study in studies for stage in stages):
+        asked = [use for use in study["runs"] if str(use["stage"]).startswith(stage)]
         lost: dict[str, list[str]] = {}
         for use in asked:
             if use["run_id"] not in done:
@@ -34,9 +45,10 @@ def missing(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]], unfinished
         for arm, words in lost.items():
             n = len({use["run_id"] for use in asked if use["arm"] == arm})
             some = "; ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
+            what, effect = STAGES[stage]
             found.append(
-                f"{study['sweep']}: {len(words)} of the {n} evaluation runs of arm {arm} {'has' if len(words) == 1 else 'have'} no result "
-                f"({some}). Their pairs are missing below; the same training command makes what is missing."
+                f"{study['sweep']}: {len(words)} of the {n} {what} runs of arm {arm} {'has' if len(words) == 1 else 'have'} no result "
+                f"({some}). {effect}; the same training command makes what is missing."
             )
     return found
 

@@ -80,7 +80,7 @@ def question(runs: pd.DataFrame) -> str:
 def varied(runs: pd.DataFrame) -> list[Row]:
     """What differs on purpose: name and options of every column that tells the arms apart, and the seeds."""
     rows = [{"name": column, "options": _options(runs, column)} for column in arm_columns(runs)]
-    return [*rows, {"name": "seed", "options": sorted({seed_word(row) for row in runs.to_dict("records")})}]
+    return [*rows, {"name": "seed", "options": sorted(_seed_words(runs))}]
 
 
 def followed(runs: pd.DataFrame) -> list[Row]:
@@ -163,7 +163,7 @@ def _searched(runs: pd.DataFrame) -> list[str]:
 
 
 def _seed_notices(runs: pd.DataFrame) -> list[str]:
-    seeds = {arm: {seed_word(row) for row in group.to_dict("records")} for arm, group in runs.groupby("arm")}
+    seeds = {arm: _seed_words(group) for arm, group in runs.groupby("arm")}
     every = set().union(*seeds.values())
     if len(every) == 1:
         return ["One seed: a difference cannot be told from noise."]
@@ -185,6 +185,10 @@ def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
         return []
     weak = [row["arm"] for row in arms.to_dict("records") if row["mean"] > 0.98 * runs[column].max()]
     return [f"No better than a unigram model: {', '.join(weak)}. Train longer before comparing."] if weak else []
+
+
+def _seed_words(runs: pd.DataFrame) -> set[str]:
+    return {seed_word(row) for row in runs[["seed", "init_seed", "data_seed"]].to_dict("records")}
 
 
 def _seed_order(word: str) -> tuple[int, str]:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmablate import distributed
+
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
     from lmablate.sweeper.study import Study
@@ -14,17 +16,26 @@ if TYPE_CHECKING:
 def train(configs: Sequence[RunConfig], launcher: str) -> int:
     """Train what is missing of `configs`; returns the exit code."""
     from lmablate.jobs import prepare_jobs
+    from lmablate.launcher.engine import engine_of
     from lmablate.launcher.scheduler import run_jobs
 
+    if distributed.asked(configs):
+        from lmablate.distributed.command import train_together
+
+        return train_together(configs, launcher)
+    engine = engine_of(launcher)
     jobs, data = prepare_jobs(configs)
-    return run_jobs(jobs, gang=data if launcher == "gang" else None)
+    return run_jobs(jobs, gang=data if launcher == "gang" else None, engine=engine)
 
 
 def train_study(study: Study, launcher: str) -> int:
     """Train what is missing of a study, stage by stage; returns the exit code."""
+    from lmablate.launcher.engine import engine_of
     from lmablate.launcher.scheduler import run_jobs
 
-    return study.run(lambda jobs, data: run_jobs(jobs, gang=data if launcher == "gang" else None))
+    distributed.refuse_study()
+    engine = engine_of(launcher)
+    return study.run(lambda jobs, data: run_jobs(jobs, gang=data if launcher == "gang" else None, engine=engine))
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from lmablate.data.tokens import inputs_and_targets, share_of
 from lmablate.diagnostics.probe import open_probe
 from lmablate.divergence import DivergenceDetector
 from lmablate.evaluate import Evaluation, evaluate
+from lmablate.model.extra import after_step, before_step
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.objective import Batch, objective_of
 from lmablate.optim import build_optimizer, lr_factor, set_lr
@@ -64,6 +65,8 @@ class Progress:
 
 class Trainer:
     """Trains `model` on `data` as `cfg` says, from the newest checkpoint in `folder` if there is one."""
+
+    ranks: Any = None  # the processes that share this run, where they are several (lmablate/distributed)
 
     def __init__(
         self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None, trunk: Trunk | None = None
@@ -144,10 +147,9 @@ class Trainer:
             self.progress.step += 1
             step = self.progress.step
             due = step % self.cfg.runtime.log_every == 0 or step in evaluate_at or step == steps
-            stopping = stop()
-            saving = self.folder is not None and (
-                bool(stopping) or time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds
-            )
+            late = time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds
+            stopping, late = self.agreed(stop(), late)
+            saving = self.folder is not None and (bool(stopping) or late)
             branching = self.trunk is not None and step in self.trunk.points
             diverged = (due or saving or branching or probe is not None or self.device == "cpu") and self._flush()
             now = time.monotonic()
@@ -177,7 +179,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         assert self.folder is not None
-        self._save(self.folder, self.cfg.runtime.keep_checkpoints)
+        # The one before stays until the run has ended (checkpoint.keep_last), in case the newest turns out damaged.
+        self._save(self.folder, max(2, self.cfg.runtime.keep_checkpoints))
 
     def save_trunk(self) -> None:
         """Leave a checkpoint of the current step, from which shorter runs branch off, and the history up to it."""
@@ -213,8 +216,18 @@ class Trainer:
             return torch.autocast(self.device, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
+    def agreed(self, stopping: int, late: bool) -> tuple[int, bool]:
+        """The signal that asks to stop, and whether a checkpoint is due; a run on several processes asks all of them."""
+        return stopping, late
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, from which model and optimizer are filled; None when there is none."""
+        from lmablate.distributed.checkpoint import load_newest
+
+        return load_newest(self.folder, self.model, self.optimizer) if self.folder else None
+
     def _resume(self) -> bool:
-        state = load_checkpoint(self.folder, self.model, self.optimizer) if self.folder else None
+        state = self.load()
         if state is None and self.trunk is not None:
             state = load_checkpoint(self.trunk.folder, self.model, self.optimizer, up_to=self.trunk.end)
             self.trunk.left_at = state["step"] if state else None
@@ -274,11 +287,12 @@ class Trainer:
         cfg = self.cfg
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        before_step(self.model)
         total = torch.zeros((), device=self.device)
         batch = self.prepared(rows)
         for part, micro in enumerate(batch.split(cfg.runtime.microbatch_size or len(rows))):
             if cfg.model.dropout:  # the same drops in every arm, and after a resume
-                torch.manual_seed(_noise_seed(cfg.data_seed, self.progress.step, part))
+                torch.manual_seed(noise_seed(cfg.data_seed, self.progress.step, part))
             with self.precision():
                 loss = self.objective(self.model, *micro)
             share = share_of(micro.targets, batch.targets)
@@ -290,6 +304,7 @@ class Trainer:
         """Clip the gradients in place, take the optimizer's step, and note loss and gradient norm for the next flush."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.grad_clip or math.inf)
         self.optimizer.step()
+        after_step(self.model)
         self._pending.append(torch.stack((nats, norm.to(nats.dtype))))
 
     def settle(self) -> list[list[float]]:
@@ -340,6 +355,7 @@ class Trainer:
                 batch_size=self.cfg.runtime.microbatch_size or self.cfg.trainer.batch_size,
                 device=self.device,
                 with_lengths=self.progress.step == self.cfg.trainer.steps,
+                ranks=self.ranks,
             )
         finite = math.isfinite(self.progress.evaluation.val_loss)
         if not finite and self.progress.step:
@@ -352,6 +368,6 @@ class Trainer:
         return record if found.val_accuracy is None else record | {"val_accuracy": found.val_accuracy}
 
 
-def _noise_seed(data_seed: int, step: int, part: int) -> int:
+def noise_seed(data_seed: int, step: int, part: int) -> int:
     """A seed for the dropout of one pass, the same in every arm."""
     return int.from_bytes(hashlib.sha256(f"dropout|{data_seed}|{step}|{part}".encode()).digest()[:8], "big") >> 1

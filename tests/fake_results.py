@@ -143,7 +143,8 @@ def write_unfinished(path: Path, run_id: str, state: str, **status: Any) -> RunD
 def edit_result(path: Path, run_id: str, **changes: Any) -> None:
     """Overwrite keys of a written result.json."""
     file = path / run_id / "result.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    row = {key: value for key, value in json.loads(file.read_text()).items() if key != "checksum"}
+    file.write_text(json.dumps({**row, **changes}))
 
 
 def _config(choices: Mapping[str, str], gated: bool, seed: int, steps: int) -> Row:

@@ -31,6 +31,23 @@ LATENT = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 6,
 }
+OF_EXPERTS = {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.7,
+}
+GROUPED = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+QWEN_MOE = {
+    **GQA,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 40,
+    "norm_topk_prob": False,
+}
 FALCON = {"vocab_size": VOCAB, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS}
 FALCON |= {"max_position_embeddings": LENGTH}
 BLOOM = {"vocab_size": VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS}
@@ -218,6 +235,22 @@ CASES: dict[str, Case] = {
         GQA,
         {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "logits_scaling": 4.0},
         name="Granite",
+    ),
+    "mixtral": llama(GQA, {"num_local_experts": 5, "num_experts_per_tok": 2}, name="Mixtral"),
+    "mixtral_windowed_top_3": llama(
+        GQA, {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": WINDOW}, name="Mixtral", slow=True
+    ),
+    "qwen2_moe": llama(QWEN_MOE, name="Qwen2Moe"),
+    "qwen2_moe_dense_first": llama(
+        QWEN_MOE, {"norm_topk_prob": True, "mlp_only_layers": [0], "qkv_bias": False}, name="Qwen2Moe", slow=True
+    ),
+    "deepseek_v2_experts": llama(LATENT, OF_EXPERTS, GROUPED, name="DeepseekV2", slow=True),
+    "deepseek_v2_experts_greedy": llama(LATENT, OF_EXPERTS, {"first_k_dense_replace": 0}, name="DeepseekV2", slow=True),
+    "deepseek_v3_experts": llama(
+        LATENT, OF_EXPERTS, {"n_group": 4, "topk_group": 2, "norm_topk_prob": True}, name="DeepseekV3", slow=True
+    ),
+    "deepseek_v3_experts_ungrouped": llama(
+        LATENT, OF_EXPERTS, {"n_group": 1, "topk_group": 1, "norm_topk_prob": False}, name="DeepseekV3", slow=True
     ),
     "deepseek_v2": llama(LATENT, name="DeepseekV2", back="DeepseekV3ForCausalLM"),
     "deepseek_v2_full_queries": llama(

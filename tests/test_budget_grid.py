@@ -41,7 +41,9 @@ def agrees(cfg):
     assert parameters(cfg)[:2] == built_parameters(cfg)
     matrices, a_key = forward_products(cfg)
     length = cfg.model.context_length
-    assert found == 2 * (matrices + sum(a_key) * length)
+    assert found == pytest.approx(
+        2 * (matrices + sum(a_key) * length), rel=1e-12
+    )  # experts may meet a fraction of a token
     read = sum(n * keys_read(length, *reach) for n, reach in zip(a_key, reaches(cfg), strict=True))
     assert flops_per_token(cfg) == round(6 * (matrices + read))
     del model

@@ -77,7 +77,7 @@ def test_same_logits_and_gradients_both_ways(name):
 def test_other_weights_texts_and_depths(name, seed):
     case = CASES[name]
     depths = {key for key in case.keys if key in ("n_layer", "n_layers", "num_hidden_layers", "num_layers")}
-    fixed = {"attention_types", "max_window_layers", "first_k_dense_replace"} & set(case.keys)
+    fixed = {"attention_types", "max_window_layers", "first_k_dense_replace", "mlp_only_layers"} & set(case.keys)
     changes = {} if fixed else dict.fromkeys(depths, 3)
     theirs = case.build(seed, **changes)
     compare(theirs, text(seed, rows=2, length=LENGTH - 5 * (seed - 1)))

@@ -99,11 +99,13 @@ def outcome(raw: dict, path: str, value: Any):
     return training_record(config(raw=raw, given={path: value}))
 
 
-def check(raw: dict, path: str) -> None:
+def check(raw: dict, path: str, base: Any = None) -> None:
+    """`base` is the record of `raw` itself, where the key acts without a scene of its own."""
     raw = copy.deepcopy(raw)
     for key, value in SCENES.get(path, {}).items():
         put(raw, key, value)
-    base = training_record(config(raw=copy.deepcopy(raw)))
+    if base is None or path in SCENES:
+        base = training_record(config(raw=copy.deepcopy(raw)))
     accepted = []
     for value in other_values(raw, path):
         changed = copy.deepcopy(raw)
@@ -121,8 +123,9 @@ def check(raw: dict, path: str) -> None:
 @pytest.mark.parametrize(("axis", "option"), option_cases(), ids=lambda word: word)
 def test_keys_of_the_option_and_of_the_model(axis, option):
     raw = request(f"{axis}={option}")
+    base = training_record(config(raw=copy.deepcopy(raw)))
     for path in [*leaves(raw[axis], axis), *leaves(raw["model"], "model")]:
-        check(raw, path)
+        check(raw, path, base)
 
 
 @pytest.mark.parametrize(
@@ -132,15 +135,17 @@ def test_keys_of_the_option_and_of_the_model(axis, option):
 )
 def test_every_science_key(extra):
     raw = request(*extra)
+    base = training_record(config(raw=copy.deepcopy(raw)))
     for path in [leaf for group in SCIENCE for leaf in leaves(raw[group], group)]:
-        check(raw, path)
+        check(raw, path, base)
 
 
 @pytest.mark.parametrize("option", options("objective"))
 def test_keys_of_an_objective(option):
     raw = request(f"objective={option}")
+    base = training_record(config(raw=copy.deepcopy(raw)))
     for path in leaves(raw["objective"], "objective"):
-        check(raw, path)
+        check(raw, path, base)
 
 
 class DeadKey(RMSNorm):

@@ -1,6 +1,8 @@
 """The report: complete, self-contained, honest about what is wrong with the runs, and clear when there is nothing to say."""
 
+import base64
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -11,7 +13,8 @@ from html.parser import HTMLParser
 import fake_results
 import pytest
 
-from lmablate.report import _questions, main
+from lmablate.report import main
+from lmablate.report_figures import analyses
 from lmablate.results import load_runs, with_arms
 from lmablate.summary import arms_table, commands, followed, held_equal, notices, question, varied
 
@@ -23,7 +26,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.words, self.open, self.ids, self.links = [], [], [], []
+        self.words, self.open, self.ids, self.links, self.scripts = [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -45,7 +48,9 @@ class Page(HTMLParser):
             self.open.pop()
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
             self.words.append(data)
 
 
@@ -82,13 +87,32 @@ def test_everything_of_the_contract_is_written(written):
 def test_the_page_needs_nothing_outside_itself(written):
     _, out, page = written
     text = (out / "index.html").read_text()
-    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", text)
-    assert "<script" not in text
+    assert not re.search(r"https?:|\"//[a-z]|@import|url\((?!#)", text)
     assert "xlink" not in text
-    assert all(link.startswith("#") or link == "data:," for link in page.links)
+    configs = [link for link in page.links if link.endswith("/config.yaml")]
+    assert len(configs) == 8 and all((out / link).is_file() and link.startswith("../results/") for link in configs)
+    assert all(link.startswith("#") or link == "data:," for link in page.links if link not in configs)
     targets = {link[1:] for link in page.links if link.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", text))
     assert targets <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_only_the_script_of_the_page_may_run(written):
+    """The policy names the script by its hash, as a browser computes it; data come in an element that does not run."""
+    _, out, page = written
+    text = (out / "index.html").read_text()
+    data, script = page.scripts
+    assert re.findall(r"<script[^>]*>", text) == ['<script type="application/json" id="data">', "<script>"]
+    source = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.split("; ") == [
+        "default-src 'none'", f"script-src 'sha256-{source}'", "style-src 'unsafe-inline'", "img-src data:", "base-uri 'none'",
+        "form-action 'none'",
+    ]  # fmt: skip
+    assert not re.search(
+        r"innerHTML|insertAdjacent|outerHTML|document\.write|eval\(|fetch|XMLHttp|import\(|\bon\w+=", script
+    )
+    assert json.loads(data)["questions"]
 
 
 def test_figures_take_the_page_colours_in_light_and_dark(written):
@@ -156,11 +180,12 @@ def test_sound_runs_carry_no_warning(written):
     assert "Before you believe it" not in written[2].text
 
 
-def test_a_report_is_the_same_when_written_again(written, tmp_path):
+def test_a_report_is_the_same_when_written_again(written):
     _, out, _ = written
-    report(out.parent / "results", tmp_path)
+    again = out.parent / "again"  # beside the results too, since links depend on the place
+    report(out.parent / "results", again)
     for name in ("index.html", "verdicts.json", "tables/arms.csv", "figures/norm_and_activation.svg"):
-        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+        assert (again / name).read_bytes() == (out / name).read_bytes()
 
 
 # Runs that are not sound
@@ -241,7 +266,7 @@ def test_diverged_failed_unfinished_and_damaged_runs_are_on_the_page(tmp_path, c
 def test_only_a_module_with_a_figure_is_taken_for_the_analysis_of_a_sweep(tmp_path):
     for name in ("norm_and_activation", "no_such_sweep", "curves", "_style", "os.path", "norm and"):
         fake_results.write_fake_results(tmp_path / name, {}, seeds=(0,), sweep=name)
-        assert list(_questions(load_runs(tmp_path / name))) == ([name] if name == "norm_and_activation" else [])
+        assert list(analyses(load_runs(tmp_path / name)["sweep"])) == ([name] if name == "norm_and_activation" else [])
 
 
 def test_a_sweep_without_an_analysis_gets_the_general_figures(tmp_path):

@@ -17,7 +17,17 @@ from lmablate.model.primitives import Matrix
 from lmablate.paths import CONF_DIR
 from lmablate.trainer import Trainer
 
-AXES = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability", "aspect_ratio")
+AXES = (
+    "norm",
+    "norm_position",
+    "activation",
+    "posemb",
+    "attention",
+    "block_layout",
+    "ffn",
+    "stability",
+    "aspect_ratio",
+)
 VOCAB = 64
 # Two layers, and windows and bucket ranges shorter than the text, so that every option has something to do.
 SMALL = (
@@ -31,7 +41,11 @@ SMALL = (
     "runtime.evaluations=2",
     "runtime.device=cpu",
 )
-SHORT = {"attention": {"window": 7}, "posemb": {"max_distance": 20, "n_buckets": 16, "original_length": 10}}
+SHORT = {
+    "attention": {"window": 7},
+    "posemb": {"max_distance": 20, "n_buckets": 16, "original_length": 10},
+    "ffn": {"leaks": True},
+}
 
 
 def options(axis: str) -> list[str]:
@@ -44,10 +58,11 @@ def every_option() -> list[tuple[str, str]]:
 
 
 def option_cases() -> list[Any]:
-    """For parametrize: every option, of which the aspect ratios but one are slow, being full-sized models of one architecture."""
-    slow = [option for option in options("aspect_ratio") if option not in ("none", "r128")]
+    """For parametrize: every option, of which the aspect ratios but one are slow, being full-sized models of one architecture,
+    and of the mixtures of experts all but one, which share most of their code and are small operations in large numbers."""
+    fast = {"aspect_ratio": ("none", "r128"), "ffn": ("dense", "token_choice")}
     return [
-        pytest.param(axis, option, marks=pytest.mark.slow if axis == "aspect_ratio" and option in slow else ())
+        pytest.param(axis, option, marks=() if option in fast.get(axis, (option,)) else pytest.mark.slow)
         for axis, option in every_option()
     ]
 
@@ -84,7 +99,7 @@ class SmallText:
 
     def __init__(self, length: int = 3000) -> None:
         rng = np.random.default_rng(0)
-        self.tokens = (np.cumsum(rng.integers(0, 3, length)) % VOCAB).astype(np.int64)
+        self.train = self.tokens = (np.cumsum(rng.integers(0, 3, length)) % VOCAB).astype(np.int64)
         self.val_bytes = 200
 
     def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:

@@ -36,8 +36,8 @@ DEFINITIONS = {
     "params": "Parameters: every learned number once; a tied head is the token table.",
     "params_non_embedding": "Non-embedding parameters: all but token and position tables and an untied head.",
     "flops": "FLOPs per token: the matrix products of training, forward and backward (three times the forward), a multiply-add "
-    "as two; attention over the keys a token reads, so a causal mask counts half the square, a window its width, and a prefix that is "
-    "read in both directions all of its square.",
+    "as two, experts that a token does not meet left out; attention over the keys a token reads, so a causal mask counts half the "
+    "square, a window its width, and a prefix that is read in both directions all of its square.",
     "kv_cache": "KV bytes per token: keys and values in bf16 that a text of context_length tokens leaves, over its tokens; a "
     "layer with a window keeps the window.",
     "wall_time": "Seconds: those of optimizer steps on this machine, evaluation left out.",

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmablate.budget import stacks
+
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
 
@@ -26,22 +28,32 @@ def keys_read(length: int, window: int | None = None, stride: int | None = None)
     return n - step * n * (n - 1) / (2 * length)
 
 
-def forward_products(cfg: RunConfig) -> tuple[int, list[int]]:
-    """Multiply-adds of the forward pass: with matrices, for each token; and of each layer, for each pair of a query and a
-    key that it reads."""
+def forward_products(cfg: RunConfig) -> tuple[float, list[int]]:
+    """Multiply-adds of the forward pass: with matrices, for each token, those of experts that it does not meet left out; and
+    of each layer, for each pair of a query and a key that it reads. Of several stacks each has its layers, as in
+    :func:`keys_of_layers`, and a matrix that not all tokens of a text meet counts for those that do."""
+    if cfg.model.n_encoder_layers is not None:
+        return stacks.products_of_two(cfg)
+    matrices, scores = stack_products(cfg)
+    more, further = stacks.generator_products(cfg)
+    return matrices + stacks.end_products(cfg) + more, scores + further
+
+
+def stack_products(cfg: RunConfig) -> tuple[float, list[int]]:
+    """The same of the layers of one stack."""
     from lmablate.model import parts
-    from lmablate.model.ffn import network
-    from lmablate.model.readout import LastState
-    from lmablate.model.shapes import attention_shape, has_readout, position_shape
+    from lmablate.model.families import layer_order
+    from lmablate.model.shapes import attention_shape, ffn_option, ffn_shape, position_shape
 
     m = cfg.model
     option, settings = parts.resolve(cfg.attention, "attention")
     shape, places = attention_shape(cfg), position_shape(cfg)
     posemb, posemb_settings = parts.resolve(cfg.posemb, "posemb")
-    ffn = network(cfg.activation.gated).weights_per_token(m.d_model, m.d_ff)
-    layer = option.weights_per_token(shape, settings) + ffn
-    matrices = m.n_layers * layer + m.vocab_size * m.d_model + posemb.weights_per_token(places, posemb_settings)
-    matrices += LastState.weights_per_token(m.d_model) if has_readout(cfg) else 0
+    ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
+    matrices = m.n_layers * option.weights_per_token(shape, settings)
+    matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in layer_order(cfg))
+    runs = m.n_layers // (m.n_distinct_layers or m.n_layers)  # of each layer of `places`
+    matrices += runs * posemb.weights_per_token(places, posemb_settings)
     a_key = option.products_per_key(shape, settings) + posemb.products_per_key(places, posemb_settings)
     return matrices, [a_key] * m.n_layers
 
@@ -49,14 +61,23 @@ def forward_products(cfg: RunConfig) -> tuple[int, list[int]]:
 def reaches(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
     """(window, stride) of every layer: the keys a query reads."""
     from lmablate.model import parts
+    from lmablate.model.families import layer_order
 
     option, settings = parts.resolve(cfg.attention, "attention")
-    return [tuple(option.reach(layer, settings)) for layer in range(cfg.model.n_layers)]
+    return [tuple(option.reach(block, settings)) for block in layer_order(cfg)]
 
 
 def keys_of_layers(cfg: RunConfig) -> list[float]:
-    """The mean number of keys that a query of each layer reads in training: itself, what came before it, and what the
-    objective lets it read after it."""
+    """The mean number of keys that a token has read by its queries in each layer in training: itself, what came before it, and
+    what the objective lets it read after it. Of two stacks the encoder's layers, the decoder's, and its cross attention, of
+    which a token has those of its part; after a model's layers those of its generator."""
+    if cfg.model.n_encoder_layers is not None:
+        return stacks.keys_of_two(cfg)
+    return stack_keys(cfg) + stacks.generator_keys(cfg)
+
+
+def stack_keys(cfg: RunConfig) -> list[float]:
+    """The same of the layers of one stack."""
     from lmablate.objective import objective_of
 
     objective, length = objective_of(cfg), cfg.model.context_length
@@ -77,4 +98,9 @@ SOFTMAX_OPERATIONS = (
 
 def softmax_flops(cfg: RunConfig) -> float:
     """FLOPs per token of the softmax of attention, both passes: `SOFTMAX_OPERATIONS` for each score that is read."""
-    return SOFTMAX_OPERATIONS * cfg.model.n_heads * sum(keys_of_layers(cfg))
+    from lmablate.model.families import generator_of
+
+    heads, generator = cfg.model.n_heads, generator_of(cfg)
+    of_generator = 0.0 if generator is None else generator.model.n_heads * sum(stack_keys(generator))
+    own = stack_keys(cfg) if generator else keys_of_layers(cfg)
+    return SOFTMAX_OPERATIONS * (heads * sum(own) + of_generator)

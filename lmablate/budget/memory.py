@@ -20,8 +20,16 @@ def kv_bytes_per_token(cfg: RunConfig) -> int:
 def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
     """Bytes of the KV cache of one text of `length` tokens, with `number` bytes a number.
 
-    A layer with a window keeps the last `window` tokens alone; a strided one must keep all, since each reads others.
+    A layer with a window keeps the last `window` tokens alone; a strided one must keep all, since each reads others. An encoder
+    writes nothing token by token and keeps nothing. Of two stacks the decoder keeps its own tokens and, for cross attention,
+    keys and values of the source's, in the proportion that training has.
     """
+    from lmablate.objective import objective_of
+
+    if objective_of(cfg).reads_all:
+        return 0
+    if cfg.model.n_encoder_layers is not None:
+        return _of_two(cfg, length, number)
     from lmablate.model import parts
     from lmablate.model.shapes import attention_shape
 
@@ -29,3 +37,14 @@ def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
     numbers = option.cached_numbers(attention_shape(cfg), settings)
     kept = sum(length if window is None else min(window, length) for window, _ in reaches(cfg))
     return number * numbers * kept
+
+
+def _of_two(cfg: RunConfig, length: int, number: int) -> int:
+    from lmablate.model.attention import CrossAttention
+    from lmablate.model.families import decoder_of, source_length
+    from lmablate.model.shapes import attention_shape
+
+    decoder = decoder_of(cfg)
+    source = round(length * source_length(cfg) / cfg.model.context_length)
+    across = CrossAttention.cached_numbers(attention_shape(decoder), {}) * source * cfg.model.n_layers
+    return kv_bytes(decoder, length - source, number) + number * across

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from lmablate.budget import stacks
+
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
 
 
-class Parameters(NamedTuple):
-    """Learned numbers, each counted once. `non_embedding`: all but the token table, the position table, an untied
-    head and its bias; a tied head is the token table."""
-
+class _Counts(NamedTuple):
     total: int
     non_embedding: int
+
+
+class Parameters(_Counts):
+    """Learned numbers, each counted once. `non_embedding`: all but the token table, the position table, an untied
+    head and its bias; a tied head is the token table. `idle`: those of experts that a token does not meet."""
+
+    idle: int
+
+    def __new__(cls, total: int, non_embedding: int, idle: int = 0) -> Parameters:
+        made = super().__new__(cls, total, non_embedding)
+        made.idle = idle
+        return made
 
     @property
     def embedding(self) -> int:
@@ -22,8 +33,8 @@ class Parameters(NamedTuple):
 
     @property
     def active(self) -> int:
-        """Those that take part in the forward pass of a text. In a dense model that is every one."""
-        return self.total
+        """Those that a token meets. In a dense model that is every one."""
+        return self.total - self.idle
 
 
 def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
@@ -48,26 +59,44 @@ def attention_params(cfg: RunConfig) -> int:
     return total
 
 
-def parameters(cfg: RunConfig) -> Parameters:
-    """Parameter counts by closed form, without building anything."""
+class Stack(NamedTuple):
+    """Learned numbers of a stack: of its layers, its last norm and its positions (`layers`), of a table of positions, and of
+    experts that a token does not meet."""
+
+    layers: int
+    table: int
+    idle: int
+
+
+def stack_params(cfg: RunConfig) -> Stack:
+    """Those of one stack of layers, without its ends."""
     from lmablate.model import parts
-    from lmablate.model.readout import LastState
-    from lmablate.model.shapes import has_final_norm, has_readout, position_shape
+    from lmablate.model.shapes import ffn_option, ffn_shape, has_final_norm, position_shape
 
     m = cfg.model
     one_norm = parts.count(cfg.norm, "norm", m.d_model)
     position = parts.target(cfg.norm_position, "norm_position")
     layout = parts.target(cfg.block_layout, "block_layout")
     positions = parts.count(cfg.posemb, "posemb", position_shape(cfg))
-    position_table = positions if parts.target(cfg.posemb, "posemb").is_token_table else 0
+    table = positions if parts.target(cfg.posemb, "posemb").is_token_table else 0
 
-    block = attention_params(cfg)
-    block += ffn_params(m.d_model, m.d_ff, gated=cfg.activation.gated, bias=m.biases.mlp)
-    block += one_norm * position.norms_per_branch * layout.n_branches
-    ends = one_norm * (has_final_norm(cfg) + bool(m.embedding_norm))
-    if has_readout(cfg):
-        ends += LastState.weights_per_token(m.d_model)
-        ends += LastState.n_vector_params(m.d_model, one_norm=one_norm, bias=m.biases.mlp)
-    non_embedding = m.n_layers * block + ends + positions - position_table
-    tables = m.vocab_size * (m.d_model * (1 if m.tie_embeddings else 2) + m.biases.head) + position_table
-    return Parameters(non_embedding + tables, non_embedding)
+    block = attention_params(cfg) + one_norm * position.norms_per_branch * layout.n_branches
+    ffn, sizes, layers = ffn_option(cfg), ffn_shape(cfg), range(m.n_distinct_layers or m.n_layers)
+    branches = sum(ffn.n_params(sizes, layer=i) for i in layers)
+    idle = sum(ffn.n_idle(sizes, layer=i) for i in layers)
+    return Stack(len(layers) * block + branches + one_norm * has_final_norm(cfg) + positions - table, table, idle)
+
+
+def parameters(cfg: RunConfig) -> Parameters:
+    """Parameter counts by closed form, without building anything."""
+    from lmablate.model.families import decoder_of, encoder_of
+
+    two = cfg.model.n_encoder_layers is not None
+    found = [stack_params(decoder_of(cfg)), stack_params(encoder_of(cfg))] if two else [stack_params(cfg)]
+    tables, rest = stacks.end_params(cfg)
+    of_generator = stacks.generator_params(cfg)
+    tables += sum(each.table for each in found) + of_generator[0]
+    rest += sum(each.layers for each in found) + of_generator[1]
+    if two:
+        rest += cfg.model.n_layers * stacks.cross_params(cfg) + stacks.second_norm(cfg)
+    return Parameters(rest + tables, rest, sum(each.idle for each in found))

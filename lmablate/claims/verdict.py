@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from lmablate.arms import is_missing
 from lmablate.claims.data import Claim, Hypothesis, load_claims
 from lmablate.claims.evidence import Found, Sample, find
-from lmablate.claims.rows import Table
 from lmablate.claims.matching import words
 from lmablate.claims.measure import Estimate, Looks, measure
+from lmablate.claims.rows import Table
 from lmablate.stats.families import holm
 
 if TYPE_CHECKING:
@@ -55,14 +55,15 @@ def judge(
     looks = {study["sweep"]: found for study in studies if (found := _looks(study))}
     table = Table.of(runs)
     judged = [one for claim in known.values() for one in _measure(claim, table, claim.id in named, looks)]
-    measured = [one for one in judged if one.sample is not None]
+    # What cannot be measured costs no other test anything.
+    measured = [one for one in judged if one.estimate.effect is not None]
     p = holm([_p_against(one.test, one.estimate) for one in measured])
     q = holm([_p_claim(one.test, one.estimate) for one in measured])
     family = max(1, len(measured))
     rows: dict[str, list[Row]] = {}
     corrected = iter(zip(p, q, strict=True))
     for one in judged:
-        ps = next(corrected) if one.sample is not None else None
+        ps = next(corrected) if one.estimate.effect is not None else None
         rows.setdefault(one.claim.id, []).append(_row(one, ps, family, studies, alpha))
     for claim in known.values():
         if claim.id in named and claim.untested:
@@ -144,9 +145,9 @@ def _row(
     n = len(e.values)
     verdict: Verdict = "not decided"
     more = None
-    if ps is None or sample is None:
+    if sample is None:
         reason = one.problem
-    elif e.effect is None:
+    elif ps is None:
         reason = no_pair(sample, e)
     elif one.claim.smallest_params and (size := _size(sample)) < one.claim.smallest_params:
         verdict = "not testable at this scale"

@@ -123,7 +123,7 @@ def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[A
     import jinja2
 
     from lmablate.compare.examples import visible
-    from lmablate.page import inline_svg
+    from lmablate.report_figures import inline_svg
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),

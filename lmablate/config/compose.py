@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from lmablate import secrets
 from lmablate.config.matching import reference_words
 from lmablate.config.preset import with_preset
 from lmablate.config.resolve import choose_alternatives, choose_draws, resolve
@@ -83,6 +85,7 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise in_words(error) from error
     assert isinstance(raw, dict)
+    secrets.refuse([raw, words])
     groups = {
         group: option
         for group, option in choices.items()
@@ -138,7 +141,7 @@ def rewrite(words: list[str]) -> list[str]:
             f"sweeps={sweeps}: one stored sweep at a time, since Hydra would drop the grids of all; run the command once for each"
         )
     for key in keys:
-        if key.endswith("_target_"):
+        if "_target_" in key or "_target_" in str(keys[key]):
             raise ConfigError(
                 f"{key}: a class is chosen by an option, so that the option's name says what was run; add a YAML file to conf/ for yours"
             )
@@ -173,7 +176,8 @@ def _as_text(word: str) -> str:
 def sweep_file(name: str) -> Path:
     """The YAML of a stored sweep, of this project or of the current folder."""
     for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
-        if (folder / f"{name}.yaml").is_file():
+        inside = Path(os.path.normpath(folder / f"{name}.yaml")).is_relative_to(folder)
+        if inside and (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     stored = sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml"))
     raise ConfigError(f"sweeps={name}: no such stored sweep; there are {', '.join(stored) or 'none'}")

@@ -15,14 +15,17 @@ from lmablate.errors import ConfigError
 from lmablate.settings import Settings
 
 TOKENS = ("window", "original_length")  # settings counted in tokens, which shrink with the context
+LAYERS = ("first_dense",)  # in layers, which shrink with the depth
+WIDTHS = ("q_rank", "kv_rank")  # in channels, which shrink with the width
+OF_A_HEAD = ("rope_head_dim", "v_head_dim")  # in channels, which shrink with those of a head
 LEAST_HEAD_DIM = 8
 NEAR = 0.03  # of the width of all heads over d_model, below which a shape counts as the published one
 
 
 class Published(Settings):
     """What a file of conf/preset says. `announced` is the count its authors give, often a rounded name;
-    `published_params` the count of the released shape, `uncounted` learned numbers that this count leaves out, and
-    `unconfirmed` says what of the sizes is not certain."""
+    `published_params` the count of the released shape, `uncounted` how many learned numbers the shape here has more (or, with
+    a minus, fewer) than that count, and `unconfirmed` says what of the sizes is not certain."""
 
     system: str
     year: int
@@ -57,20 +60,38 @@ def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     sizes = dict(preset.settings.get("model", {}))
     if "attention" in given:  # whose options set it
         sizes.pop("n_kv_heads", None)
-    scale = 1.0
+    factors: dict[str, float] = {}
     if shrink is None:
         rest["published_vocab_size"] = preset.vocab_size
     else:
-        scale = raw["model"]["context_length"] / sizes["context_length"]
         sizes = _shrunk(sizes, raw, given)
     rest["model"] = _given_first("model", raw["model"], sizes | _ffn(preset, raw, given, shrink), given)
+    if shrink is not None:
+        factors = _factors(raw["model"], rest["model"], preset.settings["model"])
     for group, values in preset.settings.items():
         if group != "model" and group not in given:
-            fitted = {key: max(1, round(v * scale)) if key in TOKENS else v for key, v in values.items()}
+            # An id of the published tokenizer means nothing to another one.
+            kept = {key: v for key, v in values.items() if shrink is None or key != "special_id"}
+            fitted = {key: v if v is None else _in_proportion(key, v, factors) for key, v in kept.items()}
             rest[group] = _given_first(group, raw[group], fitted, given)
     if shrink is not None and preset.width_scaled and "attention" not in given and "attention.scale" not in given:
         rest["attention"]["scale"] = (rest["model"]["d_model"] / rest["model"]["n_heads"]) ** -0.5
     return rest
+
+
+def _factors(asked: dict[str, Any], model: dict[str, Any], whole: dict[str, Any]) -> dict[str, float]:
+    """By what the settings shrink that are counted in something that shrinks."""
+    tokens, depth = (asked[key] / whole[key] for key in ("context_length", "n_layers"))
+    width, head = model["d_model"] / whole["d_model"], head_width(model) / head_width(whole)
+    counted = ((TOKENS, tokens), (LAYERS, depth), (WIDTHS, width), (OF_A_HEAD, head))
+    return {key: factor for keys, factor in counted for key in keys}
+
+
+def _in_proportion(key: str, value: Any, factors: dict[str, float]) -> Any:
+    if key not in factors:
+        return value
+    step = 4 if key in (*WIDTHS, *OF_A_HEAD) else 1
+    return max(step, step * round(value * factors[key] / step))
 
 
 def published(name: str, node: Any) -> Published:
@@ -114,6 +135,10 @@ def _shrunk(sizes: dict[str, Any], raw: dict[str, Any], given: dict[str, Any]) -
         n_heads = _heads(width, max(target["n_heads"], 2 * shared), shared) if fixed is None else fixed
         kept["n_kv_heads"] = max(1, n_heads // shared)
     head_dim = _head_dim(width, n_heads)
+    if sizes.get("n_encoder_layers"):
+        kept["n_encoder_layers"] = max(1, round(target["n_layers"] * sizes["n_encoder_layers"] / sizes["n_layers"]))
+    if sizes.get("embedding_dim"):
+        kept["embedding_dim"] = max(2, 2 * round(target["d_model"] * sizes["embedding_dim"] / sizes["d_model"] / 2))
     return kept | {"n_heads": n_heads, "head_dim": None if n_heads * head_dim == target["d_model"] else head_dim}
 
 

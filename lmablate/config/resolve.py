@@ -58,6 +58,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     common["init_seed"] = request.seed if request.init_seed is None else request.init_seed
     common["data_seed"] = request.seed if request.data_seed is None else request.data_seed
     common["model"] = sizes(request, request.model)
+    common["ffn"] = _experts(request)
     if request.optim.decay == "coupled":  # the one default, in one way
         common["optim"] = request.optim.model_copy(update={"decay": None})
     common["trainer"] = _trainer(request)
@@ -66,6 +67,20 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     common["runtime"] = request.runtime.model_copy(update={"device": _device(request.runtime.device)})
     cfg = meet_budget(request, RunConfig.model_construct(**common), given, reference)
     return cfg.model_copy(update=_schedule(request.schedule, cfg.trainer))
+
+
+def _experts(request: RunRequest) -> dict[str, Any] | None:
+    """The feed-forward option, null for the dense network, which runs had before there were others. Raises ConfigError."""
+    from lmablate.model import parts
+
+    if request.ffn is None or parts.target(request.ffn, "ffn").is_dense:
+        return None
+    if request.ffn.get("balance_over") == "batch" and request.runtime.microbatch_size is not None:
+        raise ConfigError(
+            f"ffn.balance_over=batch is a loss of the whole batch, and runtime.microbatch_size={request.runtime.microbatch_size} cuts it "
+            "into pieces, whose losses add up to another one: leave out runtime.microbatch_size, or use ffn.balance_over=text"
+        )
+    return request.ffn
 
 
 def _schedule(schedule: ScheduleSettings, trainer: TrainerSettings) -> dict[str, Any]:

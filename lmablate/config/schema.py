@@ -29,6 +29,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ClosedFraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _run_id(value: Any) -> Any:
@@ -86,8 +87,13 @@ class _Model(Settings):
     embedding_scale: PositiveFloat | Literal["sqrt_d_model"] | None = None
     embedding_norm: bool | None = None
     final_norm: bool | None = None
-    logit_scale: PositiveFloat | None = None
+    logit_scale: PositiveFloat | Literal["inverse_sqrt_d_model"] | None = None
     init: Literal["xavier"] | None = None
+    n_encoder_layers: PositiveInt | None = None
+    n_distinct_layers: PositiveInt | None = None
+    embedding_dim: PositiveInt | None = None
+    segments: PositiveInt | None = None
+    head_transform: Literal[True] | None = None
 
     @property
     def biases(self) -> Biases:
@@ -148,20 +154,44 @@ class BudgetSettings(Settings):
 
 class ObjectiveSettings(Settings):
     """What a model is trained to do (lmablate/objective). `prefix_share`: of the context; `prefix_draw`: how long the prefixes
-    of training are."""
+    of training are. `mask_share`: of the tokens of a text, hidden; `random_share` and `kept_share`: of these; `generator_share`:
+    of the model's width; `special_id`: the tokenizer's own mask, or the first of its sentinels."""
 
-    kind: Literal["causal", "prefix"]
-    prefix_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    kind: Literal["causal", "prefix", "mlm", "rtd", "span_corruption"]
+    prefix_share: OpenFraction | None = None
     prefix_draw: Literal["uniform", "fixed"] | None = None
+    mask_share: OpenFraction | None = None
+    random_share: Fraction | None = None
+    kept_share: Fraction | None = None
+    mean_span: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    generator_share: Share | None = None
+    discriminator_weight: PositiveFloat | None = None
+    special_id: NonNegativeInt | None = None
 
     @model_validator(mode="after")
     def _keys_of_this_kind(self) -> Self:
-        for key in ("prefix_share", "prefix_draw"):
+        belongs = {
+            **dict.fromkeys(("prefix_share", "prefix_draw"), ("prefix",)),
+            "mask_share": ("mlm", "rtd", "span_corruption"),
+            **dict.fromkeys(("random_share", "kept_share"), ("mlm",)),
+            "mean_span": ("span_corruption",),
+            **dict.fromkeys(("generator_share", "discriminator_weight"), ("rtd",)),
+        }
+        for key, kinds in belongs.items():
             given = getattr(self, key) is not None
-            if given and self.kind != "prefix":
-                raise ValueError(f"objective={self.kind} has no {key}; it belongs to objective=prefix")
-            if not given and self.kind == "prefix":
-                raise ValueError(f"objective=prefix needs a {key}")
+            if given and self.kind not in kinds:
+                raise ValueError(f"objective={self.kind} has no {key}; it belongs to objective={' or '.join(kinds)}")
+            if not given and self.kind in kinds:
+                raise ValueError(f"objective={self.kind} needs a {key}")
+        if self.special_id is not None and self.kind not in belongs["mask_share"]:
+            raise ValueError(
+                f"objective={self.kind} has no special_id; it belongs to objective={' or '.join(belongs['mask_share'])}"
+            )
+        if (self.random_share or 0) + (self.kept_share or 0) > 1:
+            raise ValueError(
+                f"random_share={self.random_share} and kept_share={self.kept_share} are shares of the chosen tokens, more than all "
+                "of them together"
+            )
         return self
 
 
@@ -232,6 +262,7 @@ class RuntimeSettings(Settings):
     compile: bool | Literal["auto"]
     threads: PositiveInt
     workers: PositiveInt | None
+    parallel: Literal["ddp", "fsdp2"] | None = None  # of one run on several processes (lmablate/distributed)
     microbatch_size: PositiveInt | None
     log_every: PositiveInt
     evaluations: PositiveInt
@@ -239,6 +270,11 @@ class RuntimeSettings(Settings):
     evaluate_stride: PositiveInt | None = None
     checkpoint_seconds: NonNegativeFloat
     keep_checkpoints: PositiveInt
+    on_oom: Literal["fail", "halve_microbatch"] | None = None
+    nan_restarts: NonNegativeInt | None = None
+    time_limit: PositiveFloat | None = None
+    retries: NonNegativeInt | None = None
+    gpu_memory: PositiveFloat | None = None
     wandb: Literal["auto", "online", "offline", "disabled"]
     wandb_project: str
     progress: Literal["auto", "live", "lines", "off"]
@@ -258,6 +294,7 @@ class _Common(Settings):
     posemb: Part
     attention: Part
     block_layout: Part
+    ffn: Part | None = None  # null in a run: one network for every token
     activation: ActivationSettings
     stability: StabilitySettings
     data: DataSettings

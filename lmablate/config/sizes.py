@@ -52,9 +52,20 @@ def sizes(request: RunRequest, m: ModelRequest) -> ModelSettings:
 
 
 def _vocab_size(request: RunRequest) -> int:
-    """That of a preset at its own size, of a task, or of the tokenizer; 1 for a tokenizer that tells it when it is read."""
+    """That of a preset at its own size, of a task, or of the tokenizer with what the objective adds; for a tokenizer that tells
+    its size when it is read, 1 stands for it."""
+    if request.published_vocab_size:
+        return request.published_vocab_size
     own = request.data.vocabulary if isinstance(request.data, Skill) else None
-    return request.published_vocab_size or own or getattr(request.tokenizer, "vocab_size", None) or 1
+    return (own or getattr(request.tokenizer, "vocab_size", None) or 1) + _reserved(request)
+
+
+def _reserved(request: RunRequest) -> int:
+    """Ids that the objective has beside those of the tokenizer."""
+    from lmablate.objective import reserved_ids
+
+    own = request.objective
+    return reserved_ids(own.kind, own.model_dump(), request.model.context_length)
 
 
 def _in_one_way(m: ModelRequest) -> dict[str, bool | None]:

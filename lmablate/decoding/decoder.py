@@ -105,7 +105,7 @@ class Decoder:
         past = Piece(self.caches, self.reaches, posemb, made, self.start, n)
         rotate = partial(posemb.rotate_piece, start=self.start, made=made)
         place = partial(posemb.embed_piece, start=self.start, made=made)
-        return self.model.through(self.model.embed(tokens, place), Positions(rotate, None, past=past))
+        return self.model.through(self.model.embed(tokens, place), Positions(rotate, None, past=past, tokens=tokens))
 
     def _for_pieces(self, length: int) -> Any:
         """What the position embedding makes once for a text that is to be `self.length` tokens, or, where those would stand
@@ -118,7 +118,18 @@ class Decoder:
 
 
 def _check(model: TransformerLM, layers: list[Attention]) -> None:
-    """Refuse parts, of a package of the user's, that say how a whole text is read and not how a piece of one is."""
+    """Refuse models that write no text from left to right, or whose blocks run several times, and parts, of a package of the
+    user's, that say how a whole text is read and not how a piece of one is."""
+    if model.reads_all:
+        raise ConfigError(
+            "an encoder reads a whole text in both directions and does not write one: generation is for models that read from left "
+            "to right (objective=causal or prefix)"
+        )
+    if model.encoder is not None or len(set(model.order)) < len(model.order):
+        what = "an encoder and a decoder" if model.encoder is not None else "layers that share their weights"
+        raise ConfigError(
+            f"generation keeps what one block has read once, and this model has {what}: it is not supported"
+        )
     kind = type(model.posemb)
     for whole, piece in _HOOKS.items():
         homes = [next(base for base in kind.__mro__ if hook in vars(base)) for hook in (whole, piece)]
@@ -133,5 +144,10 @@ def _check(model: TransformerLM, layers: list[Attention]) -> None:
                 f"attention: {type(module).__name__} does not define kept(), which generation needs: define it as "
                 "lmablate.model.attention.Attention describes it"
             )
+    if any(getattr(module, "reads_whole_texts", False) for module in model.modules()):
+        raise ConfigError(
+            "ffn: which experts a token meets hangs here on the rest of its text, or on how long that is (ffn=expert_choice, or "
+            "ffn.capacity_factor), so that a text cannot be read piece by piece, as generation does: use dropless ffn=token_choice"
+        )
     if len(layers) != len(model.blocks) or [module.layer for module in layers] != list(range(len(layers))):
         raise ConfigError("generation needs one attention branch in every block")

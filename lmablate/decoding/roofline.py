@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from lmablate.budget import keys_read, kv_bytes, parameters
 from lmablate.budget.flops import reaches
 from lmablate.model import parts
-from lmablate.model.ffn import network
-from lmablate.model.shapes import attention_shape, position_shape
+from lmablate.model.families import layer_order
+from lmablate.model.shapes import attention_shape, ffn_option, ffn_shape, position_shape
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -36,8 +36,8 @@ def step_cost(cfg: RunConfig, context: int, batch: int, number: int) -> Cost:
     weights, a_key = _products(cfg, of_kept=True)
     kept = sum(context if window is None else min(window, context) for window, _ in reaches(cfg))
     return Cost(
-        weight_bytes(cfg, number) + batch * kv_bytes(cfg, context, number),
-        2 * batch * (weights + _head(cfg) + a_key * kept),
+        weight_bytes(cfg, number, batch) + batch * kv_bytes(cfg, context, number),
+        round(2 * batch * (weights + _head(cfg) + a_key * kept)),
     )
 
 
@@ -46,27 +46,30 @@ def prefill_cost(cfg: RunConfig, length: int, batch: int, number: int) -> Cost:
     weights, a_key = _products(cfg, of_kept=False)
     pairs = sum(keys_read(length, *reach) for reach in reaches(cfg)) * length
     return Cost(
-        weight_bytes(cfg, number) + batch * kv_bytes(cfg, length, number),
+        weight_bytes(cfg, number, batch * length) + batch * kv_bytes(cfg, length, number),
         round(2 * batch * (weights * length + _head(cfg) + a_key * pairs)),
     )
 
 
-def weight_bytes(cfg: RunConfig, number: int) -> int:
-    """Bytes of the weights that a step reads whole: all but the tables of which it looks up a row a text."""
-    return number * (parameters(cfg).non_embedding + _head(cfg))
+def weight_bytes(cfg: RunConfig, number: int, tokens: int = 1) -> int:
+    """Bytes of the weights that a step of so many tokens reads whole: all but the tables of which it looks up a row a text, and
+    experts that none of the tokens meets."""
+    ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
+    idle = sum(ffn.n_idle(sizes, layer=i, tokens=tokens) for i in range(cfg.model.n_layers))
+    return number * (parameters(cfg).non_embedding - idle + _head(cfg))
 
 
 def _head(cfg: RunConfig) -> int:
     return cfg.model.vocab_size * cfg.model.d_model
 
 
-def _products(cfg: RunConfig, *, of_kept: bool) -> tuple[int, int]:
+def _products(cfg: RunConfig, *, of_kept: bool) -> tuple[float, int]:
     """Multiply-adds with the matrices of all layers for a token, and in one layer for each key that a query reads."""
     m, shape, places = cfg.model, attention_shape(cfg), position_shape(cfg)
     option, settings = parts.resolve(cfg.attention, "attention")
     posemb, own = parts.resolve(cfg.posemb, "posemb")
-    layer = option.weights_per_token(shape, settings) + network(cfg.activation.gated).weights_per_token(
-        m.d_model, m.d_ff
-    )
+    ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
+    matrices = m.n_layers * option.weights_per_token(shape, settings)
+    matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in layer_order(cfg))
     for_a_key = option.products_per_kept_key if of_kept else option.products_per_key
-    return m.n_layers * layer, for_a_key(shape, settings) + posemb.products_per_key(places, own)
+    return matrices, for_a_key(shape, settings) + posemb.products_per_key(places, own)

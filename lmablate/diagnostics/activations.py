@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmablate.diagnostics.places import Found, branches, layers
+from lmablate.model.ffn.grouped import Rows
 from lmablate.model.transformer import TransformerLM
 
 DORMANT = 0.025  # of the mean activity of a layer's units
@@ -35,7 +36,18 @@ def idle_units(hidden: Tensor) -> tuple[Tensor, Tensor]:
     activations that are never exactly 0 too.
     """
     activity = hidden.detach().float().abs().flatten(0, -2).mean(0)
+    return _idle(activity)
+
+
+def _idle(activity: Tensor) -> tuple[Tensor, Tensor]:
     return (activity == 0).float().mean(), (activity <= DORMANT * activity.mean()).float().mean()
+
+
+def idle_units_of_experts(hidden: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """The same of sorted rows ``[M, H]``, of which expert e has ``sizes[e]``: its H units are units of their own, and all are
+    dead in an expert that no token meets."""
+    rows = hidden.detach().float().abs()[: sum(sizes)].split(sizes)
+    return _idle(torch.stack([some.mean(0) if len(some) else some.sum(0) for some in rows]))
 
 
 @contextmanager
@@ -80,6 +92,8 @@ def _units(found: Found, key: str) -> Any:
     def note(_module: nn.Module, inputs: Any) -> None:
         hidden = inputs[0]
         found[f"{key}/hidden_rms"], found[f"{key}/hidden_kurtosis"] = rms(hidden), kurtosis(hidden)
-        found[f"{key}/dead"], found[f"{key}/dormant"] = idle_units(hidden)
+        of_experts = inputs[1:] and isinstance(inputs[1], Rows)
+        idle = idle_units_of_experts(hidden, inputs[1].sizes) if of_experts else idle_units(hidden)
+        found[f"{key}/dead"], found[f"{key}/dormant"] = idle
 
     return note

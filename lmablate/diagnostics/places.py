@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from lmablate.model.attention import Attention
-from lmablate.model.ffn import GatedFFN, PlainFFN
+from lmablate.model.ffn import FeedForward
 from lmablate.model.primitives import Bias, Gain
 from lmablate.model.transformer import TransformerLM
 
@@ -26,11 +26,24 @@ def layers(model: TransformerLM) -> Iterator[tuple[str, nn.Module]]:
 
 def branches(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """``attn`` and ``ffn`` of a block, whatever wraps them."""
+    inside: set[int] = set()  # of a branch, which may hold networks of its own
     for module in block.modules():
         if isinstance(module, Attention):
             yield "attn", module
-        elif isinstance(module, PlainFFN | GatedFFN):
+        elif isinstance(module, FeedForward) and id(module) not in inside:
+            inside |= {id(part) for part in module.modules()}
             yield "ffn", module
+
+
+def beside(model: TransformerLM) -> dict[str, nn.Module | None]:
+    """What stands beside the layers of the model, each as one place."""
+    return {
+        "segments": model.segments,
+        "embed_map": model.embedding_map,
+        "encoder": model.encoder,
+        "generator": model.generator,
+        "readout": model.readout,
+    }
 
 
 def groups(model: TransformerLM) -> dict[str, list[nn.Parameter]]:
@@ -40,6 +53,7 @@ def groups(model: TransformerLM) -> dict[str, list[nn.Parameter]]:
         ("embed", list(model.embedding.parameters())),
         ("embed_norm", [] if model.embedding_norm is None else list(model.embedding_norm.parameters())),
         ("posemb", list(model.posemb.parameters())),
+        *((name, [] if part is None else list(part.parameters())) for name, part in beside(model).items()),
     ]
     for layer, block in layers(model):
         inside = [(f"{layer}/{word}", list(branch.parameters())) for word, branch in branches(block)]

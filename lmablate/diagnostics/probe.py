@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lmablate.compilation import eager
-from lmablate.diagnostics import activations, attention
+from lmablate.diagnostics import activations, attention, experts
 from lmablate.diagnostics.gradients import copies, gradient_norms, update_ratios
 from lmablate.diagnostics.logits import logit_scale
 from lmablate.diagnostics.norms import gains
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM
     from lmablate.trainer import Trainer
 
-PASS = {"activations", "ffn", "attention", "logits"}  # what needs the extra pass
+PASS = {"activations", "ffn", "attention", "logits", "experts"}  # what needs the extra pass
 
 
 def open_probe(cfg: RunConfig, data: TokenData) -> Probe | None:
@@ -120,6 +120,8 @@ def look_inside(model: TransformerLM, texts: Batch, measures: Collection[str]) -
             watches.enter_context(activations.watching(model, found, stream=stream, units=units))
         if "attention" in measures:
             watches.enter_context(attention.watching(model, found))
+        if "experts" in measures:
+            watches.enter_context(experts.watching(model, found))
         hidden = model.hidden(texts.inputs, texts.prefix)
     if "logits" in measures:
         found |= logit_scale(model, hidden)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PREFIX = "diag/"  # of every number's name in history.jsonl
 TOLD = "diagnostics"  # what a record with such numbers was asked for, as JSON
 Positive = Annotated[int, Field(gt=0)]
-Measure = Literal["gradients", "updates", "activations", "ffn", "attention", "logits", "norms"]
+Measure = Literal["gradients", "updates", "activations", "ffn", "attention", "logits", "norms", "experts"]
 
 
 class DiagnosticsSettings(Settings):
@@ -54,8 +54,13 @@ class DiagnosticsSettings(Settings):
 
 
 def asked_of(cfg: RunConfig) -> DiagnosticsSettings | None:
-    """What a run is asked for; None where that is nothing."""
-    return cfg.diagnostics if cfg.diagnostics is not None and cfg.diagnostics.on else None
+    """What a run is asked for, of what its model has; None where that is nothing."""
+    asked = cfg.diagnostics
+    if asked is None:
+        return None
+    if cfg.ffn is None and "experts" in asked.measures:
+        asked = asked.model_copy(update={"measures": [word for word in asked.measures if word != "experts"]})
+    return asked if asked.on else None
 
 
 def covers(have: Mapping[str, Any] | None, asked: DiagnosticsSettings | None) -> bool:

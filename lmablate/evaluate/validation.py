@@ -6,17 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from lmablate.cross_entropy import CHUNK, worth_chunking
 from lmablate.data.skills.store import SkillData
 from lmablate.evaluate.skills import Evaluation, evaluate_task
-from lmablate.objective import IGNORE, Batch, Objective, vocab_size
+from lmablate.objective import IGNORE, Batch, Held, Objective, vocab_size
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
+    from lmablate.distributed.ranks import Ranks
     from lmablate.model.transformer import TransformerLM
 
 
@@ -29,6 +28,7 @@ def evaluate(
     batch_size: int,
     device: str,
     with_lengths: bool = False,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """The loss of `objective` on the validation text, or on the scored tokens of a task; at the end of a run (`with_lengths`)
     the objective's yardsticks too, or a task at other lengths. Dropout is off; a non-finite loss comes back as nan."""
@@ -37,20 +37,43 @@ def evaluate(
     inputs, targets = (torch.from_numpy(x) for x in data.val_windows(context_length))
     own = objective.validation(inputs, targets)
     further = objective.yardsticks(inputs, targets) if with_lengths else {}
-    found = _losses(model, {"": own, **further}, batch_size, device)
+    if model.encoder is not None:  # which splits every text at one place
+        at = own.prefix
+        assert at is not None
+        further = {k: x for k, x in further.items() if x.prefix is not None and torch.equal(x.prefix, at)}
+    found = _losses(model, objective, {"": own, **further}, batch_size, device, ranks)
     nats, count = found.pop("")
     if not math.isfinite(nats):
         return Evaluation(math.nan, math.nan)
-    whole = count == int((targets != IGNORE).sum())
+    whole = not objective.looks_ahead and count == int((targets != IGNORE).sum())
     bpb = nats / math.log(2) / data.val_bytes if whole else None
-    return Evaluation(
-        nats / count, bpb, yardsticks={name: a / n for name, (a, n) in found.items() if n} if with_lengths else None
-    )
+    if not with_lengths:
+        return Evaluation(nats / count, bpb)
+    yardsticks = {name: a / n for name, (a, n) in found.items() if n}
+    if objective.has_measures:
+        log_p = unigram(data.train, vocab_size(model))
+        yardsticks |= _measured(model, objective, Held(inputs, targets, log_p, batch_size, device))
+    return Evaluation(nats / count, bpb, yardsticks=yardsticks)
+
+
+@torch.no_grad()
+def _measured(model: TransformerLM, objective: Objective, text: Held) -> dict[str, float]:
+    training = model.training
+    model.eval()
+    try:
+        return objective.measures(model, text)
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
 def _losses(
-    model: TransformerLM, batches: Mapping[str, Batch], batch_size: int, device: str
+    model: TransformerLM,
+    objective: Objective,
+    batches: Mapping[str, Batch],
+    batch_size: int,
+    device: str,
+    ranks: Ranks | None,
 ) -> dict[str, tuple[float, int]]:
     """Summed nats and number of the targets that count of each of `batches`; those that read alike share their passes."""
     nats = dict.fromkeys(batches, 0.0)
@@ -58,15 +81,16 @@ def _losses(
     model.eval()
     try:
         for group in _alike(batches):
-            for parts in zip(*(batches[name].split(batch_size) for name in group), strict=True):
-                inputs, _, prefix = parts[0].to(device)
-                hidden = model.hidden(inputs) if prefix is None else model.hidden(inputs, prefix)
-                targets = [part.targets.to(device).flatten() for part in parts]
-                for name, value in zip(group, _nats(model, hidden.flatten(0, -2), targets), strict=True):
-                    nats[name] += value
+            pieces = list(zip(*(batches[name].split(batch_size) for name in group), strict=True))
+            for parts, counts in ranks.share(pieces) if ranks else ((piece, True) for piece in pieces):
+                there = [part.to(device) for part in parts]
+                for name, value in zip(group, objective.summed(model, there), strict=True):
+                    nats[name] += value if counts else 0.0
     finally:
         model.train(training)
-    return {name: (nats[name], int((batch.targets != IGNORE).sum())) for name, batch in batches.items()}
+    if ranks:
+        nats = dict(zip(nats, ranks.sum(list(nats.values())), strict=True))
+    return {name: (nats[name], objective.counted(batch)) for name, batch in batches.items()}
 
 
 def _alike(batches: Mapping[str, Batch]) -> list[list[str]]:
@@ -82,13 +106,9 @@ def _alike(batches: Mapping[str, Batch]) -> list[list[str]]:
     return groups
 
 
-def _nats(model: TransformerLM, hidden: Tensor, targets: list[Tensor]) -> list[float]:
-    """The summed cross entropy of ``[N, D]`` hidden states for each of `targets`, with no more logits at a time than
-    training holds."""
-    rows = CHUNK if worth_chunking(len(hidden), vocab_size(model)) else len(hidden)
-    sums: list[list[Tensor]] = [[] for _ in targets]
-    for first in range(0, len(hidden), rows):
-        log_p = F.log_softmax(model.logits(hidden[first : first + rows]).float(), -1)
-        for mine, y in zip(sums, targets, strict=True):
-            mine.append(F.nll_loss(log_p, y[first : first + rows], ignore_index=IGNORE, reduction="sum"))
-    return [float(torch.stack(mine).sum()) for mine in sums]
+def unigram(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Log-probabilities, float64 ``[V]``, under the add-one-smoothed counts of `tokens`."""
+    counts = np.ones(vocab_size)
+    for first in range(0, len(tokens), 1 << 24):
+        counts += np.bincount(np.asarray(tokens[first : first + (1 << 24)]), minlength=vocab_size)
+    return np.log(counts / counts.sum())

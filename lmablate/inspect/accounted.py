@@ -73,4 +73,4 @@ def visible_products(cfg: RunConfig, *, fused: bool) -> int:
     passes = -(-texts // (cfg.runtime.microbatch_size or texts))
     pairs = of_positions * len(a_key) if fused else sum(a_key)
     # A table of positions is no parameter: its projection has one product backward, not two.
-    return 2 * length * (3 * texts * (matrices - once) + 2 * passes * once + 3 * texts * length * pairs)
+    return round(2 * length * (3 * texts * (matrices - once) + 2 * passes * once + 3 * texts * length * pairs))

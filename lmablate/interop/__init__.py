@@ -1,5 +1,7 @@
 """Models of Hugging Face transformers in and out: ``from_hf(hf_model)`` and ``to_hf(model)``.
 
+ELECTRA is two models there: ``from_electra(generator, discriminator)`` and ``to_electra(model)`` in lmablate.interop.electra.
+
 ``python -m lmablate.interop RUN_DIR --out DIR`` writes a trained run as a folder that ``from_pretrained`` loads.
 """
 

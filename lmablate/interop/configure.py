@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lmablate.errors import ConfigError
-from lmablate.interop.facts import BIASES, NORMS, SIZES, Facts, amplitude, fraction
+from lmablate.interop.facts import BIASES, NORMS, PLAIN_EXPERTS, SIZES, STACKS, Facts, amplitude, fraction
 from lmablate.paths import CONF_DIR
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
+
+
+BIAS_RATE = (
+    0.001  # of a bias on the choice of experts, where training goes on (DeepSeek-V3, arXiv 2412.19437, section 4.2)
+)
 
 
 @cache
@@ -34,12 +39,14 @@ def configure(facts: Facts) -> RunConfig:
     raw = copy.deepcopy(_defaults())
     chosen = {group: facts[group] for group in ("norm", "norm_position", "block_layout", "activation", "posemb")}
     chosen |= {"attention": _attention_option(facts), "stability": _stability_option(facts)}
+    chosen["ffn"] = "token_choice" if facts["ffn"] == "tokens" else facts["ffn"]
+    chosen |= {"objective": facts["objective"]}
     raw["choices"] |= chosen
     for group, option in chosen.items():
         file = yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text())
         raw[group] = file.get(group, file)
         raw["model"] |= file.get("model", {})
-        if group not in ("activation", "stability"):
+        if group not in ("activation", "stability", "objective"):
             raw[group] |= _own(group, facts, raw[group])
     raw["stability"] |= _stability(facts)
     raw["model"] |= _model(facts)
@@ -56,6 +63,8 @@ def configure(facts: Facts) -> RunConfig:
 
 def _own(group: str, facts: Facts, option: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an option, in its own words."""
+    if group == "ffn":
+        return _experts(facts)
     out = {key: facts[f"{group}.{key}"] for key in option if f"{group}.{key}" in facts}
     if group == "norm":
         return out | _gain(facts, "norm")
@@ -75,6 +84,23 @@ def _own(group: str, facts: Facts, option: Mapping[str, Any]) -> dict[str, Any]:
         width = facts["model.head_dim"] + facts.get("attention.rope_head_dim", 0)
         out["scale"] = None if math.isclose(facts["attention.scale"], width**-0.5) else facts["attention.scale"]
     return out
+
+
+def _experts(facts: Facts) -> dict[str, Any]:
+    """The settings of a mixture. What balances the load is of training and left out, but for a bias that the weights have."""
+    if facts["ffn"] != "tokens":
+        return {}
+    off = {"balance_loss": None, "balance_over": None, "device_loss": None, "router_z_loss": None}
+    same = {
+        key.removeprefix("ffn."): facts[key]
+        for key in (*PLAIN_EXPERTS, "ffn.n_experts", "ffn.k")
+        if key != "ffn.biased"
+    }
+    for key in ("noise", "shared", "shared_gate", "first_dense"):
+        same[key] = same[key] or None
+    scale = None if facts["ffn.scale"] == 1.0 else facts["ffn.scale"]
+    ratio = facts["ffn.width"] / facts["model.d_ff"]
+    return same | off | {"scale": scale, "expert_ratio": ratio, "bias_rate": BIAS_RATE if facts["ffn.biased"] else None}
 
 
 def _period(letters: str) -> str:
@@ -141,4 +167,6 @@ def _model(facts: Facts) -> dict[str, Any]:
         "embedding_norm": facts["model.embedding_norm"] or None,
         "final_norm": None if facts["model.final_norm"] == needs_final else facts["model.final_norm"],
         "logit_scale": None if facts["model.logit_scale"] == 1.0 else facts["model.logit_scale"],
+        **{key.removeprefix("model."): facts[key] for key in STACKS},
+        "head_transform": facts["model.head_transform"] or None,
     }

@@ -36,7 +36,7 @@ def library() -> Any:
 
 
 def from_hf(hf_model: Any) -> TransformerLM:
-    """Our model of a transformers causal language model, or of a folder or name that ``from_pretrained`` takes.
+    """Our model of a transformers language model, or of a folder or name that ``from_pretrained`` takes.
 
     Weights come over in fp32; the model's ``config`` says what it is in our words. Dropout is a setting of training and
     stays behind. Raises ConfigError for a class or a setting that is not expressed here, and for weights that are missing
@@ -50,17 +50,25 @@ def from_hf(hf_model: Any) -> TransformerLM:
         raise ConfigError(f"from_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
     facts = family.read(hf_model.config)
     model = build_model(configure(facts))
-    theirs = {key: value.detach() for key, value in hf_model.named_parameters()}
-    values = _ours(family.rules(facts), theirs, facts, name)
-    _fill(model, values, name)
+    rules = family.rules(facts)
+    values = _ours(rules, _tensors(hf_model, rules, facts), facts, name)
+    fill(model, values, name)
     return model
+
+
+def _tensors(theirs: Any, rules: Sequence[Rule], facts: Facts) -> dict[str, Tensor]:
+    """Their parameters, and those of their buffers that hold what is a weight here."""
+    known_there = expand(rules, facts["model.n_layers"])
+    buffers = {key: value for key, value in theirs.named_buffers() if key in known_there}
+    return {key: value.detach() for key, value in theirs.named_parameters()} | buffers
 
 
 def _load(place: str | Path) -> Any:
     """A checkpoint, which must have every weight of its class and no other: transformers would draw what is missing."""
     try:
-        model, found = library().AutoModelForCausalLM.from_pretrained(
-            str(place), output_loading_info=True, dtype=torch.float32
+        kind = _class_of(str(place))
+        model, found = kind.from_pretrained(
+            str(place), output_loading_info=True, dtype=torch.float32, trust_remote_code=False, weights_only=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"from_hf: cannot load {place}: {str(error).splitlines()[0]}") from error
@@ -73,6 +81,13 @@ def _load(place: str | Path) -> Any:
             f"from_hf: the checkpoint {place} is not one of {type(model).__name__}: it {'; it '.join(wrong)}"
         )
     return model
+
+
+def _class_of(place: str) -> Any:
+    """The class that a checkpoint was saved from, where it is one that is known here."""
+    saved = getattr(library().AutoConfig.from_pretrained(place, trust_remote_code=False), "architectures", None) or [""]
+    known_here = {family.name for family in FAMILIES}
+    return getattr(library(), saved[0]) if saved[0] in known_here else library().AutoModelForCausalLM
 
 
 def _few(names: Sequence[str], most: int = 6) -> str:
@@ -92,7 +107,8 @@ def _ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], facts: Facts, nam
     return values
 
 
-def _fill(model: TransformerLM, values: Mapping[str, Tensor], name: str) -> None:
+def fill(model: TransformerLM, values: Mapping[str, Tensor], name: str) -> None:
+    """Give every parameter of `model` its value, of the model of theirs that messages call `name`."""
     targets = dict(model.named_parameters())
     if missing := sorted(set(targets) - set(values)):
         raise ConfigError(f"from_hf: this {name} lacks the weights of {_few(missing)}")
@@ -128,9 +144,11 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
         raise ConfigError(f"to_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
     family, config, offered = _best(facts, cfg, among)
     theirs = getattr(library(), family.name)(config).float()
-    values = _theirs(family.rules(offered), model, facts, offered, dict(theirs.named_parameters()))
+    rules = family.rules(offered)
+    targets = _tensors(theirs, rules, facts)
+    values = _theirs(rules, model, facts, offered, targets)
     with torch.no_grad():
-        for key, target in theirs.named_parameters():
+        for key, target in targets.items():
             target.copy_(values[key])
     theirs.tie_weights()
     return theirs.eval()
@@ -158,15 +176,17 @@ def _best(facts: Facts, cfg: RunConfig, among: Sequence[Family]) -> tuple[Family
 
 
 def _configuration(family: Family, facts: Facts) -> Any:
+    written = family.write(facts)
     try:
-        config = getattr(library(), family.config)(**family.write(facts), **NO_TOKENS)
+        config = getattr(library(), family.config)(**(NO_TOKENS | written))
     except (ValueError, TypeError, ZeroDivisionError, KeyError) as error:
         raise ConfigError(f"{family.config} refuses its sizes: {_last_line(error)}") from error
     except Exception as error:  # huggingface_hub's validation errors derive from Exception alone
         if "Validation" not in type(error).__name__:
             raise
         raise ConfigError(f"{family.config} refuses its sizes: {_last_line(error)}") from error
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+    for token in NO_TOKENS.keys() - written.keys():
+        setattr(config, token, None)
     return config
 
 

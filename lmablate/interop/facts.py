@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Facts = Mapping[str, Any]
 SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "context_length")
 BIASES = ("model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.head_bias")
+STACKS = tuple(f"model.{key}" for key in ("n_encoder_layers", "n_distinct_layers", "embedding_dim", "segments"))
 # What holds where nothing else is said.
 PLAIN: dict[str, Any] = {
     "objective": "causal",
@@ -33,18 +34,36 @@ PLAIN: dict[str, Any] = {
     "model.embedding_norm": False,
     "model.final_norm": True,
     "model.logit_scale": 1.0,
+    **dict.fromkeys(STACKS),
+    "model.head_transform": False,
     "norm": "rms",
     "norm.gain": True,
     "norm.bias": False,
     "norm.unit_offset": False,
     "norm_position": "pre",
     "block_layout": "serial",
+    "ffn": "dense",
     "attention": "heads",
     "stability.attention_soft_cap": None,
     "stability.final_soft_cap": None,
     "stability.qk_norm": None,
     "stability.v_norm": None,
     "stability.qk_norm_over": None,
+}
+# The same of a mixture whose tokens choose their experts; `width` is that of an expert, and balancing is of training and no fact.
+PLAIN_EXPERTS: dict[str, Any] = {
+    "ffn.scores": "softmax",
+    "ffn.normalise": True,
+    "ffn.scale": 1.0,
+    "ffn.noise": False,
+    "ffn.shared": 0,
+    "ffn.shared_gate": False,
+    "ffn.first_dense": 0,
+    "ffn.groups": None,
+    "ffn.group_k": None,
+    "ffn.group_best": None,
+    "ffn.capacity_factor": None,
+    "ffn.biased": False,
 }
 NORMS = {"RMSNorm": "rms", "LayerNorm": "layer", "NoNorm": "none"}
 
@@ -55,6 +74,10 @@ def complete(facts: Facts) -> dict[str, Any]:
     out.setdefault("model.head_dim", out["model.d_model"] // out["model.n_heads"])
     out.setdefault("model.n_kv_heads", out["model.n_heads"])
     out.setdefault("attention.scale", out["model.head_dim"] ** -0.5)
+    if out["ffn"] == "tokens":
+        out = PLAIN_EXPERTS | out
+        if not out["ffn.first_dense"]:  # no layer has the width of a dense network
+            out["model.d_ff"] = out["ffn.width"]
     if out["attention"] == "heads":
         out.setdefault("attention.pattern", "g" * out["model.n_layers"])
         out.setdefault("attention.window", None)
@@ -63,23 +86,26 @@ def complete(facts: Facts) -> dict[str, Any]:
 
 def of(cfg: RunConfig) -> dict[str, Any]:
     """The facts of a configuration."""
-    from lmablate.model.shapes import has_final_norm, has_readout
+    from lmablate.model.shapes import has_final_norm, has_readout, logit_scale
 
     m, s = cfg.model, cfg.stability
-    facts: dict[str, Any] = {"objective": cfg.objective.kind}  # a class of transformers reads from left to right
+    # What a token may read, and what the head gives: with two stacks the same whatever splits the texts.
+    facts: dict[str, Any] = {"objective": "span_corruption" if m.n_encoder_layers else cfg.objective.kind}
+    facts |= {key: getattr(m, key.removeprefix("model.")) for key in STACKS}
+    facts["model.head_transform"] = bool(m.head_transform)
     facts["model.readout"] = has_readout(cfg)
     facts |= {f"model.{size}": getattr(m, size) for size in SIZES}
     facts |= {"model.tie_embeddings": m.tie_embeddings, **dict(zip(BIASES, m.biases, strict=True))}
     scale = m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale
     facts |= {"model.embedding_scale": scale or 1.0, "model.embedding_norm": bool(m.embedding_norm)}
-    facts |= {"model.final_norm": has_final_norm(cfg), "model.logit_scale": m.logit_scale or 1.0}
+    facts |= {"model.final_norm": has_final_norm(cfg), "model.logit_scale": logit_scale(cfg) or 1.0}
     facts |= _norm("norm", cfg.norm) | _norm("stability.qk_norm", s.qk_norm) | _norm("stability.v_norm", s.v_norm)
     facts |= {f"stability.{key}": getattr(s, key) for key in ("qk_norm_over", "attention_soft_cap", "final_soft_cap")}
     facts["activation"] = _activation(cfg)
     for group in ("norm_position", "block_layout"):
         facts[group] = cfg.choices[group]
         facts |= _settings(group, getattr(cfg, group))
-    return complete(facts | _attention(cfg) | _posemb(cfg))
+    return complete(facts | _attention(cfg) | _posemb(cfg) | _experts(cfg))
 
 
 def _settings(group: str, part: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +155,27 @@ def _attention(cfg: RunConfig) -> dict[str, Any]:
     else:
         given["attention"] = cfg.choices["attention"]
     return given | {"attention.scale": settings.get("scale") or width**-0.5}
+
+
+def _experts(cfg: RunConfig) -> dict[str, Any]:
+    from lmablate.model import parts
+    from lmablate.model.ffn import TokenChoice
+    from lmablate.model.shapes import ffn_option, ffn_shape
+
+    if cfg.ffn is None:
+        return {}
+    option = ffn_option(cfg)
+    if not isinstance(option, TokenChoice):
+        return {} if option.is_dense else {"ffn": cfg.choices["ffn"]}
+    given = parts.resolve(cfg.ffn, "ffn")[1]
+    facts = {key: given[key.partition(".")[2]] for key in PLAIN_EXPERTS if key != "ffn.biased"}
+    facts = {key: PLAIN_EXPERTS[key] if value is None else value for key, value in facts.items()}
+    if given["group_k"] is None:
+        facts["ffn.groups"] = None
+    elif given["group_best"] is None:
+        facts["ffn.group_best"] = 1
+    facts |= {f"ffn.{key}": given[key] for key in ("n_experts", "k")}
+    return facts | {"ffn": "tokens", "ffn.width": option.width(ffn_shape(cfg)), "ffn.biased": bool(given["bias_rate"])}
 
 
 def _posemb(cfg: RunConfig) -> dict[str, Any]:

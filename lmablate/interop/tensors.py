@@ -52,6 +52,7 @@ def conv1d(form: Form) -> Form:
 SAME = Form(lambda parts, facts: parts[0], lambda whole, facts: [whole])
 ROWS = Form(lambda parts, facts: torch.cat(list(parts)), lambda whole, facts: whole.split(_qkv_rows(facts)))
 HALVES = Form(lambda parts, facts: torch.cat(list(parts)), lambda whole, facts: whole.chunk(2))
+EXPERT_HALVES = Form(lambda parts, facts: torch.cat(list(parts), 1), lambda whole, facts: whole.chunk(2, 1))  # [E, ...]
 GROUPS = Form(_groups, _ungroup)
 CONV1D = conv1d(SAME)
 CONV1D_ROWS = conv1d(ROWS)
@@ -89,6 +90,21 @@ def linear(ours: str | tuple[str, ...], theirs: str, form: Form = SAME) -> list[
         Rule(tuple(f"{name}.weight" for name in names), f"{theirs}.weight", form),
         Rule(tuple(f"{name}.bias.weight" for name in names), f"{theirs}.bias", form),
     ]
+
+
+def experts(ours: str, theirs: str, shared: str | None) -> list[Rule]:
+    """The router, the gated experts, and the shared ones, called `shared` there."""
+    out = [
+        Rule((f"{ours}.router.proj.weight",), f"{theirs}.gate.weight"),
+        Rule((f"{ours}.router.bias",), f"{theirs}.gate.e_score_correction_bias"),
+        Rule((f"{ours}.shared_gate.weight",), f"{theirs}.{shared}_gate.weight"),
+    ]
+    both = tuple(f"{ours}.experts.{letter}_proj.weight" for letter in ("gate", "in"))
+    out.append(Rule(both, f"{theirs}.experts.gate_up_proj", EXPERT_HALVES))
+    out.append(Rule((f"{ours}.experts.out_proj.weight",), f"{theirs}.experts.down_proj"))
+    for mine, their in {"gate": "gate", "in": "up", "out": "down"}.items():
+        out += linear(f"{ours}.shared.{mine}_proj", f"{theirs}.{shared}.{their}_proj")
+    return out
 
 
 def norm(ours: str, theirs: str) -> list[Rule]:
@@ -129,7 +145,7 @@ def _turned(rows: Tensor, here: Facts, there: Facts) -> Tensor:
 
 def neutral(name: str, like: Tensor, facts_there: Facts) -> Tensor:
     """The weight of theirs that changes nothing where we have none: a bias of 0, a gain of 1."""
-    if name.endswith("bias.weight"):
+    if name.endswith(("bias.weight", "router.bias")):
         return torch.zeros_like(like)
     return torch.full_like(like, 1.0 - _offset(facts_there, "norm"))
 

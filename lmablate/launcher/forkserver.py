@@ -52,9 +52,9 @@ _compiled: list[object] = []  # kept, since torch forgets a compiled graph with 
 
 def compile_graph(directory: Path, trusted: list[str]) -> None:
     """Do all that the first step of a run does, so that children find its code compiled. Exits where a fork is unsafe."""
+    from lmablate.config_file import asked_path, read_config
     from lmablate.model import build_model
     from lmablate.model.parts import trust
-    from lmablate.run import read_config
     from lmablate.trainer import Trainer
 
     with suppress(ImportError):  # the compiler shows progress by it, and it would start a thread to watch itself
@@ -62,7 +62,7 @@ def compile_graph(directory: Path, trusted: list[str]) -> None:
 
         tqdm.tqdm.monitor_interval = 0
     trust(*trusted)
-    cfg = read_config(directory / "config.yaml")
+    cfg = read_config(asked_path(directory))
     no_text: Any = None  # reading it may start threads, and none is needed
     trainer = Trainer(build_model(cfg), no_text, cfg, folder=None)
     trainer.compile()

@@ -21,44 +21,50 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
 
     Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
     """
+    from lmablate.config_file import asked_path, read_config
     from lmablate.diagnostics.settings import is_complete
+    from lmablate.faults import HELD
     from lmablate.gang_run import train_group
-    from lmablate.launcher.worker import run_directory
+    from lmablate.launcher.worker import leave_word, run_directory
+    from lmablate.locks import Held
     from lmablate.model.parts import trust
-    from lmablate.run import load_data, read_config
+    from lmablate.run import load_data
     from lmablate.run_directory import RunDirectory
     from lmablate.trainer import Interrupted
 
     trust(*trusted)
     directories = [RunDirectory(path.parent, path.name) for path in paths]
     try:
-        configs = [read_config(path / "config.yaml") for path in paths]
+        configs = [read_config(asked_path(path)) for path in paths]
         if all(cfg.branches for cfg in configs):
             return _run_branches(directories, list(trusted))
         train_group([(cfg, load_data(cfg)) for cfg in configs])
         return 0
     except (Interrupted, KeyboardInterrupt):
         for directory in directories:
-            if not is_complete(directory, read_config(directory.config_path)):
-                directory.write_status({"state": "stopped", "pid": os.getpid()})
+            if not is_complete(directory, read_config(asked_path(directory.path))):
+                leave_word(directory.path, {"state": "stopped"})
         return 143
+    except Held as held:
+        print(held, file=sys.stderr)
+        return HELD
     except Exception:
         log.exception("these runs could not train together; they go on one by one")
-    left = [one for one in directories if not is_complete(one, read_config(one.config_path))]
+    left = [one for one in directories if not is_complete(one, read_config(asked_path(one.path)))]
     codes = [run_directory(directory.path, list(trusted)) for directory in left]
     return max(codes, default=0)
 
 
 def _run_branches(directories: Sequence[RunDirectory], trusted: list[str]) -> int:
     """Branches of one trunk, one after the other, the longest first; each starts from a checkpoint of the trunk's."""
-    from lmablate.launcher.worker import run_directory
+    from lmablate.launcher.worker import leave_word, run_directory
 
     worst = 0
     for i, directory in enumerate(directories):
         code = run_directory(directory.path, trusted)
         if code == 143:
             for waiting in directories[i + 1 :]:
-                waiting.write_status({"state": "stopped", "pid": os.getpid()})
+                leave_word(waiting.path, {"state": "stopped"})
             return code
         worst = max(worst, code)
     return worst

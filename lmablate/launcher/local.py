@@ -1,4 +1,4 @@
-"""``hydra/launcher=local`` and ``=gang``: Hydra expands the grid, our own scheduler (scheduler.py) runs the jobs."""
+"""``hydra/launcher=local``, ``=gang`` and the engines: Hydra expands the grid, our own scheduler (scheduler.py) runs the jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import sys
 import types
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
@@ -23,6 +23,9 @@ class LocalLauncher(Launcher):
     __module__ = "hydra_plugins.lmablate"
     collected: ClassVar[list[DictConfig]] = []
 
+    def __init__(self, **settings: Any) -> None:
+        """What an engine's group says; the engine checks it (engine.py)."""
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
@@ -33,6 +36,24 @@ class LocalLauncher(Launcher):
 
 class GangLauncher(LocalLauncher):
     """The same, for jobs that then train together where their graphs are equal (gang.py)."""
+
+    __module__ = "hydra_plugins.lmablate"
+
+
+class RayLauncher(LocalLauncher):
+    """The same, for jobs that then run on Ray (ray_engine.py)."""
+
+    __module__ = "hydra_plugins.lmablate"
+
+
+class SubmititLocalLauncher(LocalLauncher):
+    """The same, for jobs that then run as submitit's (submitit_engine.py)."""
+
+    __module__ = "hydra_plugins.lmablate"
+
+
+class SubmititSlurmLauncher(LocalLauncher):
+    """The same, for jobs that then run on Slurm."""
 
     __module__ = "hydra_plugins.lmablate"
 
@@ -51,6 +72,6 @@ def register() -> None:
         parent.__path__ = []
     module = types.ModuleType("hydra_plugins.lmablate")
     sys.modules["hydra_plugins.lmablate"] = parent.lmablate = module  # type: ignore[attr-defined]
-    for launcher in (LocalLauncher, GangLauncher):
+    for launcher in (LocalLauncher, GangLauncher, RayLauncher, SubmititLocalLauncher, SubmititSlurmLauncher):
         setattr(module, launcher.__name__, launcher)
         plugins.register(launcher)

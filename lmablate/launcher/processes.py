@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from lmablate import compilation
+from lmablate.config_file import ASKED
 from lmablate.errors import ConfigError
 from lmablate.jobs import Job
+from lmablate.launcher.places import Places, gpus
 from lmablate.launcher.warm import Broken, Forked, WarmProcess, end_early, start_early, warm_process
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,9 @@ class Process(Protocol):
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
+
+    def send(self, number: int) -> None:
+        """Hand a signal to it and to what it has started."""
 
 
 class Spawned:
@@ -65,12 +70,16 @@ class Spawned:
     def poll(self) -> int | None:
         return self.process.poll()
 
+    def send(self, number: int) -> None:
+        os.killpg(self.pid, number)
+
 
 class Starter:
     """Starts the processes of one sweep."""
 
-    def __init__(self, queue: Sequence[Sequence[Job]]) -> None:
+    def __init__(self, queue: Sequence[Sequence[Job]], places: Places | None = None) -> None:
         self.warm: WarmProcess | None = None
+        self.places = places
         self._left: Counter[str] = Counter()  # runs to come, by graph
         self._compiling: dict[str, Forked] = {}
         jobs = [job for unit in queue for job in unit]
@@ -96,7 +105,7 @@ class Starter:
         """A process at work on `jobs` (several: as a gang), its words in the log of the first."""
         from lmablate.model.parts import trusted
 
-        environment = environment_of(jobs[0], slot)
+        environment = environment_of(jobs[0], slot, self.places.device(slot) if self.places is not None else None)
         if self.warm is not None:
             directories = [job.directory.path for job in jobs]
             graph, last = self._graph_of_next(jobs)
@@ -200,8 +209,8 @@ def graph_of(jobs: Sequence[Job]) -> str | None:
     return compilation.graph_of(cfg)
 
 
-def environment_of(job: Job, slot: int) -> dict[str, str]:
-    """What a run's environment adds to ours."""
+def environment_of(job: Job, slot: int, device: str | None = None) -> dict[str, str]:
+    """What a run's environment adds to ours. `device`: the GPU for it; None: the one whose turn it is."""
     runtime = job.cfg.runtime
     threads = str(runtime.threads)
     # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
@@ -209,10 +218,9 @@ def environment_of(job: Job, slot: int) -> dict[str, str]:
     # What one run of a sweep compiled, the next one finds; and one process compiles, since every core has a run.
     added["TORCHINDUCTOR_CACHE_DIR"] = str(compilation.compile_cache(runtime.cache_dir))
     added["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if ASKED in os.environ:  # a process that was started early does not have it
+        added[ASKED] = os.environ[ASKED]
     if runtime.device == "cuda":
-        import torch
-
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-        added["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        visible = [one.name for one in gpus()]
+        added["CUDA_VISIBLE_DEVICES"] = device or visible[slot % len(visible)]
     return added

@@ -203,7 +203,10 @@ class Server:
             template.channel.close()
         for fd in self.children:
             os.close(fd)
-        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError:  # a full disk: the run says so in its status, or not at all
+            file = os.open(os.devnull, os.O_WRONLY)
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)

@@ -208,6 +208,9 @@ class Forked:
                 self._let_go()
         return self.code
 
+    def send(self, number: int) -> None:
+        os.killpg(self.pid, number)
+
     def _follow(self) -> None:
         """Hold a handle that cannot come to mean another process."""
         if self._handle is None or self._handle[0] != self.pid:

@@ -7,16 +7,29 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def die_with_parent(parent: int) -> None:
-    """Linux: have the kernel end this process when its parent is killed, so that no orphan trains on."""
+    """End when the parent is killed, with a checkpoint, so that no orphan trains on: on Linux the kernel sees to it, elsewhere
+    a thread."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died before we asked
-            sys.exit(143)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it died before we asked
+        sys.exit(143)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
@@ -33,29 +46,47 @@ def main() -> int:
 
 
 def run_directory(path: Path, trusted: list[str]) -> int:
-    """Run the job whose config.yaml stands in `path`; 0 done, 1 failed (status.json says why), 143 stopped."""
-    from lmablate.errors import ConfigError
+    """Run the job whose configuration stands in `path`; 0 done, 1 failed (status.json says why), 143 stopped, 75 (HELD)
+    where another process is training it.
+
+    Whatever starts processes elsewhere calls this one, and the lock that it takes holds between all of them.
+    """
+    from lmablate.config_file import asked_path, read_config
+    from lmablate.faults import CONFIG, HELD, failure
+    from lmablate.locks import Held
     from lmablate.model.parts import trust
-    from lmablate.run import execute, load_data, read_config
-    from lmablate.run_directory import RunDirectory
+    from lmablate.run import execute, load_data
     from lmablate.trainer import Interrupted
 
     trust(*trusted)
-    directory = RunDirectory(path.parent, path.name)
+    cfg = None
     try:
-        cfg = read_config(path / "config.yaml")
+        cfg = read_config(asked_path(path))
         execute(cfg, load_data(cfg))
+    except Held as held:
+        print(held, file=sys.stderr)
+        return HELD
     except (Interrupted, KeyboardInterrupt):
-        directory.write_status({"state": "stopped", "pid": os.getpid()})
+        leave_word(path, {"state": "stopped"})
         return 143
     except Exception as error:
-        if not isinstance(error, ConfigError):
+        said = failure(error, cfg)
+        if said["kind"] != CONFIG:
             traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(reason, file=sys.stderr)
-        directory.write_status({"state": "failed", "pid": os.getpid(), "error": reason})
+        print(said["error"], file=sys.stderr)
+        leave_word(path, said)
         return 1
     return 0
+
+
+def leave_word(path: Path, said: dict[str, Any]) -> None:
+    """Say in status.json what became of a run, if that can be written, and keep what is known of its last step."""
+    from lmablate.heartbeat import now
+    from lmablate.run_directory import RunDirectory
+
+    directory = RunDirectory(path.parent, path.name)
+    with suppress(OSError):
+        directory.write_status({**directory.read_status(), **said, "pid": os.getpid(), **now()})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Axis ``block_layout``: which branches a block has, and whether they follow one another or stand side by side.
 
 A layout is built as ``Layout(attention, ffn, place)``, where ``place(branch)`` wraps a branch in the chosen norm
-position, and maps the residual stream ``[..., T, D] -> [..., T, D]``. ``n_branches`` counts the wrapped branches.
+position, and maps the residual stream ``[..., T, D] -> [..., T, D]``. ``n_branches`` counts the wrapped branches. A layout
+whose ``in_turn`` is true lets cross attention, where there is any, follow attention as a branch of its own; in the others it
+reads what attention reads, and both are added.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -13,7 +15,19 @@ from lmablate.errors import ConfigError
 from lmablate.model.norm_position import NormPosition
 from lmablate.model.posemb import Positions
 
-Place = Callable[[nn.Module], NormPosition]
+Place = Callable[[nn.Module], Any]
+
+
+class InTurn(nn.Module):
+    """Two placed branches, the second of which reads the stream that the first has joined."""
+
+    def __init__(self, first: NormPosition, second: NormPosition) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return self.second(self.first(x, positions), positions)
 
 
 class Sum(nn.Module):
@@ -32,6 +46,7 @@ class Serial(nn.Module):
     """Attention joins the stream, then the FFN reads the result (Vaswani et al. 2017)."""
 
     n_branches: ClassVar[int] = 2
+    in_turn: ClassVar[bool] = True
 
     def __init__(self, attention: nn.Module, ffn: nn.Module, place: Place) -> None:
         super().__init__()

@@ -12,11 +12,24 @@ from torch import nn
 
 from lmablate.errors import ConfigError
 from lmablate.model import parts
-from lmablate.model.ffn import network
+from lmablate.model.attention import CrossAttention
+from lmablate.model.block_layout import InTurn, Sum
+from lmablate.model.families import decoder_of, encoder_of, generator_of, layer_order, source_length
 from lmablate.model.init import initialise
-from lmablate.model.primitives import Embedding, Head
-from lmablate.model.readout import LastState
-from lmablate.model.shapes import attention_shape, has_final_norm, has_readout, position_shape
+from lmablate.model.posemb import PosEmb
+from lmablate.model.primitives import Embedding, Head, Linear
+from lmablate.model.reader import Encoder, Generator, Reader
+from lmablate.model.readout import Detector, LastState, Transform
+from lmablate.model.shapes import (
+    attention_shape,
+    detects,
+    ffn_option,
+    ffn_shape,
+    has_final_norm,
+    has_readout,
+    logit_scale,
+    position_shape,
+)
 from lmablate.model.transformer import TransformerLM
 
 if TYPE_CHECKING:
@@ -35,50 +48,154 @@ def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> Tra
 
 
 def _assemble(cfg: RunConfig) -> TransformerLM:
-    m = cfg.model
-    seed = cfg.init_seed
-    scale = (2 * m.n_layers) ** -0.5 if m.depth_scaled_init else 1.0
-    fill = partial(initialise, seed=seed, std=m.init_std, out_proj_scale=scale)
-    fill_branch = partial(fill, xavier_gain=_branch_gain(cfg))
+    from lmablate.objective import objective_of
 
-    new_norm = partial(parts.build(cfg.norm, "norm"), m.d_model)
-    place = partial(parts.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=m.n_layers)
-    layout = parts.build(cfg.block_layout, "block_layout")
-    attention = parts.build(cfg.attention, "attention")
-    shape = attention_shape(cfg)
-    ffn = network(cfg.activation.gated)
+    m, objective = cfg.model, objective_of(cfg)
+    fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
+    new_norm = parts.build(cfg.norm, "norm")
+    width = m.embedding_dim or m.d_model  # of the token rows
+    two = m.n_encoder_layers is not None
+    own = decoder_of(cfg) if two else cfg
 
-    embedding = Embedding(m.vocab_size, m.d_model)
-    posemb = parts.build(cfg.posemb, "posemb")(position_shape(cfg))
-    head = Head(m.d_model, m.vocab_size, tied=m.tie_embeddings, bias=m.biases.head)
+    embedding = Embedding(m.vocab_size, width)
+    posemb = parts.build(cfg.posemb, "posemb")(position_shape(own))
+    head: Head | Detector = Head(
+        width if m.head_transform else m.d_model, m.vocab_size, tied=m.tie_embeddings, bias=m.biases.head
+    )
+    if objective.detects:
+        head = Detector(m.d_model, fn=pointwise(cfg.activation.fn), bias=m.biases.mlp)
     fill(embedding, "embedding")
     fill(posemb, "posemb")
     fill(head, "head")
-
-    blocks = []
-    for i in range(m.n_layers):
-        attn_branch = attention(shape, layer=i)
-        ffn_branch = ffn(m.d_model, m.d_ff, fn=pointwise(cfg.activation.fn), bias=m.biases.mlp, dropout=m.dropout)
-        fill_branch(attn_branch, f"{i}.attention")
-        fill_branch(ffn_branch, f"{i}.ffn")
-        blocks.append(layout(attn_branch, ffn_branch, place))
-    readout = None
-    if has_readout(cfg):
-        readout = LastState(m.d_model, m.context_length, new_norm=new_norm, bias=m.biases.mlp)
-        fill(readout, "readout")
+    segments = Embedding(m.segments, width) if m.segments else None
+    embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
+    readout = _readout(cfg)
+    for part, key in ((segments, "segments"), (embedding_map, "embedding_map"), (readout, "readout")):
+        if part is not None:
+            fill(part, key)
     return TransformerLM(
         embedding=embedding,
         posemb=posemb,
-        blocks=blocks,
-        final_norm=new_norm() if has_final_norm(cfg) else nn.Identity(),
+        blocks=_blocks(own, "", cross=two),
+        final_norm=new_norm(m.d_model) if has_final_norm(cfg) else nn.Identity(),
         head=head,
         dropout=m.dropout,
         final_soft_cap=cfg.stability.final_soft_cap,
         embedding_scale=m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale,
-        embedding_norm=new_norm() if m.embedding_norm else None,
-        logit_scale=m.logit_scale,
+        embedding_norm=new_norm(width) if m.embedding_norm else None,
+        logit_scale=logit_scale(cfg),
         readout=readout,
+        reads_all=objective.reads_all,
+        order=layer_order(cfg),
+        segments=segments,
+        embedding_map=embedding_map,
+        generator=_generator(cfg),
+        encoder=_encoder(cfg) if two else None,
+        source_length=source_length(cfg) if two else None,
     )
+
+
+def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
+    """The distinct blocks of a stack; `at` is what the keys of its draws begin with."""
+    m = cfg.model
+    scale = (2 * m.n_layers) ** -0.5 if m.depth_scaled_init else 1.0
+    fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=scale, xavier_gain=_branch_gain(cfg))
+    new_norm = partial(parts.build(cfg.norm, "norm"), m.d_model)
+    place = partial(parts.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=m.n_layers)
+    layout, option = parts.build(cfg.block_layout, "block_layout"), parts.resolve(cfg.attention, "attention")
+    attention, shape = parts.build(cfg.attention, "attention"), attention_shape(cfg)
+    ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
+
+    blocks = []
+    for i in range(m.n_distinct_layers or m.n_layers):
+        attn_branch = attention(shape, layer=i)
+        ffn_branch = ffn.branch(sizes, layer=i)
+        fill(attn_branch, f"{at}{i}.attention")
+        fill(ffn_branch, f"{at}{i}.ffn")
+        if not cross:
+            blocks.append(layout(attn_branch, ffn_branch, place))
+            continue
+        cross_branch = CrossAttention(shape, layer=i, scale=option[1].get("scale"))
+        fill(cross_branch, f"{at}{i}.cross")
+        if getattr(layout.func, "in_turn", False):
+            blocks.append(layout(attn_branch, ffn_branch, partial(_placed, place, attn_branch, cross_branch)))
+        else:
+            blocks.append(layout(Sum(attn_branch, cross_branch), ffn_branch, place))
+    return blocks
+
+
+def _placed(place: Callable[..., Any], attention: nn.Module, cross: nn.Module, branch: nn.Module) -> nn.Module:
+    """`branch` in its norm position; cross attention follows attention in one of its own."""
+    return InTurn(place(attention), place(cross)) if branch is attention else place(branch)
+
+
+def _readout(cfg: RunConfig) -> nn.Module | None:
+    """What stands between the stack and the head."""
+    m, new_norm = cfg.model, parts.build(cfg.norm, "norm")
+    if detects(cfg):
+        for key in ("tie_embeddings", "head_bias", "head_transform"):
+            if getattr(m, key):
+                raise ConfigError(
+                    f"model.{key}=true belongs to a head over the vocabulary, and objective={cfg.objective.kind} trains one of a single "
+                    "logit (its generator is tied, with a transform and a bias, anyway): leave it out"
+                )
+        return None
+    if m.embedding_dim is not None and m.tie_embeddings and not m.head_transform:
+        raise ConfigError(
+            f"model.tie_embeddings=true with model.embedding_dim={m.embedding_dim}: the head reads states of model.d_model={m.d_model} "
+            "and token rows have another width: add model.head_transform=true, which maps them, or leave the head untied"
+        )
+    if has_readout(cfg):
+        if m.head_transform:
+            raise ConfigError(
+                f"model.head_transform=true: data={cfg.choices.get('data')} has a readout of its own before the head: leave it out"
+            )
+        return LastState(m.d_model, m.context_length, new_norm=partial(new_norm, m.d_model), bias=m.biases.mlp)
+    if not m.head_transform:
+        return None
+    width = m.embedding_dim or m.d_model
+    fn = pointwise(cfg.activation.fn)
+    return Transform(m.d_model, width, fn=fn, norm=new_norm(width), bias=m.biases.mlp)
+
+
+def _reader(cfg: RunConfig, at: str, posemb: PosEmb) -> Reader:
+    """A stack that reads in both directions, as a configuration of its own describes it."""
+    m = cfg.model
+    fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
+    fill(posemb, f"{at}posemb")
+    final_norm = parts.build(cfg.norm, "norm")(m.d_model) if has_final_norm(cfg) else nn.Identity()
+    return Reader(posemb=posemb, blocks=_blocks(cfg, at, cross=False), order=layer_order(cfg), final_norm=final_norm)
+
+
+def _encoder(cfg: RunConfig) -> Encoder:
+    own = encoder_of(cfg)
+    posemb = parts.build(own.posemb, "posemb")(position_shape(own))
+    norm = parts.build(own.norm, "norm")(own.model.d_model) if own.model.embedding_norm else None
+    return Encoder(reader=_reader(own, "encoder.", posemb), embedding_norm=norm, dropout=own.model.dropout)
+
+
+def _generator(cfg: RunConfig) -> Generator | None:
+    own = generator_of(cfg)
+    if own is None:
+        return None
+    m, shape = own.model, position_shape(own)
+    table = parts.target(own.posemb, "posemb").is_token_table  # which it shares
+    posemb = PosEmb(shape) if table else parts.build(own.posemb, "posemb")(shape)
+    embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
+    readout, head = _readout(own), Head(m.d_model, m.vocab_size, tied=True, bias=True)
+    assert readout is not None
+    made = Generator(
+        embedding_map=embedding_map,
+        reader=_reader(own, "generator.", posemb),
+        readout=readout,
+        head=head,
+        logit_scale=logit_scale(own),
+    )
+    fill = partial(initialise, seed=own.init_seed, std=m.init_std, out_proj_scale=1.0)
+    for part, key in ((embedding_map, "generator.embedding_map"), (readout, "generator.readout")):
+        if part is not None:
+            fill(part, key)
+    return made
 
 
 def _branch_gain(cfg: RunConfig) -> float | None:

@@ -33,6 +33,9 @@ def initialise(
             if xavier_gain is None:
                 scale = std * (out_proj_scale if name.split(".")[-1] == "out_proj" else 1.0)
             else:
-                scale = (2 / sum(shape)) ** 0.5 * (1.0 if name in getattr(part, "score_only", ()) else xavier_gain)
-            numbers = draw(shape, seed=seed, key=f"{scope}/{name}")
+                scale = (2 / sum(shape[-2:])) ** 0.5 * (1.0 if name in getattr(part, "score_only", ()) else xavier_gain)
+            if len(shape) == 2:
+                numbers = draw(shape, seed=seed, key=f"{scope}/{name}")
+            else:  # the first experts of many start like those of few
+                numbers = torch.stack([draw(shape[1:], seed=seed, key=f"{scope}/{name}/{e}") for e in range(shape[0])])
             module.weight.copy_(numbers * scale)

@@ -70,8 +70,11 @@ class DeepNorm(Post):
     """``norm(alpha x + f(x))`` with the matrices of f drawn smaller by beta (Wang et al. 2022, arXiv 2203.00555, figure 2).
 
     `rule` gives both from the depth L. ``deepnet``, the paper's for decoders: ``alpha = (2 L)^(1/4)``, ``beta = (8 L)^(-1/4)``.
-    ``glm``, that of GLM-130B (arXiv 2210.02414, section 2.1): ``alpha = (2 L)^(1/2)``, ``beta = (2 L)^(-1/2)``.
+    ``glm``, that of GLM-130B (arXiv 2210.02414, section 2.1): ``alpha = (2 L)^(1/2)``, ``beta = (2 L)^(-1/2)``. The paper's are
+    the same for an encoder alone, and others where there are both (``one_stack``).
     """
+
+    one_stack: ClassVar[bool] = True
 
     def __init__(self, branch: nn.Module, norm: NormFactory, n_layers: int, *, rule: Literal["deepnet", "glm"]) -> None:
         super().__init__(branch, norm, n_layers)

@@ -86,6 +86,24 @@ class Linear(Matrix):
         return self(x if self.weight.ndim == 2 else x.expand(len(self.weight), 1, *x.shape))
 
 
+class Router(Linear):
+    """Scores that decide which experts a token meets: a product in fp32 whatever the precision of the others, since a small
+    error sends a token elsewhere (Fedus et al. 2021, arXiv 2101.03961, section 2.4). The result is fp32."""
+
+    def product(self, x: Tensor) -> Tensor:
+        if low_precision(x) is None:
+            return self._each(x.float(), self.weight.float())
+        with torch.autocast(x.device.type, enabled=False):
+            return self._each(x.float(), self.weight.float())
+
+    @staticmethod
+    def _each(x: Tensor, weight: Tensor) -> Tensor:
+        """One member after the other: with so few columns a batched product rounds otherwise than a single one."""
+        if weight.ndim == 2:
+            return F.linear(x, weight)
+        return torch.stack([F.linear(own, w) for own, w in zip(x, weight, strict=True)])
+
+
 class Embedding(Matrix):
     """A table of rows: int64 ids ``[...] -> [..., width]``; with members, ids are ``[K, ...]``."""
 
@@ -118,6 +136,11 @@ class Head(nn.Module):
     def forward(self, x: Tensor, table: Embedding) -> Tensor:
         logits = table.product(x) if self.proj is None else self.proj(x)
         return logits if self.bias is None else self.bias(logits)
+
+
+def low_precision(x: Tensor) -> torch.dtype | None:
+    """The precision that autocast gives products on a GPU, where it is on."""
+    return torch.get_autocast_dtype("cuda") if x.is_cuda and torch.is_autocast_enabled("cuda") else None
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:

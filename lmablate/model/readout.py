@@ -1,4 +1,5 @@
-"""Answers for every place of a text from one state: what ``data=compression`` measures."""
+"""What stands between the stack and the logits: answers for every place of a text from one state, which ``data=compression``
+measures; the transform of a masked model's head; and a head that says of each token whether it was replaced."""
 
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmablate.model.posemb.absolute import sinusoids
-from lmablate.model.primitives import Linear
+from lmablate.model.primitives import Embedding, Linear
 
 THETA = 10000.0
 
@@ -41,3 +42,50 @@ class LastState(nn.Module):
     def n_vector_params(d_model: int, *, one_norm: int, bias: bool) -> int:
         """Learned numbers beside the matrices; a norm has `one_norm`."""
         return 3 * one_norm + (2 * d_model if bias else 0)
+
+
+class Transform(nn.Module):
+    """``[..., T, D] -> [..., T, E]``: ``norm(f(W x + b))`` before the head of a masked model, E being the width of the token rows
+    (Devlin et al. 2018, arXiv 1810.04805; its released code)."""
+
+    def __init__(
+        self, d_model: int, width: int, *, fn: Callable[[Tensor], Tensor], norm: nn.Module, bias: bool
+    ) -> None:
+        super().__init__()
+        self.proj = Linear(d_model, width, bias=bias)
+        self.fn = fn
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fn(self.proj(x)))
+
+    @staticmethod
+    def n_vector_params(width: int, *, one_norm: int, bias: bool) -> int:
+        """Learned numbers beside the matrix; the norm has `one_norm`."""
+        return one_norm + (width if bias else 0)
+
+
+class Detector(nn.Module):
+    """``[..., D] -> [..., 1]``: the logit that a token was replaced, ``w f(W x + b) + c`` (ELECTRA, Clark et al. 2020, arXiv
+    2003.10555, eq. 2; its released code). In the place of a head, it needs no token table."""
+
+    proj = bias = None  # of the vocabulary
+
+    def __init__(self, d_model: int, *, fn: Callable[[Tensor], Tensor], bias: bool) -> None:
+        super().__init__()
+        self.dense = Linear(d_model, d_model, bias=bias)
+        self.fn = fn
+        self.replaced = Linear(d_model, 1, bias=bias)
+
+    def forward(self, x: Tensor, table: Embedding) -> Tensor:
+        return self.replaced(self.fn(self.dense(x)))
+
+    @staticmethod
+    def weights_per_token(d_model: int) -> int:
+        """Multiply-adds of the matrices with each token, which are their entries."""
+        return d_model * d_model + d_model
+
+    @staticmethod
+    def n_vector_params(d_model: int, *, bias: bool) -> int:
+        """Learned numbers beside the matrices."""
+        return d_model + 1 if bias else 0

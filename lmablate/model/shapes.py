@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lmablate.errors import ConfigError
 from lmablate.model import parts
 from lmablate.model.attention import AttentionShape
+from lmablate.model.ffn import Dense, FFNOption, FFNShape
 from lmablate.model.posemb import PositionShape
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def attention_shape(cfg: RunConfig) -> AttentionShape:
         n_heads=m.n_heads,
         n_kv_heads=m.n_kv_heads,
         head_dim=m.head_dim,
-        n_layers=m.n_layers,
+        n_layers=m.n_distinct_layers or m.n_layers,
         qkv_bias=m.biases.qkv,
         out_bias=m.biases.out,
         dropout=m.dropout,
@@ -37,9 +39,43 @@ def attention_shape(cfg: RunConfig) -> AttentionShape:
     )
 
 
+def ffn_option(cfg: RunConfig) -> FFNOption:
+    """The feed-forward option of `cfg`. Raises ConfigError for settings that mean nothing in it, and for a choice of experts that
+    would tell a token what comes after it."""
+    from lmablate.objective import objective_of
+
+    if cfg.ffn is None:
+        return Dense()
+    option: FFNOption = parts.build(cfg.ffn, "ffn")()
+    option.check(cfg.model.n_distinct_layers or cfg.model.n_layers, reads_all=objective_of(cfg).reads_all)
+    return option
+
+
+def ffn_shape(cfg: RunConfig) -> FFNShape:
+    """The sizes that every feed-forward option of `cfg` is given."""
+    from lmablate.model.factory import pointwise
+
+    m = cfg.model
+    new_fn = partial(pointwise, cfg.activation.fn)
+    return FFNShape(m.d_model, m.d_ff, cfg.activation.gated, m.biases.mlp, m.dropout, m.context_length, new_fn)
+
+
 def has_readout(cfg: RunConfig) -> bool:
     """Whether the data want every answer from the state of the last token (readout.py)."""
     return bool(getattr(cfg.data, "from_last_state", False))
+
+
+def logit_scale(cfg: RunConfig) -> float | None:
+    """What logits are multiplied by before their bias and soft cap; None: nothing."""
+    given = cfg.model.logit_scale
+    return cfg.model.d_model**-0.5 if given == "inverse_sqrt_d_model" else given
+
+
+def detects(cfg: RunConfig) -> bool:
+    """Whether the model says of each token if it was replaced, and has no logits over the vocabulary."""
+    from lmablate.objective import objective_of
+
+    return objective_of(cfg).detects
 
 
 def has_final_norm(cfg: RunConfig) -> bool:
@@ -63,4 +99,5 @@ def position_shape(cfg: RunConfig) -> PositionShape:
     m = cfg.model
     option, settings = parts.resolve(cfg.attention, "attention")
     turned = option.rotated_width(m.head_dim, settings)
-    return PositionShape(m.d_model, m.n_heads, turned, m.context_length, m.n_layers, objective_of(cfg).looks_ahead)
+    n_layers, ahead = m.n_distinct_layers or m.n_layers, objective_of(cfg).looks_ahead
+    return PositionShape(m.embedding_dim or m.d_model, m.n_heads, turned, m.context_length, n_layers, ahead)

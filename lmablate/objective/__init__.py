@@ -7,26 +7,39 @@ Each has a file of its own here and in ``conf/objective``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lmablate.objective.base import Batch, Objective, member_losses, stacked
+from lmablate.objective.base import Batch, Held, Objective, member_losses, stacked
 from lmablate.objective.causal import Causal
 from lmablate.objective.likelihood import IGNORE, Loss, vocab_size
+from lmablate.objective.mlm import MaskedLM
 from lmablate.objective.prefix import Prefix
+from lmablate.objective.rtd import ReplacedTokens
+from lmablate.objective.span_corruption import SpanCorruption
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
 
-OBJECTIVES: dict[str, type[Objective]] = {"causal": Causal, "prefix": Prefix}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "causal": Causal,
+    "prefix": Prefix,
+    "mlm": MaskedLM,
+    "rtd": ReplacedTokens,
+    "span_corruption": SpanCorruption,
+}
 
 __all__ = [
     "IGNORE",
     "OBJECTIVES",
     "Batch",
     "Causal",
+    "Held",
     "Loss",
+    "MaskedLM",
     "Objective",
     "Prefix",
+    "ReplacedTokens",
+    "SpanCorruption",
     "member_losses",
     "objective_of",
     "stacked",
@@ -38,5 +51,12 @@ def objective_of(cfg: RunConfig) -> Objective:
     """The objective that `cfg` names. Raises ConfigError for settings that mean nothing at its context length."""
     own = cfg.objective.model_dump(exclude={"kind"}, exclude_none=True)
     objective = OBJECTIVES[cfg.objective.kind](z_loss=cfg.stability.z_loss, **own)
+    objective.vocab_size = cfg.model.vocab_size
     objective.check(cfg.model.context_length)
     return objective
+
+
+def reserved_ids(kind: str, own: dict[str, Any], context_length: int) -> int:
+    """How many ids an objective adds to those of the tokenizer; `own` are its settings."""
+    given = {key: value for key, value in own.items() if key != "kind" and value is not None}
+    return OBJECTIVES[kind](z_loss=None, **given).reserved(context_length)

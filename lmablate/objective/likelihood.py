@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmablate.cross_entropy import linear_cross_entropy, worth_chunking
+from lmablate.cross_entropy import CHUNK, linear_cross_entropy, worth_chunking
 from lmablate.model.transformer import TransformerLM
 
 IGNORE = -100  # a target that does not count
@@ -22,13 +22,20 @@ class Loss(NamedTuple):
 
 
 def likelihood(model: nn.Module, inputs: Tensor, targets: Tensor, prefix: Tensor | None, z_loss: Tensor | None) -> Loss:
-    """The loss on one batch (see base.Batch), with as many `z_loss` as members."""
+    """The loss on one batch (see base.Batch), with as many `z_loss` as members. A model that has logits for the last tokens of a
+    text alone (its decoder's) has targets there alone."""
     given = (inputs,) if prefix is None else (inputs, prefix)
     rows = targets.shape[-2] * targets.shape[-1]
     # The chunked loss knows no bias of the logits.
     if isinstance(model, TransformerLM) and model.head.bias is None and worth_chunking(rows, vocab_size(model)):
-        return Loss(*_chunked(model, model.hidden(*given), targets, z_loss))
+        hidden = model.hidden(*given)
+        return Loss(*_chunked(model, hidden, targets[..., -hidden.shape[-2] :], z_loss))
     logits = model(*given).float()
+    return cross_entropy(logits, targets[..., -logits.shape[-2] :], z_loss)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, z_loss: Tensor | None) -> Loss:
+    """The same from float logits ``[..., B, T, V]``."""
     counted = (targets != IGNORE).to(logits.dtype).flatten(-2)
     count = counted.sum(-1)
     # Summed within a member, in the same order alone and in a gang.
@@ -57,3 +64,15 @@ def _chunked(model: TransformerLM, hidden: Tensor, targets: Tensor, z_loss: Tens
         compute_dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.compute_dtype,
         ignore_index=IGNORE,
     )
+
+
+def summed_nats(model: TransformerLM, hidden: Tensor, targets: list[Tensor]) -> list[float]:
+    """The summed cross entropy of ``[N, D]`` hidden states for each of `targets`, with no more logits at a time than
+    training holds."""
+    rows = CHUNK if worth_chunking(len(hidden), vocab_size(model)) else len(hidden)
+    sums: list[list[Tensor]] = [[] for _ in targets]
+    for first in range(0, len(hidden), rows):
+        log_p = F.log_softmax(model.logits(hidden[first : first + rows]).float(), -1)
+        for mine, y in zip(sums, targets, strict=True):
+            mine.append(F.nll_loss(log_p, y[first : first + rows], ignore_index=IGNORE, reduction="sum"))
+    return [float(torch.stack(mine).sum()) for mine in sums]

@@ -37,6 +37,10 @@ class Prefix(Objective):
                 f"and one of 1 token is objective=causal: give at least {2 / context_length:.3g}"
             )
 
+    def source_length(self, length: int) -> int | None:
+        """All of the prefix but its last token, which the decoder begins with."""
+        return prefix_length(self.share, length) - 1 if self.draw == "fixed" else None
+
     def batch(self, inputs: Tensor, targets: Tensor, *, data_seed: int, step: int) -> Batch:
         if self.draw == "fixed":
             return self.validation(inputs, targets)

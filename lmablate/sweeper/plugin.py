@@ -42,7 +42,9 @@ class StudySweeper(Sweeper):
     @property
     def launcher_word(self) -> str:
         """The word of the launcher that runs the jobs."""
-        return str(self.master.hydra.runtime.choices["hydra/launcher"])
+        from lmablate.cli import launcher_of
+
+        return launcher_of(self.master)
 
     def study(self) -> Study:
         """The checked study. Raises ConfigError."""

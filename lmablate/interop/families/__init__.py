@@ -1,6 +1,6 @@
 """The classes of transformers that are known here, in the order in which ``to_hf`` tries them."""
 
-from lmablate.interop.families import deepseek, fused, gpt, gpt_rotary, llama
+from lmablate.interop.families import deepseek, encoders, experts, fused, gpt, gpt_rotary, llama, two_stacks
 from lmablate.interop.families.base import Family, differences, idle_weights
 
 FAMILIES: tuple[Family, ...] = (
@@ -8,7 +8,10 @@ FAMILIES: tuple[Family, ...] = (
     *gpt.FAMILIES,
     *gpt_rotary.FAMILIES,
     *fused.FAMILIES,
+    *experts.FAMILIES,
     *deepseek.FAMILIES,
+    *encoders.FAMILIES,
+    *two_stacks.FAMILIES,
 )
 
 __all__ = ["FAMILIES", "Family", "differences", "idle_weights"]

@@ -22,7 +22,7 @@ IDLE = frozenset(
     pad_token_id prefix pretraining_tp problem_type reorder_and_upcast_attn resid_dropout resid_pdrop residual_dropout
     return_dict sep_token_id slow_but_exact summary_activation summary_first_dropout summary_proj_to_labels summary_type
     summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version use_cache
-    attention_softmax_in_fp32 scale_attention_softmax_in_fp32 norm_type dropout
+    attention_softmax_in_fp32 scale_attention_softmax_in_fp32 norm_type dropout router_aux_loss_coef router_jitter_noise
     """.split()
 )
 
@@ -95,6 +95,8 @@ def _same(key: str, wanted: Facts, offered: Facts) -> bool:
         return True  # a bias of zeros
     if key == "norm.gain" and theirs:
         return True  # a gain of ones
+    if key == "ffn.biased" and theirs:
+        return True  # a bias of zeros
     if key.endswith("unit_offset"):
         return True
     if key == "posemb.layout" and wanted["attention"] == "heads":
@@ -116,4 +118,6 @@ def _equal(a: Any, b: Any) -> bool:
 
 def idle_weights(wanted: Facts, offered: Facts) -> int:
     """How many kinds of weights the class would hold at rest, to prefer one that has none."""
-    return sum(bool(offered.get(key)) and not wanted.get(key) for key in (*BIASES, "norm.bias", "norm.gain"))
+    return sum(
+        bool(offered.get(key)) and not wanted.get(key) for key in (*BIASES, "norm.bias", "norm.gain", "ffn.biased")
+    )

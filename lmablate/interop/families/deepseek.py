@@ -1,16 +1,15 @@
-"""DeepSeek-V2 and V3 as dense decoders: latent attention in every layer, no layer of experts."""
+"""DeepSeek-V2 and V3: latent attention in every layer, and experts in all but the first ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lmablate.errors import ConfigError
 from lmablate.interop.facts import Facts
 from lmablate.interop.families.base import USUAL_SIZES, Family
 from lmablate.interop.families.llama import GATED, PRE, attention_bias
 from lmablate.interop.lenses import Keys, Lens, Via, refuse
 from lmablate.interop.positions import Rope, yarn_scale
-from lmablate.interop.tensors import Rule, ends, linear, norm
+from lmablate.interop.tensors import Rule, ends, experts, linear, norm
 
 SIZES = {**USUAL_SIZES, "model.head_dim": "qk_nope_head_dim"}
 LATENT = {
@@ -26,18 +25,53 @@ _EXPERTS = (
 )
 
 
-def _read_dense(config: Any) -> dict[str, Any]:
-    if config.first_k_dense_replace < config.num_hidden_layers:
-        raise ConfigError(
-            f"from_hf: {type(config).__name__}.first_k_dense_replace={config.first_k_dense_replace} leaves experts in "
-            f"{config.num_hidden_layers - config.first_k_dense_replace} layers, which cannot be expressed here: allowed is "
-            f"{config.num_hidden_layers}, the number of layers"
-        )
+def _read_experts(config: Any, third: bool) -> dict[str, Any]:
     # the norms of the latent vectors have this epsilon whatever rms_norm_eps says
-    return {"attention": "mla", "attention.norm_eps": 1e-6}
+    facts = {"attention": "mla", "attention.norm_eps": 1e-6}
+    if config.first_k_dense_replace >= config.num_hidden_layers:
+        return facts
+    if not config.n_shared_experts:
+        raise refuse(config, "n_shared_experts", config.n_shared_experts, "1 or more, which the class always computes")
+    if getattr(config, "mlp_bias", False):
+        raise refuse(config, "mlp_bias", True, "False: the routed experts of the class have no biases, and ours would")
+    facts |= {
+        "ffn": "tokens",
+        "ffn.n_experts": config.n_routed_experts,
+        "ffn.k": config.num_experts_per_tok,
+        "ffn.width": config.moe_intermediate_size,
+        "ffn.shared": config.n_shared_experts,
+        "ffn.first_dense": config.first_k_dense_replace,
+        "ffn.scale": float(config.routed_scaling_factor),
+        "ffn.normalise": bool(config.norm_topk_prob) if third else False,
+        "ffn.scores": "sigmoid" if third else "softmax",
+        "ffn.biased": third,
+    }
+    limited = third or config.topk_method == "group_limited_greedy"
+    if limited and (config.n_group or 1) > (config.topk_group or 1):
+        facts |= {"ffn.groups": config.n_group, "ffn.group_k": config.topk_group, "ffn.group_best": 2 if third else 1}
+    return facts
 
 
-DENSE = Via(_EXPERTS, _read_dense, lambda facts: {"first_k_dense_replace": facts["model.n_layers"]})
+def _write_experts(facts: Facts, third: bool) -> dict[str, Any]:
+    if facts["ffn"] != "tokens":
+        return {"first_k_dense_replace": facts["model.n_layers"]}
+    groups, group_k = facts["ffn.groups"] or 1, facts["ffn.group_k"] or 1
+    out = {
+        "first_k_dense_replace": facts["ffn.first_dense"],
+        "n_routed_experts": facts["ffn.n_experts"],
+        "num_experts_per_tok": facts["ffn.k"],
+        "moe_intermediate_size": facts["ffn.width"],
+        "n_shared_experts": facts["ffn.shared"],
+        "routed_scaling_factor": facts["ffn.scale"],
+        "norm_topk_prob": facts["ffn.normalise"],
+        "n_group": groups,
+        "topk_group": group_k,
+    }
+    return out if third else out | {"topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
+
+
+def _experts(third: bool) -> Via:
+    return Via(_EXPERTS, lambda config: _read_experts(config, third), lambda facts: _write_experts(facts, third))
 
 
 def _read_scale(config: Any) -> dict[str, Any]:
@@ -90,15 +124,23 @@ def _rules(facts: Facts) -> list[Rule]:
     out += linear(f"{here}.kv_proj", f"{there}.kv_b_proj") + linear(f"{here}.out_proj", f"{there}.o_proj")
     for ours, theirs in {"gate": "gate", "in": "up", "out": "down"}.items():
         out += linear(f"blocks.{{i}}.ffn.branch.{ours}_proj", f"model.layers.{{i}}.mlp.{theirs}_proj")
-    return out
+    return out + experts("blocks.{i}.ffn.branch", "model.layers.{i}.mlp", "shared_experts")
 
 
-def _family(name: str, *lenses: Lens) -> Family:
+def _family(name: str, *lenses: Lens, third: bool = False) -> Family:
     scale = Via((), _read_scale, lambda facts: {})
     return Family(
         f"{name}ForCausalLM",
         f"{name}Config",
-        [Keys({"norm.eps": "rms_norm_eps", **LATENT}), GATED, DENSE, _HEADS, attention_bias(), scale, *lenses],
+        [
+            Keys({"norm.eps": "rms_norm_eps", **LATENT}),
+            GATED,
+            _experts(third),
+            _HEADS,
+            attention_bias(),
+            scale,
+            *lenses,
+        ],
         _rules,
         SIZES,
     )
@@ -117,6 +159,7 @@ FAMILIES = (
             _read_layout,
             lambda facts: {"rope_interleave": facts.get("posemb.layout", "halves") == "pairs"},
         ),
+        third=True,
     ),
     _family("DeepseekV2", LatentRope("pairs"), Keys({"model.mlp_bias": "mlp_bias"})),
 )

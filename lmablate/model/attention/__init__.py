@@ -6,6 +6,7 @@ windows), so that the accounting in lmablate/budget needs no module.
 """
 
 from lmablate.model.attention.base import Attention, AttentionShape
+from lmablate.model.attention.cross import CrossAttention
 from lmablate.model.attention.heads import GroupedQuery, HeadAttention, MultiHead, MultiQuery
 from lmablate.model.attention.latent import LatentAttention
 from lmablate.model.attention.scores import EVERYTHING, Reach, attend, explicit_attention, visible, with_prefix
@@ -15,6 +16,7 @@ __all__ = [
     "EVERYTHING",
     "Attention",
     "AttentionShape",
+    "CrossAttention",
     "GroupedQuery",
     "HeadAttention",
     "Interleaved",

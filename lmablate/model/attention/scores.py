@@ -1,6 +1,6 @@
 """From queries, keys and values to what attention reads: the mask, the fused path and the explicit one."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ class Reach(NamedTuple):
 
 
 EVERYTHING = Reach()
+MayRead = Tensor | Literal[True] | None  # a mask; True: every key; None: a query's own and those before it
 
 
 def attend(
@@ -28,10 +29,11 @@ def attend(
     scale: float | None,
     soft_cap: float | None,
     dropout: float,
-    may_read: Tensor | None = None,
+    may_read: MayRead = None,
 ) -> Tensor:
-    """Attention of q and k ``[..., H, T, head_dim]`` and v ``[..., H, T, v_head_dim]`` by the fastest path that is exact for
-    the options given. `scale` multiplies ``q k^T``; None stands for ``1 / sqrt(head_dim)``. `may_read` as in `visible`."""
+    """Attention of q ``[..., H, T, head_dim]``, k ``[..., H, K, head_dim]`` and v ``[..., H, K, v_head_dim]`` by the fastest path
+    that is exact for the options given. `scale` multiplies ``q k^T``; None stands for ``1 / sqrt(head_dim)``. `may_read` as in
+    `visible`; K is T but where every query reads every key."""
     if soft_cap is not None:
         return explicit_attention(
             q, k, v, bias=bias, reach=reach, scale=scale, soft_cap=soft_cap, dropout=dropout, may_read=may_read
@@ -40,8 +42,8 @@ def attend(
     lead = q.shape[:-3]  # the fused kernels want exactly one axis before the heads
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
     all_before = reach.stride is None and (reach.window is None or reach.window >= length)
-    if bias is None and may_read is None and all_before:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scale)
+    if bias is None and (may_read is None or may_read is True) and all_before:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=may_read is None, dropout_p=dropout, scale=scale)
     else:
         mask = torch.zeros((), device=q.device, dtype=q.dtype) if bias is None else bias.to(q.dtype)
         mask = torch.where(visible(length, reach, q.device, may_read), mask, -torch.inf)
@@ -61,7 +63,7 @@ def explicit_attention(
     scale: float | None,
     soft_cap: float | None,
     dropout: float,
-    may_read: Tensor | None = None,
+    may_read: MayRead = None,
 ) -> Tensor:
     """The same, written out: the only path for a soft cap, ``c tanh(s / c)`` (Gemma 2, arXiv 2408.00118, section 2), and
     the oracle of the fused ones. The bias is added before the cap, so that the cap bounds what the softmax sees."""
@@ -70,7 +72,8 @@ def explicit_attention(
         scores = scores + bias
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    scores = scores.masked_fill(~visible(q.shape[-2], reach, q.device, may_read), -torch.inf)
+    if may_read is not True or reach != EVERYTHING:
+        scores = scores.masked_fill(~visible(q.shape[-2], reach, q.device, may_read), -torch.inf)
     return F.dropout(scores.softmax(-1), dropout) @ v
 
 
@@ -100,12 +103,16 @@ def attend_kept(
     return (weights @ v).to(q.dtype).unflatten(-2, (-1, n)).flatten(-4, -3)
 
 
-def visible(length: int, reach: Reach, device: torch.device, may_read: Tensor | None = None) -> Tensor:
+def visible(length: int, reach: Reach, device: torch.device, may_read: MayRead = None) -> Tensor:
     """Bool ``[T, T]``, query by key, or ``[..., 1, T, T]`` like `may_read`: what a query may read within the reach of its
-    layer. Without `may_read` that is itself and what came before it."""
+    layer. Without `may_read` that is itself and what came before it, and where it is True everything; a window then has two
+    sides."""
     t = torch.arange(length, device=device)
     distance = t[:, None] - t[None, :]
-    read = distance >= 0 if may_read is None else may_read
+    if may_read is True:
+        read = torch.ones_like(distance, dtype=torch.bool)
+    else:
+        read = distance >= 0 if may_read is None else may_read
     if reach.window is not None:
         near = distance if may_read is None else distance.abs()
         read = read & (near < reach.window)

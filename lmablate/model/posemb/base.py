@@ -1,7 +1,7 @@
 """What every position embedding is, and what attention sees of it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,7 +27,9 @@ class Positions(NamedTuple):
 
     ``rotate(q, k)`` takes and returns ``[..., H, T, head_dim]``; ``bias`` is None or broadcasts to ``[..., H, T, T]``, and
     so does the second result of ``relative(q, layer)``, which is scaled with the scores. ``may_read`` is the mask, bool
-    ``[..., 1, T, T]``, query by key, or None where a query may read itself and what came before it. ``past(layer, new)`` is
+    ``[..., 1, T, T]``, query by key, True where every token reads every other, or None where a query may read itself and what came
+    before it. ``source`` is what cross attention reads, ``[..., S, D]``, and ``tokens`` are those of the text, int64
+    ``[..., T]``, for a branch that asks which they are. ``past(layer, new)`` is
     there where a text is read piece by piece (lmablate/decoding): it keeps what a layer makes of this piece's tokens,
     ``[..., H, T, width]`` each, and gives what its queries read, or None for the first piece, which is read as a whole text is.
     """
@@ -35,8 +37,10 @@ class Positions(NamedTuple):
     rotate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     bias: Tensor | None
     relative: Callable[[Tensor, int], tuple[Tensor, Tensor | None]] = _no_relative_term
-    may_read: Tensor | None = None
+    may_read: Tensor | Literal[True] | None = None
     past: "Past | None" = None
+    source: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 class Earlier(NamedTuple):

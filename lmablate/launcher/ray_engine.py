@@ -1,0 +1,175 @@
+"""``hydra/launcher=ray``: runs as tasks of a Ray cluster, one that is running or one of this command's own.
+
+A task is a function of this module, by its name, with strings; it returns an exit code. Ray's own retries are off, since
+they are silent: a run whose worker was lost is handed over again here, and goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from lmablate.errors import ConfigError
+from lmablate.launcher.engine import words_of
+from lmablate.launcher.remote import RemoteProcess, Retries
+from lmablate.launcher.task import Task
+from lmablate.settings import Settings
+
+if TYPE_CHECKING:
+    from lmablate.jobs import Job
+
+log = logging.getLogger(__name__)
+TOKEN = Path("~/.ray/auth_token")
+STORE_BYTES = 80 * 1024**2  # of a cluster of our own: Ray's least is 75 MB, and nothing of ours is put there
+
+
+class RaySettings(Settings):
+    """`address`: null starts a cluster on this machine for the length of the command; auto or HOST:PORT joins one. `cpus` and
+    `gpus` of one run: null is runtime.threads, and one GPU with runtime.device=cuda. `at_once`: runs at a time; null is as
+    many as the cluster has room for."""
+
+    address: str | None
+    cpus: PositiveFloat | None
+    gpus: NonNegativeFloat | None
+    at_once: PositiveInt | None
+    retries: NonNegativeInt
+
+
+SETTINGS: dict[str, type[Settings]] = {"ray": RaySettings}
+
+
+def train(words: list[str]) -> int:
+    """The task, on a worker of the cluster."""
+    return Task(words).run()
+
+
+class RayEngine:
+    """Hands jobs over as tasks; connects when the first sweep of the command begins."""
+
+    def __init__(self, settings: RaySettings) -> None:
+        self.settings = settings
+        self.retries = Retries(settings.retries)
+        self.tasks: list[Any] = []  # not seen to have ended
+
+    def slots(self, jobs: Sequence[Job]) -> int:
+        cpus, gpus = self._needs(jobs[0])
+        self._connect(len(jobs), cpus)
+        import ray
+
+        there = ray.cluster_resources()
+        room = [int(there.get(name, 0) / need) for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
+        if not min(room):
+            raise ConfigError(
+                f"hydra/launcher=ray: a run needs {cpus:g} CPU and {gpus:g} GPU, and the cluster has {there.get('CPU', 0):g} and "
+                f"{there.get('GPU', 0):g}: start workers (ray start --address=HOST:PORT), or set hydra.launcher.cpus and gpus"
+            )
+        return min(self.settings.at_once or min(room), len(jobs))
+
+    def ready(self) -> bool:
+        return True
+
+    def next(self, queue: Sequence[Sequence[Job]]) -> int:
+        return 0
+
+    def start(self, jobs: Sequence[Job], slot: int) -> RemoteProcess:
+        import ray
+
+        cpus, gpus = self._needs(jobs[0])
+        remote = ray.remote(train).options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=0, name=f"lmablate {jobs[0].run_id}"
+        )
+        task = remote.remote(words_of(jobs))
+        self.tasks.append(task)
+        return RemoteProcess(jobs, self.retries, lambda: self._ended(task), lambda number: ray.cancel(task))
+
+    def stop(self) -> None:
+        """What waits in Ray's queue is cancelled with what runs."""
+
+    def pause(self, seconds: float) -> None:
+        import ray
+
+        if self.tasks:
+            ended, _ = ray.wait(self.tasks, timeout=seconds)
+            if ended:  # judging it may take several looks
+                time.sleep(seconds)
+        else:
+            time.sleep(seconds)
+
+    def _ended(self, task: Any) -> int | str | None:
+        import ray
+
+        if not ray.wait([task], timeout=0)[0]:
+            return None
+        with suppress(ValueError):
+            self.tasks.remove(task)
+        try:
+            return int(ray.get(task))
+        except ray.exceptions.TaskCancelledError:
+            return "it was cancelled"
+        except ray.exceptions.RayError as error:  # the worker or its machine is gone, or the task raised
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+    def _needs(self, job: Job) -> tuple[float, float]:
+        runtime = job.cfg.runtime
+        gpus = self.settings.gpus
+        if gpus is None:
+            gpus = 1.0 if runtime.device == "cuda" else 0.0
+        return self.settings.cpus or float(runtime.threads), gpus
+
+    def _connect(self, jobs: int, cpus: float) -> None:
+        import ray
+
+        if ray.is_initialized():
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if self.settings.address is None:
+                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+                ray.init(
+                    address="local",
+                    num_cpus=max(1, min(cores, int(jobs * cpus))),
+                    include_dashboard=False,
+                    object_store_memory=STORE_BYTES,
+                    **quiet,
+                )
+            else:
+                if _has_token():  # Ray 2.60 sends it only where this is said
+                    os.environ.setdefault("RAY_AUTH_MODE", "token")
+                ray.init(address=self.settings.address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+            raise ConfigError(
+                f"hydra.launcher.address={self.settings.address}: no cluster answers there ({str(error).strip().splitlines()[0]}): "
+                "start one with ray start --head, or leave the address out"
+            ) from error
+        finally:
+            for number, handler in handlers.items():  # Ray takes SIGTERM for itself
+                if handler is not None:
+                    signal.signal(number, handler)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import ray
+
+        ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Is there a cluster's token where Ray looks for it?"""
+    return bool({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)) or TOKEN.expanduser().exists()
+
+
+def make(settings: RaySettings) -> RayEngine:
+    """The engine of these settings."""
+    return RayEngine(settings)

@@ -1,0 +1,153 @@
+"""What a sweep consists of, and what has become of each of its runs.
+
+``RESULTS_DIR/.sweeps/<name>.json`` lists the jobs of a command of several runs, with the configuration of each, so that those
+that never started are known too, and can be started. A study's stages add to one file; any other command has its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.files import atomic_write
+from lmablate.heartbeat import age
+from lmablate.identity import SCIENCE_VERSION
+from lmablate.locks import FileLock, Held, is_held, owner
+from lmablate.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from lmablate.jobs import Job
+
+log = logging.getLogger(__name__)
+FOLDER = ".sweeps"
+SCHEMA_VERSION = 1
+LOCK_SECONDS = 10.0  # for another command to write the same file
+SILENT_SECONDS = 600.0  # after which a run is stale on a file system that has no locks
+STATES = ("done", "diverged", "running", "stale", "stopped", "failed", "damaged", "missing")
+RUN_ID = re.compile(r"[0-9a-f]{4,64}")
+
+
+@dataclass
+class Sweep:
+    """The jobs of a command: by run id its label, its words and its configuration."""
+
+    name: str
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def record(jobs: Sequence[Job]) -> None:
+    """Write down what a command is about to train. One that cannot be written costs the overview, and not the sweep."""
+    if len(jobs) < 2 and not any(job.cfg.sweep for job in jobs):
+        return
+    for results_dir in dict.fromkeys(job.cfg.results_dir for job in jobs):
+        own = [job for job in jobs if job.cfg.results_dir == results_dir]
+        folder = Path(results_dir) / FOLDER
+        name = _name(own)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock.take(folder / ".lock", LOCK_SECONDS)
+            try:
+                _write(folder / f"{name}.json", own)
+            finally:
+                lock.release()
+        except (OSError, Held) as error:
+            log.warning("%s: the list of this sweep's runs was not written (%s)", folder, error)
+
+
+def _write(path: Path, jobs: Sequence[Job]) -> None:
+    known = _read(path)
+    entries = {} if known is None else known.jobs
+    for job in jobs:
+        config = job.cfg.model_dump()
+        entries[job.run_id] = {"label": job.label, "overrides": job.cfg.overrides, "config": config}
+    name = jobs[0].cfg.sweep or path.stem
+    listed = [{"run_id": run_id, **entry} for run_id, entry in entries.items()]
+    atomic_write(path, json.dumps({"schema_version": SCHEMA_VERSION, "sweep": name, "jobs": listed}) + "\n")
+
+
+def _name(jobs: Sequence[Job]) -> str:
+    """Of a study its name, since its later stages are not known yet; else what the runs are, so that the same command has the
+    same file."""
+    sweep = re.sub(r"[^A-Za-z0-9_.-]+", "_", jobs[0].cfg.sweep or "grid").lstrip(".") or "grid"
+    if any(job.cfg.stage is not None for job in jobs):
+        return sweep
+    return f"{sweep}-{hashlib.sha256(' '.join(sorted(job.run_id for job in jobs)).encode()).hexdigest()[:8]}"
+
+
+def load_sweeps(results_dir: str | Path) -> list[Sweep]:
+    """The sweeps of a results directory, and last, without a name, the runs that no sweep lists. Damaged files are left out."""
+    folder = Path(results_dir)
+    sweeps = [found for path in sorted((folder / FOLDER).glob("*.json")) if (found := _read(path)) is not None]
+    known = {run_id for sweep in sweeps for run_id in sweep.jobs}
+    alone = Sweep("")
+    for path in sorted(folder.iterdir()):
+        marks = ("config.yaml", "result.json", "status.json", "history.jsonl")
+        if (
+            path.is_dir()
+            and path.name not in known
+            and not path.name.startswith(".")
+            and any((path / m).exists() for m in marks)
+        ):
+            alone.jobs[path.name] = {"label": "", "overrides": [], "config": None}
+    return [*sweeps, alone] if alone.jobs else sweeps
+
+
+def _read(path: Path) -> Sweep | None:
+    try:
+        content = json.loads(path.read_bytes())
+        if content["schema_version"] != SCHEMA_VERSION:
+            return None
+        jobs = {}
+        for job in content["jobs"]:
+            if RUN_ID.fullmatch(job["run_id"]):  # it becomes a folder's name
+                entry = {"label": str(job["label"]), "overrides": [str(word) for word in job["overrides"]]}
+                jobs[job["run_id"]] = entry | {"config": job["config"] if isinstance(job["config"], dict) else None}
+        return Sweep(str(content["sweep"]), jobs)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
+    """What has become of a run: `state` (one of STATES), `step` and `steps`, `age` of its heartbeat in seconds, `host`, `pid`,
+    `error`, `attempts`, `val_loss`; None where it is not known.
+
+    Whether somebody works on it is told by the lock, which its owner cannot outlive, and by no clock.
+    """
+    directory = RunDirectory(results_dir, run_id)
+    status = directory.read_status()
+    found: dict[str, Any] = {"run_id": run_id, "state": "missing", "age": age(status) if status else None}
+    found |= {key: status.get(key) for key in ("step", "steps", "error", "host", "pid")}
+    found |= {"attempts": _lines(directory.attempts_path), "val_loss": None, "older": False}
+    held = is_held(directory.lock_path)
+    row = directory.read_result()
+    if row is not None:
+        state = {"completed": "done"}.get(row["status"], row["status"])
+        older = row["science_version"] != SCIENCE_VERSION
+        found |= {"state": state, "val_loss": row["val_loss"], "step": None, "error": None, "older": older}
+    elif held or (held is None and _fresh(status, found["age"])):
+        found |= {"state": "running", "error": None}
+        found |= {key: value for key, value in owner(directory.lock_path).items() if key in ("host", "pid")}
+    elif directory.result_path.exists():
+        found |= {"state": "damaged", "error": "result.json cannot be read; the run's command makes it again"}
+    elif status.get("state") in ("failed", "stopped"):
+        found["state"] = status["state"]
+    elif status:
+        found["state"] = "stale"
+    return found
+
+
+def _fresh(status: Mapping[str, Any], seconds: float | None) -> bool:
+    return status.get("state") == "running" and seconds is not None and seconds < SILENT_SECONDS
+
+
+def _lines(path: Path) -> int:
+    with suppress(OSError):
+        return path.read_bytes().count(b"\n")
+    return 0

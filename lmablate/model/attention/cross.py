@@ -1,0 +1,49 @@
+"""Attention of a decoder to the states of an encoder."""
+
+from torch import Tensor
+
+from lmablate.model.attention.base import AttentionShape, Settings
+from lmablate.model.attention.heads import HeadAttention
+from lmablate.model.attention.scores import EVERYTHING, attend
+from lmablate.model.posemb import Positions
+from lmablate.model.types import PositiveFloat
+
+
+class CrossAttention(HeadAttention):
+    """Queries from the decoder, keys and values from what the encoder made of every source token (Vaswani et al. 2017, section
+    3.2.3), with the heads, biases and norms of the model's attention, whatever its option. Nothing is masked, and positions
+    are told to neither: they are those of two texts."""
+
+    def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
+        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        source = positions.source
+        assert source is not None, "cross attention without a source"
+        q = self.heads(self.q_proj(x), self.q_norm)
+        k, v = self.heads(self.k_proj(source), self.k_norm), self.heads(self.v_proj(source), self.v_norm)
+        group = self.shape.n_heads // self.shape.n_kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, -3), v.repeat_interleave(group, -3)
+        y = attend(
+            q,
+            k,
+            v,
+            bias=None,
+            reach=EVERYTHING,
+            scale=self.scale,
+            soft_cap=self.shape.soft_cap,
+            dropout=self.shape.dropout if self.training else 0.0,
+            may_read=True,
+        )
+        return self.output(y)
+
+    @classmethod
+    def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:
+        """Of the decoder's tokens."""
+        return 2 * shape.d_model * shape.n_heads * shape.head_dim
+
+    @classmethod
+    def weights_per_source_token(cls, shape: AttentionShape) -> int:
+        """The same of the encoder's."""
+        return 2 * shape.d_model * shape.n_kv_heads * shape.head_dim

@@ -1,0 +1,69 @@
+"""What keeps the experts of a layer equally busy, and its router's scores small.
+
+Losses are of the choices ``[K, S, T, k]`` of E experts: with ``f_i = E / (k T) sum_t 1[t meets i]`` and ``P_i = mean_t p_i(t)``,
+
+    balance   weight * sum_i f_i P_i              Fedus et al. 2021, arXiv 2101.03961, eq. 4-6, for any k; arXiv 2401.06066, eq. 12-14
+    device    weight * sum_d mean_{i in d} f_i sum_{i in d} P_i      over groups of experts: DeepSeek-V2, arXiv 2405.04434, eq. 26-28
+    z         weight * mean_t logsumexp(h)^2      Zoph et al. 2022, arXiv 2202.08906, eq. 5
+
+which are `weight` for an even load. f is a count and has no gradient. f and P are means over each text, whose losses are averaged
+(DeepSeek-V3, arXiv 2412.19437, eq. 17-20), or over the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lmablate.model.ffn.routing import Choice
+
+
+class Balance(NamedTuple):
+    """Weights of the losses, 0.0 for none; `whole_batch`: f and P over all texts at once; `n_groups` of the device loss."""
+
+    balance: float
+    device: float
+    router_z: float
+    whole_batch: bool
+    n_groups: int
+
+    @property
+    def on(self) -> bool:
+        return bool(self.balance or self.device or self.router_z)
+
+
+def loads(experts: Tensor, n_experts: int) -> Tensor:
+    """How often each expert is chosen in each text: int64 ``[K, S, T, k] -> [K, S, E]``."""
+    flat = experts.flatten(-2)
+    return flat.new_zeros(*flat.shape[:-1], n_experts).scatter_add_(-1, flat, torch.ones_like(flat))
+
+
+def losses(choice: Choice, weights: Balance) -> Tensor:
+    """The sum of the losses of each member, ``[K]``."""
+    assert choice.probabilities is not None
+    assert choice.logits is not None
+    n_experts = choice.probabilities.shape[-1]
+    total = choice.probabilities.new_zeros(len(choice.experts))
+    if weights.balance or weights.device:
+        k, length = choice.experts.shape[-1], choice.experts.shape[-2]
+        f = loads(choice.experts, n_experts).float() * (n_experts / (k * length))
+        p = choice.probabilities.mean(-2)
+        if weights.whole_batch:
+            f, p = f.mean(-2, keepdim=True), p.mean(-2, keepdim=True)
+        if weights.balance:
+            total = total + weights.balance * (f * p).sum(-1).mean(-1)
+        if weights.device:
+            f, p = (x.unflatten(-1, (weights.n_groups, -1)) for x in (f, p))
+            total = total + weights.device * (f.mean(-1) * p.sum(-1)).sum(-1).mean(-1)
+    if weights.router_z:
+        total = total + weights.router_z * choice.logits.logsumexp(-1).square().flatten(1).mean(-1)
+    return total
+
+
+@torch.no_grad()
+def move_bias(bias: Tensor, load: Tensor, rate: float) -> None:
+    """After a step: ``b_i += rate * sign(mean load - load_i)``, so that a busy expert is chosen less (Wang et al. 2024, arXiv
+    2408.15664, algorithm 1). `load` counts the tokens of the whole step; both ``[E]``."""
+    bias += rate * (load.sum() - load * len(load)).sign()

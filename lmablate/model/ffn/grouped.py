@@ -1,0 +1,127 @@
+"""Products of rows that are sorted by expert, one GEMM for the rows of each.
+
+Every token's row is copied once for each expert it meets, the copies are sorted by expert (stably, so that the rows of an
+expert keep the order of their tokens), and an expert works on a slice. The way back is a gather, whose own way back is a
+gather too: nothing is added in an order that could change from run to run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """How M rows stand when sorted by expert: int64 `order` ``[M]`` lists them by where they stood, `place` ``[M]`` is its
+    inverse, `expert` ``[M]`` is ascending, and `sizes` counts the rows of each of G experts. Rows beyond them are dropped."""
+
+    order: Tensor
+    place: Tensor
+    expert: Tensor
+    sizes: list[int]
+
+
+def sort_rows(expert: Tensor, n_experts: int) -> Rows:
+    """Int64 ``[M]``, the expert of each row, `n_experts` for one that is dropped."""
+    expert, order = expert.sort(stable=True)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    counts = order.new_zeros(n_experts + 1).scatter_add_(0, expert, torch.ones_like(expert))
+    return Rows(order, place, expert, sizes_of(counts, len(order)))
+
+
+def sizes_of(counts: Tensor, n_rows: int) -> list[int]:
+    """All counts but the last, as numbers. Tensors that have a shape and no data stand for rows that are spread evenly."""
+    n = len(counts) - 1
+    if counts.is_meta or type(counts) is not Tensor:
+        return [n_rows // n + (i < n_rows % n) for i in range(n)]
+    return counts[:-1].tolist()
+
+
+class _Copies(torch.autograd.Function):
+    """``[N, D] -> [N k, D]``, each row k times, in the order of `rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Rows, k: int) -> Tensor:
+        ctx.place, ctx.k = rows.place, k
+        return x.index_select(0, rows.order // k)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient.index_select(0, ctx.place).unflatten(0, (-1, ctx.k)).sum(1), None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    """``out[n] = sum_i w[n, i] y[row of n's choice i]``, summed from the first choice on: ``[N k, D], [N, k] -> [N, D]``."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, w: Tensor, rows: Rows) -> Tensor:
+        ctx.save_for_backward(y, w)
+        ctx.rows = rows
+        places = rows.place.view(w.shape)
+        out = y.index_select(0, places[:, 0]).mul_(w[:, :1])
+        for i in range(1, w.shape[1]):
+            out.addcmul_(y.index_select(0, places[:, i]), w[:, i : i + 1])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        y, w = ctx.saved_tensors
+        rows, k = ctx.rows, w.shape[1]
+        each = gradient.index_select(0, rows.order // k)
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = (each * y).sum(-1).index_select(0, rows.place).view(w.shape)
+        return each.mul_(w.flatten().index_select(0, rows.order)[:, None]), dw, None
+
+
+class _Product(torch.autograd.Function):
+    """``y[rows of e] = x[rows of e] W[e]^T``: x ``[M, c]``, W ``[G, r, c]``, y ``[M, r]``; dropped rows give zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = sizes
+        y = x.new_empty(len(x), weight.shape[1])
+        at = 0
+        for e, n in enumerate(sizes):
+            if n:
+                torch.mm(x[at : at + n], weight[e].t(), out=y[at : at + n])
+            at += n
+        y[at:].zero_()
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dw = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        at = 0
+        for e, n in enumerate(ctx.sizes):
+            some = slice(at, at + n)
+            if dx is not None and n:
+                torch.mm(gradient[some], weight[e], out=dx[some])
+            if dw is not None and n:
+                torch.mm(gradient[some].t(), x[some], out=dw[e])
+            elif dw is not None:
+                dw[e].zero_()
+            at += n
+        if dx is not None:
+            dx[at:].zero_()
+        return dx, dw, None
+
+
+def copies(x: Tensor, rows: Rows, k: int) -> Tensor:
+    """Each of the N rows of x k times, sorted: ``[N, D] -> [N k, D]``."""
+    return _Copies.apply(x, rows, k)
+
+
+def weighted_sum(y: Tensor, w: Tensor, rows: Rows) -> Tensor:
+    """What the k choices of each of N tokens make of it, ``[N k, D]`` as sorted, times their weights ``[N, k]``: ``[N, D]``."""
+    return _WeightedSum.apply(y, w, rows)
+
+
+def grouped_product(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    """Sorted rows ``[M, c]`` with the matrix of their own expert, ``[G, r, c]``: ``[M, r]``."""
+    return _Product.apply(x, weight, sizes)

@@ -1,0 +1,51 @@
+"""Which tokens of a text are hidden, as pure functions of a seed, a step and a place in the batch.
+
+Numbers are numpy's random_raw, which it promises never to change. Text i of a step draws the same in batches of any size, and
+each kind of draw has a stream of its own, so that none depends on what another one takes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+TOKENS, SPANS, SAMPLES = 2, 3, 4  # streams; those of the prefixes are 1 (prefix.py), of the order of windows none
+VALIDATION = 1 << 62  # in the place of a step: what is hidden of the validation text is the same for every run
+
+
+def raw(data_seed: int, step: int, stream: int, n: int, numbers: int) -> np.ndarray:
+    """64 random bits for each of `numbers` draws of `n` texts, uint64 ``[n, numbers]``."""
+    seed = 0 if step == VALIDATION else data_seed
+    bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(step, stream)))
+    return bits.random_raw(n * numbers).reshape(n, numbers)
+
+
+def fractions(bits: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) from the upper 53 bits, float64."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def count(share: float, length: int) -> int:
+    """How many of `length` tokens are hidden: the nearest whole number, one at least, and never all."""
+    return min(max(1, round(share * length)), length - 1)
+
+
+def chosen(bits: np.ndarray, open_: np.ndarray, share: float) -> np.ndarray:
+    """Bool ``[n, T]``: in each text `share` of its tokens that are `open_`, every set of them equally likely, those with the
+    smallest of `bits` ``[n, T]``."""
+    keys = fractions(bits) + 2.0 * ~open_  # what is not open comes last
+    rank = np.empty(keys.shape, dtype=np.int64)
+    np.put_along_axis(rank, keys.argsort(-1, kind="stable"), np.arange(keys.shape[-1])[None], -1)
+    n_open = open_.sum(-1)
+    wanted = np.array([count(share, int(n)) if n > 1 else 0 for n in n_open])
+    return rank < wanted[:, None]
+
+
+def segments(bits: np.ndarray, total: int, parts: int) -> np.ndarray:
+    """`total` cut into `parts` whole numbers of at least 1, every way equally likely: int64 ``[n, parts]`` from
+    `bits` ``[n, total - 1]`` (the cuts are the places of the smallest)."""
+    n = len(bits)
+    if parts == 1:
+        return np.full((n, 1), total)
+    cuts = np.sort(bits.argsort(-1, kind="stable")[:, : parts - 1], -1) + 1
+    edges = np.concatenate((np.zeros((n, 1), dtype=np.int64), cuts, np.full((n, 1), total)), -1)
+    return np.diff(edges, axis=-1)

@@ -1,0 +1,107 @@
+"""``objective=mlm``: some tokens of a text are hidden and told from all others, before and after them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmablate.errors import ConfigError
+from lmablate.objective.base import Batch, Held, Objective
+from lmablate.objective.likelihood import IGNORE
+from lmablate.objective.masking import TOKENS, VALIDATION, chosen, count, fractions, raw
+from lmablate.objective.measures import told
+
+if TYPE_CHECKING:
+    from lmablate.model.transformer import TransformerLM
+
+
+class MaskedLM(Objective):
+    """A masked language model (BERT, Devlin et al. 2018, arXiv 1810.04805, section 3.1): `mask_share` of the tokens of each
+    text are chosen and predicted. Of these, `random_share` become any token, `kept_share` stay, and the rest become the
+    mask. Each step draws anew, RoBERTa's dynamic masking (Liu et al. 2019, arXiv 1907.11692, section 4.1); no window of a text
+    comes twice here, so that static masks, drawn once for a window, would be the same.
+
+    The text is what ``objective=causal`` predicts, a token at the place that predicts it there. `special_id` is the mask; None:
+    the one id above the tokenizer's.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+    reads_all: ClassVar[bool] = True
+    has_measures: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        z_loss: float | None,
+        mask_share: float,
+        random_share: float,
+        kept_share: float,
+        special_id: int | None = None,
+    ) -> None:
+        super().__init__(z_loss=z_loss)
+        self.share, self.random, self.kept, self.special_id = mask_share, random_share, kept_share, special_id
+
+    def check(self, context_length: int) -> None:
+        if context_length < 2:
+            raise ConfigError(
+                "model.context_length=1: one of a text's tokens is hidden and told from the others: give at least 2"
+            )
+
+    def reserved(self, length: int) -> int:
+        return 0 if self.special_id is not None else 1
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocab_size - 1 if self.special_id is None else self.special_id
+
+    def batch(self, inputs: Tensor, targets: Tensor, *, data_seed: int, step: int) -> Batch:
+        return self.hidden(targets, np.ones(targets.shape, dtype=bool), data_seed, step)
+
+    def validation(self, inputs: Tensor, targets: Tensor) -> Batch:
+        return self.hidden(whole(inputs, targets), (targets != IGNORE).cpu().numpy(), 0, VALIDATION)
+
+    def hidden(self, text: Tensor, open_: np.ndarray, data_seed: int, step: int) -> Batch:
+        """`text` ``[B, T]`` with some of its tokens hidden, of those that are `open_`; three draws a token. Nothing here waits for
+        a GPU."""
+        draws = raw(data_seed, step, TOKENS, text.shape[0], 3 * text.shape[1])
+        pick, fate, other = draws.reshape(len(text), 3, -1).swapaxes(0, 1)
+        at = chosen(pick, open_, self.share)
+        fate = fractions(fate)
+        plain = self.vocab_size - self.reserved(text.shape[1])
+        masked, replaced = (
+            torch.from_numpy(x).to(text.device)
+            for x in (at & (fate >= self.random + self.kept), at & (fate < self.random))
+        )
+        any_token = torch.from_numpy((other % np.uint64(plain)).astype(np.int64)).to(text.device)
+        read = torch.where(replaced, any_token, text.masked_fill(masked, self.mask_id))
+        targets = text.masked_fill(~torch.from_numpy(at).to(text.device), IGNORE)
+        return Batch(read, targets, everything(text))
+
+    def measures(self, model: TransformerLM, text: Held) -> dict[str, float]:
+        return told(model, self.validation(text.inputs, text.targets), text, "val_masked_accuracy")
+
+    def keys_ahead(self, length: int, window: int | None, stride: int | None) -> float:
+        return keys_after(length, window, stride)
+
+    def targets_per_token(self, length: int) -> float:
+        return count(self.share, length) / length
+
+
+def whole(inputs: Tensor, targets: Tensor) -> Tensor:
+    """The tokens of a text ``[..., T]``: its targets, and what is read where a window is filled up."""
+    return torch.where(targets == IGNORE, inputs, targets)
+
+
+def everything(text: Tensor) -> Tensor:
+    """A prefix ``[B]`` that is the whole text."""
+    return torch.full(text.shape[:-1], text.shape[-1], device=text.device)
+
+
+def keys_after(length: int, window: int | None, stride: int | None) -> float:
+    """The mean number of keys after its own that a query reads where every token reads every other."""
+    from lmablate.objective.prefix import pairs_ahead
+
+    return pairs_ahead(length, window, stride) / length

@@ -1,0 +1,166 @@
+"""``objective=span_corruption``: whole spans of a text are taken out, and written after it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmablate.errors import ConfigError
+from lmablate.objective.base import Batch, Held, Objective
+from lmablate.objective.likelihood import IGNORE
+from lmablate.objective.masking import SPANS, VALIDATION, count, raw, segments
+from lmablate.objective.measures import told
+from lmablate.objective.mlm import whole
+
+if TYPE_CHECKING:
+    from lmablate.model.transformer import TransformerLM
+
+
+class Layout(NamedTuple):
+    """How a context of T tokens is filled: of `text` tokens `noise` are taken out in `spans` spans; what is left with a sentinel
+    for each span is `source`, and ``T - source`` tokens are left for the spans."""
+
+    text: int
+    noise: int
+    spans: int
+    source: int
+
+
+@cache
+def layout(length: int, share: float, mean_span: float) -> Layout:
+    """The longest text that fills a context of `length` tokens. A text, its spans' sentinels and those between the spans that are
+    written take ``text + 2 spans`` tokens."""
+    for text in range(length - 2, 1, -1):
+        noise = count(share, text)
+        spans = min(max(1, round(noise / mean_span)), noise, text - noise)
+        if text + 2 * spans <= length:
+            return Layout(text, noise, spans, text - noise + spans)
+    raise ConfigError(f"model.context_length={length} is too short for objective=span_corruption: give at least 4")
+
+
+class SpanCorruption(Objective):
+    """T5's objective (Raffel et al. 2019, arXiv 1910.10683, section 3.1.4 and figure 2): `mask_share` of the tokens, in spans of
+    `mean_span` on average, are replaced by a sentinel a span, and written behind the text, each span after its sentinel and
+    another one at the end. Numbers and lengths of spans are cut as T5's code does: both the spans and what is between them in
+    every way equally likely, the text first.
+
+    A context holds the text without its spans, then the sentinels and spans: the first part is read in both directions, and of
+    the second everything but the first sentinel is a target. A model of one stack reads both (the prefix language model of
+    the paper's section 3.2), one of two splits them. The last tokens of a window do not fit in and are not read: of 128, 14.
+
+    Sentinels are the highest ids, downwards; `special_id` is the first; None: those above the tokenizer's.
+    """
+
+    looks_ahead: ClassVar[bool] = True
+    has_measures: ClassVar[bool] = True
+
+    def __init__(
+        self, *, z_loss: float | None, mask_share: float, mean_span: float, special_id: int | None = None
+    ) -> None:
+        super().__init__(z_loss=z_loss)
+        self.share, self.mean_span, self.special_id = mask_share, mean_span, special_id
+
+    def layout(self, length: int) -> Layout:
+        return layout(length, self.share, self.mean_span)
+
+    def check(self, context_length: int) -> None:
+        spans = self.layout(context_length).spans
+        if self.special_id is not None and self.special_id < spans:
+            raise ConfigError(
+                f"objective.special_id={self.special_id} is the first of {spans + 1} sentinels, which go downwards from it: give at "
+                f"least {spans}"
+            )
+
+    def reserved(self, length: int) -> int:
+        return 0 if self.special_id is not None else self.layout(length).spans + 1
+
+    def source_length(self, length: int) -> int:
+        return self.layout(length).source
+
+    def batch(self, inputs: Tensor, targets: Tensor, *, data_seed: int, step: int) -> Batch:
+        return self._packed(targets, targets, data_seed, step)
+
+    def validation(self, inputs: Tensor, targets: Tensor) -> Batch:
+        return self._packed(whole(inputs, targets), targets, 0, VALIDATION)
+
+    @property
+    def first_id(self) -> int:
+        """The sentinel of the first span; each later one has the next id below."""
+        return self.vocab_size - 1 if self.special_id is None else self.special_id
+
+    def _packed(self, text: Tensor, targets: Tensor, data_seed: int, step: int) -> Batch:
+        """`text` ``[B, T]`` without its spans, and then these; a token whose target does not count is none. Places are made on the
+        CPU from the draws alone, so that nothing waits for a GPU."""
+        n, length = text.shape
+        shape = self.layout(length)
+        source, spans = places(raw(data_seed, step, SPANS, n, shape.text), shape)
+        sentinels = self.first_id - torch.arange(shape.spans + 1, device=text.device)
+        both = torch.cat((text[:, : shape.text], sentinels.expand(n, -1)), -1)
+        scored = torch.cat((targets[:, : shape.text], sentinels.expand(n, -1)), -1)
+        padding = length - source.shape[1] - spans.shape[1] + 1
+        fill = np.full((n, padding), shape.text + shape.spans)  # the last sentinel, which ends the spans
+        read = torch.from_numpy(np.concatenate((source, spans[:, :-1], fill), -1)).to(text.device)
+        after = torch.from_numpy(spans[:, 1:]).to(text.device)
+        wanted = torch.full_like(text, IGNORE)
+        wanted[:, shape.source : shape.source + after.shape[1]] = scored.gather(-1, after)
+        return Batch(both.gather(-1, read), wanted, torch.full((n,), shape.source, device=text.device))
+
+    def yardsticks(self, inputs: Tensor, targets: Tensor) -> dict[str, Batch]:
+        """Without the sentinels, which say where a span ends."""
+        own = self.validation(inputs, targets)
+        return {"val_loss_span_text": own._replace(targets=self._text_of(own.targets, inputs.shape[-1]))}
+
+    def _text_of(self, targets: Tensor, length: int) -> Tensor:
+        first = self.first_id
+        sentinel = (targets <= first) & (targets >= first - self.layout(length).spans)
+        return targets.masked_fill(sentinel, IGNORE)
+
+    def measures(self, model: TransformerLM, text: Held) -> dict[str, float]:
+        """The unigram model of the spans knows how many sentinels stand among them."""
+        own, length = self.validation(text.inputs, text.targets), text.inputs.shape[-1]
+        shape = self.layout(length)
+        words = self._text_of(own.targets, length)
+        among = shape.spans / (shape.spans + shape.noise)
+        log_p = text.log_p + np.log(1 - among)
+        log_p[self.first_id - np.arange(1, shape.spans + 1)] = np.log(among / shape.spans)
+        found = told(model, own, text._replace(log_p=log_p), "val_span_accuracy")
+        counted = words[words != IGNORE].numpy()
+        return {**found, "val_loss_span_text_unigram": float(-text.log_p[counted].mean())}
+
+    def keys_ahead(self, length: int, window: int | None, stride: int | None) -> float:
+        from lmablate.objective.prefix import pairs_ahead
+
+        return pairs_ahead(self.layout(length).source, window, stride) / length
+
+    def targets_per_token(self, length: int) -> float:
+        shape = self.layout(length)
+        return (shape.noise + shape.spans) / length
+
+
+def places(draws: np.ndarray, shape: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Where each token of the source ``[n, source]``, and of the spans with the sentinel that ends them ``[n, noise + spans + 1]``, is
+    taken from: below ``shape.text`` from the text, from there on the sentinels in turn. `draws` are ``[n, text]``."""
+    n = len(draws)
+    taken = segments(draws[:, : shape.noise - 1], shape.noise, shape.spans)
+    left = segments(draws[:, shape.noise - 1 : shape.text - 2], shape.text - shape.noise, shape.spans)
+    one, text = np.ones_like(taken), np.broadcast_to(np.arange(shape.text), (n, shape.text))
+    sentinels = np.broadcast_to(shape.text + np.arange(shape.spans), taken.shape)
+    noise = _alternate(left, taken)
+    marks = _alternate(left, one)
+    source = np.empty(marks.shape, dtype=np.int64)
+    source[marks], source[~marks] = sentinels.ravel(), text[~noise]
+    marks = ~_alternate(one, taken)
+    spans = np.empty(marks.shape, dtype=np.int64)
+    spans[marks], spans[~marks] = sentinels.ravel(), text[noise]
+    return source, np.concatenate((spans, np.full((n, 1), shape.text + shape.spans)), -1)
+
+
+def _alternate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Runs of False and True of these lengths ``[n, k]`` in turn, whose sum is the same in every row: bool ``[n, sum]``."""
+    runs = np.stack((left, right), -1).reshape(len(left), -1)
+    kinds = np.broadcast_to(np.arange(runs.shape[1]) % 2 == 1, runs.shape)
+    return np.repeat(kinds.ravel(), runs.ravel()).reshape(len(left), -1)

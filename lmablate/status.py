@@ -1,0 +1,217 @@
+"""``python -m lmablate.status RESULTS_DIR``: what has become of every run of every sweep in it, and the failed ones once more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.errors import ConfigError, in_words
+from lmablate.ledger import STATES, Sweep, load_sweeps, look
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from lmablate.config.schema import RunConfig
+
+RETRIED = ("failed", "stale", "stopped", "missing", "damaged")
+STYLES = {
+    "running": "cyan",
+    "failed": "red",
+    "damaged": "red",
+    "stale": "yellow",
+    "diverged": "magenta",
+    "done": "green",
+}
+FINAL = ("done", "diverged")
+MOST_ROWS = 40  # of a sweep, shown at a time
+WATCH_SECONDS = 2.0
+
+
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    words = _parser().parse_args(argv)
+    folder = Path(words.results_dir)
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise ConfigError(f"{folder}: {what}; give the folder that training wrote to (results by default)")
+    if words.retry:
+        return retry(folder, words.retry, words.sweep, words.trust)
+    if words.watch is not None:
+        return watch(folder, words.sweep, words.watch, everything=words.all)
+    sweeps = [(sweep, states(folder, sweep)) for sweep in chosen(folder, words.sweep)]
+    if words.json:
+        print(json.dumps([{"sweep": sweep.name, "runs": rows} for sweep, rows in sweeps], indent=1))
+        return 0
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(shown(sweeps, everything=words.all))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lmablate.status", description=__doc__)
+    parser.add_argument("results_dir", nargs="?", default="results")
+    parser.add_argument("--sweep", metavar="NAME", help="only this one")
+    parser.add_argument("--all", action="store_true", help="list finished runs too")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help="again and again, until nothing is left",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--retry",
+        action="append",
+        choices=(*RETRIED, "all"),
+        help="train the runs in this state, here and now; all: whatever is not done and not running",
+    )
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="with parts of your own")
+    return parser
+
+
+def chosen(folder: Path, name: str | None) -> list[Sweep]:
+    """The sweeps of a folder, or those of one name. Raises ConfigError where there is none."""
+    sweeps = load_sweeps(folder)
+    if name is None:
+        return sweeps
+    if found := [sweep for sweep in sweeps if sweep.name == name]:
+        return found
+    known = ", ".join(sorted({sweep.name for sweep in sweeps if sweep.name})) or "none"
+    raise ConfigError(f"--sweep {name}: {folder} has no such sweep; it has {known}")
+
+
+def states(folder: Path, sweep: Sweep) -> list[dict[str, Any]]:
+    """What has become of each run, in the order of the sweep."""
+    return [{**look(folder, run_id), "label": job["label"]} for run_id, job in sweep.jobs.items()]
+
+
+def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: bool) -> Group:
+    """For each sweep a line of counts, and a table of the runs that are not finished."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for sweep, rows in sweeps:
+        counts = Counter(row["state"] for row in rows)
+        line = Text(f"{sweep.name or 'runs of no sweep'}: ", style="bold")
+        line.append(f"{len(rows)} runs", style="bold")
+        for state in STATES:
+            if counts[state]:
+                line.append(f", {counts[state]} {state}", style=STYLES.get(state, ""))
+        if older := sum(row["older"] for row in rows):
+            line.append(f" ({older} made by an older version of the science)")
+        parts.append(line)
+        listed = [row for row in rows if everything or row["state"] not in FINAL]
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for column in ("run", "state", "what", "step", "heartbeat", "attempts", "where", "why"):
+            table.add_column(column, no_wrap=column != "why", overflow="ellipsis" if column == "what" else "fold")
+        for row in listed[:MOST_ROWS]:
+            table.add_row(*_cells(row), style=STYLES.get(row["state"], ""))
+        if listed:
+            parts.append(table)
+        if len(listed) > MOST_ROWS:
+            parts.append(Text(f"and {len(listed) - MOST_ROWS} more (--json has all of them)"))
+    return Group(*parts) if parts else Group(Text("no runs"))
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    from rich.text import Text
+
+    from lmablate.display import duration
+
+    step = "" if row["step"] is None else f"{row['step']}/{row['steps']}"
+    beat = f"{duration(row['age'])} ago" if row["state"] in ("running", "stale") and row["age"] is not None else ""
+    where = f"{row['host']}:{row['pid']}" if row["state"] in ("running", "stale") and row["host"] else ""
+    why = f"val_loss {row['val_loss']:.4f}" if row["val_loss"] is not None else str(row["error"] or "")
+    cells = [row["run_id"], row["state"], row["label"], step, beat, str(row["attempts"] or ""), where, why]
+    return [Text(cell) for cell in cells]  # as it is: what stands in a file is no markup
+
+
+def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -> int:
+    """Show it until every run is done or diverged, or Ctrl-C."""
+    from rich.live import Live
+
+    done: dict[str, dict[str, Any]] = {}  # a finished run does not change
+    try:
+        with Live(auto_refresh=False) as live:
+            while True:
+                sweeps = []
+                for sweep in chosen(folder, name):
+                    rows = []
+                    for run_id, job in sweep.jobs.items():
+                        row = done.get(run_id) or look(folder, run_id)
+                        if row["state"] in FINAL:
+                            done[run_id] = row
+                        rows.append({**row, "label": job["label"]})
+                    sweeps.append((sweep, rows))
+                live.update(shown(sweeps, everything=everything), refresh=True)
+                if all(row["state"] in FINAL for _, rows in sweeps for row in rows):
+                    return 0
+                time.sleep(max(0.1, seconds))
+    except KeyboardInterrupt:
+        return 0
+
+
+def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequence[str]) -> int:
+    """Train the runs in the states `wanted`, each with the configuration it was asked for with; the exit code of training."""
+    from lmablate.cli import speak
+    from lmablate.jobs import prepare_jobs
+    from lmablate.launcher.scheduler import run_jobs
+
+    speak()
+    if trusted:
+        import os
+
+        from lmablate.model.parts import trust
+
+        trust(*trusted)
+        sys.path.insert(0, os.getcwd())
+    accepted = set(RETRIED if "all" in wanted else wanted)
+    configs: dict[str, RunConfig] = {}
+    for sweep in chosen(folder, name):
+        for row in states(folder, sweep):
+            if row["state"] in accepted and row["run_id"] not in configs:
+                cfg = _config(folder, row["run_id"], sweep.jobs[row["run_id"]]["config"])
+                configs[row["run_id"]] = cfg.model_copy(update={"results_dir": str(folder)})
+    if not configs:
+        print(f"{folder}: no run is {' or '.join(sorted(accepted))}")
+        return 0
+    jobs, _ = prepare_jobs(list(configs.values()))
+    if strangers := [job.run_id for job in jobs if job.run_id not in configs]:
+        raise ConfigError(
+            f"{folder}: {', '.join(strangers)} would be other runs than those that failed: the code, the text or the tokenizer has "
+            "changed since; give the sweep's own command again"
+        )
+    return run_jobs(jobs)
+
+
+def _config(folder: Path, run_id: str, listed: dict[str, Any] | None) -> RunConfig:
+    """As the sweep asked for it, else as the run's folder has it."""
+    from pydantic import ValidationError
+
+    from lmablate.config.schema import RunConfig
+    from lmablate.config_file import read_config
+
+    if listed is not None:
+        try:
+            return RunConfig.model_validate(listed)
+        except ValidationError as error:
+            raise ConfigError(f"{folder}: the configuration of run {run_id} is of another release ({error})") from None
+    path = folder / run_id / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{path}: not there, so that run {run_id} cannot be tried again; give its own command")
+    return read_config(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

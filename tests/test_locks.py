@@ -1,0 +1,140 @@
+"""Locks that free themselves when their owner ends, and files that are whole or not there."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lmablate import files, heartbeat, locks
+from lmablate.files import append_line, atomic_write, read_jsonl
+from lmablate.locks import FileLock, Held, is_held, owner
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lmablate.locks import FileLock
+FileLock.take(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / ".lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_lock_is_held_until_its_owner_is_killed(tmp_path, holder):
+    path = tmp_path / ".lock"
+    assert is_held(path) is True
+    assert owner(path)["pid"] == holder.pid
+    with pytest.raises(Held, match=f"process {holder.pid} on "):
+        FileLock.take(path, patience=0)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert is_held(path) is False
+    mine = FileLock.take(path)
+    assert owner(path)["pid"] == os.getpid()
+    assert is_held(path)
+    mine.release()
+    assert not is_held(path)
+
+
+def test_a_lock_outlives_no_release_and_asking_takes_nothing(tmp_path):
+    path = tmp_path / ".lock"
+    assert is_held(path) is False
+    assert not path.exists()
+    first = FileLock.take(path)
+    with pytest.raises(Held):
+        FileLock.take(path, patience=0)
+    first.release()
+    FileLock.take(path, patience=0).release()
+
+
+def test_a_folder_that_is_removed_or_replaced_is_noticed(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = FileLock.take(folder / ".lock")
+    lock.check()
+    folder.rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="removed or replaced"):
+        lock.check()
+    folder.mkdir()
+    FileLock.take(folder / ".lock").release()
+    with pytest.raises(FileNotFoundError, match="removed or replaced"):
+        lock.check()
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    def none(fd, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    FileLock.take(tmp_path / ".lock").release()
+    assert "has no locks" in caplog.text
+    assert is_held(tmp_path / ".lock") is None
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "history.jsonl"
+    append_line(path, b'{"step": 1}')
+    real, room = os.write, [4]
+
+    def full(fd, data):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = real(fd, bytes(data)[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_line(path, b'{"step": 2}')
+    assert caught.value.filename == str(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == b'{"step": 1}\n'
+    path.write_bytes(b'{"step": 1}\n{"st')  # a kill tore it
+    assert read_jsonl(path) == [{"step": 1}]
+    append_line(path, b'{"step": 2}')
+    assert path.read_bytes() == b'{"step": 1}\n{"st\n{"step": 2}\n'
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    atomic_write(path, "old")
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, "new")
+    monkeypatch.undo()
+    assert [one.name for one in tmp_path.iterdir()] == ["result.json"]
+    assert path.read_text() == "old"
+
+
+def test_the_age_of_a_heartbeat_survives_a_clock_that_jumps(monkeypatch):
+    status = json.loads(json.dumps(heartbeat.now()))
+    monkeypatch.setattr(heartbeat.time, "time", lambda: 0.0)
+    assert 0 <= heartbeat.age(status) < 60
+    monkeypatch.setattr(heartbeat, "_uptime", lambda: status["uptime"] + 90)
+    assert heartbeat.age(status) == pytest.approx(90)
+    monkeypatch.setattr(heartbeat, "_boot", lambda: "another machine")
+    assert heartbeat.age(status) == 0.0  # its clock is ahead of ours: no age below zero
+    monkeypatch.setattr(heartbeat.time, "time", lambda: status["time"] + 7)
+    assert heartbeat.age(status) == pytest.approx(7)
+    assert heartbeat.age({}) is None
+    assert heartbeat.age({"time": "soon", "uptime": 10**400}) is None
