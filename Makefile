@@ -55,7 +55,7 @@ bench: .venv-bench/.ok
 	.venv-bench/bin/python benchmarks/diagnostics.py $(BENCH)
 	.venv-bench/bin/python benchmarks/report.py
 
-# Some minutes; `make chaos CHAOS=--full` is 200 random SIGKILLs and more, and takes about half an hour on two cores.
+# Some minutes; `make chaos CHAOS=--full` is 200 random SIGKILLs and more, and takes longer.
 chaos: setup
 	$(BIN)/python tests/chaos $(CHAOS)
 

@@ -16,8 +16,9 @@ from corpus import QUICK, write_corpus
 from lmablate.config import compose
 from lmablate.errors import ConfigError
 from lmablate.jobs import prepare_jobs
-from lmablate.launcher import processes, scheduler
+from lmablate.launcher import processes
 from lmablate.launcher import warm as warm_processes
+from lmablate.launcher.loop import prepare
 from lmablate.launcher.scheduler import heaviest_first, run_jobs
 from lmablate.launcher.warm import WarmProcess
 from lmablate.model import parts
@@ -345,7 +346,7 @@ def test_a_process_that_imports_while_the_command_is_read_starts_the_runs(text, 
         with processes.Starter([[job] for job in jobs]) as starter:
             assert starter.warm is early and not warm_processes._early
             assert wait_until(starter.ready, 60)
-            scheduler._prepare(jobs[0])
+            prepare(jobs[0])
             process = starter.start([jobs[0]], 0)
             assert wait_until(lambda: process.poll() is not None, 60)
     assert jobs[0].done

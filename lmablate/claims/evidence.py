@@ -18,8 +18,9 @@ SIZES = {
     "flops_per_token": "FLOPs per token",
 }
 LR = "optim.lr"
-# May differ between two arms beside what names them: the rate each is best at, and the width that a gate changes.
-FOLLOW = (LR, "model.d_ff", "provenance.overrides", "preset", "trunk")
+# May differ between two arms beside what names them: the rate each is best at, the width that a gate changes, and the word
+# that asked for equal sizes, which one run may have from another sweep: the sizes themselves are there to be compared.
+FOLLOW = (LR, "model.d_ff", "provenance.overrides", "preset", "trunk", "budget")
 _STAGES = {"own": ("evaluate",), "shared": ("evaluate_shared",)}
 
 

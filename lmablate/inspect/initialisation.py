@@ -109,10 +109,13 @@ def _said(key: str, value: str) -> str:
 
 
 def _config(overrides: Sequence[str], depth: int) -> RunConfig:
+    """With an encoder beside it (``model.n_encoder_layers``) both stacks have `depth` layers, and the decoder's are measured."""
     from lmablate.config import compose
 
     precision = [] if any(word.startswith("trainer.precision=") for word in overrides) else ["trainer.precision=fp32"]
-    return compose([*overrides, *precision, f"model.n_layers={depth}", "runtime.wandb=disabled"])
+    words = [*overrides, *precision, f"model.n_layers={depth}", "runtime.wandb=disabled"]
+    two = [word for word in overrides if word.startswith("model.n_encoder_layers=") and not word.endswith("=null")]
+    return compose([*words, f"model.n_encoder_layers={depth}"] if two else words)
 
 
 def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is a command, too: see the end
 
-from chaos.common import Children, Outcome, check_against, environment, run, start, train_here, words  # noqa: E402
+from chaos.common import Children, Outcome, check_against, environment, run, start, train_here, words
 
 ALONE = ["unshare", "--map-root-user", "--mount"]
 
