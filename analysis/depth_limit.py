@@ -11,7 +11,7 @@ import pandas as pd
 
 from lmablate.analysis._studies import arm_of, arms_in_order, increases, stage
 from lmablate.analysis._style import MUTED, arm_styles, entitle, message, new_figure, run, style
-from lmablate.analysis.study_figures import NOTHING, note
+from lmablate.analysis.study_figures import NOTHING, lost_words, note
 from lmablate.stats import interval
 from lmablate.summary import sweep_question
 
@@ -30,7 +30,8 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     with style():
         figure = new_figure(height=4.6)
         _draw(figure.subplots(), own)
-        entitle(figure, sweep_question(SWEEP) or SWEEP, note(own, SWEEP))
+        lost = [arm for arm, rise in increases(own).items() if rise.mean is None]
+        entitle(figure, sweep_question(SWEEP) or SWEEP, note(own, SWEEP) + lost_words(lost))
     return figure
 
 

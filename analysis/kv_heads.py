@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from lmablate.analysis._studies import arms_in_order, effects, positions, stage
 from lmablate.analysis._style import MUTED, arm_styles, entitle, message, new_figure, run, style
-from lmablate.analysis.study_figures import NOTHING, note, plain_log
+from lmablate.analysis.study_figures import NOTHING, lost_words, note, plain_log
 from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     with style():
         figure = new_figure(height=4.4)
         _draw(figure.subplots(), own)
-        entitle(figure, sweep_question(SWEEP) or SWEEP, note(own, SWEEP))
+        lost = [arm for arm, effect in effects(own, "mha").items() if effect.mean is None]
+        entitle(figure, sweep_question(SWEEP) or SWEEP, note(own, SWEEP) + lost_words(lost))
     return figure
 
 

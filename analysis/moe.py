@@ -24,7 +24,7 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis._style import arm_styles as styles_of
-from lmablate.analysis.study_figures import NOTHING
+from lmablate.analysis.study_figures import NOTHING, arm_name
 from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def _draw_losses(axes: Axes, own: pd.DataFrame, styles: dict[str, Arm]) -> None:
             axes.plot([effect.low, effect.high], [y, y], color=color, lw=1.8, zorder=3)
         axes.plot([effect.mean], [y], "o", ms=7, mfc=PAPER, mec=color, mew=1.6, zorder=4)
         rows.append((y, f"{signed(effect.mean, 2)} %", INK))
-    axes.set_yticks(range(len(names)), names)
+    shown = [arm_name(name, found[name]) if name in found else name for name in names]
+    axes.set_yticks(range(len(names)), shown)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from lmablate.analysis._studies import arm_of, arms_in_order, stage
 from lmablate.analysis._style import MUTED, PAPER, Arm, arm_styles, entitle, message, new_figure, run, style
-from lmablate.analysis.study_figures import NOTHING, note, plain_log
+from lmablate.analysis.study_figures import NOTHING, lost_words, note, plain_log
 from lmablate.stats import interval
 from lmablate.stats.curves import lr_sensitivity
 from lmablate.summary import sweep_question
@@ -39,7 +39,10 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
         _draw_curves(left, grid, styles)
         _draw_sensitivity(right, sensitivities(grid), styles)
-        entitle(figure, sweep_question(SWEEP) or SWEEP, note(grid, SWEEP) + "\ncrosses: a run of this rate diverged")
+        done = set(arm_of(grid[grid["status"] == "completed"]))
+        lost = lost_words([arm for arm in styles if arm not in done])
+        words = f"{note(grid, SWEEP)}\ncrosses: a run of this rate diverged{lost}"
+        entitle(figure, sweep_question(SWEEP) or SWEEP, words)
     return figure
 
 

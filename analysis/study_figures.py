@@ -98,7 +98,7 @@ def over_size(
         plain_log(axes)
         axes.set(xlabel=xlabel, title=f"{what} over the best, per cent")
         axes.legend(loc="upper center")
-        left_out = f"  ·  crosses: no seed completed ({', '.join(lost)})" if lost else ""
+        left_out = lost_words(lost, "crosses: ")
         entitle(figure, sweep_question(sweep) or sweep, note(own, sweep) + left_out)
     return figure
 
@@ -171,7 +171,7 @@ def _draw_effects(
                 zorder=5,
                 label=label,
             )
-    axes.set_yticks(range(len(arms)), [_name(arm, first[arm]) for arm in arms])
+    axes.set_yticks(range(len(arms)), [arm_name(arm, first[arm]) for arm in arms])
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
@@ -194,7 +194,8 @@ def _stems(arms: list[str]) -> dict[str, int]:
     return rows
 
 
-def _name(arm: str, effect: Effect) -> str:
+def arm_name(arm: str, effect: Effect) -> str:
+    """The arm, and how many of its runs diverged."""
     return f"{arm} ({effect.diverged} of {effect.runs} diverged)" if effect.diverged else arm
 
 
@@ -207,6 +208,11 @@ def note(runs: pd.DataFrame, sweep: str) -> str:
     told = f"  ·  published: {grades}" if published(sweep) else ""
     sizes = defined(sweep_question(sweep) or "")
     return f"ours: {n} seeds an arm, line: 95 % interval (Student t){told}" + (f"\n{sizes}" if sizes else "")
+
+
+def lost_words(arms: Sequence[str], prefix: str = "") -> str:
+    """What a note says of arms that are not drawn, since all their runs diverged."""
+    return f"  ·  {prefix}no seed completed ({', '.join(arms)})" if arms else ""
 
 
 def plain_log(axes: Axes, ticks: Sequence[float] = ()) -> None:

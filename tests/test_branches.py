@@ -34,6 +34,7 @@ def train(cfg, die_at: int | None = None) -> None:
     for record in session.trainer.records():
         session.take(record)
         if die_at is not None and record["step"] >= die_at:
+            session.lock.release()  # the end of a process frees its locks
             return
     session.finish()
 

@@ -152,7 +152,9 @@ def test_a_gang_checkpoint_resumes_alone_and_a_solo_one_in_a_gang(tmp_path):
     whole = [solo(cfg) for cfg in cfgs]
 
     def trainer(k, way):
-        return Trainer(build_model(cfgs[k]), SmallText(), cfgs[k], tmp_path / way / str(k))
+        folder = tmp_path / way / str(k)
+        folder.mkdir(parents=True, exist_ok=True)
+        return Trainer(build_model(cfgs[k]), SmallText(), cfgs[k], folder)
 
     stop = iter([0] * 14 + [15] * 2)  # both members ask once a step; stop after seven
     with pytest.raises(Exception, match="15"):

@@ -114,6 +114,7 @@ def test_killed_and_continued_it_ends_with_the_same_bits(world, tmp_path):
     with pytest.raises(Interrupted):
         list(map(session.take, session.trainer.records(lambda: next(asked))))
     level = json.loads((session.directory.path / "history.jsonl").read_text().splitlines()[0])["val_loss"]
+    session.lock.release()  # the end of a process frees its locks
     again = RunSession(cfg, data)
     for record in again.trainer.records():
         again.take(record)

@@ -134,6 +134,7 @@ def test_every_operator_of_every_option_is_known(monkeypatch):
     cases = [
         *together("activation", "norm", "stability", "norm_position"),
         *together("posemb", "attention", "block_layout"),
+        *together("ffn"),
     ]
     cases += [config("trainer.precision=bf16"), variant(model={"dropout": 0.1, "bias": True})]
     cases.append(variant(model={"vocab_size": 60_000, "n_layers": 1}))  # whose loss is computed in chunks
@@ -150,7 +151,7 @@ def test_every_operator_of_every_option_is_known(monkeypatch):
     found = split(events, gpu=False)
     assert len(found) == len(cases) + 1
     unknown = {name for step in found for name, kind in zip(step.names, step.kinds, strict=True) if kind == OTHER}
-    assert not unknown
+    assert not unknown, sorted(unknown)
     for step in found:
         assert {CONTRACTIONS, POINTWISE, MOVEMENT, OPTIMIZER, HOST, NORMALISATION} <= set(step.kinds)
 

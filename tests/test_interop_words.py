@@ -166,7 +166,11 @@ def test_sizes_that_a_class_cannot_have():
         ("cohere", {"use_qk_norm": True}, "use_qk_norm=True"),
         ("granite", {"residual_multiplier": 0.5}, "residual_multiplier=0.5"),
         ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual=True"),
-        ("deepseek_v3", {"first_k_dense_replace": 1, "n_shared_experts": 0}, "n_shared_experts=0 cannot be expressed here"),
+        (
+            "deepseek_v3",
+            {"first_k_dense_replace": 1, "n_shared_experts": 0},
+            "n_shared_experts=0 cannot be expressed here",
+        ),
         ("qwen2_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step=2 cannot be expressed here: allowed is 1"),
         ("qwen2_moe", {"shared_expert_intermediate_size": 30}, "allowed is a multiple of moe_intermediate_size=20"),
         ("glm4", {**rope(partial_rotary_factor=0.375)}, "are 3: choose .*even"),

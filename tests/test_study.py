@@ -8,7 +8,7 @@ import pytest
 import yaml
 from corpus import QUICK, command, write_corpus
 
-from lmablate.budget import parameters
+from lmablate.budget import flops_per_token, parameters
 from lmablate.config import compose
 from lmablate.errors import ConfigError
 from lmablate.jobs import prepare_jobs
@@ -321,9 +321,17 @@ def test_the_arms_of_a_stored_study_can_be_trained_and_have_equal_parameters(nam
     skipped = ("data=", "tokenizer.", "hydra/")  # what would be fetched, or what runs the jobs
     matched = {arm: words for arm, words in settings.arms.items() if "unmatched" not in arm}
     sizes = [word for word in settings.scales[scale] if not word.startswith(skipped)]
-    counts = [parameters(compose([f"sweeps={name}", *sizes, *words])).non_embedding for words in matched.values()]
-    if name != "sanity":
-        assert counts == pytest.approx([counts[0]] * len(counts), rel=0.01)  # of the baseline
+    configs = [compose([f"sweeps={name}", *sizes, *words]) for words in matched.values()]
+    if name == "sanity":
+        return
+    counts = [parameters(cfg) for cfg in configs]
+    of = {
+        "non-embedding parameters": [one.non_embedding for one in counts],
+        "parameters": [one.total for one in counts],
+        "FLOPs": [flops_per_token(cfg) for cfg in configs],
+    }
+    equal = [what for what, sizes in of.items() if sizes == pytest.approx([sizes[0]] * len(sizes), rel=0.01)]
+    assert equal, of  # each to the baseline's
 
 
 STARTS = {"rms": [], "longer": ["model.context_length=64"], "longest": ["model.context_length=128"]}

@@ -99,7 +99,7 @@ class Claim(Settings):
     id: str
     group: str
     priority: Annotated[int, Field(ge=1, le=3)]
-    pages: str | None
+    pages: str | None = None
     statement: str
     expected: str
     smallest_scale: str

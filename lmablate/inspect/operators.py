@@ -54,6 +54,7 @@ _NAMES = {
     """,
     POINTWISE: """
         abs add addcdiv addcmul all amax amin any argmax argmin bernoulli bitwise_and bitwise_not bitwise_or __and__ __or__
+        bitwise_xor __xor__ bitwise_left_shift bitwise_right_shift __lshift__ __rshift__ erfinv
         bincount ceil clamp clamp_min clamp_max cos cumsum cumprod div elu elu_backward eq erf exp exp2 expm1 floor
         floor_divide fmod ge gelu gelu_backward gt hardswish hardswish_backward histc isfinite isinf isnan isneginf
         isposinf le lerp linalg_vector_norm log log1p log2 log_sigmoid_forward log_sigmoid_backward logaddexp
@@ -67,7 +68,7 @@ _NAMES = {
     """,
     MOVEMENT: """
         _to_copy _copy_from cat clone constant_pad_nd copy embedding_dense_backward fill flip full gather index index_add
-        index_put _index_put_impl index_select index_copy masked_scatter masked_select pad_sequence put repeat
+        index_put _index_put_impl index_select index_select_backward gather_backward value_selecting_reduction_backward index_copy masked_scatter masked_select pad_sequence put repeat
         repeat_interleave roll scatter scatter_add select_backward slice_backward take zero _unsafe_index _unsafe_index_put
         arange eye linspace nonzero one_hot tril_indices _pin_memory record_stream slice_scatter select_scatter unfold_backward
         select_backward_out embedding_renorm randperm _foreach_copy _foreach_zero
