@@ -193,6 +193,7 @@ def test_figures_leave_pyplot_alone_and_are_reproducible(grid, tmp_path):
     assert plt.get_fignums() == []
 
 
+@pytest.mark.slow
 def test_script_writes_png_and_svg(tmp_path):
     fake_results.write_fake_results(tmp_path / "results", seeds=(0,))
     words = [sys.executable, "-m", "lmablate.analysis.norm_and_activation"]

@@ -193,6 +193,7 @@ def test_embedding_and_active_parameters():
     assert n.active == n.total == sum(p.numel() for p in built.parameters())
 
 
+@pytest.mark.slow
 def test_the_account_in_one_command(capsys, tmp_path):
     from corpus import QUICK, write_corpus
 

@@ -73,6 +73,7 @@ def test_running_again_trains_nothing(grid):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "results").glob("*/result.json")}
 
 
+@pytest.mark.slow
 def test_a_larger_grid_trains_only_what_is_missing(grid):
     folder, words, _ = grid
     plan = command("lmablate.plan", "-m", "norm=rms,layer,none", *words[2:])
@@ -81,6 +82,7 @@ def test_a_larger_grid_trains_only_what_is_missing(grid):
     assert len(list((folder / "results").glob("*/result.json"))) == 4
 
 
+@pytest.mark.slow
 def test_duplicates_are_merged(grid):
     _, words, _ = grid
     plan = command("lmablate.plan", *words, "seed=0", "norm_position=sandwich,double")

@@ -203,6 +203,7 @@ def test_a_tokenizer_of_the_hub_is_found_again_without_a_network(server, tmp_pat
     assert "tokenizer.path=lab/unknown: there is no such file, the Hugging Face Hub does not answer" in absent["error"]
 
 
+@pytest.mark.slow
 def test_without_a_network_the_refusal_comes_within_ten_seconds_and_says_what_to_do(tmp_path: Path):
     with socket.socket() as silent:  # takes connections and never answers
         silent.bind(("127.0.0.1", 0))

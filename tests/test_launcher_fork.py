@@ -190,6 +190,7 @@ def test_a_run_that_dies_or_leaves_harms_no_other_and_nothing_is_inherited(text,
     assert [len(set(numbers)) for numbers in zip(*drawn, strict=True)] == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_runs_go_on_when_the_warm_process_is_killed(text, own_parts, caplog):
     more = ("trainer.steps=60", "runtime.checkpoint_seconds=0")
     jobs = jobs_of(text, own_parts / "results", ("norm=rms", "trainer.steps=400"), ("norm=parricide",), more=more)
@@ -219,6 +220,7 @@ def test_runs_of_a_graph_go_on_when_its_template_dies_or_is_unfit(text, own_part
     assert numbers(own_parts / "alone", twin.run_id).equals(numbers(own_parts / "results", twin.run_id))
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_graph_compiles_starts_nothing_more(text, own_parts, one_graph_an_option):
     jobs = jobs_of(text, own_parts / "results", *[("norm=stuck", f"seed={seed}") for seed in range(3)])
     stuck = lambda: list(own_parts.glob("stuck-*"))  # noqa: E731

@@ -53,6 +53,7 @@ def test_dropout_is_off_at_evaluation():
     assert trainer.model.training
 
 
+@pytest.mark.slow
 def test_compiled_training_follows_eager_training():
     """One compile smoke test; everything else runs eagerly."""
     short = ("trainer.steps=8", *(word for word in MARKOV if not word.startswith("trainer.steps")))

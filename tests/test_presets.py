@@ -210,6 +210,7 @@ def test_the_command_prints_every_system(capsys):
     assert f"{len(NAMES)} systems." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plan_counts_and_train_refuses_a_preset_at_its_own_size(tmp_path):
     words = ("preset=palm_540b", f"results_dir={tmp_path}/results", *CPU)
     planned = command("lmablate.plan", *words)

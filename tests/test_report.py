@@ -330,6 +330,7 @@ def test_an_unwritable_out_is_said_in_words(tmp_path, capsys):
     assert "--out: cannot write to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_without_the_model_and_without_torch(tmp_path):
     fake_results.write_fake_results(tmp_path / "results", {}, seeds=(0,))
     code = "import sys; from lmablate.report import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"

@@ -77,6 +77,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(folder):
     assert load_runs(results)["status"].tolist() == ["completed"]
 
 
+@pytest.mark.slow
 def test_a_sweep_passes_sigterm_on_and_continues_later(folder):
     words, _ = run(folder, "runtime.workers=2")
     results = folder / "sweep"

@@ -114,6 +114,7 @@ def test_fishers_test_of_the_lady_tasting_tea():
     assert fisher((3, 4), (1, 4)) == pytest.approx(34 / 70)
 
 
+@pytest.mark.slow
 def test_holm_is_that_of_statsmodels():
     for p in itertools.permutations([0.001, 0.01, 0.03, 0.2]):
         assert holm(p) == pytest.approx(list(multipletests(p, method="holm")[1]))

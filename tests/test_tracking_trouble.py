@@ -40,6 +40,7 @@ def test_a_server_that_refuses_means_offline_with_one_warning(tmp_path, monkeypa
     assert "offline" in warning and "wandb sync" in warning and KEY not in warning
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_does_not_hold_up_the_end_of_a_run(tmp_path, monkeypatch, caplog):
     server = SilentServer()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
@@ -61,6 +62,7 @@ def test_without_a_key_online_becomes_offline(tmp_path, caplog):
     assert tracker.mode == "offline" and "key" in warning and read_offline(tmp_path)["history"] == [record(0)]
 
 
+@pytest.mark.slow
 def test_a_server_lost_in_mid_run_costs_a_bounded_end_and_no_record(tmp_path, server, monkeypatch, caplog):
     tracker = start("online", tmp_path, finish_timeout=5)
     tracker.log(record(0))
