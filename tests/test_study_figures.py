@@ -20,8 +20,13 @@ STUDIES = {
 }
 T_3 = 3.182446  # 0.975 quantile of Student's t with 3 degrees of freedom, from the tables
 SIZES = {
-    "model.head_dim": 32, "model.d_model": 128, "model.n_layers": 4, "model.d_ff": 512,
-    "model.n_kv_heads": 4, "model.vocab_size": 512, "tokens_per_second": 1000,
+    "model.head_dim": 32,
+    "model.d_model": 128,
+    "model.n_layers": 4,
+    "model.d_ff": 512,
+    "model.n_kv_heads": 4,
+    "model.vocab_size": 512,
+    "tokens_per_second": 1000,
 }
 
 
