@@ -68,7 +68,8 @@ _NAMES = {
     """,
     MOVEMENT: """
         _to_copy _copy_from cat clone constant_pad_nd copy embedding_dense_backward fill flip full gather index index_add
-        index_put _index_put_impl index_select index_select_backward gather_backward value_selecting_reduction_backward index_copy masked_scatter masked_select pad_sequence put repeat
+        index_select_backward gather_backward value_selecting_reduction_backward
+        index_put _index_put_impl index_select index_copy masked_scatter masked_select pad_sequence put repeat
         repeat_interleave roll scatter scatter_add select_backward slice_backward take zero _unsafe_index _unsafe_index_put
         arange eye linspace nonzero one_hot tril_indices _pin_memory record_stream slice_scatter select_scatter unfold_backward
         select_backward_out embedding_renorm randperm _foreach_copy _foreach_zero
