@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ["claim", "verdict", "test", "effect", "low", "high", "unit", "n", "published_effect", "reason"]
+
+
+class Shown:
+    """A figure as a notebook's answer: drawn, whatever backend the notebook has."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+
+    def _repr_png_(self) -> bytes:
+        from lmablate.analysis._style import style
+
+        buffer = io.BytesIO()
+        with style():
+            self.figure.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
 
 
 class Question:
@@ -30,14 +46,14 @@ class Question:
 
         return load(self.results_dir, self.sweep) if Path(self.results_dir).is_dir() else pd.DataFrame()
 
-    def figure(self) -> Figure:
+    def figure(self) -> Shown:
         """The figure of ``analysis/<sweep>.py``; without runs it says which command trains them."""
         from lmablate.analysis._style import message
 
         runs = self.runs
         if runs.empty:
-            return message(f"No finished runs of sweeps={self.sweep} in {self.results_dir} yet: {self.command}")
-        return importlib.import_module(f"lmablate.analysis.{self.sweep}").figure(runs)
+            return Shown(message(f"No finished runs of sweeps={self.sweep} in {self.results_dir} yet: {self.command}"))
+        return Shown(importlib.import_module(f"lmablate.analysis.{self.sweep}").figure(runs))
 
     def verdicts(self) -> pd.DataFrame:
         """A row a test of each claim that the sweep names, on all finished runs of the folder."""
