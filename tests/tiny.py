@@ -11,23 +11,13 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
+from lmablate.axes import AXES
 from lmablate.config.compose import explicit, from_request, register_resolvers, rewrite, to_request
 from lmablate.model import build_model
 from lmablate.model.primitives import Matrix
 from lmablate.paths import CONF_DIR
 from lmablate.trainer import Trainer
 
-AXES = (
-    "norm",
-    "norm_position",
-    "activation",
-    "posemb",
-    "attention",
-    "block_layout",
-    "ffn",
-    "stability",
-    "aspect_ratio",
-)
 VOCAB = 64
 # Two layers, and windows and bucket ranges shorter than the text, so that every option has something to do.
 SMALL = (
