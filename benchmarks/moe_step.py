@@ -30,6 +30,7 @@ from lmablate.model.init import initialise  # noqa: E402
 from lmablate.model.posemb import Positions  # noqa: E402
 from lmablate.model.primitives import set_compute_dtype  # noqa: E402
 
+WARM = 10
 WORDS = ("model.d_model=256", "model.context_length=128", "trainer.precision=fp32", "runtime.device=cpu")
 ARMS = {
     "top-2 of 8": ("ffn=token_choice",),
@@ -48,11 +49,11 @@ def step(words: tuple[str, ...], n_tokens: int, precision: str, optimizer: bool)
     set_compute_dtype(branch, torch.bfloat16 if precision == "bf16" else None)
     adam = torch.optim.AdamW([p for p in branch.parameters() if p.requires_grad], fused=True)
     length = cfg.model.context_length
-    x = torch.randn(n_tokens // length, length, cfg.model.d_model, requires_grad=True)
-    tokens = torch.randint(0, 4096, x.shape[:2])
-    positions = Positions(lambda q, k: (q, k), None, tokens=tokens)
 
     def take() -> float:
+        # Other tokens in every step, as in training: what an expert's product costs depends on how many rows it has met before.
+        x = torch.randn(n_tokens // length, length, cfg.model.d_model, requires_grad=True)
+        positions = Positions(lambda q, k: (q, k), None, tokens=torch.randint(0, 4096, x.shape[:2]))
         began = time.process_time()
         loss = branch(x, positions).square().mean()
         extra = getattr(branch, "extra_loss", None)
@@ -62,7 +63,6 @@ def step(words: tuple[str, ...], n_tokens: int, precision: str, optimizer: bool)
         if optimizer:
             adam.step()
         adam.zero_grad(set_to_none=True)
-        x.grad = None
         return time.process_time() - began
 
     return take
@@ -75,10 +75,10 @@ def compare(words: tuple[str, ...], n_tokens: int, precision: str, optimizer: bo
         "moe": step(words, n_tokens, precision, optimizer),
     }
     times: dict[str, list[float]] = {name: [] for name in takes}
-    for i in range(rounds + 3):
+    for i in range(rounds + WARM):
         for name, take in takes.items():
             seconds = take()
-            if i >= 3:
+            if i >= WARM:
                 times[name].append(1000 * seconds)
     found = {name: statistics.median(own) for name, own in times.items()}
     return {**found, "ratio": found["moe"] / found["dense"]}

@@ -7,6 +7,7 @@ gather too: nothing is added in an order that could change from run to run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +77,30 @@ class _WeightedSum(torch.autograd.Function):
         return each.mul_(w.flatten().index_select(0, rows.order)[:, None]), dw, None
 
 
+def product_step(x: Tensor) -> int:
+    """What numbers of rows are made multiples of. oneDNN, which multiplies bf16 on a CPU, compiles a kernel for each number that it
+    meets (2 ms each, ten times the product itself), and how many rows an expert has is another number in every step."""
+    return 32 if x.dtype == torch.bfloat16 and x.device.type == "cpu" else 1
+
+
+def spans(sizes: list[int], step: int) -> Iterator[tuple[int, slice]]:
+    """Each expert with the rows to compute, last expert first. A span may begin among the rows of those before it to be as
+    long as a multiple of `step`: what it writes there is written over when their turn comes. The rows of the first ones are cut
+    in two spans that overlap."""
+    end = sum(sizes)
+    for e in reversed(range(len(sizes))):
+        n = sizes[e]
+        longer = -(-n // step) * step
+        if n and longer <= end:
+            yield e, slice(end - longer, end)
+        elif n > step:
+            yield e, slice(end - n, end - n % step)
+            yield e, slice(end - step, end)
+        elif n:
+            yield e, slice(end - n, end)
+        end -= n
+
+
 class _Product(torch.autograd.Function):
     """``y[rows of e] = x[rows of e] W[e]^T``: x ``[M, c]``, W ``[G, r, c]``, y ``[M, r]``; dropped rows give zeros."""
 
@@ -84,32 +109,35 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes
         y = x.new_empty(len(x), weight.shape[1])
-        at = 0
-        for e, n in enumerate(sizes):
-            if n:
-                torch.mm(x[at : at + n], weight[e].t(), out=y[at : at + n])
-            at += n
-        y[at:].zero_()
+        for e, rows in spans(sizes, product_step(x)):
+            torch.mm(x[rows], weight[e].t(), out=y[rows])
+        y[sum(sizes) :].zero_()
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dw = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        at = 0
-        for e, n in enumerate(ctx.sizes):
-            some = slice(at, at + n)
-            if dx is not None and n:
-                torch.mm(gradient[some], weight[e], out=dx[some])
-            if dw is not None and n:
-                torch.mm(gradient[some].t(), x[some], out=dw[e])
-            elif dw is not None:
-                dw[e].zero_()
-            at += n
-        if dx is not None:
-            dx[at:].zero_()
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            for e, rows in spans(ctx.sizes, product_step(x)):
+                torch.mm(gradient[rows], weight[e], out=dx[rows])
+            dx[sum(ctx.sizes) :].zero_()
+        if ctx.needs_input_grad[1]:
+            dw = torch.empty_like(weight)
+            end = 0
+            for e, n in enumerate(ctx.sizes):
+                start, end = end, end + n
+                _outer(gradient[start:end], x[start:end], dw[e])
         return dx, dw, None
+
+
+def _outer(gradient: Tensor, x: Tensor, out: Tensor) -> None:
+    """``out = gradient^T x`` over n rows, those beyond a multiple of the step apart."""
+    whole = len(x) - len(x) % product_step(x)
+    torch.mm(gradient[:whole].t(), x[:whole], out=out)  # of no rows: zeros
+    if whole < len(x):
+        out.addmm_(gradient[whole:].t(), x[whole:])
 
 
 def copies(x: Tensor, rows: Rows, k: int) -> Tensor:

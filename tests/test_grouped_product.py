@@ -1,0 +1,63 @@
+"""The products of sorted rows with their experts' matrices, against one product for each expert on its own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmablate.model.ffn.grouped import grouped_product, product_step, spans
+
+SIZES = [[40, 0, 31, 32, 90], [1, 2, 3], [33], [0, 0, 7, 64], [32, 1], [5, 100, 0]]
+
+
+@given(st.lists(st.integers(0, 150), min_size=1, max_size=9), st.sampled_from([1, 8, 32]))
+@settings(max_examples=200, deadline=None)
+def test_what_is_written_last_to_a_row_is_of_its_own_expert(sizes, step):
+    owner = torch.full((sum(sizes),), -1)
+    lengths = []
+    for e, rows in spans(sizes, step):
+        assert 0 <= rows.start < rows.stop <= sum(sizes)
+        owner[rows] = e
+        lengths.append(rows.stop - rows.start)
+    assert owner.tolist() == [e for e, n in enumerate(sizes) for _ in range(n)]
+    assert all(n % step == 0 or n < step for n in lengths)
+    assert sum(n % step != 0 for n in lengths) <= step  # short ones stand among the first rows alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("dropped", [0, 9])
+def test_products_and_gradients_are_those_of_each_expert_alone(sizes, dropped, dtype):
+    torch.manual_seed(0)
+    n = sum(sizes)
+    x = torch.randn(n + dropped, 24, dtype=dtype, requires_grad=True)
+    weight = torch.randn(len(sizes), 16, 24, dtype=dtype, requires_grad=True)
+    gradient = torch.randn(n + dropped, 16, dtype=dtype)
+    y = grouped_product(x, weight, sizes)
+    y.backward(gradient)
+
+    # As float64, from the same rounded numbers: only the products' own rounding is left.
+    rows, matrices = (t.detach().double().requires_grad_() for t in (x, weight))
+    each = [part @ w.T for part, w in zip(rows[:n].split(sizes), matrices, strict=True)]
+    want = torch.cat([*each, torch.zeros(dropped, 16, dtype=torch.float64)])
+    want.backward(gradient.double())
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.1}
+    torch.testing.assert_close(y.detach().double(), want.detach(), **near)
+    torch.testing.assert_close(x.grad.double(), rows.grad, **near)
+    torch.testing.assert_close(weight.grad.double(), matrices.grad, **near)
+    assert not y[n:].any() and not x.grad[n:].any()
+    assert not weight.grad[[not size for size in sizes]].any()
+
+
+def test_a_row_is_the_same_wherever_its_expert_stands():
+    torch.manual_seed(0)
+    x, weight = torch.randn(70, 24).bfloat16(), torch.randn(2, 16, 24).bfloat16()
+    together = grouped_product(torch.cat([torch.randn(45, 24).bfloat16(), x]), weight, [45, 70])[45:]
+    assert torch.equal(together, grouped_product(x, weight[1:], [70]))
+
+
+def test_other_numbers_of_rows_do_not_make_other_shapes():
+    step = product_step(torch.empty(0, dtype=torch.bfloat16))
+    shapes = {rows.stop - rows.start for n in range(300, 400) for _, rows in spans([512, n, 512], step)}
+    assert step > 1 and len(shapes) <= 2 + 100 // step + 1
+    assert product_step(torch.empty(0)) == 1
