@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import OptimSettings, ScheduleSettings
+    from lmablate.config.training import OptimSettings, ScheduleSettings
 
 
 def build_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 from variants import base, variant
 
 from lmablate.checkpoint import checkpoints, load_checkpoint, load_weights, save_checkpoint
-from lmablate.config.schema import OptimSettings, ScheduleSettings
+from lmablate.config.training import OptimSettings, ScheduleSettings
 from lmablate.model import build_model
 from lmablate.model.primitives import Bias, Gain, Matrix
 from lmablate.optim import build_optimizer, lr_factor, set_lr

@@ -19,7 +19,7 @@ from lmablate.budget import flops_per_token, forward_products, keys_of_layers
 from lmablate.budget.flops import reaches
 from lmablate.budget.trace import trace
 from lmablate.config import compose
-from lmablate.config.schema import ObjectiveSettings
+from lmablate.config.training import ObjectiveSettings
 from lmablate.errors import ConfigError
 from lmablate.evaluate import evaluate
 from lmablate.gang import Gang, graph_key

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmablate.config.matching import meet_budget
-from lmablate.config.schema import RunConfig, RunRequest, ScheduleSettings, TrainerSettings
+from lmablate.config.schema import RunConfig, RunRequest
 from lmablate.config.sizes import sizes
 from lmablate.config.skills import check_task
+from lmablate.config.training import ScheduleSettings, TrainerSettings
 from lmablate.errors import ConfigError
 from lmablate.machine import bf16_is_faster
 

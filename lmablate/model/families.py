@@ -78,7 +78,7 @@ def generator_of(cfg: RunConfig) -> RunConfig | None:
 
 
 def _stack(cfg: RunConfig, sizes: dict[str, Any], *, bidirectional: bool) -> RunConfig:
-    from lmablate.config.schema import ObjectiveSettings
+    from lmablate.config.training import ObjectiveSettings
 
     own = (
         {"kind": "mlm", "mask_share": 0.15, "random_share": 0.0, "kept_share": 0.0}
