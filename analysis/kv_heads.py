@@ -6,7 +6,7 @@ Decoding speed: ``python -m lmablate.inspect decode``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,18 +17,9 @@ from lmablate.analysis.study_figures import NOTHING, lost_words, note, plain_log
 from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from matplotlib.figure import Figure
 
 SWEEP = "kv_heads"
-
-
-def cache_numbers(row: Mapping[str, Any]) -> float:
-    """Numbers that one token leaves in the cache of one layer: keys and values, or the latent vector and the shared key."""
-    if row.get("attention") == "mla":
-        return float(row["attention.kv_rank"] + row["attention.rope_head_dim"])
-    return 2.0 * row["model.n_kv_heads"] * row["model.head_dim"]
 
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
@@ -45,7 +36,11 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
 
 
 def _draw(axes: Axes, runs: pd.DataFrame) -> None:
-    styles, at, found = arm_styles(arms_in_order(runs)), positions(runs, cache_numbers), effects(runs, "mha")
+    styles, at, found = (
+        arm_styles(arms_in_order(runs)),
+        positions(runs, lambda row: row["kv_bytes_per_token"]),
+        effects(runs, "mha"),
+    )
     axes.axhline(0, color=MUTED, lw=1, zorder=1)
     for arm, effect in found.items():
         look = styles[arm]
@@ -58,7 +53,7 @@ def _draw(axes: Axes, runs: pd.DataFrame) -> None:
     plain_log(axes, sorted(set(at.values())))
     axes.margins(x=0.12)
     axes.set(
-        xlabel="numbers a token leaves in the cache of a layer",
+        xlabel="KV-cache bytes a token (all layers, bf16)",
         title="Change of the final validation loss against mha, same seeds, per cent",
     )
 

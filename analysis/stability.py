@@ -41,7 +41,8 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
         _draw_sensitivity(right, sensitivities(grid), styles)
         done = set(arm_of(grid[grid["status"] == "completed"]))
         lost = lost_words([arm for arm in styles if arm not in done])
-        words = f"{note(grid, SWEEP)}\ncrosses: a run of this rate diverged{lost}"
+        crosses = "\ncrosses: a run of this rate diverged" if (grid["status"] == "diverged").any() else ""
+        words = f"{note(grid, SWEEP)}{crosses}{lost}"
         entitle(figure, sweep_question(SWEEP) or SWEEP, words)
     return figure
 
@@ -78,7 +79,7 @@ def _draw_curves(axes: Axes, grid: pd.DataFrame, styles: Mapping[str, Arm]) -> N
             axes.plot([lr], [0.97], "X", ms=7, color=look.color, transform=axes.get_xaxis_transform(), clip_on=False)
     plain_log(axes, sorted(set(grid["optim.lr"])))
     axes.set(xlabel="peak learning rate", title="Final validation loss, nats per token")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper center")  # a valley, so its middle is free
 
 
 def _draw_sensitivity(axes: Axes, found: Mapping[str, list[float]], styles: Mapping[str, Arm]) -> None:

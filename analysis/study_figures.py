@@ -201,7 +201,8 @@ def arm_name(arm: str, effect: Effect) -> str:
 
 def note(runs: pd.DataFrame, sweep: str) -> str:
     """What a figure of a study rests on: seeds an arm, intervals, grades of what is published, what equal size means."""
-    seeds = runs.groupby(arm_of(runs)).size()
+    pairs = runs[["init_seed", "data_seed"]].apply(tuple, axis=1)  # a seed has a run at each learning rate of a tuning
+    seeds = pairs.groupby(arm_of(runs)).nunique()
     low, high = int(seeds.min()), int(seeds.max())
     n = str(low) if low == high else f"{low} to {high}"
     grades = "V1 read in the paper, V2 in a transcription, V3 off a figure, R a log of one seed"

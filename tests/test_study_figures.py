@@ -24,7 +24,7 @@ SIZES = {
     "model.d_model": 128,
     "model.n_layers": 4,
     "model.d_ff": 512,
-    "model.n_kv_heads": 4,
+    "kv_bytes_per_token": 1024,
     "model.vocab_size": 512,
     "tokens_per_second": 1000,
 }

@@ -35,7 +35,7 @@ class Experts(Matrix):
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         x, weight = self.cast(x), self.weight.flatten(0, -3)
-        y = grouped_product(x, weight.to(x.dtype), rows.sizes).to(self.weight.dtype)
+        y = grouped_product(x, weight.to(x.dtype), rows).to(self.weight.dtype)
         return y if self.bias is None else self.bias.of_rows(y, rows)
 
     def cast(self, x: Tensor) -> Tensor:

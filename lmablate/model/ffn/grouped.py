@@ -1,4 +1,4 @@
-"""Products of rows that are sorted by expert, one GEMM for the rows of each.
+"""Products of rows that are sorted by expert: on a GPU torch's grouped matrix product, else one product for the rows of each.
 
 Every token's row is copied once for each expert it meets, the copies are sorted by expert (stably, so that the rows of an
 expert keep the order of their tokens), and an expert works on a slice. The way back is a gather, whose own way back is a
@@ -11,17 +11,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class Rows(NamedTuple):
     """How M rows stand when sorted by expert: int64 `order` ``[M]`` lists them by where they stood, `place` ``[M]`` is its
-    inverse, `expert` ``[M]`` is ascending, and `sizes` counts the rows of each of G experts. Rows beyond them are dropped."""
+    inverse, `expert` ``[M]`` is ascending, and `counts` ``[G]`` are the rows of each expert. Rows beyond them are dropped."""
 
     order: Tensor
     place: Tensor
     expert: Tensor
-    sizes: list[int]
+    counts: Tensor
+
+    @property
+    def sizes(self) -> list[int]:
+        """The counts as numbers, which a GPU has to be waited for."""
+        return sizes_of(self.counts, len(self.order))
 
 
 def sort_rows(expert: Tensor, n_experts: int) -> Rows:
@@ -29,15 +35,23 @@ def sort_rows(expert: Tensor, n_experts: int) -> Rows:
     expert, order = expert.sort(stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     counts = order.new_zeros(n_experts + 1).scatter_add_(0, expert, torch.ones_like(expert))
-    return Rows(order, place, expert, sizes_of(counts, len(order)))
+    return Rows(order, place, expert, counts[:-1])
 
 
 def sizes_of(counts: Tensor, n_rows: int) -> list[int]:
-    """All counts but the last, as numbers. Tensors that have a shape and no data stand for rows that are spread evenly."""
-    n = len(counts) - 1
+    """Counts as numbers. Tensors that have a shape and no data stand for rows that are spread evenly."""
+    n = len(counts)
     if counts.is_meta or type(counts) is not Tensor:
         return [n_rows // n + (i < n_rows % n) for i in range(n)]
-    return counts[:-1].tolist()
+    return counts.tolist()
+
+
+def has_grouped_gemm(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch has one kernel for the products of all experts: bf16 on a GPU of Ampere or later, widths in multiples of 8
+    (its 16 bytes of alignment)."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or any(width % 8 for width in weight.shape[1:]):
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 class _Copies(torch.autograd.Function):
@@ -105,12 +119,12 @@ class _Product(torch.autograd.Function):
     """``y[rows of e] = x[rows of e] W[e]^T``: x ``[M, c]``, W ``[G, r, c]``, y ``[M, r]``; dropped rows give zeros."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.sizes = sizes
+        ctx.sizes = sizes = rows.sizes
         y = x.new_empty(len(x), weight.shape[1])
-        for e, rows in spans(sizes, product_step(x)):
-            torch.mm(x[rows], weight[e].t(), out=y[rows])
+        for e, some in spans(sizes, product_step(x)):
+            torch.mm(x[some], weight[e].t(), out=y[some])
         y[sum(sizes) :].zero_()
         return y
 
@@ -120,8 +134,8 @@ class _Product(torch.autograd.Function):
         dx = dw = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
-            for e, rows in spans(ctx.sizes, product_step(x)):
-                torch.mm(gradient[rows], weight[e], out=dx[rows])
+            for e, some in spans(ctx.sizes, product_step(x)):
+                torch.mm(gradient[some], weight[e], out=dx[some])
             dx[sum(ctx.sizes) :].zero_()
         if ctx.needs_input_grad[1]:
             dw = torch.empty_like(weight)
@@ -130,6 +144,31 @@ class _Product(torch.autograd.Function):
                 start, end = end, end + n
                 _outer(gradient[start:end], x[start:end], dw[e])
         return dx, dw, None
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """The same by ``torch.nn.functional.grouped_mm``, which leaves dropped rows as they were in memory, and needs no counts on
+    the host."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
+        ends = rows.counts.cumsum(0).to(torch.int32)
+        ctx.save_for_backward(x, weight, ends)
+        return _met(F.grouped_mm(x, weight.mT, offs=ends), ends)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, ends = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        dx = _met(F.grouped_mm(gradient, weight, offs=ends), ends) if ctx.needs_input_grad[0] else None
+        dw = F.grouped_mm(gradient.mT, x, offs=ends) if ctx.needs_input_grad[1] else None
+        return dx, dw, None
+
+
+def _met(rows: Tensor, ends: Tensor) -> Tensor:
+    """Rows that no expert met, as zeros."""
+    met = torch.arange(len(rows), device=rows.device) < ends[-1]
+    return torch.where(met[:, None], rows, 0)
 
 
 def _outer(gradient: Tensor, x: Tensor, out: Tensor) -> None:
@@ -150,6 +189,6 @@ def weighted_sum(y: Tensor, w: Tensor, rows: Rows) -> Tensor:
     return _WeightedSum.apply(y, w, rows)
 
 
-def grouped_product(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+def grouped_product(x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
     """Sorted rows ``[M, c]`` with the matrix of their own expert, ``[G, r, c]``: ``[M, r]``."""
-    return _Product.apply(x, weight, sizes)
+    return (_GroupedProduct if has_grouped_gemm(x, weight) else _Product).apply(x.contiguous(), weight, rows)
