@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from reference_models import D_FF, D_MODEL, LENGTH, N_HEADS, N_LAYERS, VOCAB, WINDOW, randomise
 
 ORIGINAL = 10  # a length that scaled positions were made for, below that of the text
@@ -87,7 +88,11 @@ class Case:
         tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
         config = getattr(library, self.config_name)(**tokens, **{**self.keys, **changes})
         config._attn_implementation = "eager"
-        return randomise(getattr(library, self.name)(config), seed)
+        model = randomise(getattr(library, self.name)(config), seed)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # moved by training, though it is no parameter of theirs
+                buffer.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+        return model
 
 
 def llama(*forms: dict[str, Any], name: str = "Llama", base: dict[str, Any] = USUAL, **rest: Any) -> Case:
@@ -247,7 +252,12 @@ CASES: dict[str, Case] = {
     "deepseek_v2_experts": llama(LATENT, OF_EXPERTS, GROUPED, name="DeepseekV2", slow=True),
     "deepseek_v2_experts_greedy": llama(LATENT, OF_EXPERTS, {"first_k_dense_replace": 0}, name="DeepseekV2", slow=True),
     "deepseek_v3_experts": llama(
-        LATENT, OF_EXPERTS, {"n_group": 4, "topk_group": 2, "norm_topk_prob": True}, name="DeepseekV3", slow=True
+        LATENT, OF_EXPERTS, {"n_group": 4, "topk_group": 2, "norm_topk_prob": True}, name="DeepseekV3"
+    ),
+    "deepseek_v3_experts_of_one_node": llama(
+        *(LATENT, OF_EXPERTS, {"n_group": 2, "topk_group": 1, "num_experts_per_tok": 4, "rope_interleave": False}),
+        name="DeepseekV3",
+        slow=True,
     ),
     "deepseek_v3_experts_ungrouped": llama(
         LATENT, OF_EXPERTS, {"n_group": 1, "topk_group": 1, "norm_topk_prob": False}, name="DeepseekV3", slow=True

@@ -12,7 +12,7 @@ from variants import variant
 from lmablate import presets
 from lmablate.budget import flops_per_token, keys_of_layers, kv_bytes_per_token, parameters
 from lmablate.config import compose
-from lmablate.config.schema import ObjectiveSettings
+from lmablate.config.training import ObjectiveSettings
 from lmablate.decoding import Decoder
 from lmablate.errors import ConfigError
 from lmablate.evaluate import evaluate

@@ -10,6 +10,7 @@ from test_encoders import ENCODERS
 from lmablate.interop import from_hf, to_hf
 from lmablate.interop.families import FAMILIES
 from lmablate.interop.tensors import expand
+from lmablate.model.ffn.routing import TokenRouter
 
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if case.slow else []) for name, case in CASES.items()]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -62,14 +63,57 @@ def test_same_logits_and_gradients_both_ways(name):
     for key, parameter in ours.named_parameters():
         assert torch.equal(parameter, again[key]), key
     unread = {"model.decoder.embed_positions.weight": 2}  # OPT reads its positions from row 2 on
-    for key, parameter in back.named_parameters():
-        start = unread.get(key, 0)
-        assert torch.equal(parameter[start:], dict(theirs.named_parameters())[key][start:]), key
+    theirs_too = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}
+    for key, value in (*back.named_parameters(), *back.named_buffers()):
+        wanted, first = theirs_too[key], unread.get(key)
+        assert torch.equal(value[first:], wanted[first:]) if first else torch.equal(value, wanted), key
     chosen = to_hf(ours)
     assert type(chosen).__name__ == (case.back or case.name)
     if case.back:
         with torch.no_grad():
             close(chosen(input_ids=text()).logits, ours(text()), 1e-5)
+
+
+def routing(model, tokens, router):
+    """What the modules that `router` knows decide for each token: the experts in order, and their weights."""
+    found = []
+
+    def note(module, args, out):
+        experts, weights = (out.experts, out.weights) if hasattr(out, "experts") else (out[2], out[1])
+        experts, order = experts.flatten(0, -2).sort(-1)
+        found.append((experts, weights.flatten(0, -2).gather(-1, order)))
+
+    hooks = [module.register_forward_hook(note) for module in model.modules() if router(module)]
+    with torch.no_grad():
+        model(tokens)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [one for one in NAMES if any(word in one.values[0] for word in ("experts", "moe", "mixtral"))]
+)
+def test_routing_is_decided_identically(name):
+    theirs, tokens = CASES[name].build(seed=3), text(3)
+    ours = from_hf(theirs)
+
+    def there():
+        return routing(theirs, tokens, lambda module: type(module).__name__.endswith("Router"))
+
+    decided = routing(ours, tokens, lambda module: isinstance(module, TokenRouter))
+    expected = there()
+    assert len(decided) == len(expected) > 0
+    for (experts, weights), (wanted, scores) in zip(decided, expected, strict=True):
+        assert torch.equal(experts, wanted)
+        close(weights, scores)
+    biases = [value for key, value in theirs.named_buffers() if key.endswith("e_score_correction_bias")]
+    assert bool(biases) == ("DeepseekV3" in CASES[name].name)
+    for bias in biases:
+        assert bias.abs().min() > 0
+        bias.zero_()
+    if biases:  # which decide something
+        assert any(not torch.equal(a, b) for (a, _), (b, _) in zip(there(), expected, strict=True))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from lmablate import presets
 from lmablate.budget import flops_per_token, forward_products, keys_of_layers, kv_bytes_per_token, parameters
 from lmablate.budget.trace import trace
 from lmablate.config import compose
-from lmablate.config.schema import ObjectiveSettings
+from lmablate.config.training import ObjectiveSettings
 from lmablate.decoding import Decoder
 from lmablate.errors import ConfigError
 from lmablate.evaluate import evaluate

@@ -12,6 +12,7 @@ from lmablate.arms import is_missing
 from lmablate.claims.data import Hypothesis
 from lmablate.claims.evidence import LR, Arm, Pair, Sample
 from lmablate.claims.matching import Row, clipped
+from lmablate.diagnostics.spikes import LEAST
 from lmablate.stats import counts, curves, estimates, sequential
 
 # Spreads are pooled unless the test of their equality gives a p below EQUAL or the contrast looks wider than the rest: with
@@ -20,6 +21,7 @@ EQUAL, WIDER = 0.2, 0.5
 _WORDS = {
     "val_loss": "a validation loss", "val_bpb": "bits per byte", "train_loss": "a training loss",
     "tokens_per_second": "a speed", "lr_sensitivity": "three learning rates in common, one of which trains",
+    "loss_spike_score": "a spike score of every step (diagnostics=standard runtime.log_every=1)",
     **{f"val_loss_{n}x": f"an evaluation at {n} times the training length (runtime.evaluate_lengths)" for n in (2, 4, 8, 16)},
 }  # fmt: skip
 FEW = 8  # pairs from which an arm's own variance is known well enough
@@ -190,6 +192,8 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[Arm]) -> float | No
     row = rows[0]
     if test.metric == "lr_sensitivity":
         return _sensitivity(rows, arms)
+    if test.metric == "loss_spike_score":
+        return _spike_score(row)
     if test.metric == "val_loss":
         return loss if math.isfinite(loss := clipped(row)) else None
     if row["status"] == "diverged" and test.metric == "train_loss":
@@ -200,6 +204,14 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[Arm]) -> float | No
         return float(row["init_val_loss"] * tokens / size / math.log(2)) if known else None
     value = row.get(test.metric)
     return None if is_missing(value) else float(value)  # type: ignore[arg-type]
+
+
+def _spike_score(row: Row) -> float | None:
+    """Per cent of steps (lmablate/diagnostics/spikes.py); None where records are means over several, which hide a spike."""
+    steps = row["diverged_at_step"] if row["status"] == "diverged" else row["trainer.steps"]
+    judged, score = row.get("diagnostics.spike_values"), row.get("diagnostics.loss_spike_score")
+    known = not (is_missing(judged) or is_missing(score) or is_missing(steps))
+    return float(score) if known and judged >= 0.9 * (steps - LEAST) else None  # type: ignore[arg-type]
 
 
 def _sensitivity(rows: list[Row], arms: Sequence[Arm]) -> float | None:

@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export one run, and push it where that is asked for; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="lmablate.interop",
-        description="Write a trained run as a folder for AutoModelForCausalLM and AutoTokenizer of transformers.",
+        description="Write a trained run as a folder that transformers loads: AutoTokenizer and, by its objective, AutoModelForCausalLM, "
+        "AutoModelForMaskedLM or AutoModelForSeq2SeqLM; of ELECTRA two folders in one, generator and discriminator.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if asked.public and not asked.push:
         raise ConfigError("--public says how to push, and --push is not given: add --push USER/NAME, or leave it out")
-    from lmablate.interop.convert import library
     from lmablate.interop.export import check_name, export_run, push
+    from lmablate.interop.saved import library
 
     if asked.push:
         check_name(asked.push)

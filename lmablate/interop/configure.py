@@ -90,7 +90,8 @@ def _experts(facts: Facts) -> dict[str, Any]:
     """The settings of a mixture. What balances the load is of training and left out, but for a bias that the weights have."""
     if facts["ffn"] != "tokens":
         return {}
-    off = {"balance_loss": None, "balance_over": None, "device_loss": None, "router_z_loss": None}
+    losses = ("balance_loss", "balance_over", "device_loss", "communication_loss", "router_z_loss")
+    off = dict.fromkeys(losses)
     same = {
         key.removeprefix("ffn."): facts[key]
         for key in (*PLAIN_EXPERTS, "ffn.n_experts", "ffn.k")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from lmablate.interop import facts as known
 from lmablate.interop.configure import configure
 from lmablate.interop.facts import Facts
 from lmablate.interop.families import FAMILIES, Family, differences, idle_weights
+from lmablate.interop.saved import DISCRIMINATOR, few, library, load
 from lmablate.interop.tensors import Rule, expand, neutral, translated
 from lmablate.model import build_model
 from lmablate.model.transformer import TransformerLM
@@ -22,17 +22,9 @@ from lmablate.model.transformer import TransformerLM
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
 
+# Of numbers in the rows of experts: their grouped product needs rows of whole 16 bytes, in bf16 too, and fails without.
+ROW = 8
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)  # until there is a tokenizer
-
-
-def library() -> Any:
-    """The transformers package. Raises ConfigError where it is not installed."""
-    try:
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise ConfigError(
-            "lmablate.interop needs the transformers package: pip install 'lmablate[interop]', or pip install transformers"
-        ) from None
 
 
 def from_hf(hf_model: Any) -> TransformerLM:
@@ -43,9 +35,13 @@ def from_hf(hf_model: Any) -> TransformerLM:
     or too many.
     """
     if isinstance(hf_model, str | Path):
-        hf_model = _load(hf_model)
+        hf_model = load(hf_model)
     name = type(hf_model).__name__
     family = next((family for family in FAMILIES if family.name == name), None)
+    if name == DISCRIMINATOR:
+        raise ConfigError(
+            f"from_hf: {name} is half of a model here: lmablate.interop.electra.from_electra takes it with its generator"
+        )
     if family is None:
         raise ConfigError(f"from_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
     facts = family.read(hf_model.config)
@@ -63,43 +59,11 @@ def _tensors(theirs: Any, rules: Sequence[Rule], facts: Facts) -> dict[str, Tens
     return {key: value.detach() for key, value in theirs.named_parameters()} | buffers
 
 
-def _load(place: str | Path) -> Any:
-    """A checkpoint, which must have every weight of its class and no other: transformers would draw what is missing."""
-    try:
-        kind = _class_of(str(place))
-        model, found = kind.from_pretrained(
-            str(place), output_loading_info=True, dtype=torch.float32, trust_remote_code=False, weights_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"from_hf: cannot load {place}: {str(error).splitlines()[0]}") from error
-    wrong = []
-    for kind, word in (("missing_keys", "lacks"), ("unexpected_keys", "has besides"), ("mismatched_keys", "misshapes")):
-        if names := sorted(str(name) for name in found.get(kind) or ()):
-            wrong.append(f"{word} {_few(names)}")
-    if wrong:
-        raise ConfigError(
-            f"from_hf: the checkpoint {place} is not one of {type(model).__name__}: it {'; it '.join(wrong)}"
-        )
-    return model
-
-
-def _class_of(place: str) -> Any:
-    """The class that a checkpoint was saved from, where it is one that is known here."""
-    saved = getattr(library().AutoConfig.from_pretrained(place, trust_remote_code=False), "architectures", None) or [""]
-    known_here = {family.name for family in FAMILIES}
-    return getattr(library(), saved[0]) if saved[0] in known_here else library().AutoModelForCausalLM
-
-
-def _few(names: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], facts: Facts, name: str) -> dict[str, Tensor]:
     """Their weights under our names."""
     every = expand(rules, facts["model.n_layers"])
     if extra := sorted(set(theirs) - set(every)):
-        raise ConfigError(f"from_hf: this {name} has weights that its configuration says nothing of: {_few(extra)}")
+        raise ConfigError(f"from_hf: this {name} has weights that its configuration says nothing of: {few(extra)}")
     values: dict[str, Tensor] = {}
     for key, whole in theirs.items():
         rule = every[key]
@@ -111,9 +75,9 @@ def fill(model: TransformerLM, values: Mapping[str, Tensor], name: str) -> None:
     """Give every parameter of `model` its value, of the model of theirs that messages call `name`."""
     targets = dict(model.named_parameters())
     if missing := sorted(set(targets) - set(values)):
-        raise ConfigError(f"from_hf: this {name} lacks the weights of {_few(missing)}")
+        raise ConfigError(f"from_hf: this {name} lacks the weights of {few(missing)}")
     if extra := sorted(set(values) - set(targets)):
-        raise ConfigError(f"from_hf: this {name} has weights without a place here: {_few(extra)}")
+        raise ConfigError(f"from_hf: this {name} has weights without a place here: {few(extra)}")
     for key, target in targets.items():
         if values[key].shape != target.shape:
             raise ConfigError(
@@ -138,11 +102,18 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
         raise ConfigError(
             "to_hf takes the model of one run, and this one holds the stacked weights of a gang: take its members"
         )
+    if cfg.objective.kind == "rtd":
+        raise ConfigError(
+            "to_hf: objective=rtd trains two models, and transformers has a class for each: use "
+            "lmablate.interop.electra.to_electra, or python -m lmablate.interop"
+        )
     facts = known.of(cfg)
     among = [family for family in FAMILIES if name in (None, family.name)]
     if not among:
         raise ConfigError(f"to_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
     family, config, offered = _best(facts, cfg, among)
+    if facts["ffn"] == "tokens" and any(facts[width] % ROW for width in ("ffn.width", "model.d_model")):
+        config._experts_implementation = "eager"
     theirs = getattr(library(), family.name)(config).float()
     rules = family.rules(offered)
     targets = _tensors(theirs, rules, facts)
@@ -176,18 +147,27 @@ def _best(facts: Facts, cfg: RunConfig, among: Sequence[Family]) -> tuple[Family
 
 
 def _configuration(family: Family, facts: Facts) -> Any:
+    """One that comes as near to `facts` as the class can: what is null here and must be a number there keeps its default, which is read
+    back as a difference."""
     written = family.write(facts)
     try:
-        config = getattr(library(), family.config)(**(NO_TOKENS | written))
+        config = _made(family, written)
+    except ConfigError:
+        config = _made(family, {key: value for key, value in written.items() if value is not None})
+    for token in NO_TOKENS.keys() - written.keys():
+        setattr(config, token, None)
+    return config
+
+
+def _made(family: Family, written: Mapping[str, Any]) -> Any:
+    try:
+        return getattr(library(), family.config)(**(NO_TOKENS | dict(written)))
     except (ValueError, TypeError, ZeroDivisionError, KeyError) as error:
         raise ConfigError(f"{family.config} refuses its sizes: {_last_line(error)}") from error
     except Exception as error:  # huggingface_hub's validation errors derive from Exception alone
         if "Validation" not in type(error).__name__:
             raise
         raise ConfigError(f"{family.config} refuses its sizes: {_last_line(error)}") from error
-    for token in NO_TOKENS.keys() - written.keys():
-        setattr(config, token, None)
-    return config
 
 
 def _last_line(error: Exception) -> str:
@@ -197,6 +177,8 @@ def _last_line(error: Exception) -> str:
 def _nothing(facts: Facts, cfg: RunConfig, failed: Mapping[str, Any]) -> str:
     """Which options stand in the way: those of the nearest class, and how many classes have each alone."""
     near = sorted((wrong, name) for name, wrong in failed.items() if isinstance(wrong, list))
+    if facts["objective"] == "causal":  # what an encoder has helps no decoder
+        near = [one for one in near if "objective" not in one[0]]
     least = min((len(_words(wrong, facts, cfg)) for wrong, _ in near), default=0)
     nearest = [(name, wrong) for wrong, name in near if len(_words(wrong, facts, cfg)) == least]
     never = [word for word in _words(_common(near), facts, cfg) if word]

@@ -6,6 +6,7 @@ There each has embeddings of its own; here the generator reads those of the mode
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 from lmablate.errors import ConfigError
 from lmablate.interop import facts as known
 from lmablate.interop.configure import configure
-from lmablate.interop.convert import NO_TOKENS, fill, library
+from lmablate.interop.convert import NO_TOKENS, fill
 from lmablate.interop.facts import Facts
 from lmablate.interop.families import FAMILIES, differences
+from lmablate.interop.saved import DISCRIMINATOR, library, load
 from lmablate.interop.tensors import Rule, expand, linear
 from lmablate.model import build_model
 from lmablate.model.families import generator_of
@@ -32,8 +34,12 @@ DETECTOR = {"objective": "rtd", "model.tie_embeddings": False, "model.head_bias"
 
 
 def from_electra(generator: Any, discriminator: Any) -> TransformerLM:
-    """The model of ``objective=rtd`` that an ElectraForMaskedLM and an ElectraForPreTraining make together. Raises ConfigError for
-    sizes that are not one share of the other's, and for embeddings that are not the same."""
+    """The model of ``objective=rtd`` that an ElectraForMaskedLM and an ElectraForPreTraining make together, each as such or as a folder
+    or name that ``from_pretrained`` takes. Raises ConfigError for sizes that are not one share of the other's, and for embeddings
+    that are not the same."""
+    generator, discriminator = (
+        load(each) if isinstance(each, str | Path) else each for each in (generator, discriminator)
+    )
     facts = FAMILY.read(discriminator.config) | DETECTOR
     cfg = configure(facts)
     share = generator.config.hidden_size / discriminator.config.hidden_size
@@ -75,7 +81,7 @@ def to_electra(model: TransformerLM) -> tuple[Any, Any]:
     parts = []
     for kind, each, rules, values in (
         ("ElectraForMaskedLM", own, _generator_rules(own), of_generator),
-        ("ElectraForPreTraining", cfg, _detector_rules(cfg), weights),
+        (DISCRIMINATOR, cfg, _detector_rules(cfg), weights),
     ):
         facts = known.of(each)
         config = library().ElectraConfig(**(NO_TOKENS | FAMILY.write(facts)))

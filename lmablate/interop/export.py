@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from lmablate.run_directory import RunDirectory, check_writable
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
+    from lmablate.interop.pieces import Piece
     from lmablate.model.transformer import TransformerLM
 
 MARK = "lmablate.json"  # says that a folder is an export, and of what
@@ -22,7 +24,7 @@ NEAR = 1e-3  # of the largest logit: what two exact programs may differ by in fp
 
 
 class Exported(NamedTuple):
-    """Where a run was written, the class of transformers it is, and how far the logits of both are apart."""
+    """Where a run was written, the class of transformers it is (of ELECTRA two), and how far the logits of both are apart."""
 
     folder: Path
     architecture: str
@@ -64,52 +66,70 @@ def _same_text(run_dir: Path, row: dict[str, Any] | None, data: TokenData) -> No
 
 
 def export_run(run_dir: str | Path, out: str | Path) -> Exported:
-    """Write the run of `run_dir` to the folder `out` for ``AutoModelForCausalLM`` and ``AutoTokenizer``.
+    """Write the run of `run_dir` to the folder `out` for the class of transformers that it is, and ``AutoTokenizer``. ELECTRA is two
+    folders in one, ``generator`` and ``discriminator``.
 
     `out` must not exist, be empty, or hold an earlier export, which is replaced. The folder is loaded again and compared
     with the run before it appears under its name. Raises ConfigError for a run that no class expresses.
     """
-    from lmablate.interop.convert import to_hf
+    from lmablate.interop.pieces import pieces_of, special_tokens
     from lmablate.interop.tokenizer import as_hf
 
     run_dir, out = Path(run_dir), Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
         raise ConfigError(f"--out {out} exists and is no earlier export: choose another folder, or move it away")
     model, cfg, data = load_run(run_dir)
-    theirs = to_hf(model)
-    for settings in (theirs.config, theirs.generation_config):
-        settings.bos_token_id = settings.eos_token_id = data.eot_id
+    pieces = pieces_of(model, cfg, data)
+    special = special_tokens(cfg)
+    tokenizer = as_hf(data.tokenizer, cfg.model.context_length, special)
     check_writable(out.absolute().parent, "--out")
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as place:
         folder = Path(place) / "model"
-        theirs.save_pretrained(folder)
-        as_hf(data.tokenizer, cfg.model.context_length).save_pretrained(folder)
-        difference = _compare(folder, model, cfg, data)
-        facts = _facts(run_dir, cfg, type(theirs).__name__)
+        for piece in pieces:
+            _save(piece.theirs, folder / piece.place)
+            tokenizer.save_pretrained(folder / piece.place)
+        difference = max(_compare(folder / piece.place, piece) for piece in pieces)
+        for piece in pieces:
+            _same_tokens(folder / piece.place, cfg, data)
+        facts = _facts(run_dir, cfg, pieces)
         (folder / MARK).write_text(json.dumps(facts, indent=1) + "\n")
-        (folder / "README.md").write_text(_card(facts))
+        (folder / "README.md").write_text(_card(facts, pieces, list(special.new.values())))
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(folder, out)
-    return Exported(out, type(theirs).__name__, difference)
+    return Exported(out, facts["architecture"], difference)
 
 
-def _compare(folder: Path, model: TransformerLM, cfg: RunConfig, data: TokenData) -> float:
-    """How far the loaded folder is from the run on the first validation window, in parts of the largest logit."""
+def _save(theirs: Any, folder: Path) -> None:
+    """``save_pretrained``, with how experts are computed where only one way works (convert.ROW): read by it, though not written."""
+    theirs.save_pretrained(folder)
+    if (how := getattr(theirs.config, "_experts_implementation", None)) == "eager":
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"experts_implementation": how}, indent=2) + "\n")
+
+
+def _compare(folder: Path, piece: Piece) -> float:
+    """How far the loaded folder is from the run on one window, in parts of the largest logit."""
     import torch
 
-    from lmablate.interop.convert import library
+    from lmablate.interop.saved import library
 
-    tokens = torch.from_numpy(data.val_windows(cfg.model.context_length)[0][:1])
-    loaded = library().AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = getattr(library(), piece.loads.auto).from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        expected = model(tokens)
-        difference = float((loaded(input_ids=tokens).logits - expected).abs().max() / expected.abs().max())
+        found = loaded(**piece.given).logits
+        difference = float((found - piece.expected).abs().max() / piece.expected.abs().max())
     if not difference < NEAR:  # a nan is not small either
         raise ConfigError(
             f"the exported {type(loaded).__name__} gives other logits than the run (by {difference:.1e} of the largest): "
             f"transformers {library().__version__} may compute this class otherwise; nothing was written"
         )
+    return difference
+
+
+def _same_tokens(folder: Path, cfg: RunConfig, data: TokenData) -> None:
+    """Refuse a folder whose tokenizer reads the validation text otherwise than the run did."""
+    from lmablate.interop.saved import library
+
     first = data.val[: cfg.model.context_length].tolist()
     ends = first.index(data.eot_id) if data.eot_id in first else len(first)
     text = data.decode(first[:ends])
@@ -123,27 +143,33 @@ def _compare(folder: Path, model: TransformerLM, cfg: RunConfig, data: TokenData
             f"the exported tokenizer reads the validation text otherwise from token {at} on ({got[at : at + 5]} for "
             f"{wanted[at : at + 5]}): transformers {library().__version__} may rebuild it; nothing was written"
         )
-    return difference
 
 
-def _facts(run_dir: Path, cfg: RunConfig, architecture: str) -> dict[str, Any]:
+def _facts(run_dir: Path, cfg: RunConfig, pieces: Sequence[Piece]) -> dict[str, Any]:
     row = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).read_result() or {}
     kept = ("run_id", "science_version", "status", "seed", "tokens", "n_params", "val_loss", "val_bpb")
     axes = {axis: option for axis, option in cfg.choices.items() if option != "none"}
     facts = {"run_id": run_dir.absolute().name} | {key: row[key] for key in kept if key in row}
     private = ("results_dir=", "runtime.", "data.paths=", "tokenizer.path=")  # places on the machine it was trained on
     words = [word for word in cfg.overrides if not word.lstrip("+").startswith(private)]
-    return {**facts, "architecture": architecture, "choices": axes, "command": words}
+    names = [type(piece.theirs).__name__ for piece in pieces]
+    return {**facts, "architecture": " and ".join(names), "choices": axes, "command": words}
 
 
-def _card(facts: dict[str, Any]) -> str:
+def _card(facts: dict[str, Any], pieces: Sequence[Piece], special: Sequence[str]) -> str:
     """A short model card."""
     measured = [f"{key} {facts[key]:.4f}" for key in ("val_loss", "val_bpb") if isinstance(facts.get(key), float)]
     command = " ".join(["python -m lmablate.train", *facts["command"]])
+    task = f"pipeline_tag: {pieces[0].loads.task}\n" if pieces[0].loads.task and len(pieces) == 1 else ""
+    loads = [f"`{piece.loads.auto}`" + (f" (folder `{piece.place}`)" if piece.place else "") for piece in pieces]
+    shown = f"{special[-1]} to {special[0]}" if len(special) > 1 else "".join(special)
+    reads = (
+        f" Its tokenizer reads `{shown}` as text, and as a token with `split_special_tokens=False`." if shown else ""
+    )
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [lmablate]\n---\n# {facts['run_id']}\n\n"
+        f"---\nlibrary_name: transformers\n{task}tags: [lmablate]\n---\n# {facts['run_id']}\n\n"
         f"A language model trained by lmablate, as `{facts['architecture']}`"
-        f"{': ' + ', '.join(measured) if measured else ''}.\n\n```\n{command}\n```\n"
+        f"{': ' + ', '.join(measured) if measured else ''}.\nLoad it with {' and '.join(loads)}.{reads}\n\n```\n{command}\n```\n"
     )
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lmablate.data.tokenizer import END, ByteTokenizer, Tokenizer
+from lmablate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmablate.interop.pieces import SpecialTokens
 
 
 def byte_characters() -> list[str]:
@@ -43,18 +48,39 @@ def _bytes_json(tokenizer: ByteTokenizer) -> str:
     return inner.to_str()
 
 
-def as_hf(tokenizer: Tokenizer, context_length: int) -> Any:
-    """The tokenizer as an object of transformers. Like ours, it reads the words of the end token as ordinary text."""
+def as_hf(tokenizer: Tokenizer, context_length: int, special: SpecialTokens | None = None) -> Any:
+    """The tokenizer as an object of transformers, with the `special` tokens of an objective. Like ours, it reads the words of the
+    end token, and those of theirs, as ordinary text."""
     from tokenizers import Tokenizer as Inner
 
-    from lmablate.interop.convert import library
+    from lmablate.interop.saved import library
 
     text, end = as_json(tokenizer)
+    inner = Inner.from_str(text)
+    new = dict(special.new) if special else {}
+    _add(inner, new, tokenizer.vocab_size)
+    mask = None if special is None or special.mask is None else inner.id_to_token(special.mask)
     return library().PreTrainedTokenizerFast(
-        tokenizer_object=Inner.from_str(text),
+        tokenizer_object=inner,
         bos_token=end,
         eos_token=end,
+        **({} if mask is None else {"mask_token": mask}),
+        extra_special_tokens=[word for word in new.values() if word != mask],
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         model_max_length=context_length,
     )
+
+
+def _add(inner: Any, new: Mapping[int, str], vocab_size: int) -> None:
+    """Give the ids `new` their words, and words that no text has to those between them and the tokenizer's `vocab_size`."""
+    from tokenizers import AddedToken
+
+    for number in range(vocab_size, max(new, default=-1) + 1):
+        word = new.get(number, f"<|unused_{number}|>")
+        inner.add_special_tokens([AddedToken(word, special=True, normalized=False)])
+        if inner.token_to_id(word) != number:
+            raise ConfigError(
+                f"the objective reads token {number}, and the tokenizer would give {word} the id {inner.token_to_id(word)}: a tokenizer "
+                "with gaps between its ids, or with this word, cannot be exported with it"
+            )

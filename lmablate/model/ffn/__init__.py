@@ -2,13 +2,14 @@
 
 An option is made from its YAML and asked for the branch of each layer and for what that costs (base.py). `dense.py` has the
 networks, `routing.py` says which experts a token meets, `experts.py` and `grouped.py` compute them, `balance.py` keeps them equally
-busy, `mixture.py` puts these together, and `options.py` is what ``conf/ffn`` names.
+busy, `mixture.py` puts these together, and `token_choice.py` and `options.py` are what ``conf/ffn`` names.
 """
 
 from lmablate.model.ffn.base import FeedForward, FFNOption, FFNShape
 from lmablate.model.ffn.dense import Dense, GatedFFN, PlainFFN, network
 from lmablate.model.ffn.mixture import ChosenByExperts, ChosenByTokens, Mixture
-from lmablate.model.ffn.options import ExpertChoice, HashRouting, TokenChoice
+from lmablate.model.ffn.options import ExpertChoice, HashRouting
+from lmablate.model.ffn.token_choice import TokenChoice
 
 __all__ = [
     "ChosenByExperts",

@@ -1,0 +1,99 @@
+"""What the options that have experts have in common: widths, layers without any, and what that costs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from lmablate.errors import ConfigError
+from lmablate.model.ffn.base import FeedForward, FFNOption, FFNShape
+from lmablate.model.ffn.dense import Dense, network, network_params
+
+Positive = Annotated[int, Field(gt=0)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+STEPS = (8, 4, 2, 1)
+
+
+def expert_width(d_ff: int, ratio: float) -> int:
+    """``ratio * d_ff`` where that is whole, else a multiple of 8, or of 4, 2 or 1 where that misses it by more than 1 %."""
+    wanted = ratio * d_ff
+    if round(wanted) > 0 and abs(wanted - round(wanted)) < 1e-6 * wanted:
+        return round(wanted)
+    near = (max(step, step * round(wanted / step)) for step in STEPS)
+    return next((width for width in near if abs(width - wanted) <= 0.01 * wanted), max(1, round(wanted)))
+
+
+class WithExperts(FFNOption):
+    """What all of them have: E networks of ``expert_ratio * d_ff``, by default as wide as makes those that a token meets as
+    wide as one dense network together; `shared` ones that every token meets; and `first_dense` layers without any."""
+
+    met: float  # routed experts that a token meets, on average
+
+    def __init__(
+        self,
+        *,
+        n_experts: int,
+        expert_ratio: float | None,
+        shared: int | None,
+        shared_gate: bool | None,
+        first_dense: int | None,
+    ) -> None:
+        if shared_gate and not shared:
+            raise ConfigError("ffn.shared_gate=true gates the shared experts, and there are none: set ffn.shared")
+        self.n_experts, self.expert_ratio = n_experts, expert_ratio
+        self.shared, self.shared_gate, self.first_dense = shared or 0, bool(shared_gate), first_dense or 0
+
+    def check(self, n_layers: int, *, reads_all: bool) -> None:
+        if self.first_dense >= n_layers:
+            raise ConfigError(
+                f"ffn.first_dense={self.first_dense} leaves no layer of experts in model.n_layers={n_layers}: give less, "
+                "or use ffn=dense"
+            )
+
+    def width(self, shape: FFNShape) -> int:
+        """Of one routed expert."""
+        ratio = self.expert_ratio
+        return expert_width(shape.d_ff, 1 / (self.met + self.shared) if ratio is None else ratio)
+
+    def branch(self, shape: FFNShape, *, layer: int) -> FeedForward:
+        return Dense().branch(shape, layer=layer) if layer < self.first_dense else self.mixture(shape, layer)
+
+    def mixture(self, shape: FFNShape, layer: int) -> FeedForward:
+        raise NotImplementedError
+
+    def router_weights(self, shape: FFNShape) -> int:
+        """Multiply-adds of the router with a token."""
+        raise NotImplementedError
+
+    def computed(self, shape: FFNShape) -> float:
+        """Routed experts that are computed for a token, on average."""
+        return self.met
+
+    def weights_per_token(self, shape: FFNShape, *, layer: int) -> float:
+        if layer < self.first_dense:
+            return Dense().weights_per_token(shape, layer=layer)
+        kind, width = network(shape.gated), self.width(shape)
+        of_experts = self.computed(shape) * kind.weights_per_token(shape.d_model, width)
+        of_shared = kind.weights_per_token(shape.d_model, self.shared * width) + self.shared_gate * shape.d_model
+        return of_experts + of_shared + self.router_weights(shape)
+
+    def n_params(self, shape: FFNShape, *, layer: int) -> int:
+        if layer < self.first_dense:
+            return Dense().n_params(shape, layer=layer)
+        width = self.width(shape)
+        shared = network_params(shape, self.shared * width) if self.shared else 0
+        router = self.router_weights(shape) + self.shared_gate * shape.d_model
+        return self.n_experts * network_params(shape, width) + shared + router
+
+    def n_idle(self, shape: FFNShape, *, layer: int, tokens: int = 1) -> int:
+        if layer < self.first_dense:
+            return 0
+        return round(
+            self.n_experts * (1 - self.met / self.n_experts) ** tokens * network_params(shape, self.width(shape))
+        )
+
+
+def check_k(k: int, n_experts: int) -> None:
+    if k > n_experts:
+        raise ConfigError(f"ffn.k={k} experts a token, and there are ffn.n_experts={n_experts}")
