@@ -19,7 +19,7 @@ from typing import Any
 
 from lmablate.errors import ConfigError, in_words
 from lmablate.evaluations import restore_evaluations, save_evaluations
-from lmablate.files import atomic_write, read_jsonl
+from lmablate.files import atomic_write, read_json, read_jsonl
 from lmablate.run_directory import RunDirectory, check_writable, read_result_file
 
 ROWS, STUDY = "rows.jsonl", "study.json"
@@ -69,7 +69,7 @@ def load(archive: Path) -> tuple[list[Row], Row | None]:
             raise ValueError(
                 f"schema_version is {head.get('schema_version')}, and this lmablate reads {SCHEMA_VERSION}"
             )
-        study = json.loads((archive / STUDY).read_text()) if (archive / STUDY).exists() else None
+        study = read_json(archive / STUDY) if (archive / STUDY).exists() else None
         rows = [merged(head["common"], row) for row in rest]
         _check_names([*(str(row["run_id"]) for row in rows), *([str(study["sweep"])] if study else [])])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,8 @@ from torch import nn
 from lmablate.files import atomic_write, remove_leftovers
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"step-(\d+)\.safetensors")
+_NAME = re.compile(r"step-(\d+)\.(safetensors|shards)")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_checkpoint(
@@ -42,15 +44,15 @@ def save_checkpoint(
 
 
 def drop_older(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for old in checkpoints(folder)[keep:]:
+    """Remove all but the newest `keep` checkpoints, of either kind."""
+    for old in newest_first(folder)[keep:]:
         with suppress(OSError):  # it costs room, and nothing else
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def keep_last(folder: Path, keep: int) -> None:
     """At the end of a run: remove all but the newest `keep`, once the newest has been read back whole."""
-    found = checkpoints(folder)
+    found = newest_first(folder)
     if len(found) > keep:
         with suppress(OSError, Damaged):
             read_checkpoint(found[0])
@@ -86,45 +88,77 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     return state, tensors
 
 
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a run: one file each, or a folder of parts (distributed/checkpoint.py)."""
+    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: (-step_of(path), path.suffix))  # of the same step, the file goes first
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.stem.partition("-")[2])
+
+
 def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
-    """The checkpoints of a run, newest first; of step `up_to` at most."""
-    found = [
-        (int(match[1]), path) for path in folder.glob("step-*.safetensors") if (match := _NAME.fullmatch(path.name))
-    ]
-    return [path for step, path in sorted(found, reverse=True) if up_to is None or step <= up_to]
+    """Those that are one file, newest first; of step `up_to` at most."""
+    files = (path for path in newest_first(folder) if path.suffix == ".safetensors")
+    return [path for path in files if up_to is None or step_of(path) <= up_to]
 
 
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, up_to: int | None = None
 ) -> dict[str, Any] | None:
     """Fill `model` and `optimizer` from the newest readable checkpoint, of step `up_to` at most, and return its state;
-    None when there is none."""
-    for path in checkpoints(folder, up_to):
+    None when there is none. One in parts is put together, by this process alone."""
+    for path in newest_first(folder):
+        if up_to is not None and step_of(path) > up_to:
+            continue
         try:
-            check_size(path, model)
-            state, tensors = read_checkpoint(path)
-            _check_shapes(tensors, model)
+            state, tensors = read_for(path, model)
         except OSError as error:  # perhaps only now
             log.warning("%s cannot be read (%s); going back to the checkpoint before", path, error)
             continue
         except Damaged as error:
-            log.warning("%s is damaged (%s); going back to the checkpoint before", path, error)
-            with suppress(OSError):
-                os.replace(path, path.with_suffix(".damaged"))
+            set_aside(path, str(error))
             continue
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-                moments = {
-                    key: tensors[f"optim.{key}.{name}"]
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"optim.{key}.{name}" in tensors
-                }
-                if moments:
-                    # fused AdamW keeps its step counter on the parameter's device
-                    optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+        fill(model, optimizer, tensors)
         return state
     return None
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Have a damaged checkpoint be none any more; it stays to be looked at."""
+    log.warning("%s is damaged (%s); going back to the checkpoint before", path, why)
+    with suppress(OSError):
+        os.replace(path, path.with_suffix(".damaged"))
+
+
+def read_for(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """State and tensors of a checkpoint, if they are those of `model`. Raises Damaged or OSError."""
+    if path.suffix == ".shards":
+        from lmablate.distributed.checkpoint import read_parts
+
+        return read_parts(path, model)
+    check_size(path, model)
+    state, tensors = read_checkpoint(path)
+    for name, parameter in model.named_parameters():
+        there = tensors.get(f"model.{name}")
+        if there is None or there.shape != parameter.shape:
+            raise Damaged(f"it has no {name} of shape {tuple(parameter.shape)}")
+    return state, tensors
+
+
+def fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put the tensors of a checkpoint into weights and moments."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            moments = {
+                key: tensors[f"optim.{key}.{name}"] for key in ("step", *MOMENTS) if f"optim.{key}.{name}" in tensors
+            }
+            if moments:
+                # fused AdamW keeps its step counter on the parameter's device
+                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
 
 
 def check_size(path: Path, model: nn.Module) -> None:
@@ -132,14 +166,6 @@ def check_size(path: Path, model: nn.Module) -> None:
     most = 4 * sum(p.numel() * p.element_size() for p in model.parameters()) + (64 << 20)
     if (size := path.stat().st_size) > most:
         raise Damaged(f"it has {size:,} bytes, and a checkpoint of this model {most:,} at most")
-
-
-def _check_shapes(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> None:
-    """Raise Damaged for a checkpoint of another model, before anything of it is used."""
-    for name, parameter in model.named_parameters():
-        there = tensors.get(f"model.{name}")
-        if there is None or there.shape != parameter.shape:
-            raise Damaged(f"it has no {name} of shape {tuple(parameter.shape)}")
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
 RATE_SECONDS = 2.0  # of progress, before a rate is read off it
+STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """What a file says, fit for a terminal: signs that would steer it (colours, the cursor, a title) are shown as boxes."""
+    return STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Board:

@@ -21,10 +21,14 @@ class DataError(ConfigError):
 
 
 def in_words(main: Callable[P, int]) -> Callable[P, int]:
-    """A command line that tells its user's mistakes in one paragraph, and exits with 2; with HYDRA_FULL_ERROR=1 a trace."""
+    """A command line that tells its user's mistakes in one paragraph, and exits with 2; with HYDRA_FULL_ERROR=1 a trace. It
+    prints no secret of the environment."""
 
     @wraps(main)
     def told(*args: P.args, **kwargs: P.kwargs) -> int:
+        from lmablate.secrets import guard_streams
+
+        guard_streams()
         try:
             return main(*args, **kwargs)
         except ConfigError as error:

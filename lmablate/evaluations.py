@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.errors import ConfigError
-from lmablate.files import atomic_write, read_jsonl
+from lmablate.files import atomic_write, read_json, read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def finite(value: Any) -> Any:
 def read_evaluation(path: Path) -> dict[str, Any] | None:
     """One file, or None where it cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         whole = content["schema_version"] == SCHEMA_VERSION and all(
             {"length", "stride", "positions", *MEASURES} <= set(entry) for entry in content["results"]
         )

@@ -8,6 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+MOST_JSON = 64 << 20  # bytes of a file that holds one value
+MOST_LINES = 4 << 30  # of a file with one a line
+DEEPEST = 100  # lists and objects within each other
+
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `data` aside in the same folder, flush it to disk and rename it to `path`: no reader sees half a file."""
@@ -82,18 +86,39 @@ def read_bounded(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
+    """The value of a JSON file. Raises OSError and ValueError, whatever stands there."""
+    return parsed(read_bounded(path, most))
+
+
+def parsed(raw: bytes) -> Any:
+    """JSON; raises ValueError, also for a value nested so deeply that whoever walks through it would fail."""
+    try:
+        value = json.loads(raw)
+        if not _deeper(value, DEEPEST):
+            return value
+    except RecursionError:
+        pass
+    raise ValueError(f"more than {DEEPEST} lists and objects within each other")
+
+
+def _deeper(value: Any, than: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return than < 0 or any(_deeper(item, than - 1) for item in inner if isinstance(item, dict | list))
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line.
 
     A last line that was torn by a kill is dropped; damage anywhere else raises ValueError naming the file and line.
     """
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bounded(path, MOST_LINES).split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parsed(line)
             if not isinstance(row, dict):
                 raise ValueError("not an object")
         except ValueError as error:

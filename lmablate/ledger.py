@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.files import atomic_write
+from lmablate.files import atomic_write, read_json
 from lmablate.heartbeat import age
 from lmablate.identity import SCIENCE_VERSION
 from lmablate.locks import FileLock, Held, is_held, owner
@@ -101,7 +101,7 @@ def load_sweeps(results_dir: str | Path) -> list[Sweep]:
 
 def _read(path: Path) -> Sweep | None:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         if content["schema_version"] != SCHEMA_VERSION:
             return None
         jobs = {}
@@ -110,7 +110,7 @@ def _read(path: Path) -> Sweep | None:
                 entry = {"label": str(job["label"]), "overrides": [str(word) for word in job["overrides"]]}
                 jobs[job["run_id"]] = entry | {"config": job["config"] if isinstance(job["config"], dict) else None}
         return Sweep(str(content["sweep"]), jobs)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lmablate.files import read_json
+
 log = logging.getLogger(__name__)
 NAME = ".lock"  # in a run's folder
 PATIENCE = 0.3  # seconds; whoever asks whether a lock is held has it for an instant
@@ -96,7 +98,7 @@ def is_held(path: Path) -> bool | None:
 def owner(path: Path) -> dict[str, Any]:
     """Who had the lock last: `host` and `pid`, or nothing."""
     try:
-        said = json.loads(path.read_bytes())
+        said = read_json(path)
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}

@@ -94,7 +94,7 @@ def _environment(html: bool) -> Any:
     )  # fmt: skip
     filters: dict[str, Callable[..., str]] = {
         "show": show, "loss": _loss, "signed": _signed, "count": _count, "accuracy": accuracy, "short": _short,
-        "command": summary.command, "cell": _cell,
+        "command": summary.command, "cell": _cell, "code": _code,
     }  # fmt: skip
     environment.filters |= filters
     return environment
@@ -242,6 +242,11 @@ def _short(value: Any) -> str:
 
 def _count(value: Any) -> str:
     return "–" if show(value) == "-" else f"{value:,.0f}"
+
+
+def _code(value: Any) -> str:
+    """Text as one line of Markdown's code, in backticks or in a block: nothing in it ends the code."""
+    return " ".join(str(value).split()).replace("`", "'")
 
 
 def _cell(value: Any) -> str:

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.display import plain
 from lmablate.errors import ConfigError, in_words
 from lmablate.files import atomic_write
+from lmablate.secrets import redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--format", choices=PAGES, default="html", help="a page for a browser, or report.md for a README or paper"
     )
     words = parser.parse_args(argv)
-    print("\n".join(write_report(words.results_dir, Path(words.out), words.format)))
+    print(plain("\n".join(write_report(words.results_dir, Path(words.out), words.format))))
     return 0
 
 
@@ -125,7 +127,7 @@ def write_page(
         links = config_links(sorted(set(every["run_id"])), results_dir, out)
         data = as_json(page_data(asked, history, links))
         text = render_html(told, {one.stem: inline(one) for one in figures}, data, links)
-    atomic_write(out / PAGES[page], text)
+    atomic_write(out / PAGES[page], redacted(text))
 
 
 def _noted(asked: Sequence[Question]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -46,6 +47,12 @@ def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
     return found
 
 
+def file_stem(name: str) -> str:
+    """`name` as that of a file; where it has other signs or is long, a hash tells it from others that would look the same."""
+    stem = re.sub(r"[^\w-]", "_", name)
+    return stem if stem == name and len(stem) <= 80 else f"{stem[:80]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: bool) -> list[Drawn]:
     """The figures of one question, out of `every` finished run. Where it is not `alone` in its report, the general figures
     have its name before theirs."""
@@ -71,7 +78,7 @@ def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: 
     for kind, caption, make in zip(GENERAL, captions, draws, strict=True):
         if kind != "differences" or question.comparisons:
             stem = kind if alone else f"{question.name or 'no_sweep'}_{kind}"
-            out.append(Drawn(re.sub(r"[^\w-]", "_", stem), kind, caption, *_or_why(make)))
+            out.append(Drawn(file_stem(stem), kind, caption, *_or_why(make)))
     return out
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import arm_columns, arm_label, axes_that_vary, with_arms
+from lmablate.config_file import MOST_BYTES
 from lmablate.errors import ConfigError
 from lmablate.evaluations import load_evaluations, load_positions
-from lmablate.files import read_jsonl
+from lmablate.files import read_bounded, read_jsonl
 from lmablate.run_directory import (
     COUNTS,
     MEASURES,
@@ -159,11 +160,12 @@ def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
             marks = (directory.config_path, directory.history_path, directory.status_path, directory.result_path)
             if not any(mark.exists() for mark in marks) or directory.is_done:
                 continue
-            status = _mapping(directory.status_path, json.loads)
+            status = directory.read_status()
             config = _mapping(directory.config_path, yaml.safe_load)
-            state = "damaged" if directory.result_path.exists() else status.get("state", "not started")
-            said = {key: status.get(key) for key in ("error", "step", "steps")}
-            overrides = tuple(config.get("overrides") or ())
+            state = "damaged" if directory.result_path.exists() else _if(status.get("state"), str) or "not started"
+            said: dict[str, Any] = {key: _if(status.get(key), int) for key in ("step", "steps")}
+            said["error"] = _if(status.get("error"), str)
+            overrides = tuple(str(word) for word in _if(config.get("overrides"), list) or ())
             rows.append(
                 {"run_id": path.name, "state": state, **said, "overrides": overrides, "log": directory.log_path}
             )
@@ -187,10 +189,15 @@ def result_folders(results_dir: ResultsDir) -> list[Path]:
     return folders
 
 
+def _if(value: Any, kind: type) -> Any:
+    """`value` if it is of that kind: a file may say anything."""
+    return value if isinstance(value, kind) else None
+
+
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """What a file says, or nothing where it cannot be read: this is about runs that went wrong."""
     try:
-        value = parse(path.read_text())
+        value = parse(read_bounded(path, MOST_BYTES).decode())
     except Exception:
         return {}
     return value if isinstance(value, dict) else {}

@@ -171,7 +171,6 @@ class RunSession:
 
     def _open(self, data: TokenData, identity: str, on_status: Callable[[dict[str, Any]], None]) -> None:
         from lmablate import distributed
-        from lmablate.checkpoint import checkpoints
         from lmablate.distributed import trainer_of
         from lmablate.model import build_model
         from lmablate.tracking import flatten, open_tracker, resolve_mode, short_name
@@ -182,9 +181,7 @@ class RunSession:
         check_trunk(self.trunk, cfg)
         self.trainer = trainer_of(cfg)(build_model(cfg), data, cfg, self.directory.checkpoint_dir, self.trunk)
         self.heartbeat = Heartbeat(self.directory, cfg, on_status)
-        begun = checkpoints(self.directory.checkpoint_dir)
-        said = {"host": platform.node(), "pid": os.getpid(), "started": self.started.isoformat(timespec="seconds")}
-        self.directory.note_attempt(said | {"found": begun[0].name if begun else None})
+        self.trainer.on_begin = self._sign_in
         self.facts = facts_of(cfg, data, identity)
         self.numerics: dict[str, Any] = {"gang": False, **distributed.numerics(cfg)}
         self.status = "failed"
@@ -205,6 +202,13 @@ class RunSession:
             directory=self.directory.path,
             resume=self.directory.checkpoint_dir.exists(),
         )
+
+    def _sign_in(self, step: int | None) -> None:
+        """Say who works on the run, and which step it goes on from; None: from its beginning."""
+        said = {"host": platform.node(), "pid": os.getpid(), "started": self.started.isoformat(timespec="seconds")}
+        self.directory.note_attempt(said | {"from": step})
+        if step is not None:
+            self.heartbeat.beat({"step": step})
 
     def take(self, record: dict[str, Any]) -> None:
         """Store one record of the trainer's."""

@@ -1,7 +1,7 @@
 """The folder of one run, as the trainer writes it.
 
 ``RESULTS_DIR/<run_id>/`` holds `config.yaml`, `history.jsonl` (one flushed line a record), `status.json` (a heartbeat),
-`attempts.jsonl` (who worked on it, and which checkpoint was there), `log.txt`, `checkpoint/`, `.lock` (locks.py) and, written last and
+`attempts.jsonl` (who worked on it, and from which step), `log.txt`, `checkpoint/`, `.lock` (locks.py) and, written last and
 atomically, `result.json`: its presence means the run is done. It carries a checksum, so that a changed number is noticed.
 """
 
@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.errors import ConfigError
-from lmablate.files import append_line, atomic_write, read_bounded
+from lmablate.files import append_line, atomic_write, parsed, read_json
 from lmablate.locks import NAME as LOCK
 from lmablate.secrets import redacted
 
-MOST_BYTES = 64 << 20  # of a result.json
 CHECKSUM = "checksum"  # of result.json, over all its other keys
 STATUSES = ("completed", "diverged", "failed")
 COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
@@ -95,8 +94,8 @@ class RunDirectory:
     def read_status(self) -> dict[str, Any]:
         """The heartbeat; empty where there is none that can be read."""
         try:
-            status = json.loads(self.status_path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            status = read_json(self.status_path)
+        except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
 
@@ -141,10 +140,10 @@ def check_writable(folder: str | Path, key: str = "results_dir") -> None:
 def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
     """A row and "", or None and what is wrong with the file."""
     try:
-        row = json.loads(read_bounded(path, MOST_BYTES))
+        row = read_json(path)
     except OSError as error:
         return None, error.strerror or str(error)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return None, f"not JSON ({error})"
     if problem := _problem(row):
         return None, problem
@@ -181,7 +180,7 @@ def _problem(row: Any) -> str:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parsed(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

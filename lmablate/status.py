@@ -100,10 +100,12 @@ def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: b
     from rich.table import Table
     from rich.text import Text
 
+    from lmablate.display import plain
+
     parts: list[Any] = []
     for sweep, rows in sweeps:
         counts = Counter(row["state"] for row in rows)
-        line = Text(f"{sweep.name or 'runs of no sweep'}: ", style="bold")
+        line = Text(f"{plain(sweep.name) or 'runs of no sweep'}: ", style="bold")
         line.append(f"{len(rows)} runs", style="bold")
         for state in STATES:
             if counts[state]:
@@ -127,14 +129,14 @@ def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: b
 def _cells(row: dict[str, Any]) -> list[Any]:
     from rich.text import Text
 
-    from lmablate.display import duration
+    from lmablate.display import duration, plain
 
     step = "" if row["step"] is None else f"{row['step']}/{row['steps']}"
     beat = f"{duration(row['age'])} ago" if row["state"] in ("running", "stale") and row["age"] is not None else ""
     where = f"{row['host']}:{row['pid']}" if row["state"] in ("running", "stale") and row["host"] else ""
     why = f"val_loss {row['val_loss']:.4f}" if row["val_loss"] is not None else str(row["error"] or "")
     cells = [row["run_id"], row["state"], row["label"], step, beat, str(row["attempts"] or ""), where, why]
-    return [Text(cell) for cell in cells]  # as it is: what stands in a file is no markup
+    return [Text(plain(str(cell))) for cell in cells]  # as it is: what stands in a file is no markup
 
 
 def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -> int:

@@ -88,6 +88,7 @@ class Trainer:
         self.compiled = False
         self.compile_note: str | None = None  # why it is not compiled, if it should have been
         self._pending: list[torch.Tensor] = []
+        self.on_begin: Callable[[int | None], None] = lambda step: None  # hears of the step that the run goes on from
 
     def compile(self) -> None:
         """Compile the model, if that is possible here. No text is read: a process that compiles for others has none."""
@@ -130,7 +131,9 @@ class Trainer:
         once their gradients stand in the parameters. `stop` is asked after every step; when it answers with a signal's
         number, a checkpoint is written and Interrupted raised with it.
         """
-        if not self._resume():
+        resumed = self._resume()
+        self.on_begin(self.progress.step if resumed else None)
+        if not resumed:
             yield self._start()
         last_saved = time.monotonic()
         mark, mark_step = time.monotonic(), self.progress.step
@@ -222,9 +225,7 @@ class Trainer:
 
     def load(self) -> dict[str, Any] | None:
         """The state of the newest checkpoint, from which model and optimizer are filled; None when there is none."""
-        from lmablate.distributed.checkpoint import load_newest
-
-        return load_newest(self.folder, self.model, self.optimizer) if self.folder else None
+        return load_checkpoint(self.folder, self.model, self.optimizer) if self.folder else None
 
     def _resume(self) -> bool:
         state = self.load()

@@ -18,9 +18,11 @@ from lmablate.checkpoint import checkpoints
 from lmablate.config import compose
 from lmablate.distributed import asked, check
 from lmablate.errors import ConfigError
+from lmablate.identity import run_id
 from lmablate.model import build_model
 from lmablate.results import load_history, load_runs, numerics_words
-from lmablate.run import load_data, with_data
+from lmablate.run import execute, load_data, with_data
+from lmablate.run_directory import RunDirectory
 from lmablate.trainer import Interrupted, Trainer
 
 WORDS = (
@@ -91,8 +93,6 @@ def test_two_runs_are_refused_and_one_with_noise_by_microbatch_is_not(monkeypatc
 
 
 def test_how_a_run_is_spread_is_no_part_of_its_identity_and_stands_in_its_numerics(text, monkeypatch):
-    from lmablate.identity import run_id
-
     plain, spread = (compose([*WORDS, f"data.paths={text}/*.txt", *more]) for more in ([], ["runtime.parallel=ddp"]))
     data = load_data(plain)
     assert run_id(with_data(plain, data), data) == run_id(with_data(spread, data), data)
@@ -177,6 +177,20 @@ def test_damaged_parts_send_a_run_back_to_the_checkpoint_before(text, tmp_path, 
     trainer = Trainer(build_model(cfg), data, cfg, tmp_path)
     assert trainer.load()["step"] == 4 and before.name == "step-000000004.shards"
     assert [path.name for path in tmp_path.glob("*.damaged")] == ["step-000000005.damaged"]
+
+
+def test_a_run_that_goes_on_from_parts_says_from_which_step_and_leaves_none_of_them(text, tmp_path, alone):
+    from lmablate.distributed.trainer import RankTrainer
+
+    cfg = compose([*SHORT, f"data.paths={text}/*.txt", f"results_dir={tmp_path}"])
+    data = load_data(cfg)
+    directory = RunDirectory(tmp_path, run_id(with_data(cfg, data), data)).create()
+    spread = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"parallel": "ddp"})})
+    trained(RankTrainer, with_data(spread, data), data, directory.checkpoint_dir, until=5)
+    execute(cfg, data)
+    (attempt,) = map(json.loads, directory.attempts_path.read_text().splitlines())
+    assert attempt["from"] == 5
+    assert [path.name for path in directory.checkpoint_dir.iterdir()] == ["step-000000009.safetensors"]
 
 
 # What follows starts processes.
@@ -273,7 +287,7 @@ def test_a_checkpoint_of_four_processes_goes_on_on_one_and_on_two(text, tmp_path
         assert done.returncode == 0, done.stderr
         close(curve(results), curve(whole))
         (attempts,) = results.glob("*/attempts.jsonl")
-        assert len(attempts.read_text().splitlines()) == 2
+        assert [json.loads(line)["from"] for line in attempts.read_text().splitlines()] == [None, begun]
 
 
 @pytest.mark.slow
@@ -285,11 +299,12 @@ def test_a_checkpoint_of_four_processes_goes_on_on_one_and_on_two(text, tmp_path
         ["objective=prefix"],
         ["trainer.precision=bf16", "model.tie_embeddings=true"],
         ["diagnostics=standard"],
-        ["posemb=t5", "stability=all", "attention=mla"],
+        ["posemb=t5", "stability=all", "attention=mqa"],
+        ["posemb=t5", "stability=z_loss", "attention=mla"],
         ["ffn=token_choice"],
         ["objective=mlm"],
     ],
-    ids=["dropout", "task", "prefix", "bf16", "diagnostics", "parts", "experts", "mlm"],
+    ids=["dropout", "task", "prefix", "bf16", "diagnostics", "parts", "latent", "experts", "mlm"],
 )
 def test_noise_unequal_targets_and_precision_are_those_of_one_process(text, tmp_path, words):
     base = [*WORDS, "trainer.steps=9"]

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import random
+import signal
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from lmablate.checkpoint import checkpoints, read_checkpoint
 from lmablate.config import compose
 from lmablate.config_file import read_config, write_config
 from lmablate.errors import ConfigError
+from lmablate.jobs import prepare_jobs
+from lmablate.launcher.scheduler import run_jobs
+from lmablate.ledger import look
 from lmablate.locks import FileLock, Held
 from lmablate.results import load_history
 from lmablate.run import RunSession, execute, load_data
@@ -161,6 +166,26 @@ def test_two_processes_cannot_train_one_run_and_a_made_one_is_not_made_again(tex
     assert folder.attempts_path.read_text().count("\n") == 1
 
 
+@pytest.mark.parametrize(("times", "saved"), [(1, ["step-000000007.safetensors"]), (2, [])])
+def test_sigint_ends_the_step_and_a_second_one_ends_the_run(text, tmp_path, monkeypatch, undisturbed, times, saved):
+    cfg, _ = made(text, tmp_path, "runtime.checkpoint_seconds=600", "runtime.progress=off")
+    real = Trainer.backward
+
+    def backward(self, rows):
+        for _ in range(times if self.progress.step == 6 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, rows)
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+    (job,), _ = prepare_jobs([cfg])
+    assert run_jobs([job]) == 130
+    assert [path.name for path in checkpoints(job.directory.checkpoint_dir)] == saved
+    assert look(tmp_path, job.run_id)["state"] == "stopped"
+    monkeypatch.setattr(Trainer, "backward", real)
+    assert run_jobs([job]) == 0
+    assert job.row["val_loss"] == undisturbed[0]["val_loss"] and load_history(tmp_path)[SAME].equals(undisturbed[1])
+
+
 @pytest.mark.parametrize("damage", ["a bit", "half", "another model"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(text, tmp_path, undisturbed, caplog, damage):
     cfg, data = made(text, tmp_path)
@@ -185,7 +210,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(text, tmp_path, undis
     assert load_history(tmp_path)[SAME].equals(undisturbed[1])
     assert [path.name for path in checkpoints(folder)] == ["step-000000012.safetensors"]
     attempts = map(json.loads, session.directory.attempts_path.read_text().splitlines())
-    assert [attempt["found"] for attempt in attempts] == [None, newest.name]
+    assert [attempt["from"] for attempt in attempts] == [None, 4]
 
 
 def test_a_changed_number_in_a_result_is_noticed(text, tmp_path):

@@ -18,7 +18,7 @@ from lmablate.errors import ConfigError
 from lmablate.jobs import prepare_jobs
 from lmablate.launcher import processes
 from lmablate.launcher import warm as warm_processes
-from lmablate.launcher.loop import prepare
+from lmablate.launcher.handover import prepare
 from lmablate.launcher.scheduler import heaviest_first, run_jobs
 from lmablate.launcher.warm import WarmProcess
 from lmablate.model import parts

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lmablate import faults
-from lmablate.launcher import loop
+from lmablate.launcher import handover, loop, running
 from lmablate.launcher.loop import Loop
 from lmablate.launcher.places import Places
 from lmablate.locks import FileLock
@@ -102,8 +102,9 @@ class FakeJob:
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now.now))
-    monkeypatch.setattr(loop, "write_config", lambda cfg, path: path.write_text("config"))
+    for module in (loop, running):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.now))
+    monkeypatch.setattr(handover, "write_config", lambda cfg, path: path.write_text("config"))
     monkeypatch.setattr(faults, "oom_kills", lambda: 5)
     return now
 
@@ -247,5 +248,5 @@ def test_nothing_of_a_launcher_is_left_behind(tmp_path, clock):
 
     process.poll = poll
     sweep(FakeEngine(clock, process), job)
-    assert seen == [f".asked-{loop.launcher_name()}.yaml"]
+    assert seen == [f".asked-{handover.launcher_name()}.yaml"]
     assert sorted(path.name for path in job.directory.path.iterdir()) == [".lock", "config.yaml", "status.json"]

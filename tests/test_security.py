@@ -162,6 +162,10 @@ def test_a_configuration_has_a_size(tmp_path):
     put(tmp_path / "conf" / "norm" / "bomb.yaml", bomb)
     with pytest.raises(ConfigError, match="400 aliases"):
         foreign_files.check_folders([tmp_path / "conf"])
+    for deep in ("[" * 100_000, f"x: {'[' * 40}{']' * 40}"):
+        put(tmp_path / "conf" / "norm" / "bomb.yaml", deep)
+        with pytest.raises(ConfigError, match="more than 30 levels"):
+            foreign_files.check_folders([tmp_path / "conf"])
 
 
 def test_our_own_files_pass_the_check_of_strangers_ones():
@@ -225,7 +229,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_set_aside_unread(canary, caplo
 
 
 def test_a_checkpoint_in_parts_has_no_pickle_that_is_read(canary):
-    from lmablate.distributed.checkpoint import _checksum, load_newest
+    from lmablate.distributed.checkpoint import _checksum
 
     model, optimizer = model_and_optimizer()
     folder = canary.parent / "checkpoint" / "step-000000007.shards"
@@ -239,12 +243,12 @@ def test_a_checkpoint_in_parts_has_no_pickle_that_is_read(canary):
         "parts": {"shard-1.safetensors": _checksum(folder / "shard-1.safetensors")},
     }
     (folder / "state.json").write_text(json.dumps(state))
-    assert load_newest(folder.parent, model, optimizer) is None
+    assert load_checkpoint(folder.parent, model, optimizer) is None
     assert not canary.exists()
     outside = {"state": {"step": 7}, "moments": [], "parts": {"../../evil.py": "0"}}
     folder.mkdir(exist_ok=True)
     (folder / "state.json").write_text(json.dumps(outside))
-    assert load_newest(folder.parent, model, optimizer) is None
+    assert load_checkpoint(folder.parent, model, optimizer) is None
 
 
 def test_a_checkpoint_of_another_size_is_refused_before_it_is_used(tmp_path):

@@ -18,6 +18,7 @@ from lmablate.errors import ConfigError
 
 MOST_BYTES = 1 << 20  # of a file
 MOST_ALIASES = 100  # of a file: each may stand for all that was said before
+MOST_DEPTH = 30  # levels of lists and mappings
 GROUPS = ("hydra/launcher/", "hydra/sweeper/")
 OURS = "hydra_plugins.lmablate."
 KEYS = ("launcher", "sweeper", "mode")  # that may be set in the hydra node
@@ -51,11 +52,9 @@ def check_file(path: Path, name: str) -> None:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, and a configuration has {MOST_BYTES:,} at most")
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        if aliases > MOST_ALIASES:
-            raise ConfigError(f"{path}: {aliases} aliases, and a configuration has {MOST_ALIASES} at most")
+        _check_shape(path, text)
         node = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         return  # Hydra says it better, if anybody asks for this file
@@ -76,6 +75,18 @@ def check_file(path: Path, name: str) -> None:
             if wrong or str(key) != "hydra":
                 raise ConfigError(f"{path}: sets hydra.{wrong[0] if wrong else key}, which may call anything: {MEND}")
             _check_targets(path, value, top=False)
+
+
+def _check_shape(path: Path, text: str) -> None:
+    """Raise ConfigError for what would grow in memory, or nests deeper than whoever reads it next can follow."""
+    aliases = depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise ConfigError(f"{path}: more than {MOST_DEPTH} levels, and a configuration has fewer")
+    if aliases > MOST_ALIASES:
+        raise ConfigError(f"{path}: {aliases} aliases, and a configuration has {MOST_ALIASES} at most")
 
 
 MEND = "take that out, or start the command in another folder"

@@ -14,7 +14,7 @@ from lmablate.config.training import (
     TrainerRequest,
     TrainerSettings,
 )
-from lmablate.config.types import Fraction, NonNegativeInt, Part, PositiveFloat, PositiveInt
+from lmablate.config.types import Folder, Fraction, NonNegativeInt, Part, PositiveFloat, PositiveInt
 from lmablate.data.settings import DataSettings, TokenizerSettings
 from lmablate.diagnostics.settings import DiagnosticsSettings
 from lmablate.settings import Settings
@@ -140,7 +140,7 @@ class _Common(Settings):
     schedule: ScheduleSettings
     diagnostics: DiagnosticsSettings | None = None
     runtime: RuntimeSettings
-    results_dir: str
+    results_dir: Folder
 
 
 class RunRequest(_Common):

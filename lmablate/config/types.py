@@ -37,6 +37,16 @@ def _run_id(value: Any) -> Any:
 RunId = Annotated[str, BeforeValidator(_run_id)]
 
 
+def _folder(value: str) -> str:
+    """Empty, it would be the current folder, full of runs; a file system takes no NUL, and a terminal no other such sign."""
+    if not value.strip() or any(ord(sign) < 32 or ord(sign) == 127 for sign in value):
+        raise ValueError(f"{value!r} is no name of a folder: give one, such as results")
+    return value
+
+
+Folder = Annotated[str, AfterValidator(_folder)]
+
+
 def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(part.get("_target_"), str):
         raise ValueError("needs a _target_: the dotted path of a class or function")

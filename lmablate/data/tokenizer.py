@@ -16,10 +16,12 @@ import numpy as np
 
 from lmablate.data.settings import BYTES_VOCAB, PretrainedTokenizer
 from lmablate.errors import DataError
+from lmablate.files import read_bounded
 
 if TYPE_CHECKING:
     import tokenizers
 
+MOST_BYTES = 256 << 20  # of a saved tokenizer; the largest ones published have 35 MB
 END = "<|endoftext|>"
 USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<|im_end|>", "<|endofdocument|>", "[EOS]", "[SEP]")
 
@@ -136,7 +138,7 @@ def load_pretrained(settings: PretrainedTokenizer) -> SubwordTokenizer:
 
     path = find_pretrained(settings)
     try:
-        inner = Inner.from_str(path.read_text(encoding="utf-8"))
+        inner = Inner.from_str(read_bounded(path, MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise DataError(f"tokenizer.path={settings.path}: cannot read {path}: {error.strerror}") from error
     except Exception as error:  # the package raises bare Exception

@@ -9,13 +9,11 @@ checkpoint.py writes, so that every tool reads it.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 import shutil
+import warnings
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,27 +21,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lmablate.checkpoint import Damaged, check_size, checkpoints, load_checkpoint, read_checkpoint, save_checkpoint
-from lmablate.files import atomic_write
+from lmablate.checkpoint import (
+    MOMENTS,
+    Damaged,
+    drop_older,
+    fill,
+    newest_first,
+    read_checkpoint,
+    read_for,
+    save_checkpoint,
+    set_aside,
+)
+from lmablate.files import atomic_write, read_bounded
 
 if TYPE_CHECKING:
     from lmablate.distributed.ranks import Ranks
 
-log = logging.getLogger(__name__)
-_NAME = re.compile(r"step-(\d+)\.shards")
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOST_BYTES = 64 << 20  # of a state.json
 State = dict[str, Any]
 
 
 def shard_folders(folder: Path) -> list[Path]:
     """The checkpoints in parts, newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.shards") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def step_of(path: Path) -> int:
-    """The step of a checkpoint of either kind."""
-    return int(path.stem.partition("-")[2])
+    return [path for path in newest_first(folder) if path.suffix == ".shards"]
 
 
 def save_together(
@@ -76,7 +76,7 @@ def save_together(
         atomic_write(aside / "state.json", json.dumps(said))
         shutil.rmtree(path, ignore_errors=True)
         os.replace(aside, path)
-        _drop_older(folder, keep)
+        drop_older(folder, keep)
     ranks.wait()
 
 
@@ -113,41 +113,27 @@ def save_whole(
 
 
 def load_together(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> State | None:
-    """Fill `model` and `optimizer` from the newest checkpoint, of either kind, that every process can read."""
-    found = json.loads(ranks.say(json.dumps([path.name for path in _newest_first(folder)] if ranks.first else [])))
+    """Fill `model` and `optimizer` from the newest checkpoint, of either kind, that every process can read. One process
+    without torchrun calls checkpoint.load_checkpoint."""
+    found = json.loads(ranks.say(json.dumps([path.name for path in newest_first(folder)] if ranks.first else [])))
     for name in found:
         path = folder / name
         try:
-            state, tensors = _read(path, model, optimizer, part=ranks.rank, of=ranks.size)
+            if path.suffix == ".shards":
+                state, tensors = read_parts(path, model, part=ranks.rank, of=ranks.size)
+            else:
+                state, whole = read_for(path, model)
+                tensors = _cut_alike(whole, model)
             why = ""
         except (Damaged, OSError) as error:
             why = str(error) or type(error).__name__
         if ranks.all(not why):
-            _fill(model, optimizer, tensors)
+            fill(model, optimizer, tensors)
             return state
         if ranks.first:
-            _set_aside(path, why or "another process cannot read it")
+            set_aside(path, why or "another process cannot read it")
         ranks.wait()
     return None
-
-
-def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State | None:
-    """The same in a single process, without torchrun."""
-    for path in shard_folders(folder):
-        if any(step_of(whole) >= step_of(path) for whole in checkpoints(folder)):
-            break
-        try:
-            state, tensors = _read(path, model, optimizer, part=0, of=1)
-        except (Damaged, OSError) as error:
-            _set_aside(path, str(error))
-            continue
-        _fill(model, optimizer, tensors)
-        return state
-    return load_checkpoint(folder, model, optimizer)
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted([*checkpoints(folder), *shard_folders(folder)], key=step_of, reverse=True)
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -162,24 +148,15 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     return tensors
 
 
-def _read(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, part: int, of: int
-) -> tuple[State, dict[str, Tensor]]:
-    """State and tensors of a checkpoint, cut as `model` is. Nothing of the model is touched. Raises Damaged or OSError."""
-    if path.suffix == ".safetensors":
-        check_size(path, model)
-        state, tensors = read_checkpoint(path)
-        for name, parameter in model.named_parameters():
-            there = tensors.get(f"model.{name}")
-            if there is None or there.shape != parameter.shape:
-                raise Damaged(f"it has no {name} of shape {tuple(parameter.shape)}")
-        return state, _cut_alike(tensors, model)
+def read_parts(path: Path, model: nn.Module, *, part: int = 0, of: int = 1) -> tuple[State, dict[str, Tensor]]:
+    """State and tensors of a checkpoint in parts, cut as `model` is; nothing of the model is touched. Process `part` of `of` checks
+    its share of the checksums. Raises Damaged or OSError."""
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        said = json.loads((path / "state.json").read_bytes())
+        said = json.loads(read_bounded(path / "state.json", MOST_BYTES))
         state, parts, moved = said["state"], said["parts"], set(said["moments"])
         for name in sorted(parts)[part::of]:
             if Path(name).name != name or _checksum(path / name) != parts[name]:
@@ -191,7 +168,13 @@ def _read(
         if moved:
             wanted["optim.step"] = torch.zeros(())
         reader = dcp.HuggingFaceStorageReader(str(path))
-        dcp.load(wanted, storage_reader=reader, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "torch.distributed is disabled"
+            )  # one process puts it together: as it should be
+            dcp.load(wanted, storage_reader=reader, no_dist=not dist.is_initialized())
+    except (FileNotFoundError, NotADirectoryError) as error:  # the folder had its name when all of it was there
+        raise Damaged(str(error)) from None
     except (Damaged, OSError):
         raise
     # Of many kinds: a key missing, a shape that differs, a header that is none; torch's own is no Exception.
@@ -200,17 +183,6 @@ def _read(
     for name in moved:
         wanted[f"optim.step.{name}"] = wanted["optim.step"].clone()
     return state, wanted
-
-
-def _fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
-            held = {
-                key: tensors[f"optim.{key}.{name}"] for key in ("step", *MOMENTS) if f"optim.{key}.{name}" in tensors
-            }
-            if held:
-                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in held.items()}
 
 
 def _cut_alike(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -240,15 +212,3 @@ def _checksum(path: Path) -> str:
         while block := file.read(1 << 20):
             crc, size = zlib.crc32(block, crc), size + len(block)
     return f"{crc:08x}-{size}"
-
-
-def _set_aside(path: Path, why: str) -> None:
-    log.warning("%s is damaged (%s); going back to the checkpoint before", path, why)
-    with suppress(OSError):
-        os.replace(path, path.with_suffix(".damaged"))
-
-
-def _drop_older(folder: Path, keep: int) -> None:
-    for old in _newest_first(folder)[keep:]:
-        with suppress(OSError):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()

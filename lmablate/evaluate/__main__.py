@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.errors import ConfigError, DataError, in_words
+from lmablate.files import atomic_write
 
 DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
 files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
@@ -85,7 +86,8 @@ def _evaluate(asked: argparse.Namespace) -> None:
             check_writable(place, key)
     device, done = _device(asked.device), []
     for folder in folders:
-        check_writable(folder, "RUN")
+        if folder.is_dir():  # it would be made
+            check_writable(folder, "RUN")
         try:
             content = evaluate_run(
                 folder,
@@ -109,7 +111,7 @@ def _evaluate(asked: argparse.Namespace) -> None:
     if not done:
         raise ConfigError("no run could be evaluated so; the reasons stand above")
     if asked.json:
-        asked.json.write_text(json.dumps(finite(done), indent=1, allow_nan=False) + "\n")
+        atomic_write(asked.json, json.dumps(finite(done), indent=1, allow_nan=False) + "\n")
     if asked.out:
         _write_tables(folders, done, asked.out)
 

@@ -6,22 +6,19 @@ A further engine hooks in through engine.py; what is decided here holds for all 
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmablate import faults
-from lmablate.config_file import ASKED, launcher_name, write_config
 from lmablate.errors import ConfigError
 from lmablate.jobs import Job
-from lmablate.launcher.processes import Process
-from lmablate.locks import FileLock, Held, is_held, owner
+from lmablate.launcher.handover import own_config, prepare, read_status, trained_by
+from lmablate.launcher.running import GRACE_SECONDS, Running, Verdict
+from lmablate.locks import Held, is_held
 from lmablate.run_directory import check_writable
 
 if TYPE_CHECKING:
@@ -32,39 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 ELSEWHERE_SECONDS = 1.0  # between two looks at runs that another sweep trains
-GRACE_SECONDS = 30.0  # for a job past its time limit to write a checkpoint
 STOP_SECONDS = 300.0  # for a job that was asked to stop; asked twice, it has GRACE_SECONDS
-Verdict = dict[str, Any]
-
-
-@dataclass
-class Running:
-    """Jobs that have a process: one, or several of one graph. A job that has its result is taken out."""
-
-    jobs: list[Job]
-    process: Process
-    slot: int
-    limit: float | None  # seconds
-    began: float = field(default_factory=time.monotonic)
-    oom_kills: int | None = field(default_factory=lambda: faults.oom_kills())
-    overdue: bool = False
-    kill_at: float | None = None
-
-    def end_if_overdue(self) -> None:
-        """Ask a process that has had its time to stop, and kill one that does not listen."""
-        now = time.monotonic()
-        if getattr(self.process, "waits_for_graph", False):
-            self.began = now
-        if self.limit is not None and not self.overdue and now - self.began > self.limit:
-            self.overdue, self.kill_at = True, now + GRACE_SECONDS
-            self.send(signal.SIGTERM)
-        if self.kill_at is not None and now > self.kill_at:
-            self.kill_at = now + GRACE_SECONDS
-            self.send(signal.SIGKILL)
-
-    def send(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            self.process.send(number)
 
 
 class Loop:
@@ -137,7 +102,7 @@ class Loop:
             self.elsewhere.append([job])
             self._look_again = time.monotonic() + ELSEWHERE_SECONDS
             self.board.status.pop(job.run_id, None)
-            self.board.say(f"wait    {job.run_id}  {job.label}: {_elsewhere(job)}")
+            self.board.say(f"wait    {job.run_id}  {job.label}: {trained_by(job)}")
             return False
         self.prepared[job.run_id] = job
         return True
@@ -190,30 +155,11 @@ class Loop:
             self.elsewhere.append([job])
             self._look_again = time.monotonic() + ELSEWHERE_SECONDS
             return
-        verdict = self._verdict(job, one, code, stopped=stopped)
+        verdict = one.verdict(job, code, stopped=stopped)
         if verdict["state"] == "failed" and not stopped and self._again(job, verdict):
             self.queue.append([job])
             return
         self.board.finished(job, verdict)
-
-    def _verdict(self, job: Job, one: Running, code: int, *, stopped: bool) -> Verdict:
-        status = read_status(job)
-        if stopped and code in (143, -signal.SIGTERM, -signal.SIGINT, 130):
-            leave_status(job, {**status, "state": "stopped"})
-            return {"state": "stopped"}
-        own = status.get("error") if status.get("state") == "failed" else None
-        kind = status.get("kind") if own else None
-        reason = own or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
-        if one.overdue:
-            reason = f"not done within runtime.time_limit={one.limit:g} seconds, at step {status.get('step', 0)}"
-            kind = "time_limit"
-        elif code == -signal.SIGKILL and faults.oom_kills() != one.oom_kills:
-            reason, kind = f"{reason} for lack of memory: {faults.tried_words(job.cfg)}", faults.MEMORY
-        verdict = {"state": "failed", "error": reason, "kind": kind}
-        if kind == faults.MEMORY:
-            verdict["tried"] = status.get("tried") or faults.tried(job.cfg)
-        leave_status(job, {**status, **verdict})
-        return verdict
 
     def _again(self, job: Job, verdict: Verdict) -> bool:
         """Is a failed job tried again: with smaller passes where memory was lacking, else as often as `runtime.retries` says?"""
@@ -247,45 +193,6 @@ class Loop:
         for job in jobs:
             if not job.done:
                 self.board.finished(job, {"state": "failed", "error": reason})
-
-
-def prepare(job: Job) -> None:
-    """Leave the configuration that the job's process reads, and say that it starts. Raises Held."""
-    directory = job.directory.create()
-    with suppress(OSError):
-        own_config(job).unlink(missing_ok=True)
-    lock = FileLock.take(directory.lock_path)
-    try:
-        write_config(job.cfg, directory.config_path)
-        write_config(job.cfg, own_config(job))
-        leave_status(job, {"state": "starting", "step": 0, "steps": job.cfg.trainer.steps})
-    finally:
-        lock.release()
-
-
-def own_config(job: Job) -> Path:
-    return job.directory.path / f".asked-{launcher_name()}.yaml"
-
-
-def name_launcher() -> None:
-    """Have this launcher's processes read the configurations that it wrote."""
-    os.environ[ASKED] = launcher_name()
-
-
-def read_status(job: Job) -> dict[str, Any]:
-    """The job's heartbeat; empty while there is none to read."""
-    return job.directory.read_status()
-
-
-def leave_status(job: Job, status: dict[str, Any]) -> None:
-    """Replace a job's status, if that can be written: it is for display."""
-    with suppress(OSError):
-        job.directory.write_status(status)
-
-
-def _elsewhere(job: Job) -> str:
-    who = owner(job.directory.lock_path)
-    return f"process {who.get('pid', '?')} on {who.get('host', '?')} trains it"
 
 
 @contextmanager

@@ -115,7 +115,9 @@ class RayEngine:
         except ray.exceptions.TaskCancelledError:
             return "it was cancelled"
         except ray.exceptions.RayError as error:  # the worker or its machine is gone, or the task raised
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            return (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0].partition('. ')[0]}"  # pages may follow
+            )
 
     def _needs(self, job: Job) -> tuple[float, float]:
         runtime = job.cfg.runtime

@@ -15,7 +15,8 @@ from lmablate.faults import failure
 from lmablate.jobs import Job
 from lmablate.launcher.engine import Engine
 from lmablate.launcher.groups import group_jobs, split_trunks
-from lmablate.launcher.loop import ELSEWHERE_SECONDS, Loop, leave_status, name_launcher, read_status
+from lmablate.launcher.handover import leave_status, name_launcher, read_status
+from lmablate.launcher.loop import ELSEWHERE_SECONDS, Loop
 from lmablate.launcher.places import Places, gpus, how_many, places_for
 from lmablate.launcher.processes import Starter
 from lmablate.locks import Held, is_held
@@ -78,7 +79,9 @@ def _run_here(job: Job, board: Board) -> int:
                 board.say(f"wait    {job.run_id}  {job.label}: {held}")
                 while is_held(job.directory.lock_path):
                     time.sleep(ELSEWHERE_SECONDS)
-    except Interrupted as stop:
+    except (Interrupted, KeyboardInterrupt) as stop:  # the latter: asked a second time, and stopped within a step
+        if job.directory.path.is_dir():
+            leave_status(job, {**read_status(job), "state": "stopped"})
         return int(stop.args[0]) if stop.args else signal.SIGINT
     except Exception as error:
         verdict = failure(error, job.cfg)

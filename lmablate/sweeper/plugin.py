@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmablate.errors import ConfigError
 from lmablate.launcher.composer import Composer
+from lmablate.secrets import refuse
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -122,6 +123,7 @@ class GridSweeper(Sweeper):
 
         assert self.config is not None and self.launcher is not None  # Hydra calls setup first
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        refuse(dict(word.partition("=")[::2] for word in words))  # they are about to be written down
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(words)
         (batch,) = BasicSweeper.split_arguments(overrides, None)
         folder = Path(self.config.hydra.sweep.dir)

@@ -7,10 +7,11 @@ for it; here every use is listed.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.files import atomic_write
+from lmablate.files import atomic_write, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,10 @@ FOLDER = "studies"  # no run directory: it holds no result.json
 
 
 def study_path(results_dir: str | Path, sweep: str) -> Path:
-    return Path(results_dir) / FOLDER / f"{sweep}.json"
+    name = (
+        re.sub(r"[^A-Za-z0-9_.-]+", "_", sweep).lstrip(".") or "study"
+    )  # a sweep of a folder of its own has a slash in its name
+    return Path(results_dir) / FOLDER / f"{name}.json"
 
 
 def write_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) -> Path:
@@ -35,12 +39,23 @@ def load_studies(results_dir: str | Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((Path(results_dir) / FOLDER).glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
         except (OSError, ValueError):
             continue
-        if isinstance(content, dict) and isinstance(content.get("runs"), list):
-            found[path.stem] = content
+        if isinstance(content, dict) and _has_runs(content):
+            found[content["sweep"]] = content
     return found
+
+
+def _has_runs(content: dict[str, Any]) -> bool:
+    """Does a file say which study it is of, and list runs?"""
+    runs = content.get("runs")
+    words = ("run_id", "arm", "stage")
+    return (
+        isinstance(content.get("sweep"), str)
+        and isinstance(runs, list)
+        and all(isinstance(run, dict) and all(isinstance(run.get(word), str | None) for word in words) for run in runs)
+    )
 
 
 def study_runs(runs: pd.DataFrame, study: dict[str, Any]) -> pd.DataFrame:
