@@ -6,6 +6,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,11 @@ def edited(content: Any, rng: random.Random) -> Any:
             if kind == "drop" and isinstance(node, dict):
                 del node[key]
             elif kind == "add" and isinstance(node, dict):
-                node[f"new_{rng.randrange(99)}"] = rng.choice(WRONG)
+                node[f"new_{rng.randrange(99)}"] = deepcopy(rng.choice(WRONG))
             elif isinstance(node[key], int | float) and not isinstance(node[key], bool) and rng.random() < 0.5:
                 node[key] = node[key] * rng.choice((-1, 2, 1.0001)) + rng.choice((0, 1))
             else:
-                node[key] = rng.choice(WRONG)
+                node[key] = deepcopy(rng.choice(WRONG))
             break
     return content
 
