@@ -22,10 +22,7 @@ GRADES = {
 }
 Grade = Literal["V1", "V2", "V3", "V4", "R", "U"]
 Longer = Literal["val_loss_2x", "val_loss_4x", "val_loss_8x", "val_loss_16x"]  # windows over the training length
-Metric = (
-    Literal["val_loss", "val_bpb", "train_loss", "tokens_per_second", "lr_sensitivity", "loss_spike_score", "diverged"]
-    | Longer
-)
+Metric = Literal["val_loss", "val_bpb", "train_loss", "lr_sensitivity", "loss_spike_score", "diverged"] | Longer
 Direction = Literal["lower", "higher", "equal", "not_higher"]
 Value = str | bool | int | float | None
 Arms = dict[str, Value | list[Value]]

@@ -20,7 +20,7 @@ from lmablate.stats import counts, curves, estimates, sequential
 EQUAL, WIDER = 0.2, 0.5
 _WORDS = {
     "val_loss": "a validation loss", "val_bpb": "bits per byte", "train_loss": "a training loss",
-    "tokens_per_second": "a speed", "lr_sensitivity": "three learning rates in common, one of which trains",
+    "lr_sensitivity": "three learning rates in common, one of which trains",
     "loss_spike_score": "a spike score of every step (diagnostics=standard runtime.log_every=1)",
     **{f"val_loss_{n}x": f"an evaluation at {n} times the training length (runtime.evaluate_lengths)" for n in (2, 4, 8, 16)},
 }  # fmt: skip
