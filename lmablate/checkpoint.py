@@ -77,6 +77,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if strange := set(metadata) - {"state", "crc32"}:
+            raise Damaged(f"its header has a {min(strange)}")
         state = json.loads(metadata["state"])
         crc = metadata.get("crc32")  # files from before there was one have none
         if crc is not None and crc != checksum(tensors, metadata["state"]):

@@ -12,7 +12,7 @@ from chaos.mutations import config_problem, edited, result_problem
 from corpus import QUICK, write_corpus
 
 from lmablate import faults
-from lmablate.checkpoint import checkpoints, read_checkpoint
+from lmablate.checkpoint import Damaged, checkpoints, read_checkpoint, save_checkpoint
 from lmablate.config import compose
 from lmablate.config_file import read_config, write_config
 from lmablate.errors import ConfigError
@@ -252,3 +252,21 @@ def test_a_changed_configuration_is_refused_by_name(text, tmp_path):
 def test_edits_change_something():
     content = {"a": 1, "b": {"c": [1, 2.5, None]}, "d": "word"}
     assert sum(edited(content, random.Random(i)) != content for i in range(50)) > 45
+
+
+def test_a_byte_of_a_checkpoints_header_is_refused_or_changes_nothing(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    path = save_checkpoint(tmp_path, 1, model, torch.optim.AdamW(model.parameters()), {"a": [1, 2]}, keep=1)
+    raw = path.read_bytes()
+    state, tensors = read_checkpoint(path)
+    refused = 0
+    for at in range(8, 8 + int.from_bytes(raw[:8], "little")):
+        path.write_bytes(raw[:at] + b"!" + raw[at + 1 :])
+        try:
+            again, others = read_checkpoint(path)
+        except Damaged:
+            refused += 1
+        else:
+            assert again == state and all(torch.equal(others[name], tensors[name]) for name in tensors)
+            assert raw[at : at + 1] == b" ", "only the padding may be anything"
+    assert refused > 100
