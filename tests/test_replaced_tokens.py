@@ -22,7 +22,7 @@ from lmablate.gang import graph_key
 from lmablate.model import build_model
 from lmablate.model.families import generator_of
 from lmablate.objective import IGNORE, ReplacedTokens, objective_of
-from lmablate.objective.rtd import found_of
+from lmablate.objective.rtd import found_of, rates
 
 RTD = {"kind": "rtd", "mask_share": 0.15, "generator_share": 0.5, "discriminator_weight": 50.0}
 
@@ -237,3 +237,17 @@ def test_runs_train_alone_and_in_pieces_alike():
 def test_keys_of_a_head_over_the_vocabulary_are_refused(key):
     with pytest.raises(ConfigError, match=f"model.{key}=true belongs to a head over the vocabulary"):
         compose(["objective=rtd", f"model.{key}=true"])
+
+
+def test_the_rate_of_a_kind_of_token_is_that_of_the_other_half():
+    tokens = np.array([0, 0, 0, 1, 2, 0, 0, 1, 1, 3])
+    was = np.array([True, True, False, False, True, False, False, True, True, False])
+    mean = {"first": 3 / 5, "second": 2 / 5}
+    of_second = {0: (0 + 2 / 5) / 3, 1: (2 + 2 / 5) / 3, 2: 2 / 5, 3: (0 + 2 / 5) / 2}
+    of_first = {0: (2 + 3 / 5) / 4, 1: (0 + 3 / 5) / 2, 2: (1 + 3 / 5) / 2, 3: 3 / 5}
+    want = [of_second[t] for t in tokens[:5]] + [of_first[t] for t in tokens[5:]]
+    assert mean == {"first": was[:5].mean(), "second": was[5:].mean()}
+    np.testing.assert_allclose(rates(was, tokens), want)
+    rng = np.random.default_rng(0)  # where nothing can be known, nothing is: a rate of the same text would seem to know
+    tokens, was = rng.integers(0, 1000, 4000), rng.random(4000) < 0.1
+    assert found_of(was, rates(was, tokens)) == pytest.approx(was.mean(), abs=0.05)

@@ -116,7 +116,7 @@ class ReplacedTokens(MaskedLM):
     def measures(self, model: TransformerLM, text: Held) -> dict[str, float]:
         """Of the generator as of a masked model; and of the model `val_replaced_accuracy`: as many tokens are called replaced as
         were, those with the largest logits, and this is the share that was. Blindly that is `val_replaced_share`; a model that
-        knew of each kind of token how often it is replaced in this very text reaches `val_replaced_accuracy_unigram`."""
+        knows of each kind of token how often it was replaced in other text reaches `val_replaced_accuracy_unigram`."""
         whole = self.validation(text.inputs, text.targets)
         logits, replaced, tokens, right, nats = [], [], [], 0, 0.0
         for part in (piece.to(text.device) for piece in whole.split(text.batch_size)):
@@ -133,7 +133,7 @@ class ReplacedTokens(MaskedLM):
         was, seen = torch.cat(replaced).numpy(), torch.cat(tokens).numpy()
         return {
             "val_replaced_accuracy": found_of(was, torch.cat(logits).numpy()),
-            "val_replaced_accuracy_unigram": found_of(was, _rates(was, seen)),
+            "val_replaced_accuracy_unigram": found_of(was, rates(was, seen)),
             "val_replaced_share": float(was.mean()),
             "val_masked_accuracy": right / len(targets),
             "val_masked_accuracy_unigram": float((targets == text.log_p.argmax()).mean()),
@@ -152,7 +152,14 @@ def found_of(was: np.ndarray, score: np.ndarray) -> float:
     return float((was[above].sum() + (n - above.sum()) * was[at].mean()) / n)
 
 
-def _rates(was: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """For each token the share of its kind that `was`."""
-    seen = np.bincount(tokens)
-    return (np.bincount(tokens, weights=was) / np.maximum(seen, 1))[tokens]
+def rates(was: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """For each token how often its kind `was` in the other half of the text, one more of the mean rate counted in: a rate of the
+    same half would know of a rare token what became of this very one."""
+    first = np.arange(len(tokens)) < len(tokens) // 2
+    out = np.empty(len(tokens))
+    for own in (first, ~first):
+        n_kinds, mean = int(tokens.max()) + 1, was[~own].mean()
+        seen = np.bincount(tokens[~own], minlength=n_kinds)
+        found = np.bincount(tokens[~own], weights=was[~own], minlength=n_kinds)
+        out[own] = ((found + mean) / (seen + 1))[tokens[own]]
+    return out
