@@ -30,7 +30,7 @@ from lmablate.model.init import initialise  # noqa: E402
 from lmablate.model.posemb import Positions  # noqa: E402
 from lmablate.model.primitives import set_compute_dtype  # noqa: E402
 
-WARM = 10
+WARM = 40  # steps in which most numbers of rows are met once
 WORDS = ("model.d_model=256", "model.context_length=128", "trainer.precision=fp32", "runtime.device=cpu")
 ARMS = {
     "top-2 of 8": ("ffn=token_choice",),
