@@ -1,8 +1,10 @@
 """Files that are either whole or absent."""
 
 import errno
+import hashlib
 import json
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -86,6 +88,12 @@ def read_bounded(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
+def file_stem(name: str) -> str:
+    """`name` as that of a file; where it has other signs or is long, a hash tells it from others that would look the same."""
+    stem = re.sub(r"[^\w-]", "_", name)
+    return stem if stem == name and len(stem) <= 80 else f"{stem[:80]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def read_json(path: Path, most: int = MOST_JSON) -> Any:
     """The value of a JSON file. Raises OSError and ValueError, whatever stands there."""
     return parsed(read_bounded(path, most))
@@ -95,7 +103,7 @@ def parsed(raw: bytes) -> Any:
     """JSON; raises ValueError, also for a value nested so deeply that whoever walks through it would fail."""
     try:
         value = json.loads(raw)
-        if not _deeper(value, DEEPEST):
+        if raw.count(b"[") + raw.count(b"{") <= DEEPEST or not _deeper(value, DEEPEST):
             return value
     except RecursionError:
         pass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import importlib
 import importlib.util
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lmablate.files import file_stem
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,12 +46,6 @@ def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
             if hasattr(module, "figure"):
                 found[sweep] = module
     return found
-
-
-def file_stem(name: str) -> str:
-    """`name` as that of a file; where it has other signs or is long, a hash tells it from others that would look the same."""
-    stem = re.sub(r"[^\w-]", "_", name)
-    return stem if stem == name and len(stem) <= 80 else f"{stem[:80]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: bool) -> list[Drawn]:

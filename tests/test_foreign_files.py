@@ -15,10 +15,9 @@ from lmablate.config_file import read_config, write_config
 from lmablate.display import plain
 from lmablate.errors import ConfigError, DataError
 from lmablate.evaluations import load_evaluations
-from lmablate.files import DEEPEST, read_json, read_jsonl
+from lmablate.files import DEEPEST, file_stem, read_json, read_jsonl
 from lmablate.ledger import load_sweeps
 from lmablate.report import main as report
-from lmablate.report_figures import file_stem
 from lmablate.results import load_history, load_unfinished
 from lmablate.run_directory import RunDirectory
 from lmablate.sweeper.store import load_studies, study_path, write_study
@@ -176,3 +175,9 @@ def test_what_a_grid_writes_down_before_its_jobs_are_checked_holds_no_secret(tmp
     assert "WANDB_API_KEY" in told.err and key not in told.err + told.out
     written = [path.read_text() for path in (tmp_path / "results").rglob("*") if path.is_file()]
     assert not any(key in one for one in written) and os.environ["WANDB_API_KEY"] == key
+
+
+def test_studies_whose_names_look_alike_have_files_of_their_own(tmp_path):
+    for name in ("a/b", "a b", "a_b"):
+        write_study(tmp_path, name, {"sweep": name, "runs": []})
+    assert load_studies(tmp_path).keys() == {"a/b", "a b", "a_b"}

@@ -1,6 +1,7 @@
 """The typed configuration of a run's training: objective, optimizer, schedule, steps, and how it is carried out."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,16 @@ from lmablate.config.types import (
     Share,
 )
 from lmablate.settings import Settings
+
+
+def _check_keys(settings: Any, group: str, belongs: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError for a key that this kind of `group` has not, or that it needs: `belongs` says which kinds have it."""
+    for key, kinds in belongs.items():
+        given = getattr(settings, key) is not None
+        if given and settings.kind not in kinds:
+            raise ValueError(f"{group}={settings.kind} has no {key}; it belongs to {group}={' or '.join(kinds)}")
+        if not given and settings.kind in kinds:
+            raise ValueError(f"{group}={settings.kind} needs a {key}")
 
 
 class ObjectiveSettings(Settings):
@@ -44,12 +55,7 @@ class ObjectiveSettings(Settings):
             "mean_span": ("span_corruption",),
             **dict.fromkeys(("generator_share", "discriminator_weight"), ("rtd",)),
         }
-        for key, kinds in belongs.items():
-            given = getattr(self, key) is not None
-            if given and self.kind not in kinds:
-                raise ValueError(f"objective={self.kind} has no {key}; it belongs to objective={' or '.join(kinds)}")
-            if not given and self.kind in kinds:
-                raise ValueError(f"objective={self.kind} needs a {key}")
+        _check_keys(self, "objective", belongs)
         if self.special_id is not None and self.kind not in belongs["mask_share"]:
             raise ValueError(
                 f"objective={self.kind} has no special_id; it belongs to objective={' or '.join(belongs['mask_share'])}"
@@ -91,12 +97,7 @@ class ScheduleSettings(Settings):
     def _keys_of_this_kind(self) -> Self:
         wsd = ("wsd", "wsd_branches")
         belongs = {"final_fraction": ("cosine", "linear", *wsd), "decay_fraction": wsd, "branches": ("wsd_branches",)}
-        for key, kinds in belongs.items():
-            given = getattr(self, key) is not None
-            if given and self.kind not in kinds:
-                raise ValueError(f"schedule={self.kind} has no {key}; it belongs to schedule={' or '.join(kinds)}")
-            if not given and self.kind in kinds:
-                raise ValueError(f"schedule={self.kind} needs a {key}")
+        _check_keys(self, "schedule", belongs)
         return self
 
 

@@ -7,11 +7,10 @@ for it; here every use is listed.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.files import atomic_write, read_json
+from lmablate.files import atomic_write, file_stem, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +19,8 @@ FOLDER = "studies"  # no run directory: it holds no result.json
 
 
 def study_path(results_dir: str | Path, sweep: str) -> Path:
-    name = (
-        re.sub(r"[^A-Za-z0-9_.-]+", "_", sweep).lstrip(".") or "study"
-    )  # a sweep of a folder of its own has a slash in its name
-    return Path(results_dir) / FOLDER / f"{name}.json"
+    # A sweep of a folder of its own has a slash in its name.
+    return Path(results_dir) / FOLDER / f"{file_stem(sweep)}.json"
 
 
 def write_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) -> Path:

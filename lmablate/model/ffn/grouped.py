@@ -8,14 +8,17 @@ gather too: nothing is added in an order that could change from run to run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """How M rows stand when sorted by expert: int64 `order` ``[M]`` lists them by where they stood, `place` ``[M]`` is its
     inverse, `expert` ``[M]`` is ascending, and `counts` ``[G]`` are the rows of each expert. Rows beyond them are dropped."""
 
@@ -24,7 +27,7 @@ class Rows(NamedTuple):
     expert: Tensor
     counts: Tensor
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """The counts as numbers, which a GPU has to be waited for."""
         return sizes_of(self.counts, len(self.order))
