@@ -67,7 +67,7 @@ def single_bars(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Bar]:
             peer = f"{library}, fp32 eager"
             yield Bar(f"{config}: our default in a short run (eager) over {peer}", needed, speedup(result, OURS, peer))
             yield Bar(
-                f"{config}: our default in a long run (compiled) over {peer}", needed, speedup(result, COMPILED, peer)
+                f"{config}: bf16 compiled (`runtime.compile=true`) over {peer}", needed, speedup(result, COMPILED, peer)
             )
     for config, needed in EQUAL.items():
         for precision in ("fp32", "bf16"):

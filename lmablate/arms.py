@@ -13,7 +13,7 @@ AXIS_ORDER = (
     *("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn", "stability", "aspect_ratio"),
     *("preset", "shrink", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
 )
-_NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage", "trunk")
+_NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage", "trunk", "code")
 # Where a thing was found or how a run was carried out, and not what was run.
 _NOT_SCIENCE = (
     *("numerics.", "provenance.", "runtime.", "diagnostics.", "data.paths", "tokenizer.path"),
@@ -56,7 +56,7 @@ def arm_columns(runs: pd.DataFrame) -> list[str]:
     """The fewest columns that tell the arms of `runs` apart: two runs that agree on them differ in seeds at most.
 
     All axes that vary, then those configuration keys that the axes do not already decide (`optim.lr` of a learning-rate
-    grid, but not the `model.d_ff` that follows from the activation), then `science_version` where it is mixed.
+    grid, but not the `model.d_ff` that follows from the activation), then `science_version` and `code` where they are mixed.
     """
     chosen = axes_that_vary(runs)
     if "preset" in chosen:  # a published system stands for the axes it decides
@@ -68,7 +68,7 @@ def arm_columns(runs: pd.DataFrame) -> list[str]:
     asked = {word.partition("=")[0].lstrip("+") for words in lists for word in words}
     rest = [column for column in axes_that_vary(runs, config=True) if column not in chosen]
     rest = sorted(rest, key=lambda column: column not in asked)  # what was asked for names the arm, not what follows
-    for column in [*rest, "science_version"]:
+    for column in [*rest, "science_version", *(["code"] if "code" in runs.columns else [])]:
         values = keys(runs, column)
         if len(set(zip(groups, values, strict=True))) > len(set(groups)):
             chosen.append(column)
@@ -83,9 +83,11 @@ def arm_label(row: Mapping[Any, Any], columns: Sequence[str]) -> str:
         value, name = show(row[column]), column.rpartition(".")[2]
         if column == "data.fingerprint":
             name, value = "text", value[:8]
+        if column == "code":
+            value = "as shipped" if is_missing(row[column]) else value
         if sum(other.rpartition(".")[2] == name for other in columns) > 1:
             name = column
-        speaks = "." not in column and column != "science_version" and value not in _BARE
+        speaks = "." not in column and column not in ("science_version", "code") and value not in _BARE
         words.append(value if speaks else f"{name} {value}")
     return " · ".join(words) or "all runs"
 

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 from lmablate.files import atomic_write, remove_leftovers
+from lmablate.model.citizens import own_buffers
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d+)\.(safetensors|shards)")
@@ -28,8 +29,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
 ) -> Path:
-    """Write the weights, AdamW's moments and `state` (plain JSON) after `step` steps; then drop all but the last `keep`."""
+    """Write the weights, buffers of the user's own, AdamW's moments and `state` (plain JSON) after `step` steps; then drop all but the
+    last `keep`."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    tensors |= {f"buffer.{name}": buffer.detach() for name, buffer in own_buffers(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optim.{key}.{name}"] = value.detach()
@@ -143,16 +146,20 @@ def read_for(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, to
         return read_parts(path, model)
     check_size(path, model)
     state, tensors = read_checkpoint(path)
-    for name, parameter in model.named_parameters():
-        there = tensors.get(f"model.{name}")
-        if there is None or there.shape != parameter.shape:
-            raise Damaged(f"it has no {name} of shape {tuple(parameter.shape)}")
+    wanted: dict[str, torch.Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+    wanted |= {f"buffer.{name}": buffer for name, buffer in own_buffers(model).items()}
+    for key, mine in wanted.items():
+        there = tensors.get(key)
+        if there is None or there.shape != mine.shape:
+            raise Damaged(f"it has no {key.partition('.')[2]} of shape {tuple(mine.shape)}")
     return state, tensors
 
 
 def fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put the tensors of a checkpoint into weights and moments."""
+    """Put the tensors of a checkpoint into weights, buffers and moments."""
     with torch.no_grad():
+        for name, buffer in own_buffers(model).items():
+            buffer.copy_(tensors[f"buffer.{name}"])
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
             moments = {
@@ -165,7 +172,8 @@ def fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[st
 
 def check_size(path: Path, model: nn.Module) -> None:
     """Raise Damaged for a file that holds more than the weights of `model` and twice as much besides, before it is read."""
-    most = 4 * sum(p.numel() * p.element_size() for p in model.parameters()) + (64 << 20)
+    held = [*model.parameters(), *own_buffers(model).values()]
+    most = 4 * sum(x.numel() * x.element_size() for x in held) + (64 << 20)
     if (size := path.stat().st_size) > most:
         raise Damaged(f"it has {size:,} bytes, and a checkpoint of this model {most:,} at most")
 
@@ -175,3 +183,5 @@ def load_weights(path: Path, model: nn.Module) -> None:
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"model.{name}"))
+        for name, buffer in own_buffers(model).items():
+            buffer.copy_(file.get_tensor(f"buffer.{name}"))

@@ -23,6 +23,7 @@ from lmablate.compilation import compile_blocks
 from lmablate.data.tokens import share_of
 from lmablate.identity import science
 from lmablate.model import build_model
+from lmablate.model.citizens import why_alone
 from lmablate.model.extra import before_step, join_counts, leave_counts, stack_counts
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.objective import member_losses, objective_of, stacked
@@ -43,10 +44,10 @@ FUSIBLE_KEYS = {
 def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
     """Runs with equal keys may train as one gang; None for a run that trains solo.
 
-    Solo are runs with dropout, whose random draws depend on the shape of the whole batch, and those of an objective that says
-    so.
+    Solo are runs with dropout, whose random draws depend on the shape of the whole batch, those of an objective that says
+    so, and those with parameters or buffers of plain torch.
     """
-    if cfg.model.dropout or objective_of(cfg).solo:
+    if cfg.model.dropout or objective_of(cfg).solo or why_alone(cfg):
         return None
     key: dict[str, Any] = {name: value for name, value in science(cfg, data).items() if name not in FUSIBLE}
     for group, names in FUSIBLE_KEYS.items():

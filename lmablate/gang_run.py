@@ -45,7 +45,7 @@ def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda
     if size == 1:
         return _one_by_one(runs, on_end)
     difference = self_test(runs)
-    if difference and not compiled and runs[0][0].runtime.device == "cpu":
+    if difference and runs[0][0].runtime.exact_gangs is not False:
         log.info("gang: together these runs would differ by %.1g from each alone: one after the other", difference)
         return _one_by_one(runs, on_end)
     # `gang` marks rows whose bits may differ from those of a run trained alone.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmablate.settings import Settings
+from lmablate.source import changed_since
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -22,8 +24,9 @@ GRAPH = (*_PARTS, "ffn", "stability", "model", "objective", "trainer")  # what d
 def science(cfg: RunConfig, data: TokenData) -> dict[str, Any]:
     """Everything that decides a run's numbers, and nothing else.
 
-    Final sizes and seeds, the option words of the axes with their settings, and the content of the text and the
-    tokenizer. Left out: class paths, file paths, runtime settings, and every null, so that a key added later orphans nothing.
+    Final sizes and seeds, the option words of the axes with their settings, the content of the text and the tokenizer, and of
+    code that is not as shipped. Left out: class paths, file paths, runtime settings, and every null, so that a key added later
+    orphans nothing.
     """
     out: dict[str, Any] = {
         "science_version": SCIENCE_VERSION,
@@ -38,6 +41,8 @@ def science(cfg: RunConfig, data: TokenData) -> dict[str, Any]:
         out[name] = {"option": cfg.choices[name], "settings": _without_targets(_plain(getattr(cfg, name)))}
     if cfg.ffn is not None:
         out["ffn"] = {"option": cfg.choices["ffn"], "settings": _without_targets(_plain(cfg.ffn))}
+    if cfg.code:  # the content of what is not as shipped, wherever it stands
+        out["code"] = sorted(cfg.code.values())
     return _plain(out)
 
 
@@ -58,6 +63,14 @@ def _plain(value: Any) -> Any:
             cleaned["_target_"] = cleaned["_target_"].rpartition(".")[2]
         return {key: item for key, item in cleaned.items() if item != {}}
     return value
+
+
+def is_stale(row: Mapping[str, Any]) -> bool:
+    """Was this row made by code whose numbers have since changed: ours, or that of a part of the user's own?"""
+    code = row.get("code")
+    return row.get("science_version") != SCIENCE_VERSION or bool(
+        changed_since(code if isinstance(code, dict) else None)
+    )
 
 
 def run_id(cfg: RunConfig, data: TokenData) -> str:

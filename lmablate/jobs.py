@@ -14,9 +14,10 @@ from lmablate.branches import trunk_id
 from lmablate.diagnostics.settings import is_complete, merge
 from lmablate.errors import ConfigError
 from lmablate.evaluations import lacks
-from lmablate.identity import SCIENCE_VERSION, run_id
+from lmablate.identity import run_id
 from lmablate.run import check_vocabulary, load_data, with_data
 from lmablate.run_directory import RunDirectory, check_writable
+from lmablate.source import describe
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -61,6 +62,15 @@ def tell_solved(jobs: Sequence[Job]) -> None:
         if job.cfg.solved is not None and job.cfg.solved not in _told:
             _told.add(job.cfg.solved)
             log.info("%s", job.cfg.solved)
+
+
+def tell_code(jobs: Sequence[Job]) -> None:
+    """Say once in a command which parts of its runs are not as shipped, since they count in the runs' ids."""
+    code = {module: said for job in jobs for module, said in (job.cfg.code or {}).items()}
+    line = f"not as shipped, so part of the run id by content: {describe(code)}"
+    if code and line not in _told:
+        _told.add(line)
+        log.info("%s", line)
 
 
 def label_jobs(jobs: Sequence[Job]) -> None:
@@ -129,16 +139,8 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
         else:
             jobs[identity], data_of[identity] = Job(final, identity), data
             jobs[identity].trunk = trunk_id(final, data) if final.branches else None
-    from lmablate.compilation import resolve_compile
-    from lmablate.launcher.scheduler import slots
-
     made = list(jobs.values())
     label_jobs(made)
     tell_solved(made)
-    resolve_compile(made, slots(made))
+    tell_code(made)
     return made, data_of
-
-
-def stale(row: dict[str, Any]) -> bool:
-    """Was this row made by code whose numbers have since changed?"""
-    return row.get("science_version") != SCIENCE_VERSION

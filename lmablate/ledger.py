@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.files import atomic_write, read_json
 from lmablate.heartbeat import age
-from lmablate.identity import SCIENCE_VERSION
+from lmablate.identity import is_stale
 from lmablate.locks import FileLock, Held, is_held, owner
 from lmablate.run_directory import RunDirectory
 
@@ -129,8 +129,7 @@ def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
     row = directory.read_result()
     if row is not None:
         state = {"completed": "done"}.get(row["status"], row["status"])
-        older = row["science_version"] != SCIENCE_VERSION
-        found |= {"state": state, "val_loss": row["val_loss"], "step": None, "error": None, "older": older}
+        found |= {"state": state, "val_loss": row["val_loss"], "step": None, "error": None, "older": is_stale(row)}
     elif held or (held is None and _fresh(status, found["age"])):
         found |= {"state": "running", "error": None}
         found |= {key: value for key, value in owner(directory.lock_path).items() if key in ("host", "pid")}

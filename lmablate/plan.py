@@ -24,8 +24,24 @@ def plan(configs: Sequence[RunConfig], launcher: str) -> int:
     if counted:
         show_published(counted)
     if trained := [cfg for cfg in configs if cfg not in counted]:
-        show(*prepare_jobs(trained))
+        jobs, data = prepare_jobs(trained)
+        show(jobs, data)
+        tell_own_parts(jobs, launcher)
     return 0
+
+
+def tell_own_parts(jobs: Sequence[Job], launcher: str) -> None:
+    """What holds for parts of the user's own: FLOPs that were counted and not stated, and runs that no gang takes."""
+    from lmablate.budget.measured import measures_flops
+    from lmablate.model.citizens import why_alone
+
+    own = [job.cfg for job in jobs if job.cfg.code]
+    counted = dict.fromkeys(f"{axis}={cfg.choices.get(axis)}" for cfg in own for axis in measures_flops(cfg))
+    if counted:
+        print(f"FLOPs of {', '.join(counted)}: counted by torch.utils.flop_counter, since the class does not say them.")
+    if launcher == "gang":
+        for why in dict.fromkeys(filter(None, map(why_alone, own))):
+            print(f"alone, and in no gang: {why}.")
 
 
 def show_published(configs: Sequence[RunConfig]) -> None:
@@ -82,7 +98,7 @@ def show(jobs: Sequence[Job], data: Mapping[str, TokenData], later: Sequence[Job
 
     from lmablate.budget import DEFINITIONS, flops_per_token, kv_bytes_per_token, parameters
     from lmablate.display import duration
-    from lmablate.jobs import stale
+    from lmablate.identity import is_stale
     from lmablate.launcher.scheduler import slots
 
     todo = [*(job for job in jobs if not job.done), *later]
@@ -109,7 +125,7 @@ def show(jobs: Sequence[Job], data: Mapping[str, TokenData], later: Sequence[Job
         state = (
             ("to train again" if again else "to train")
             if row is None
-            else ("done, stale" if stale(row) else str(row["status"]))
+            else ("done, stale" if is_stale(row) else str(row["status"]))
         )
         if job.asked > 1:
             state += f" (asked {job.asked} times)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from lmablate.config_file import MOST_BYTES
 from lmablate.errors import ConfigError
 from lmablate.evaluations import load_evaluations, load_positions
 from lmablate.files import read_bounded, read_jsonl
+from lmablate.identity import is_stale
 from lmablate.run_directory import (
     COUNTS,
     MEASURES,
@@ -64,7 +65,8 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
     (`norm`, `activation`, ...); the configuration with dotted names (`optim.lr`, `model.d_model`); `numerics` in words
     (``cpu fp32 eager``) and, like `data` and `provenance`, item by item (`numerics.device`, `data.fingerprint`). Where
     two claim a name, the axis word wins, then result.json's own scalar; a configuration value that loses stands under
-    ``config.<name>`` if it says something else.
+    ``config.<name>`` if it says something else. `code` names the modules of a run that were not as shipped, with their
+    fingerprints (``mypackage.norms=0123456789ab``), and `stale` says whether today's code would compute other numbers.
 
     `results_dir` may be several folders; a run found twice with the same numerics is counted once. `status` keeps one
     status or several. Damaged files are left out with a SkippedFile warning. Raises ConfigError if a folder is missing.
@@ -207,6 +209,8 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
     """One result as a flat row; see load_runs for who wins a name."""
     flat = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
     flat["numerics"] = numerics_words(row["numerics"])
+    flat["code"] = " ".join(f"{module}={said}" for module, said in code_of_row(row).items()) or None
+    flat["stale"] = is_stale({**row, "code": code_of_row(row)})
     flat |= row["choices"]
     for block in _BLOCKS:
         for key, value in _leaves(row.get(block) or {}, f"{block}."):
@@ -217,6 +221,12 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
         elif key not in flat or (value is not None and flat[key] != value):
             flat[f"config.{key}"] = value
     return flat
+
+
+def code_of_row(row: Mapping[str, Any]) -> dict[str, str]:
+    """The modules of a row's run that were not as shipped, each with its fingerprint (source.py)."""
+    code = row.get("code")
+    return {str(module): str(said) for module, said in code.items()} if isinstance(code, dict) else {}
 
 
 def numerics_words(numerics: dict[str, Any]) -> str:

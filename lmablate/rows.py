@@ -34,6 +34,7 @@ SUMMARY = (
 def facts_of(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
     """What is known of a run before it starts."""
     from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+    from lmablate.budget.measured import measures_flops
     from lmablate.data.skills.store import SkillData
     from lmablate.objective import objective_of
 
@@ -50,11 +51,13 @@ def facts_of(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
         "n_params_active": counts.active,
         "flops_per_token": flops_per_token(cfg),
         "targets_per_token": objective_of(cfg).targets_per_token(cfg.model.context_length),
+        "flops_counted": measures_flops(cfg) or None,
         "kv_bytes_per_token": kv_bytes_per_token(cfg),
         "solved": cfg.solved,
         "sweep": cfg.sweep,
         "arm": cfg.arm,
         "stage": cfg.stage,
+        "code": cfg.code,
         "trunk": trunk_id(cfg, data),
         "data": {
             "fingerprint": data.fingerprint,

@@ -27,6 +27,7 @@ from lmablate.parent import with_parent
 from lmablate.rows import SUMMARY, facts_of, outcome_of
 from lmablate.run_directory import RunDirectory
 from lmablate.settings import BOOKKEEPING
+from lmablate.source import code_of, describe
 from lmablate.stopping import StopRequest, asked_to_stop
 
 if TYPE_CHECKING:
@@ -70,6 +71,16 @@ def check_vocabulary(cfg: RunConfig, found: int | None) -> None:
         raise ConfigError(
             f"preset={preset} has a vocabulary of {cfg.published_vocab_size:,} at its own size, and tokenizer={tokenizer} has "
             f"{found:,}: add shrink=tiny (or small, base), which takes the tokenizer's, or use tokenizer=pretrained with the published one"
+        )
+
+
+def check_code(cfg: RunConfig) -> None:
+    """Raise ConfigError where the code of a part is no longer what the run was planned with: its id would be that of other code."""
+    now = code_of(cfg)
+    if (now or {}) != (cfg.code or {}):
+        raise ConfigError(
+            f"the code of this run has changed since it was planned ({describe({**(cfg.code or {}), **(now or {})})}): "
+            "repeat the command, which gives the changed code a run of its own"
         )
 
 
@@ -149,6 +160,7 @@ class RunSession:
         keep_freed_memory()
         limit_gpu_memory(cfg)
         self.started = datetime.now(UTC)
+        check_code(cfg)
         self.cfg = cfg = with_data(cfg, data)
         identity = run_id(cfg, data)
         self.lock = self._lock(RunDirectory(Path(cfg.results_dir), identity))

@@ -121,11 +121,11 @@ def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
         found.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
     if runs["science_version"].nunique() > 1:
         found.append("Runs of several science versions are mixed: the code's numbers changed between them.")
-    stale = int((runs["science_version"] != SCIENCE_VERSION).sum())
+    stale = int(runs["stale"].sum()) if "stale" in runs else 0
     if stale:
         found.append(
-            f"{stale} of {len(runs)} runs are stale: this lmablate (science version {SCIENCE_VERSION}) would compute other numbers. "
-            "Training them again replaces them."
+            f"{stale} of {len(runs)} runs are stale: today's code (science version {SCIENCE_VERSION}, and parts of your own as they "
+            "stand now) would compute other numbers. Training them again replaces them."
         )
     found += _searched(runs)
     if runs["numerics"].nunique() > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import time
@@ -16,12 +15,13 @@ import torch
 
 from lmablate.allocator import keep_freed_memory
 from lmablate.checkpoint import load_checkpoint, save_checkpoint
-from lmablate.compilation import compile_blocks, eager, remember
+from lmablate.compilation import compile_blocks, eager
 from lmablate.data.tokens import inputs_and_targets, share_of
 from lmablate.diagnostics.probe import open_probe
 from lmablate.divergence import DivergenceDetector
 from lmablate.evaluate import Evaluation, evaluate
 from lmablate.model.extra import after_step, before_step
+from lmablate.model.init import seed_everything, seed_of
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.objective import Batch, objective_of
 from lmablate.optim import build_optimizer, lr_factor, set_lr
@@ -104,8 +104,6 @@ class Trainer:
 
         self.compile_note = compile_blocks(self.model, self.cfg, step)
         self.compiled = self.compile_note is None
-        if self.compiled:
-            remember(self.cfg)
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
         """Train, yielding one record a logging step; see `cycle`."""
@@ -292,14 +290,22 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         batch = self.prepared(rows)
         for part, micro in enumerate(batch.split(cfg.runtime.microbatch_size or len(rows))):
-            if cfg.model.dropout:  # the same drops in every arm, and after a resume
-                torch.manual_seed(noise_seed(cfg.data_seed, self.progress.step, part))
+            self.seed_noise(part)
             with self.precision():
                 loss = self.objective(self.model, *micro)
             share = share_of(micro.targets, batch.targets)
             (loss.objective * share).backward()
             total += loss.nats.detach() * share
         return total
+
+    def seed_noise(self, part: int | str) -> None:
+        """Have what is drawn in a pass depend on the data seed, the step and the part of the batch: the same drops in every arm, and
+        after a resume. Nothing that is shipped draws but dropout."""
+        seed = noise_seed(self.cfg.data_seed, self.progress.step, part)
+        if self.cfg.code:
+            seed_everything(seed)
+        elif self.cfg.model.dropout:
+            torch.manual_seed(seed)
 
     def apply(self, nats: torch.Tensor) -> None:
         """Clip the gradients in place, take the optimizer's step, and note loss and gradient norm for the next flush."""
@@ -347,6 +353,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Evaluate; False if the loss is not finite, which is a divergence at this step."""
+        self.seed_noise("evaluation")
         with self.precision(), eager(self.compiled):
             self.progress.evaluation = evaluate(
                 self.model,
@@ -369,6 +376,6 @@ class Trainer:
         return record if found.val_accuracy is None else record | {"val_accuracy": found.val_accuracy}
 
 
-def noise_seed(data_seed: int, step: int, part: int) -> int:
+def noise_seed(data_seed: int, step: int, part: int | str) -> int:
     """A seed for the dropout of one pass, the same in every arm."""
-    return int.from_bytes(hashlib.sha256(f"dropout|{data_seed}|{step}|{part}".encode()).digest()[:8], "big") >> 1
+    return seed_of("dropout", data_seed, step, part)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from lmablate.budget import stacks
 
 if TYPE_CHECKING:
+    from lmablate.budget import measured
     from lmablate.config.schema import RunConfig
 
 
@@ -28,7 +29,7 @@ def keys_read(length: int, window: int | None = None, stride: int | None = None)
     return n - step * n * (n - 1) / (2 * length)
 
 
-def forward_products(cfg: RunConfig) -> tuple[float, list[int]]:
+def forward_products(cfg: RunConfig) -> tuple[float, list[float]]:
     """Multiply-adds of the forward pass: with matrices, for each token, those of experts that it does not meet left out; and
     of each layer, for each pair of a query and a key that it reads. Of several stacks each has its layers, as in
     :func:`keys_of_layers`, and a matrix that not all tokens of a text meet counts for those that do."""
@@ -39,23 +40,59 @@ def forward_products(cfg: RunConfig) -> tuple[float, list[int]]:
     return matrices + stacks.end_products(cfg) + more, scores + further
 
 
-def stack_products(cfg: RunConfig) -> tuple[float, list[int]]:
+def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
     """The same of the layers of one stack."""
-    from lmablate.model import parts
+    from lmablate.budget import measured
     from lmablate.model.families import layer_order
-    from lmablate.model.shapes import attention_shape, ffn_option, ffn_shape, position_shape
+    from lmablate.model.shapes import ffn_option, ffn_shape
 
-    m = cfg.model
-    option, settings = parts.resolve(cfg.attention, "attention")
-    shape, places = attention_shape(cfg), position_shape(cfg)
-    posemb, posemb_settings = parts.resolve(cfg.posemb, "posemb")
+    m, order = cfg.model, layer_order(cfg)
     ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
-    matrices = m.n_layers * option.weights_per_token(shape, settings)
-    matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in layer_order(cfg))
-    runs = m.n_layers // (m.n_distinct_layers or m.n_layers)  # of each layer of `places`
-    matrices += runs * posemb.weights_per_token(places, posemb_settings)
-    a_key = option.products_per_key(shape, settings) + posemb.products_per_key(places, posemb_settings)
-    return matrices, [a_key] * m.n_layers
+    attention = [attention_work(cfg, i) for i in order]
+    of_positions = position_work(cfg)
+    matrices: float = sum(work.per_token for work in attention)
+    if measured.states(type(ffn), measured.FLOPS["ffn"]):
+        matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in order)
+    else:
+        matrices += sum(measured.ffn_work(cfg, i).per_token for i in order)
+    runs = m.n_layers // (m.n_distinct_layers or m.n_layers)  # of each layer of the positions
+    matrices += runs * of_positions.per_token
+    if {"norm", "norm_position", "block_layout", "activation"} & set(measured.measures_flops(cfg)):
+        matrices += m.n_layers * measured.shell_work(cfg).per_token
+    return matrices, [_whole(work.per_key + of_positions.per_key) for work in attention]
+
+
+def attention_work(cfg: RunConfig, layer: int, *, of_kept: bool = False) -> measured.Work:
+    """Multiply-adds of an attention branch for a token and for a pair of query and key; with `of_kept`, in generation."""
+    from lmablate.budget import measured
+    from lmablate.model import parts
+    from lmablate.model.shapes import attention_shape
+
+    option, settings = parts.resolve(cfg.attention, "attention")
+    if not measured.states(option, measured.FLOPS["attention"]):
+        return measured.attention_work(cfg, layer)
+    shape = attention_shape(cfg)
+    a_key = option.products_per_kept_key if of_kept else option.products_per_key
+    return measured.Work(option.weights_per_token(shape, settings), a_key(shape, settings))
+
+
+def position_work(cfg: RunConfig) -> measured.Work:
+    """The same of a position embedding: for a token over all distinct layers, for a pair in one layer."""
+    from lmablate.budget import measured
+    from lmablate.model import parts
+    from lmablate.model.shapes import position_shape
+
+    option, settings = parts.resolve(cfg.posemb, "posemb")
+    if not measured.states(option, measured.FLOPS["posemb"]):
+        work = measured.posemb_work(cfg)
+        return work._replace(per_token=work.per_token * (cfg.model.n_distinct_layers or cfg.model.n_layers))
+    shape = position_shape(cfg)
+    return measured.Work(option.weights_per_token(shape, settings), option.products_per_key(shape, settings))
+
+
+def _whole(products: float) -> float:
+    """A measured count is a whole number but for rounding."""
+    return round(products) if abs(products - round(products)) < 1e-6 * max(1.0, abs(products)) else products
 
 
 def reaches(cfg: RunConfig) -> list[tuple[int | None, int | None]]:

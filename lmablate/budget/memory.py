@@ -30,11 +30,13 @@ def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
         return 0
     if cfg.model.n_encoder_layers is not None:
         return _of_two(cfg, length, number)
+    from lmablate.budget import measured
     from lmablate.model import parts
     from lmablate.model.shapes import attention_shape
 
     option, settings = parts.resolve(cfg.attention, "attention")
-    numbers = option.cached_numbers(attention_shape(cfg), settings)
+    stated = measured.states(option, measured.CACHE)
+    numbers = option.cached_numbers(attention_shape(cfg), settings) if stated else measured.cached_numbers(cfg)
     kept = sum(length if window is None else min(window, length) for window, _ in reaches(cfg))
     return number * numbers * kept
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmablate.budget import stacks
+from lmablate.source import is_shipped
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -45,12 +47,15 @@ def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
     return ffn.weights_per_token(d_model, d_ff) + ffn.n_vector_params(d_model, d_ff, bias=bias)
 
 
-def attention_params(cfg: RunConfig) -> int:
-    """Weights, biases and gains of one attention branch, by the closed forms that stand beside its class."""
+def attention_params(cfg: RunConfig, layer: int = 0) -> int:
+    """Weights, biases and gains of one attention branch, by the closed forms of its class, or built where it has none."""
+    from lmablate.budget import measured
     from lmablate.model import parts
     from lmablate.model.shapes import attention_shape
 
     option, settings = parts.resolve(cfg.attention, "attention")
+    if not measured.states(option, measured.PARAMS["attention"]):
+        return measured.attention_params(cfg, layer)
     shape = attention_shape(cfg)
     total = option.weights_per_token(shape, settings) + option.n_vector_params(shape, settings)
     for name, widths in zip(("qk_norm", "v_norm"), option.norm_widths(shape, settings), strict=True):
@@ -70,21 +75,36 @@ class Stack(NamedTuple):
 
 def stack_params(cfg: RunConfig) -> Stack:
     """Those of one stack of layers, without its ends."""
+    from lmablate.budget import measured
     from lmablate.model import parts
     from lmablate.model.shapes import ffn_option, ffn_shape, has_final_norm, position_shape
 
     m = cfg.model
     one_norm = parts.count(cfg.norm, "norm", m.d_model)
-    position = parts.target(cfg.norm_position, "norm_position")
-    layout = parts.target(cfg.block_layout, "block_layout")
     positions = parts.count(cfg.posemb, "posemb", position_shape(cfg))
     table = positions if parts.target(cfg.posemb, "posemb").is_token_table else 0
 
-    block = attention_params(cfg) + one_norm * position.norms_per_branch * layout.n_branches
     ffn, sizes, layers = ffn_option(cfg), ffn_shape(cfg), range(m.n_distinct_layers or m.n_layers)
-    branches = sum(ffn.n_params(sizes, layer=i) for i in layers)
+    branches = len(layers) * shell_params(cfg) + sum(attention_params(cfg, i) for i in layers)
+    fn = parts.target(cfg.activation.fn, "activation.fn")
+    if measured.states(type(ffn), measured.PARAMS["ffn"]) and not inspect.isclass(fn):
+        branches += sum(ffn.n_params(sizes, layer=i) for i in layers)
+    else:  # an activation that is a module may have weights
+        branches += sum(measured.ffn_params(cfg, i) for i in layers)
     idle = sum(ffn.n_idle(sizes, layer=i) for i in layers)
-    return Stack(len(layers) * block + branches + one_norm * has_final_norm(cfg) + positions - table, table, idle)
+    return Stack(branches + one_norm * has_final_norm(cfg) + positions - table, table, idle)
+
+
+def shell_params(cfg: RunConfig) -> int:
+    """Learned numbers of a block beside its branches: those of its norms."""
+    from lmablate.budget import measured
+    from lmablate.model import parts
+
+    position = parts.target(cfg.norm_position, "norm_position")
+    layout = parts.target(cfg.block_layout, "block_layout")
+    if not (is_shipped(position) and is_shipped(layout)):
+        return measured.shell_params(cfg)
+    return parts.count(cfg.norm, "norm", cfg.model.d_model) * position.norms_per_branch * layout.n_branches
 
 
 def parameters(cfg: RunConfig) -> Parameters:

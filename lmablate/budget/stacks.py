@@ -46,7 +46,7 @@ def end_params(cfg: RunConfig) -> tuple[int, int]:
     return tables + head + m.vocab_size * m.biases.head, rest
 
 
-def generator_products(cfg: RunConfig) -> tuple[float, list[int]]:
+def generator_products(cfg: RunConfig) -> tuple[float, list[float]]:
     """Multiply-adds of the generator of `cfg`, as of a stack; its head reads the hidden tokens alone."""
     from lmablate.budget.flops import stack_products
     from lmablate.model.families import generator_of
@@ -113,7 +113,7 @@ def second_norm(cfg: RunConfig) -> int:
     return parts.count(cfg.norm, "norm", cfg.model.d_model) * bool(cfg.model.embedding_norm)
 
 
-def products_of_two(cfg: RunConfig) -> tuple[float, list[int]]:
+def products_of_two(cfg: RunConfig) -> tuple[float, list[float]]:
     """Multiply-adds of an encoder and its decoder, for each token of both their texts."""
     from lmablate.budget.flops import stack_products
     from lmablate.model.attention import CrossAttention

@@ -26,6 +26,7 @@ from lmablate.data.skills.settings import SOURCES
 from lmablate.errors import ConfigError
 from lmablate.paths import CONF_DIR, ROOT, SWEEPS_DIR
 from lmablate.protocols import check_asked
+from lmablate.source import code_of
 
 
 def register_resolvers() -> None:
@@ -108,7 +109,7 @@ def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
     cfg = resolve(request, given, lambda: _reference(raw))
     check(cfg)
     check_asked(cfg)
-    return cfg
+    return cfg.model_copy(update={"code": code_of(cfg)})
 
 
 def _reference(raw: dict[str, Any]) -> RunConfig:

@@ -65,7 +65,8 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     common["trainer"] = _trainer(request)
     if request.diagnostics is not None and not request.diagnostics.on:
         common["diagnostics"] = None
-    common["runtime"] = request.runtime.model_copy(update={"device": _device(request.runtime.device)})
+    own = {"device": _device(request.runtime.device), "compile": request.runtime.compile is True}
+    common["runtime"] = request.runtime.model_copy(update=own)
     cfg = meet_budget(request, RunConfig.model_construct(**common), given, reference)
     return cfg.model_copy(update=_schedule(request.schedule, cfg.trainer))
 

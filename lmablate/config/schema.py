@@ -163,6 +163,7 @@ class RunConfig(_Common):
     model: ModelSettings
     trainer: TrainerSettings
     solved: str | None = None  # what a budget solved, in words
+    code: dict[str, str] | None = None  # of the modules that are not as shipped, the fingerprint (source.py)
     branches: list[PositiveInt] | None = None  # steps of every run that shares this one's trunk (branches.py)
 
     @property

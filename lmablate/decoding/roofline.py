@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmablate.budget import keys_read, kv_bytes, parameters
-from lmablate.budget.flops import reaches
-from lmablate.model import parts
+from lmablate.budget.flops import attention_work, position_work, reaches
 from lmablate.model.families import layer_order
-from lmablate.model.shapes import attention_shape, ffn_option, ffn_shape, position_shape
+from lmablate.model.shapes import ffn_option, ffn_shape
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -63,13 +62,10 @@ def _head(cfg: RunConfig) -> int:
     return cfg.model.vocab_size * cfg.model.d_model
 
 
-def _products(cfg: RunConfig, *, of_kept: bool) -> tuple[float, int]:
+def _products(cfg: RunConfig, *, of_kept: bool) -> tuple[float, float]:
     """Multiply-adds with the matrices of all layers for a token, and in one layer for each key that a query reads."""
-    m, shape, places = cfg.model, attention_shape(cfg), position_shape(cfg)
-    option, settings = parts.resolve(cfg.attention, "attention")
-    posemb, own = parts.resolve(cfg.posemb, "posemb")
+    attention = attention_work(cfg, 0, of_kept=of_kept)
     ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
-    matrices = m.n_layers * option.weights_per_token(shape, settings)
+    matrices = cfg.model.n_layers * attention.per_token
     matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in layer_order(cfg))
-    for_a_key = option.products_per_kept_key if of_kept else option.products_per_key
-    return matrices, for_a_key(shape, settings) + posemb.products_per_key(places, own)
+    return matrices, attention.per_key + position_work(cfg).per_key

@@ -74,6 +74,20 @@ def _check_experts(ffn: dict[str, Any], way: str, ranks: int) -> None:
         raise ConfigError("ffn.bias_rate moves a whole bias, and runtime.parallel=fsdp2 cuts it in parts: use ddp")
 
 
+def _check_buffers(cfg: RunConfig) -> None:
+    """Raises ConfigError for parts of a user's own with state that the processes would not share."""
+    if not cfg.code:
+        return
+    from lmablate.model import build_model
+    from lmablate.model.citizens import own_buffers
+
+    if buffers := own_buffers(build_model(cfg, device="meta")):
+        raise ConfigError(
+            f"{next(iter(buffers))} is a buffer of a part of your own, which several processes would each change for itself: leave "
+            "runtime.parallel out"
+        )
+
+
 def refuse_study() -> None:
     """Raises ConfigError for a study under torchrun."""
     if under_torchrun():
@@ -109,6 +123,7 @@ def check(configs: Sequence[RunConfig], launcher: str) -> RunConfig:
                 f"runtime.{key}={getattr(cfg.runtime, key)} is for runs that a sweep watches over; under torchrun leave it out"
             )
     _check_experts(cfg.ffn or {}, str(way), ranks)
+    _check_buffers(cfg)
     if way == "fsdp2" and cfg.diagnostics is not None:
         raise ConfigError("diagnostics read whole weights, and runtime.parallel=fsdp2 cuts them in parts: use ddp")
     if way == "fsdp2" and cfg.trainer.init_from is not None:

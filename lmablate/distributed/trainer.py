@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lmablate.compilation import compile_blocks, remember
+from lmablate.compilation import compile_blocks
 from lmablate.data.tokens import share_of
 from lmablate.distributed.checkpoint import load_together, save_together, save_whole
 from lmablate.distributed.ranks import current
 from lmablate.model.extra import after_step, before_step
 from lmablate.objective import Batch
-from lmablate.trainer import Interrupted, Record, Trainer, noise_seed
+from lmablate.trainer import Interrupted, Record, Trainer
 
 if TYPE_CHECKING:
     from lmablate.branches import Trunk
@@ -69,8 +69,6 @@ class RankTrainer(Trainer):
         rows = torch.zeros(len(self._mine(self.rows(0))), self.rows(0).shape[1], dtype=torch.long, device=self.device)
         self.compile_note = compile_blocks(self.model, self.cfg, lambda: self._pass(self.prepared(rows)))
         self.compiled = self.compile_note is None
-        if self.compiled:
-            remember(self.cfg)
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
         try:
@@ -95,9 +93,7 @@ class RankTrainer(Trainer):
         mine = self._mine(batch)
         parts = mine.split(cfg.runtime.microbatch_size or len(mine.inputs))
         for part, micro in enumerate(parts):
-            if cfg.model.dropout:  # numbered over all processes, so that a row's noise is its own
-                number = self.ranks.rank * len(parts) + part
-                torch.manual_seed(noise_seed(cfg.data_seed, self.progress.step, number))
+            self.seed_noise(self.ranks.rank * len(parts) + part)  # numbered over all, so that a row's noise is its own
             share = share_of(micro.targets, batch.targets)
             with self._syncing(part == len(parts) - 1):
                 total += self._pass(micro, share) * share

@@ -52,14 +52,11 @@ def _attention_products(cfg: RunConfig) -> float:
     return 6 * length * sum((n - of_positions) * keys for n, keys in zip(a_key, read, strict=True))
 
 
-def _position_products(cfg: RunConfig) -> tuple[int, int]:
+def _position_products(cfg: RunConfig) -> tuple[float, float]:
     """Multiply-adds of position embeddings: with matrices, which a batch does once; for each pair of query and key."""
-    from lmablate.model import parts
-    from lmablate.model.shapes import position_shape
+    from lmablate.budget.flops import position_work
 
-    option, settings = parts.resolve(cfg.posemb, "posemb")
-    places = position_shape(cfg)
-    return option.weights_per_token(places, settings), option.products_per_key(places, settings)
+    return position_work(cfg)
 
 
 def visible_products(cfg: RunConfig, *, fused: bool) -> int:

@@ -15,7 +15,7 @@ from lmablate.model import parts
 from lmablate.model.attention import CrossAttention
 from lmablate.model.block_layout import InTurn, Sum
 from lmablate.model.families import decoder_of, encoder_of, generator_of, layer_order, source_length
-from lmablate.model.init import initialise
+from lmablate.model.init import drawn, initialise
 from lmablate.model.posemb import PosEmb
 from lmablate.model.primitives import Embedding, Head, Linear
 from lmablate.model.reader import Encoder, Generator, Reader
@@ -51,6 +51,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     from lmablate.objective import objective_of
 
     m, objective = cfg.model, objective_of(cfg)
+    made = partial(_made, cfg)
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
     new_norm = parts.build(cfg.norm, "norm")
     width = m.embedding_dim or m.d_model  # of the token rows
@@ -58,7 +59,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     own = decoder_of(cfg) if two else cfg
 
     embedding = Embedding(m.vocab_size, width)
-    posemb = parts.build(cfg.posemb, "posemb")(position_shape(own))
+    posemb = made("posemb", parts.build(cfg.posemb, "posemb"), position_shape(own))
     head: Head | Detector = Head(
         width if m.head_transform else m.d_model, m.vocab_size, tied=m.tie_embeddings, bias=m.biases.head
     )
@@ -69,7 +70,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     fill(head, "head")
     segments = Embedding(m.segments, width) if m.segments else None
     embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
-    readout = _readout(cfg)
+    readout = made("readout", _readout, cfg)
     for part, key in ((segments, "segments"), (embedding_map, "embedding_map"), (readout, "readout")):
         if part is not None:
             fill(part, key)
@@ -77,12 +78,12 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         embedding=embedding,
         posemb=posemb,
         blocks=_blocks(own, "", cross=two),
-        final_norm=new_norm(m.d_model) if has_final_norm(cfg) else nn.Identity(),
+        final_norm=made("final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity(),
         head=head,
         dropout=m.dropout,
         final_soft_cap=cfg.stability.final_soft_cap,
         embedding_scale=m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale,
-        embedding_norm=new_norm(width) if m.embedding_norm else None,
+        embedding_norm=made("embedding_norm", new_norm, width) if m.embedding_norm else None,
         logit_scale=logit_scale(cfg),
         readout=readout,
         reads_all=objective.reads_all,
@@ -93,6 +94,14 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         encoder=_encoder(cfg) if two else None,
         source_length=source_length(cfg) if two else None,
     )
+
+
+def _made(cfg: RunConfig, scope: str, new: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `new` makes, with whatever it draws itself drawn by its place."""
+    if torch.get_default_device().type == "meta":
+        return new(*args, **kwargs)
+    with drawn(cfg.init_seed, scope):
+        return new(*args, **kwargs)
 
 
 def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
@@ -108,19 +117,20 @@ def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
 
     blocks = []
     for i in range(m.n_distinct_layers or m.n_layers):
-        attn_branch = attention(shape, layer=i)
-        ffn_branch = ffn.branch(sizes, layer=i)
+        attn_branch = _made(cfg, f"{at}{i}.attention", attention, shape, layer=i)
+        ffn_branch = _made(cfg, f"{at}{i}.ffn", ffn.branch, sizes, layer=i)
         fill(attn_branch, f"{at}{i}.attention")
         fill(ffn_branch, f"{at}{i}.ffn")
         if not cross:
-            blocks.append(layout(attn_branch, ffn_branch, place))
+            blocks.append(_made(cfg, f"{at}{i}.block", layout, attn_branch, ffn_branch, place))
             continue
         cross_branch = CrossAttention(shape, layer=i, scale=option[1].get("scale"))
         fill(cross_branch, f"{at}{i}.cross")
         if getattr(layout.func, "in_turn", False):
-            blocks.append(layout(attn_branch, ffn_branch, partial(_placed, place, attn_branch, cross_branch)))
+            both = attn_branch, ffn_branch, partial(_placed, place, attn_branch, cross_branch)
         else:
-            blocks.append(layout(Sum(attn_branch, cross_branch), ffn_branch, place))
+            both = Sum(attn_branch, cross_branch), ffn_branch, place
+        blocks.append(_made(cfg, f"{at}{i}.block", layout, *both))
     return blocks
 
 
@@ -163,14 +173,16 @@ def _reader(cfg: RunConfig, at: str, posemb: PosEmb) -> Reader:
     m = cfg.model
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
     fill(posemb, f"{at}posemb")
-    final_norm = parts.build(cfg.norm, "norm")(m.d_model) if has_final_norm(cfg) else nn.Identity()
+    new_norm = parts.build(cfg.norm, "norm")
+    final_norm = _made(cfg, f"{at}final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity()
     return Reader(posemb=posemb, blocks=_blocks(cfg, at, cross=False), order=layer_order(cfg), final_norm=final_norm)
 
 
 def _encoder(cfg: RunConfig) -> Encoder:
     own = encoder_of(cfg)
-    posemb = parts.build(own.posemb, "posemb")(position_shape(own))
-    norm = parts.build(own.norm, "norm")(own.model.d_model) if own.model.embedding_norm else None
+    posemb = _made(cfg, "encoder.posemb", parts.build(own.posemb, "posemb"), position_shape(own))
+    new_norm = partial(_made, cfg, "encoder.embedding_norm", parts.build(own.norm, "norm"), own.model.d_model)
+    norm = new_norm() if own.model.embedding_norm else None
     return Encoder(reader=_reader(own, "encoder.", posemb), embedding_norm=norm, dropout=own.model.dropout)
 
 
@@ -180,9 +192,9 @@ def _generator(cfg: RunConfig) -> Generator | None:
         return None
     m, shape = own.model, position_shape(own)
     table = parts.target(own.posemb, "posemb").is_token_table  # which it shares
-    posemb = PosEmb(shape) if table else parts.build(own.posemb, "posemb")(shape)
+    posemb = PosEmb(shape) if table else _made(own, "generator.posemb", parts.build(own.posemb, "posemb"), shape)
     embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
-    readout, head = _readout(own), Head(m.d_model, m.vocab_size, tied=True, bias=True)
+    readout, head = _made(own, "generator.readout", _readout, own), Head(m.d_model, m.vocab_size, tied=True, bias=True)
     assert readout is not None
     made = Generator(
         embedding_map=embedding_map,
@@ -234,11 +246,33 @@ def pointwise(part: dict[str, Any]) -> Callable[..., Any]:
 
 
 def check(cfg: RunConfig) -> None:
-    """Raise ConfigError if the model of `cfg` cannot be built; costs no memory."""
+    """Raise ConfigError if the model of `cfg` cannot be built, or has other parameters than its parts say; costs no memory."""
     try:
-        build_model(cfg, device="meta")
+        _check_count(cfg, build_model(cfg, device="meta"))
     except ConfigError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         chosen = ", ".join(f"{axis}={option}" for axis, option in cfg.choices.items())
         raise ConfigError(f"the model cannot be built from {chosen}: {error}") from error
+
+
+def _check_count(cfg: RunConfig, model: nn.Module) -> None:
+    """Budgets and tables go by what parts say of themselves: it must be what they build."""
+    from lmablate.budget import parameters
+    from lmablate.budget.measured import disagreements
+
+    said, built = parameters(cfg).total, sum(p.numel() for p in model.parameters())
+    if said == built:
+        return
+    blame = [
+        f"{axis}={cfg.choices.get(axis)} ({target.__module__}.{target.__qualname__}) says {stated:,} parameters of one and builds "
+        f"{own:,}: mend its closed form, or leave that out, and it is counted by building"
+        for axis, target, stated, own in disagreements(cfg)
+    ]
+    raise ConfigError(
+        f"the model has {built:,} parameters, and its parts say {said:,}: "
+        + (
+            "; ".join(blame)
+            or "layers that share a weight, or differ from one another, must be built as they are counted"
+        )
+    )

@@ -1,18 +1,75 @@
-"""Initial weights: every draw has a key of its own, so what two arms share starts equal."""
+"""Initial weights: every draw has a key of its own, so what two arms share starts equal.
+
+The matrices of the primitives are drawn here (`initialise`). What a part of a user's own draws in its constructor, by any module
+or function of torch, keeps its distribution and is drawn by its place (`drawn`): layer and branch, the operation and its shape,
+and its turn among those that are alike.
+"""
 
 import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmablate.model.primitives import Matrix
 
 
-def draw(shape: tuple[int, ...], *, seed: int, key: str) -> torch.Tensor:
+def seed_of(*words: object) -> int:
+    """A seed of 63 bits from whatever names a draw."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, words)).encode()).digest()[:8], "big") >> 1
+
+
+def draw(shape: tuple[int, ...], *, seed: int, key: str) -> Tensor:
     """Standard normal numbers that depend on the seed, the key and the shape, and on nothing drawn before or after."""
-    digest = hashlib.sha256(f"{seed}|{key}|{'x'.join(map(str, shape))}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(seed, key, "x".join(map(str, shape))))
     return torch.randn(shape, generator=generator)
+
+
+@contextmanager
+def drawn(seed: int, scope: str) -> Iterator[None]:
+    """Have whatever is drawn inside depend on the seed, the scope ("3.attention") and its own place; the generators of torch,
+    numpy and Python are as before afterwards."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - theirs is the one a part draws from
+    seed_everything(seed_of(seed, scope, "constructor"), torch_too=False)
+    try:
+        with torch.random.fork_rng(devices=[]), _Placed(seed, scope):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+
+
+def seed_everything(seed: int, *, torch_too: bool = True) -> None:
+    """Seed the generators that code draws from when it names none."""
+    if torch_too:
+        torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
+class _Placed(TorchDispatchMode):
+    """Seeds torch's generator before each random operation, by what it is and how often its like has been seen."""
+
+    def __init__(self, seed: int, scope: str) -> None:
+        super().__init__()
+        self.seed, self.scope = seed, scope
+        self.turns: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            shapes = [
+                tuple(x.shape) if isinstance(x, Tensor) else x for x in args if isinstance(x, Tensor | list | int)
+            ]
+            key = f"{func}{shapes}"
+            torch.default_generator.manual_seed(seed_of(self.seed, self.scope, key, self.turns[key]))
+            self.turns[key] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from lmablate.errors import ConfigError
+from lmablate.source import is_shipped
 
 _TORCH = frozenset(
     f"torch.nn.functional.{name}"
@@ -112,7 +113,9 @@ def build(part: dict[str, Any], place: str) -> "partial[Any]":
 def count(part: dict[str, Any], place: str, *args: Any) -> int:
     """The parameters of one part by its own closed form, ``n_params``; a part without one is built, weightless, and counted."""
     target, given = resolve(part, place)
-    if hasattr(target, "n_params"):
+    if hasattr(target, "n_params") and (
+        is_shipped(target) or "n_params" in vars(target)
+    ):  # an inherited one is the parent's
         return target.n_params(*args, given)
     with torch.device("meta"):
         return sum(p.numel() for p in target(*args, **given).parameters())

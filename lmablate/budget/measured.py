@@ -1,0 +1,268 @@
+"""What parts cost that do not say it themselves: parameters by building on the meta device, FLOPs by torch's flop counter.
+
+Shipped parts have closed forms, which the tests compare with the built model. A class of the user's own may state the same
+forms; one it inherits says nothing about what it adds. So each form counts where the class itself defines it, and else the
+part is built without memory, counted, and run through ``torch.utils.flop_counter`` at two lengths: what grows with the length
+is the work of a token, and what grows with its square that of a pair of query and key, which causal masks and windows then
+reduce as they do for shipped attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmablate.errors import ConfigError
+from lmablate.model import parts
+from lmablate.model.posemb import PosEmb, Positions
+from lmablate.source import is_shipped
+
+if TYPE_CHECKING:
+    from lmablate.config.schema import RunConfig
+
+# By axis, the closed forms of parameters, those of FLOPs, and that of the cache.
+PARAMS = {
+    "norm": ("n_params",),
+    "attention": ("weights_per_token", "n_vector_params"),
+    "posemb": ("n_params",),
+    "ffn": ("n_params",),
+}
+FLOPS = {
+    "attention": ("weights_per_token", "products_per_key"),
+    "posemb": ("weights_per_token", "products_per_key"),
+    "ffn": ("weights_per_token",),
+}
+CACHE = ("cached_numbers",)
+AXES = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn")
+
+
+class Work(NamedTuple):
+    """Multiply-adds of matrix products for each token, and for each pair of a query and a key."""
+
+    per_token: float
+    per_key: float
+
+
+def states(target: Any, names: tuple[str, ...]) -> bool:
+    """Whether a class says these of itself: shipped, or with definitions of its own."""
+    return is_shipped(target) or all(name in vars(target) for name in names)
+
+
+def measures_flops(cfg: RunConfig) -> list[str]:
+    """The axes of `cfg` whose FLOPs torch's flop counter counts, since their classes do not say them."""
+    found = [axis for axis in AXES if not _says_its_flops(cfg, axis)]
+    whole = {"norm", "norm_position", "block_layout", "activation"} & set(found)
+    none = not whole or not shell_work(cfg).per_token  # most norms and activations multiply no matrices
+    return [axis for axis in found if axis in FLOPS or not none]
+
+
+def _says_its_flops(cfg: RunConfig, axis: str) -> bool:
+    part = cfg.activation.fn if axis == "activation" else getattr(cfg, axis)
+    if part is None or part["_target_"].startswith("torch."):
+        return True
+    target = parts.target(part, axis)
+    return states(target, FLOPS[axis]) if axis in FLOPS else is_shipped(target)
+
+
+_known: dict[str, Any] = {}
+
+
+def _once(what: str, cfg: RunConfig, measure: Callable[[], Any]) -> Any:
+    """Budgets ask many times for the same sizes."""
+    sizes = (cfg.norm, cfg.norm_position, cfg.attention, cfg.posemb, cfg.block_layout, cfg.ffn, cfg.activation)
+    key = f"{what}|{sizes}|{cfg.model}|{cfg.stability}"
+    if key not in _known:
+        _known[key] = measure()
+    return _known[key]
+
+
+# --- Parameters ---------------------------------------------------------------------------------------------------------
+
+
+def n_params(module: nn.Module) -> int:
+    """Learned numbers of a built part, each once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def attention_params(cfg: RunConfig, layer: int) -> int:
+    """Those of an attention branch, its norms among them."""
+    return _once(f"attention {layer}", cfg, lambda: n_params(_attention(cfg, layer)))
+
+
+def ffn_params(cfg: RunConfig, layer: int) -> int:
+    """Those of a feed-forward branch."""
+    return _once(f"ffn {layer}", cfg, lambda: n_params(_ffn(cfg, layer)))
+
+
+def shell_params(cfg: RunConfig) -> int:
+    """Those of a block without its branches: norms, and what a layout or a norm position of the user's own adds."""
+    return _once("shell", cfg, lambda: n_params(_shell(cfg)))
+
+
+def _attention(cfg: RunConfig, layer: int) -> nn.Module:
+    from lmablate.model.shapes import attention_shape
+
+    with torch.device("meta"):
+        return parts.build(cfg.attention, "attention")(attention_shape(cfg), layer=layer)
+
+
+def _ffn(cfg: RunConfig, layer: int) -> nn.Module:
+    from lmablate.model.shapes import ffn_option, ffn_shape
+
+    with torch.device("meta"):
+        return ffn_option(cfg).branch(ffn_shape(cfg), layer=layer)
+
+
+class _Through(nn.Module):
+    """A branch without weights."""
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return x
+
+
+def _shell(cfg: RunConfig) -> nn.Module:
+    new_norm = partial(parts.build(cfg.norm, "norm"), cfg.model.d_model)
+    place = partial(parts.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=cfg.model.n_layers)
+    with torch.device("meta"):
+        return parts.build(cfg.block_layout, "block_layout")(_Through(), _Through(), place)
+
+
+# --- Work ----------------------------------------------------------------------------------------------------------------
+
+
+def attention_work(cfg: RunConfig, layer: int) -> Work:
+    """That of an attention branch."""
+    return _once(f"attention work {layer}", cfg, lambda: _of_branch(cfg, "attention", _attention(cfg, layer)))
+
+
+def ffn_work(cfg: RunConfig, layer: int) -> Work:
+    """That of a feed-forward branch."""
+    return _once(f"ffn work {layer}", cfg, lambda: _of_branch(cfg, "ffn", _ffn(cfg, layer)))
+
+
+def posemb_work(cfg: RunConfig) -> Work:
+    """That of a position embedding, in one layer; its table is added once, which counts with the first."""
+    return _once("posemb work", cfg, lambda: _of_posemb(cfg))
+
+
+def shell_work(cfg: RunConfig) -> Work:
+    """That of a block without its branches, and of an activation of the user's own."""
+    return _once("shell work", cfg, lambda: _of_shell(cfg))
+
+
+def cached_numbers(cfg: RunConfig) -> int:
+    """What an attention branch says it keeps of a token in generation; 0 where it cannot generate."""
+    kept = getattr(_attention(cfg, 0), "kept", None)
+    try:
+        return sum(heads * width for heads, width in kept()) if kept else 0
+    except NotImplementedError:
+        return 0
+
+
+def _of_branch(cfg: RunConfig, axis: str, branch: nn.Module) -> Work:
+    width = cfg.model.d_model
+
+    def run(length: int) -> None:
+        x = torch.zeros(1, length, width, device="meta")
+        branch(x, _positions(length))
+
+    return _fitted(cfg, axis, run)
+
+
+def _of_posemb(cfg: RunConfig) -> Work:
+    from lmablate.model.shapes import position_shape
+
+    shape = position_shape(cfg)
+    with torch.device("meta"):
+        posemb: PosEmb = parts.build(cfg.posemb, "posemb")(shape)
+
+    def run(length: int) -> None:
+        heads = torch.zeros(1, shape.n_heads, length, shape.head_dim, device="meta")
+        posemb.embed(torch.zeros(1, length, shape.d_model, device="meta"))
+        posemb.rotate(heads, heads)
+        posemb.score_bias(length)
+        posemb.relative(heads, 0)
+
+    longest = cfg.model.context_length if posemb.bounded else None
+    return _fitted(cfg, "posemb", run, longest)
+
+
+def _of_shell(cfg: RunConfig) -> Work:
+    shell = _shell(cfg)
+    with torch.device("meta"):
+        from lmablate.model.factory import pointwise
+
+        fn = pointwise(cfg.activation.fn)
+
+    def run(length: int) -> None:
+        shell(torch.zeros(1, length, cfg.model.d_model, device="meta"), _positions(length))
+        if not _says_its_flops(cfg, "activation"):
+            fn(torch.zeros(1, length, cfg.model.d_ff, device="meta"))
+
+    return _fitted(cfg, "block_layout", run)
+
+
+def _positions(length: int) -> Positions:
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+    return Positions(lambda q, k: (q, k), None, tokens=tokens)
+
+
+def _fitted(cfg: RunConfig, axis: str, run: Callable[[int], None], longest: int | None = None) -> Work:
+    """``F(T) = a T + b T^2`` through two lengths."""
+    long = longest or 2 * cfg.model.context_length
+    short = max(1, long // 2)
+    first, second = (_products(cfg, axis, partial(run, length)) for length in (short, long))
+    if short == long:
+        return Work(first / short, 0.0)
+    per_key = (second / long - first / short) / (long - short)
+    return Work(first / short - per_key * short, per_key)
+
+
+def _products(cfg: RunConfig, axis: str, run: Callable[[], None]) -> float:
+    """Multiply-adds of one pass, which allocates nothing. Raises ConfigError where that needs numbers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run()
+    except Exception as error:
+        names = ", ".join(FLOPS.get(axis, ()))
+        option = cfg.choices.get(axis)
+        raise ConfigError(
+            f"{axis}={option}: its FLOPs cannot be counted on tensors without data ({_first_line(error)}): "
+            + (f"have its class say them ({names}; see docs/extend.md)" if names else "see docs/extend.md")
+        ) from error
+    return counter.get_total_flops() / 2
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+# --- What is stated against what is built --------------------------------------------------------------------------------
+
+
+def disagreements(cfg: RunConfig) -> Iterator[tuple[str, Any, int, int]]:
+    """(axis, class, stated, built) of every part whose own closed form of its parameters is not what it builds."""
+    from lmablate.budget.parameters import attention_params as stated_attention
+    from lmablate.model.shapes import ffn_option, ffn_shape, position_shape
+
+    def differs(axis: str, stated: int, built: int) -> Iterator[tuple[str, Any, int, int]]:
+        if stated != built:
+            yield axis, parts.target(getattr(cfg, axis), axis), stated, built
+
+    with torch.device("meta"):
+        norm = parts.build(cfg.norm, "norm")(cfg.model.d_model)
+        posemb = parts.build(cfg.posemb, "posemb")(position_shape(cfg))
+    yield from differs("norm", parts.count(cfg.norm, "norm", cfg.model.d_model), n_params(norm))
+    yield from differs("posemb", parts.count(cfg.posemb, "posemb", position_shape(cfg)), n_params(posemb))
+    yield from differs("attention", stated_attention(cfg), n_params(_attention(cfg, 0)))
+    if cfg.ffn is not None:
+        layer = cfg.model.n_layers - 1
+        stated = ffn_option(cfg).n_params(ffn_shape(cfg), layer=layer)
+        yield from differs("ffn", stated, n_params(_ffn(cfg, layer)))
