@@ -39,7 +39,7 @@ Groups and their options (conf/<group>/<option>.yaml), defaults in brackets:
 {axes}
 
 Any key: model.d_model=256, optim.lr=1e-3, trainer.steps=2000, seed=0,1,2, results_dir=results, runtime.workers=2.
-All keys with their values: --cfg job. Packages with parts of your own: --trust mypackage.
+All keys with their values: --cfg job. Packages with parts of your own: --trust mypackage. Finished runs anew: --again.
 """
 
 
@@ -100,6 +100,8 @@ def _own_flags(words: list[str]) -> list[str]:
 
             trust(*package.split(","))
             sys.path.insert(0, os.getcwd())
+        elif word == "--again":
+            rest.append("runtime.again=true")
         else:
             rest.append(word)
     overrides = [word for word in rest if not word.startswith("-")]

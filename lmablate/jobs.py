@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from lmablate.diagnostics.settings import is_complete, merge
 from lmablate.errors import ConfigError
 from lmablate.evaluations import lacks
 from lmablate.identity import run_id
+from lmablate.locks import FileLock, Held
 from lmablate.run import check_vocabulary, load_data, with_data
 from lmablate.run_directory import RunDirectory, check_writable
 from lmablate.source import describe
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _told: set[str] = set()
+_replaced: set[str] = set()
+REPLACED = ".replaced"
 
 
 @dataclass
@@ -44,9 +48,16 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """A finished run that lacks the diagnostics or the evaluation asked for is not done."""
+        """A finished run that lacks the diagnostics or the evaluation asked for is not done, nor one that is to be trained again."""
         directory = self.directory
+        if self.to_replace:
+            return False
         return is_complete(directory, self.cfg) and not lacks(self.cfg, directory.path, directory.read_result())
+
+    @property
+    def to_replace(self) -> bool:
+        """A finished run that its command trains anew (runtime.again), and has not yet put aside."""
+        return bool(self.cfg.runtime.again) and str(self.directory.path) not in _replaced and self.directory.is_done
 
     @property
     def row(self) -> dict[str, Any]:
@@ -54,6 +65,27 @@ class Job:
         result = self.directory.read_result()
         assert result is not None
         return result
+
+
+def put_aside(jobs: Sequence[Job]) -> None:
+    """Move what is to be trained anew to ``results_dir/.replaced``, each once in a command. A run that somebody works on stays."""
+    for job in jobs:
+        if not job.to_replace:
+            continue
+        path = job.directory.path
+        _replaced.add(str(path))
+        try:
+            lock = FileLock.take(job.directory.lock_path)
+        except Held:  # it is trained anew at this moment
+            continue
+        try:
+            folder = path.parent / REPLACED
+            folder.mkdir(exist_ok=True)
+            kept = folder / f"{path.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+            path.rename(kept)
+        finally:
+            lock.release()
+        log.info("again   %s  %s: what was there is in %s", job.run_id, job.label, kept)
 
 
 def tell_solved(jobs: Sequence[Job]) -> None:

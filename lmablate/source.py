@@ -55,7 +55,7 @@ def code_of(cfg: RunConfig) -> dict[str, str] | None:
 
     Raises ConfigError for a part whose source cannot be read.
     """
-    targets = [_place_of(target) for target in _targets(cfg)]
+    targets = [_place_of(target) for _, target in _targets(cfg)]
     found = _Closure(targets).counted()
     return dict(sorted(found.items())) or None
 
@@ -89,13 +89,24 @@ def is_shipped(target: Any) -> bool:
     return state is not None and not state.changed and name not in state.different
 
 
+def own_parts(cfg: RunConfig) -> list[str]:
+    """The parts of `cfg` that are not as shipped, in words: ``attention=gated (mypackage.parts.Gated)``."""
+    found: dict[str, None] = {}
+    for place, target in _targets(cfg):
+        module, name = _place_of(target)
+        if not module.startswith("torch.") and not is_shipped(target):
+            axis = place.partition(".")[0]
+            found[f"{axis}={cfg.choices.get(axis)} ({module}.{name})"] = None
+    return list(found)
+
+
 def snapshot() -> None:
     """Read now what is imported now, for a process that imports once and answers for it later."""
     _states()
 
 
-def _targets(cfg: RunConfig) -> Iterator[Any]:
-    """The classes and functions that the options of `cfg` name, those of what they are made of among them."""
+def _targets(cfg: RunConfig) -> Iterator[tuple[str, Any]]:
+    """The classes and functions that the options of `cfg` name, each with the key that names it."""
     from lmablate.model import parts
 
     places = {
@@ -105,7 +116,7 @@ def _targets(cfg: RunConfig) -> Iterator[Any]:
     places |= {f"stability.{name}": getattr(cfg.stability, name) for name in ("qk_norm", "v_norm")}
     for place, part in places.items():
         if part is not None:
-            yield parts.target(part, place)
+            yield place, parts.target(part, place)
 
 
 def _place_of(target: Any) -> tuple[str, str]:
@@ -231,15 +242,15 @@ def module_name(path: Path) -> str:
 def _states() -> dict[str, State]:
     shipped: dict[str, Any] = json.loads(MANIFEST.read_text())
     return {
-        module: _compared(path, shipped[module]) if module in shipped else State({"a new file"}, changed=False)
+        module: _compared(module, path, shipped[module]) if module in shipped else State({"a new file"}, changed=False)
         for module, path in science_modules().items()
     } | {module: State(changed=True) for module in shipped if module not in science_modules()}
 
 
-def _compared(path: Path, shipped: dict[str, Any]) -> State:
+def _compared(module: str, path: Path, shipped: dict[str, Any]) -> State:
     if _bytes(path) == shipped["bytes"]:
         return State()
-    source = _read(path, module_name(path))
+    source = _read(path, module)
     if source is None:
         return State(changed=True)
     left = list(shipped["statements"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from corpus import QUICK, write_corpus
+from own_package import write_package
 
 from lmablate.paths import CONF_DIR, ROOT, SWEEPS_DIR
 
@@ -91,3 +92,37 @@ def test_an_installed_lmablate_trains_from_elsewhere(installed, tmp_path, way):
         env=environment, cwd=tmp_path)  # fmt: skip
     run(sys.executable, "-m", "lmablate.report", "sweep", "--out", "page", env=environment, cwd=tmp_path)
     assert (tmp_path / "page" / "figures" / "norm_and_activation.png").is_file()
+
+
+def test_a_package_of_ones_own_in_an_empty_folder(installed, tmp_path):
+    """From a wheel: each of its parts trains, resumes, decodes, and is refused by export by name; edited, it is trained anew."""
+    _, environment = installed
+    module = write_package(tmp_path)
+    text = write_corpus(tmp_path / "text")
+    options = ["norm=max", "activation=snake", "attention=gated", "ffn=maxout"]
+
+    def lmablate(name, *words, code=0):
+        command = [sys.executable, "-m", f"lmablate.{name}", *map(str, words), "--trust", "mypackage"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def train(option, *more):
+        said = lmablate("train", option, *QUICK, f"data.paths={text}/*.txt", "results_dir=results", *more)
+        return said, {path.parent for path in (tmp_path / "results").glob("*/result.json")}
+
+    known = set()
+    for option in options:
+        said, after = train(option)
+        assert "not as shipped" in said
+        (run_dir,) = after - known
+        known = after
+        assert "to train" not in train(option)[0] or train(option)[1] == after
+        lmablate("sample", run_dir, "--prompt", "in the", "--tokens", 4)
+        assert option in lmablate("interop", run_dir, "--out", "export", code=2)
+    module.write_text(module.read_text().replace("# my own", "# said otherwise"))
+    assert all(train(option)[1] == known for option in options)
+    module.write_text(module.read_text().replace("1e-3", "2e-3"))
+    for option in options:
+        assert len(train(option)[1] - known) == 1
+        known = train(option)[1]

@@ -130,6 +130,7 @@ class RuntimeSettings(Settings):
     compile: bool | Literal["auto"]
     threads: PositiveInt
     workers: PositiveInt | None
+    again: bool | None = None  # null, as in runs from before there was the key: false
     exact_gangs: bool | None = None  # null, as in runs from before there was the key: true
     parallel: Literal["ddp", "fsdp2"] | None = None  # of one run on several processes (lmablate/distributed)
     microbatch_size: PositiveInt | None

@@ -48,11 +48,23 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
             f"{run_dir}: there is no checkpoint in {directory.checkpoint_dir}: train the run first, or again if it was deleted"
         )
     cfg = read_config(directory.config_path)
+    _same_code(run_dir, cfg)
     data = load_data(cfg)
     _same_text(run_dir, directory.read_result(), data)
     model = build_model(cfg)
     load_weights(found[0], model)
     return model.eval(), cfg, data
+
+
+def _same_code(run_dir: Path, cfg: RunConfig) -> None:
+    """Refuse weights that other code would read than the code that trained them."""
+    from lmablate.source import code_of, describe
+
+    now, then = code_of(cfg) or {}, cfg.code or {}
+    if other := {module: said for module, said in {**then, **now}.items() if now.get(module) != then.get(module)}:
+        raise ConfigError(
+            f"{run_dir}: it was trained with other code than stands here now: {describe(other)}. Put that code back, or train it again"
+        )
 
 
 def _same_text(run_dir: Path, row: dict[str, Any] | None, data: TokenData) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lmablate.errors import ConfigError
 from lmablate.paths import CONF_DIR
 
 if TYPE_CHECKING:
@@ -85,9 +86,12 @@ def complete(facts: Facts) -> dict[str, Any]:
 
 
 def of(cfg: RunConfig) -> dict[str, Any]:
-    """The facts of a configuration."""
+    """The facts of a configuration. Raises ConfigError for parts of a user's own, which no class of theirs computes."""
     from lmablate.model.shapes import has_final_norm, has_readout, logit_scale
+    from lmablate.source import own_parts
 
+    if own := own_parts(cfg):
+        raise ConfigError(f"{', '.join(own)}: a part of your own, which no class of transformers computes")
     m, s = cfg.model, cfg.stability
     # What a token may read, and what the head gives: with two stacks the same whatever splits the texts.
     facts: dict[str, Any] = {"objective": "span_corruption" if m.n_encoder_layers else cfg.objective.kind}

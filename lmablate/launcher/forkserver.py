@@ -37,6 +37,9 @@ def warm_up(modules: Sequence[str]) -> int:
         importlib.import_module(name)
     import torch
 
+    from lmablate.source import snapshot
+
+    snapshot()  # runs of this sweep are of the code that is imported now
     torch.set_num_threads(1)
     # The first optimizer of a process imports hundreds of modules of torch. One number starts no thread.
     one = torch.nn.Parameter(torch.zeros(1))

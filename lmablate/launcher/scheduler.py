@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lmablate import ledger
 from lmablate.display import Board
 from lmablate.faults import failure
-from lmablate.jobs import Job
+from lmablate.jobs import Job, put_aside
 from lmablate.launcher.engine import Engine
 from lmablate.launcher.groups import group_jobs, split_trunks
 from lmablate.launcher.handover import leave_status, name_launcher, read_status
@@ -37,6 +37,7 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
     from lmablate.tracking import resolve_mode
 
     ledger.record(jobs)
+    put_aside(jobs)
     todo = [job for job in jobs if not job.done]
     engine = engine if todo else None  # no cluster is asked for nothing
     board = Board(jobs, todo)

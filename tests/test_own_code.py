@@ -1,0 +1,262 @@
+"""A variant of the user's own is part of the experiment: its code, its draws, its counts, its state."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from corpus import QUICK, write_corpus
+from own_package import PARTS, as_new_process, write_package
+from tiny import SmallText
+
+from lmablate import source
+from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+from lmablate.budget.measured import measures_flops
+from lmablate.config import compose
+from lmablate.errors import ConfigError
+from lmablate.gang import graph_key
+from lmablate.identity import run_id
+from lmablate.jobs import prepare_jobs
+from lmablate.launcher.scheduler import run_jobs
+from lmablate.model import build_model, parts
+from lmablate.paths import ROOT
+from lmablate.run import check_code, load_data, with_data
+from lmablate.trainer import Interrupted, Trainer
+
+SIZES = [word for word in QUICK if not word.startswith("runtime.wandb")]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("own") / "text")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """The folder of a user, who works in it, with its package opened."""
+    module = write_package(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(parts, "_trusted", {"mypackage"})
+    as_new_process()
+    yield module
+    as_new_process()
+
+
+def config(corpus, *words):
+    return compose([*SIZES, f"data.paths={corpus}/*.txt", "trainer.precision=fp32", "runtime.device=cpu", *words])
+
+
+def identity(corpus, *words):
+    as_new_process()
+    cfg = config(corpus, *words)
+    data = load_data(cfg)
+    return run_id(with_data(cfg, data), data)
+
+
+# --- Code in the identity -------------------------------------------------------------------------------------------------
+
+
+def test_edited_code_is_another_run_and_reformatted_code_is_the_same(package, corpus):
+    first, shipped = identity(corpus, "norm=max"), identity(corpus)
+    package.write_text(
+        PARTS.replace("Parts of my own.", "Said otherwise.").replace("(x.abs()", "(  # of all\n            x.abs()")
+    )
+    assert identity(corpus, "norm=max") == first
+    package.write_text(PARTS.replace("helpers.FACTOR * x", "3 * x"))
+    assert identity(corpus, "norm=max") != first
+    package.write_text(PARTS)
+    (package.parent / "helpers.py").write_text(
+        "FACTOR = 2.0\n"
+    )  # a module of the package that the part's module imports
+    assert identity(corpus, "norm=max") != first
+    assert identity(corpus) == shipped
+
+
+def test_a_command_says_what_is_not_as_shipped_and_rows_carry_it(package, corpus, tmp_path, caplog):
+    caplog.set_level("INFO", "lmablate")
+    (job,), _ = prepare_jobs([config(corpus, "norm=max", f"results_dir={tmp_path / 'results'}")])
+    assert "not as shipped, so part of the run id by content: mypackage.helpers, mypackage.parts" in caplog.text
+    assert run_jobs([job]) == 0
+    assert set(job.row["code"]) == {"mypackage.parts", "mypackage.helpers"}
+    assert source.changed_since(job.row["code"]) == []
+    package.write_text(PARTS.replace("helpers.FACTOR * x", "3 * x"))
+    source._read.cache_clear()
+    assert source.changed_since(job.row["code"]) == ["mypackage.parts"]
+    with pytest.raises(ConfigError, match=r"has changed since it was planned \(.*mypackage.parts.*repeat the command"):
+        check_code(job.cfg)
+
+
+def test_a_finished_run_is_trained_again_on_purpose(corpus, tmp_path):
+    words = f"results_dir={tmp_path / 'results'}", "trainer.steps=2"
+    (job,), _ = prepare_jobs([config(corpus, *words)])
+    assert run_jobs([job]) == 0 and job.done
+    (again,), _ = prepare_jobs([config(corpus, *words, "runtime.again=true")])
+    assert again.run_id == job.run_id and not again.done
+    began = job.row["provenance"]["started"], job.directory.result_path.stat().st_ino
+    assert run_jobs([again]) == 0 and again.done
+    assert (again.row["provenance"]["started"], again.directory.result_path.stat().st_ino) != began
+    (kept,) = (tmp_path / "results" / ".replaced").iterdir()
+    assert json.loads((kept / "result.json").read_text())["val_loss"] == again.row["val_loss"]
+
+
+NORM = (ROOT / "lmablate/model/norm.py").read_text() if (ROOT / "lmablate").is_dir() else ""
+ADDED = NORM + "\n\nclass MaxNorm(nn.Module):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "different", "changed"),
+    [
+        (
+            NORM.replace('"""Axis', '"""The axis').replace("super().__init__()", "super().__init__()  # torch's"),
+            set(),
+            False,
+        ),
+        (ADDED, {"MaxNorm"}, False),
+        (NORM.replace("y = rms_norm(x, self.eps)", "y = 3 * rms_norm(x, self.eps)"), {"RMSNorm"}, True),
+        (ADDED.replace("MaxNorm", "RMSNorm"), {"RMSNorm"}, True),  # it takes the place of the one before
+    ],
+    ids=["words", "added", "changed", "replaced"],
+)
+def test_a_file_of_ours_is_held_against_what_was_shipped(text, different, changed, tmp_path):
+    path = tmp_path / "norm.py"
+    path.write_text(text)
+    shipped = json.loads(source.MANIFEST.read_text())["lmablate.model.norm"]
+    state = source._compared("lmablate.model.norm", path, shipped)
+    assert (state.different, state.changed) == (different, changed)
+
+
+def test_what_was_shipped_is_the_code_that_is_here():
+    """Of files that are not committed, additions may be the user's own variants."""
+    done = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True)
+    edited = {(ROOT / line[3:]).resolve() for line in done.stdout.splitlines()} if done.returncode == 0 else set()
+    stale = [
+        module
+        for module, state in source._states().items()
+        if state.changed or (state.different and source.science_modules()[module].resolve() not in edited)
+    ]
+    assert not stale, (
+        "these decide numbers and are not as lmablate/shipped.json has them: raise SCIENCE_VERSION if numbers move, "
+        "then run python -m lmablate.source"
+    )
+
+
+# --- Draws, noise and state -----------------------------------------------------------------------------------------------
+
+
+def trained(cfg, folder=None, stop_at=None):
+    trainer = Trainer(build_model(cfg), SmallText(), cfg, folder=folder)
+    steps = SimpleNamespace(n=0)
+
+    def stop():
+        steps.n += 1
+        return 15 if steps.n == stop_at else 0
+
+    try:
+        losses = [record.get("train_loss") for record in trainer.records(stop)]
+    except Interrupted:
+        return None
+    return trainer, losses
+
+
+def test_plain_torch_parts_give_equal_runs_from_equal_seeds(package, corpus):
+    """Weights, raw parameters and random numbers of the forward pass; three calls were 5.129, 5.043 and 5.097."""
+    cfg = config(corpus, "attention=gated", "trainer.steps=4", "runtime.log_every=1")
+    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": 64})})
+    torch.manual_seed(1)
+    first, losses = trained(cfg)
+    torch.manual_seed(2)
+    second, again = trained(cfg)
+    assert losses == again
+    for (name, mine), (_, theirs) in zip(first.model.named_parameters(), second.model.named_parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    gates = [block.attention.branch.gate.weight for block in build_model(cfg).blocks]
+    assert not torch.equal(*gates), "each layer has draws of its own"
+    other = cfg.model_copy(update={"init_seed": 9})
+    assert not torch.equal(build_model(other).blocks[0].attention.branch.gate.weight, gates[0])
+
+
+def test_what_another_part_draws_moves_no_draw(package, corpus):
+    """The draws of a place depend on its layer, branch and shape, and not on what is drawn before it."""
+    cfg = config(corpus, "attention=gated")
+    gate = build_model(cfg).blocks[1].attention.branch.gate.weight
+    package.write_text(PARTS.replace("self.gate =", "self.more = nn.Linear(3, 5)\n        self.gate ="))
+    as_new_process()
+    assert torch.equal(build_model(cfg).blocks[1].attention.branch.gate.weight, gate)
+
+
+def test_plain_torch_parts_resume_to_the_bit(package, corpus, tmp_path):
+    """Their buffers too, which a forward pass changes."""
+    cfg = config(corpus, "attention=gated", "trainer.steps=6", "runtime.log_every=1")
+    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": 64})})
+    whole, _ = trained(cfg)
+    assert trained(cfg, tmp_path, stop_at=3) is None
+    resumed, _ = trained(cfg, tmp_path)
+    assert float(resumed.model.blocks[0].attention.branch.seen) == 6
+    for (name, mine), (_, theirs) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_plain_torch_parts_train_alone(package, corpus):
+    cfg, data = config(corpus, "attention=gated"), SimpleNamespace(fingerprint="", tokenizer_fingerprint="")
+    assert graph_key(cfg, data) is None
+    assert graph_key(config(corpus, "norm=max"), data) is not None
+
+
+# --- Counts ---------------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_that_a_class_does_not_state_are_counted_by_building(package, corpus):
+    cfg = config(corpus, "attention=gated")
+    built = sum(p.numel() for p in build_model(cfg, device="meta").parameters())
+    assert parameters(cfg).total == built
+    mha, d = config(corpus), cfg.model.d_model
+    assert built - parameters(mha).total == cfg.model.n_layers * (d * d + 2 * d)
+    assert flops_per_token(cfg) - flops_per_token(mha) == 6 * cfg.model.n_layers * d * d
+    assert kv_bytes_per_token(cfg) == kv_bytes_per_token(mha)
+    assert (measures_flops(cfg), measures_flops(mha)) == (["attention"], [])
+
+
+def test_a_budget_counts_what_is_built(package, corpus):
+    arm, reference = (
+        parameters(config(corpus, f"attention={word}", "budget=params")).total for word in ("gated", "mha")
+    )
+    assert arm == pytest.approx(reference, rel=0.01)
+
+
+def test_a_stated_count_that_is_not_built_is_refused(package, corpus):
+    with pytest.raises(ConfigError) as refused:
+        config(corpus, "attention=miscounted")
+    said = str(refused.value)
+    assert "attention=miscounted (mypackage.parts.Miscounted)" in said
+    built = sum(p.numel() for p in build_model(config(corpus, "attention=gated"), device="meta").parameters())
+    assert f"{built:,}" in said and f"{parameters(config(corpus)).total:,}" in said
+
+
+# --- Whole commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_commands_agree_to_the_bit_on_any_number_of_workers(tmp_path, corpus, workers):
+    write_package(tmp_path)
+    found = []
+    for call in range(2):
+        words = [*SIZES, f"data.paths={corpus}/*.txt", "attention=gated", "seed=0,1", f"results_dir=r{call}"]
+        command = [
+            sys.executable,
+            "-m",
+            "lmablate.train",
+            "-m",
+            *words,
+            f"runtime.workers={workers}",
+            "--trust",
+            "mypackage",
+        ]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        rows = [json.loads(path.read_text()) for path in sorted(Path(tmp_path / f"r{call}").glob("*/result.json"))]
+        found.append([(row["run_id"], row["val_loss"], row["train_loss"]) for row in rows])
+    assert found[0] == found[1] and len(found[0]) == 2
