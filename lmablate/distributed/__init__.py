@@ -74,14 +74,20 @@ def _check_experts(ffn: dict[str, Any], way: str, ranks: int) -> None:
         raise ConfigError("ffn.bias_rate moves a whole bias, and runtime.parallel=fsdp2 cuts it in parts: use ddp")
 
 
-def _check_buffers(cfg: RunConfig) -> None:
-    """Raises ConfigError for parts of a user's own with state that the processes would not share."""
+def _check_own_parts(cfg: RunConfig) -> None:
+    """Raises ConfigError for parts of a user's own with state that the processes would not share, or cannot cut."""
     if not cfg.code:
         return
     from lmablate.model import build_model
     from lmablate.model.citizens import own_buffers
 
-    if buffers := own_buffers(build_model(cfg, device="meta")):
+    model = build_model(cfg, device="meta")
+    if cfg.runtime.parallel == "fsdp2" and (single := [name for name, p in model.named_parameters() if not p.ndim]):
+        raise ConfigError(
+            f"{single[0]} is a single number, and runtime.parallel=fsdp2 cuts every weight in parts: give it a dimension, "
+            "torch.ones(1), or use ddp"
+        )
+    if buffers := own_buffers(model):
         raise ConfigError(
             f"{next(iter(buffers))} is a buffer of a part of your own, which several processes would each change for itself: leave "
             "runtime.parallel out"
@@ -123,7 +129,7 @@ def check(configs: Sequence[RunConfig], launcher: str) -> RunConfig:
                 f"runtime.{key}={getattr(cfg.runtime, key)} is for runs that a sweep watches over; under torchrun leave it out"
             )
     _check_experts(cfg.ffn or {}, str(way), ranks)
-    _check_buffers(cfg)
+    _check_own_parts(cfg)
     if way == "fsdp2" and cfg.diagnostics is not None:
         raise ConfigError("diagnostics read whole weights, and runtime.parallel=fsdp2 cuts them in parts: use ddp")
     if way == "fsdp2" and cfg.trainer.init_from is not None:
