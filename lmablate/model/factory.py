@@ -96,12 +96,12 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     )
 
 
-def _made(cfg: RunConfig, scope: str, new: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _made(cfg: RunConfig, scope: str, new: Callable[..., Any], *args: Any) -> Any:
     """What `new` makes, with whatever it draws itself drawn by its place."""
     if torch.get_default_device().type == "meta":
-        return new(*args, **kwargs)
+        return new(*args)
     with drawn(cfg.init_seed, scope):
-        return new(*args, **kwargs)
+        return new(*args)
 
 
 def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
@@ -117,8 +117,8 @@ def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
 
     blocks = []
     for i in range(m.n_distinct_layers or m.n_layers):
-        attn_branch = _made(cfg, f"{at}{i}.attention", attention, shape, layer=i)
-        ffn_branch = _made(cfg, f"{at}{i}.ffn", ffn.branch, sizes, layer=i)
+        attn_branch = _made(cfg, f"{at}{i}.attention", partial(attention, layer=i), shape)
+        ffn_branch = _made(cfg, f"{at}{i}.ffn", partial(ffn.branch, layer=i), sizes)
         fill(attn_branch, f"{at}{i}.attention")
         fill(ffn_branch, f"{at}{i}.ffn")
         if not cross:
