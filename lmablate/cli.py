@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.errors import ConfigError
-from lmablate.secrets import guard_streams
+from lmablate.streams import guard_streams
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

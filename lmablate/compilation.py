@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.console import detail
 from lmablate.identity import SCIENCE_VERSION
 from lmablate.machine import matmul_rates
 from lmablate.paths import cache_dir
@@ -95,7 +96,7 @@ def resolve_compile(jobs: Sequence[Job], slots: int) -> None:
     chosen, why = _follow(open_) or _weigh(open_, slots)
     left = [job for job in open_ if not job.done]
     if left:
-        log.info("runtime.compile=auto: %s (%s)", "compiled" if chosen else "eager", why)
+        log.log(detail(), "runtime.compile=auto: %s (%s)", "compiled" if chosen else "eager", why)
     for job in open_:
         runtime = job.cfg.runtime.model_copy(update={"compile": chosen})
         job.cfg = job.cfg.model_copy(update={"runtime": runtime})

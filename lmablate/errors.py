@@ -26,7 +26,7 @@ def in_words(main: Callable[P, int]) -> Callable[P, int]:
 
     @wraps(main)
     def told(*args: P.args, **kwargs: P.kwargs) -> int:
-        from lmablate.secrets import guard_streams
+        from lmablate.streams import guard_streams
 
         guard_streams()
         try:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.display import plain
+from lmablate.console import plain
 from lmablate.errors import ConfigError, in_words
 from lmablate.files import atomic_write
 from lmablate.secrets import redacted

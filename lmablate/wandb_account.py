@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lmablate.console import detail
+
 log = logging.getLogger(__name__)
 # wandb 0.31 calls its public server by the first name, and takes a key that is stored under the second as well.
 _PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
@@ -32,7 +34,7 @@ def configured_mode() -> str:
 @cache
 def _hint() -> None:
     """Once a process."""
-    log.info("wandb is off: no key configured (wandb login, or runtime.wandb=offline to keep a local copy)")
+    log.log(detail(), "wandb is off: no key configured (wandb login, or runtime.wandb=offline to keep a local copy)")
 
 
 def _settings() -> dict[str, str]:

@@ -78,6 +78,9 @@ class FakeBoard:
     def say(self, text):
         self.said.append(text)
 
+    def stopping(self):
+        self.said.append("stopping")
+
     def finished(self, job, verdict):
         self.ended[job.run_id] = verdict
 

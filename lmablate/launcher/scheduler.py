@@ -7,6 +7,7 @@ import signal
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lmablate import ledger
@@ -73,7 +74,7 @@ def _run_here(job: Job, board: Board) -> int:
     try:
         while True:
             try:
-                execute(job.cfg, load_data(job.cfg), on_status=lambda status: board.update(job, status))
+                execute(job.cfg, load_data(job.cfg), partial(board.update, job), board.stopping)
                 break
             except Held as held:
                 board.say(f"wait    {job.run_id}  {job.label}: {held}")
@@ -111,16 +112,7 @@ def _run_in_processes(queue: list[list[Job]], board: Board, n_slots: int, engine
 
 def heaviest_first(jobs: Sequence[Job]) -> list[Job]:
     """By FLOPs of the whole run, else in the order given: a long run that starts last leaves the other cores idle."""
-    return sorted(jobs, key=lambda job: -_flops(job))
-
-
-def _flops(job: Job) -> int:
-    from lmablate.budget import flops_per_token
-
-    try:
-        return flops_per_token(job.cfg) * job.cfg.tokens
-    except Exception:  # a part of the user's own that cannot be counted: its run will say so, and harm no other
-        return 0
+    return sorted(jobs, key=lambda job: -job.work)
 
 
 def slots(jobs: Sequence[Job]) -> int:
