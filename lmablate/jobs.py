@@ -17,6 +17,7 @@ from lmablate.identity import SCIENCE_VERSION, run_id
 from lmablate.labels import label_jobs
 from lmablate.run import check_vocabulary, load_data, with_data
 from lmablate.run_directory import RunDirectory, check_writable
+from lmablate.wandb_account import check_names
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -92,6 +93,8 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     jobs: dict[str, Job] = {}
     data_of: dict[str, TokenData] = {}
     for cfg in configs:
+        if cfg.runtime.wandb != "disabled":
+            check_names(cfg.runtime.wandb_project, cfg.sweep)
         check_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))
         tokenizer = cfg.tokenizer.model_dump() if cfg.tokenizer else None
         key = json.dumps(

@@ -41,10 +41,11 @@ class Collected:
 def plan_all(words: Sequence[str]) -> int:
     """Print a line a sweep and the whole; the first sweep that cannot be run ends it with its error and exit code 2."""
     from lmablate.cli import main as front_door
+    from lmablate.console import progress
     from lmablate.paths import SWEEPS_DIR
 
     found: dict[str, Collected] = {}
-    for sweep in sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")):
+    for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
         one = found[sweep] = Collected()
         command = [f"sweeps={sweep}", *words]
         if code := front_door("lmablate.plan", "price", one.grid, command, study=one.study):

@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -185,7 +186,9 @@ def test_text_is_escaped_on_the_page(runs, tmp_path):
 
 
 def test_a_run_against_itself_differs_nowhere(runs, tmp_path, capsys):
-    assert command.main([str(runs[0]), str(runs[0]), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # matplotlib's, of axes without an extent
+        assert command.main([str(runs[0]), str(runs[0]), "--out", str(tmp_path), "--device", "cpu"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["difference_mean"] == summary["difference_se"] == 0
     assert "do not tell them apart" in capsys.readouterr().out

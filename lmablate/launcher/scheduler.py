@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 import traceback
@@ -56,6 +57,8 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
             groups = [*trunks, *groups]
             n_slots = slots(todo) if engine is None else engine.slots(todo)
             stopped_by = _run_in_processes(groups, board, n_slots, engine)
+    if kept := offline_hint(todo):
+        board.say(kept)
     if stopped_by:
         board.say(
             f"stopped: {sum(job.done for job in jobs)} of {len(jobs)} runs are done; the same command continues from the checkpoints"
@@ -63,6 +66,21 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
         return 128 + stopped_by
     board.summary()
     return 1 if board.failed else 0
+
+
+def offline_hint(jobs: Sequence[Job]) -> str:
+    """The command that uploads what wandb keeps of these runs on this disk; nothing where it keeps nothing."""
+    kept = [job.directory.path for job in jobs if any(job.directory.path.glob("wandb/offline-run-*"))]
+    if not kept:
+        return ""
+    where = (
+        [shlex.quote(str(kept[0]))]
+        if len(kept) == 1
+        else [f"{shlex.quote(str(f))}/*" for f in {p.parent for p in kept}]
+    )
+    n = f"{len(kept)} run{'s' * (len(kept) != 1)}"
+    folders = " ".join(f"{folder}/wandb/offline-run-*" for folder in where)
+    return f"wandb keeps {n} offline; to upload: wandb sync --include-online {folders}"
 
 
 def _run_here(job: Job, board: Board) -> int:
