@@ -160,7 +160,9 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def run(draw: Callable[[str], Figure], purpose: str) -> None:
     """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG."""
     from lmablate.errors import ConfigError
+    from lmablate.streams import guard_streams
 
+    guard_streams()
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("results_dir")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")

@@ -115,9 +115,8 @@ class Board:
             self.failed.append((job, status["error"]))
             self.say(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
         elif status["state"] == "done":
-            self.say(
-                f"{self._count():>3}/{len(self.jobs)}  {job.run_id}  {job.label}: {outcome(job.row)}{self._left()}"
-            )
+            name = f"{job.run_id}  {job.label}" if len(self.jobs) > 1 else job.run_id  # of one, the label was just said
+            self.say(f"{self._count():>3}/{len(self.jobs)}  {name}: {outcome(job.row)}{self._left()}")
 
     def summary(self) -> None:
         """The table of all runs, best first, and what failed."""
