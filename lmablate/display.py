@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lmablate.jobs import Job
 
 LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
-BAR = 20  # cells of a live bar
+BAR = 10  # cells of a live bar
 STOPPING = (
     "stopping: checkpoints are being written (Ctrl-C again stops at once, and loses the steps since the last one)"
 )
@@ -57,16 +57,15 @@ class Board:
             + f": {len(self.jobs) - len(self.todo)} done already, {len(self.todo)} to train; results in {self.jobs[0].cfg.results_dir}"
         )
         if self.mode == "live" and self.todo:
-            self._live = Live(
-                get_renderable=self._render, console=console(live=True), refresh_per_second=4, transient=True
-            )
+            self.console = console(live=True)  # lines go above the table
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._live:
             self._live.stop()
-            self._live = None
+            self._live, self.console = None, console()
 
     def say(self, text: str) -> None:
         if self.mode != "off":
@@ -172,19 +171,20 @@ class Board:
     def _render(self) -> Group:
         head = Text(plain(f"{self._count()}/{len(self.jobs)} done{self._best()}{self._left()}"), style="bold")
         rows = [(job, self.status[job.run_id]) for job in self.todo if job.run_id in self.status]
-        return Group(head, live_table(rows, ascii_only=self.console.options.ascii_only))
+        return Group(head, *([live_table(rows, ascii_only=self.console.options.ascii_only)] if rows else []))
 
 
-def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool) -> Table:
-    """Runs at work: what each is, how far, and its last numbers or what it is doing."""
-    columns = (Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column(""), Column("step"))
+def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool = False) -> Table:
+    """Runs at work: what each is (and is doing, where that is not training), how far, and its last numbers."""
+    sign = "#" if ascii_only else "\N{BOX DRAWINGS HEAVY HORIZONTAL}"
     cells = []
     for job, status in rows:
         step, steps = status.get("step") or 0, status.get("steps") or job.cfg.trainer.steps
-        full = BAR * min(step, steps) // max(1, steps)
-        bar = ("#" if ascii_only else "\N{BOX DRAWINGS HEAVY HORIZONTAL}") * full
-        cells.append((job.run_id, job.label, bar.ljust(BAR), f"{step}/{steps}", status.get("doing") or _losses(status)))
-    return table([*columns, Column("", left=True)], cells)
+        doing = f": {status['doing']}" if status.get("doing") else ""
+        bar = sign * (BAR * min(step, steps) // max(1, steps))
+        cells.append((job.run_id, job.label + doing, f"{step}/{steps}", *_numbers(status), bar.ljust(BAR)))
+    columns = (Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("step", keep=True))
+    return table([*columns, *map(Column, ("train", "val", "accuracy", "tokens/s", ""))], cells)
 
 
 def results_table(rows: Sequence[tuple[Job, dict[str, Any]]]) -> Table:
@@ -233,15 +233,21 @@ def beside_unigram(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {row[name]:.4f} ({value:.4f})" for name, value in pairs if row.get(name) is not None)
 
 
+def _numbers(status: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Training loss, validation loss, accuracy and tokens a second of a heartbeat, each empty where it is not known. A
+    validation loss of another step than the training loss says so."""
+    train, val, speed = (status.get(key) for key in ("train_loss", "val_loss", "tokens_per_second"))
+    at = status.get("val_step", status.get("step"))
+    when = "" if at == status.get("step") else f" (step {at})"
+    return (
+        f"{train:.3f}" if isinstance(train, float) else "",
+        f"{val:.3f}{when}" if isinstance(val, float) else "",
+        accuracy(status) if isinstance(status.get("val_accuracy"), float) else "",
+        f"{speed:,.0f}" if speed else "",
+    )
+
+
 def _losses(status: dict[str, Any]) -> str:
-    """The last numbers; a validation loss of another step than the training loss says so."""
-    shown = []
-    if isinstance(status.get("train_loss"), float):
-        shown.append(f"train {status['train_loss']:.3f}")
-    if isinstance(status.get("val_loss"), float):
-        at = status.get("val_step", status.get("step"))
-        shown.append(f"val {status['val_loss']:.3f}" + (f" (step {at})" if at != status.get("step") else ""))
-    if isinstance(status.get("val_accuracy"), float):
-        shown.append(f"accuracy {accuracy(status)}")
-    speed = status.get("tokens_per_second")
-    return "  ".join([*shown, *([f"{speed:,.0f} tokens/s"] if speed else [])])
+    train, val, right, speed = _numbers(status)
+    said = (("train ", train, ""), ("val ", val, ""), ("accuracy ", right, ""), ("", speed, " tokens/s"))
+    return "  ".join(f"{before}{number}{after}" for before, number, after in said if number)

@@ -60,9 +60,8 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
     if kept := offline_hint(todo):
         board.say(kept)
     if stopped_by:
-        board.say(
-            f"stopped: {sum(job.done for job in jobs)} of {len(jobs)} runs are done; the same command continues from the checkpoints"
-        )
+        n = f"{sum(job.done for job in jobs)} of {len(jobs)} run{'s are' if len(jobs) != 1 else ' is'} done"
+        board.say(f"stopped: {n}; the same command continues from the checkpoints")
         return 128 + stopped_by
     board.summary()
     return 1 if board.failed else 0
