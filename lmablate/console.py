@@ -69,6 +69,7 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
+    columns = [column._replace(name=plain(column.name)) for column in columns]
     cells = [[plain(cell) for cell in row] for row in rows]
     filled = [i for i in range(len(columns)) if not cells or any(row[i] for row in cells)]
     wide = _fitting(columns, cells, filled, width() if room is None else room)
