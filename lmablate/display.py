@@ -157,7 +157,10 @@ class Board:
         seconds = None if all(one.ended for one in todo) else time_left(todo)
         if seconds is None:
             return ""
-        return f"  ({duration(seconds)} left)" if len(todo) == 1 else f"  (all done in {duration(seconds)})"
+        if len(todo) == 1:
+            return f"  ({duration(seconds)} left)"
+        whole = "all" if todo[0].cfg.stage is None else "this stage"  # of a study, whose later stages are not known yet
+        return f"  ({whole} done in {duration(seconds)})"
 
     def _best(self) -> str:
         self._count()

@@ -46,8 +46,8 @@ def of_grid(runs: Sequence[Sequence[str]]) -> str:
     """The overrides that a grid's runs differ in, as on its command line: ``norm=rms,layer seed=0,1``."""
     values: dict[str, dict[str, None]] = {}
     for words in runs:
-        for word in words:
-            key, _, value = word.lstrip("+").partition("=")
+        last = dict(word.lstrip("+").partition("=")[::2] for word in words)  # of a key that is given twice
+        for key, value in last.items():
             if not key.startswith(HOW):
                 values.setdefault(key, {})[value] = None
     differ = {key: options for key, options in values.items() if len(options) > 1}

@@ -29,7 +29,9 @@ def made(text, results, *grid, more=()):
 
 def cfg(steps=60, evaluations=3):
     runtime = SimpleNamespace(evaluations=evaluations, progress="lines", compile=False)
-    return SimpleNamespace(trainer=SimpleNamespace(steps=steps), runtime=runtime, results_dir="results", overrides=[])
+    return SimpleNamespace(
+        trainer=SimpleNamespace(steps=steps), runtime=runtime, results_dir="results", overrides=[], stage=None
+    )
 
 
 def job(run_id="6f7374e61214", label="rms swiglu", **settings):
@@ -105,7 +107,7 @@ def test_done_is_said_once_and_the_time_left_says_of_what(capsys):
 def test_the_live_table_keeps_names_and_steps_and_shows_what_is_done(monkeypatch):
     from test_console import printed
 
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "90")
     status = {"step": 30, "steps": 60, "train_loss": 5.6, "val_loss": 6.9, "val_step": 0, "tokens_per_second": 1e4}
     shown = printed(display.live_table([(job(label="[/x]"), status), (job(), {"doing": "compiling"})]))
     assert shown[1].split() == ["6f7374e61214", "[/x]", "30/60", "5.600", "6.900", "(step", "0)", "10,000", "━━━━━"]

@@ -72,7 +72,7 @@ def test_a_grid_is_named_by_what_its_runs_differ_in_and_a_single_run_by_what_was
 ):
     record(jobs_of(text, tmp_path, ("seed=0", "norm=rms"), ("seed=1", "norm=layer")))
     (row,) = write_fake_results(tmp_path / "aside", {"norm": ["layer"]}, seeds=[0])
-    words = ["norm=layer", "data.paths=/home/me/[/texts]/en/*.txt", "seed=0", "runtime.threads=1"]
+    words = ["norm=layer", "data.paths=/home/me/texts/en/*.txt", "seed=0", "runtime.threads=1"]
     row["provenance"]["overrides"] = words
     RunDirectory(tmp_path, "a" * 12).finish(row | {"run_id": "a" * 12})
     failed = RunDirectory(tmp_path, "b" * 12)
