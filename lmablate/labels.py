@@ -38,8 +38,9 @@ def short_paths(value: str) -> str:
 
 def of_overrides(overrides: Sequence[str]) -> str:
     """The label of a run of which only its overrides are known."""
-    shown = (word.lstrip("+") for word in overrides)
-    return " ".join(short_paths(word) for word in shown if not word.startswith(HOW) and word != "seed=0") or "defaults"
+    shown = (word.lstrip("+").partition("=") for word in overrides)
+    said = (f"{key}{equals}{short_paths(value)}" for key, equals, value in shown if not key.startswith(HOW))
+    return " ".join(word for word in said if word != "seed=0") or "defaults"
 
 
 def of_grid(runs: Sequence[Sequence[str]]) -> str:
