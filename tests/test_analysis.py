@@ -274,6 +274,25 @@ def test_explore_notebook_finds_the_runs_and_shows_every_arm(tmp_path, monkeypat
     assert "grad_clip 0.05" in table and "grad_clip -" in table
 
 
+def test_a_matplotlib_that_does_not_start_is_said_in_words(monkeypatch):
+    import builtins
+
+    import lmablate.analysis as package
+
+    def refuse(*given):
+        raise ValueError("Key backend: 'nonsense' is not a valid value")
+
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    monkeypatch.setattr(
+        builtins, "__import__", lambda name, *rest: refuse() if name == "matplotlib" else real(name, *rest)
+    )
+    with pytest.raises(ConfigError, match=r"MPLBACKEND=nonsense \(Key backend"):
+        package._start_matplotlib()
+
+
+real = __import__
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_imports_nothing_private(name):
     assert "analysis._" not in (ROOT / "analysis" / f"{name}.md").read_text()

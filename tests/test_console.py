@@ -107,6 +107,15 @@ def test_details_are_said_with_v_alone(monkeypatch):
     assert console.detail() == logging.INFO
 
 
+def test_a_current_folder_that_was_removed_is_said_in_words(monkeypatch, capsys):
+    from lmablate import presets, train
+    from lmablate.cli import main
+
+    monkeypatch.setattr(os, "getcwd", lambda: os.readlink("/no such folder"))
+    assert presets.main([]) == main("lmablate.train", "", train.train, []) == 2
+    assert capsys.readouterr().err.count("error: the current folder was removed: change to one that is there") == 2
+
+
 class Broken(io.StringIO):
     def write(self, text):
         raise BrokenPipeError(32, "Broken pipe")

@@ -1,7 +1,9 @@
 """What is shown while runs train: heartbeats in words, one time left for the whole command, labels, the folded plan."""
 
 import json
+import os
 import re
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from lmablate.errors import ConfigError
 from lmablate.jobs import Job, prepare_jobs
 from lmablate.launcher.scheduler import offline_hint, run_jobs
 from lmablate.run_directory import RunDirectory
+from lmablate.stopping import asked_to_stop
 from lmablate.time_left import Todo, evaluations_left, run_left, time_left
 
 
@@ -214,6 +217,14 @@ def test_the_demo_has_a_help_of_its_own_and_ends_with_what_to_open_and_to_try(tm
     assert (
         f"file://{tmp_path}/demo/report/index.html" in said and "python -m lmablate.train -m posemb=rope,none" in said
     )
+
+
+def test_a_signal_is_heard_at_once_and_said_once():
+    heard = []
+    with asked_to_stop(lambda: heard.append("stopping")) as stop:
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop.signal == signal.SIGTERM and heard == ["stopping"]
 
 
 def test_a_log_that_cannot_be_written_costs_nothing(tmp_path):
