@@ -8,6 +8,7 @@ BIN := .venv/bin
 .venv/.ok: pyproject.toml constraints.txt
 	$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "lmablate needs Python 3.11 to 3.13; choose one with: make setup PY=python3.12"; exit 1; }
+	@echo "Installing some 160 packages (2 GB) into .venv: about five minutes, with few lines in between."
 	$(PY) -m venv .venv || { echo "On Debian and Ubuntu, first: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

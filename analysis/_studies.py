@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
+from lmablate.arms import with_arms
 from lmablate.stats import interval
 
 EVALUATE = ("evaluate", "evaluate_shared")
@@ -28,12 +29,17 @@ class Effect(NamedTuple):
 
 
 def load(results_dir: str, sweep: str) -> pd.DataFrame:
-    """The runs of one study, with the arms and stages that it gave them."""
+    """The runs of one study, with the arms and stages that it gave them; of a grid, with what tells its runs apart."""
     from lmablate.results import load_runs
     from lmablate.sweeper.store import load_studies, study_runs
 
     runs, studies = load_runs(results_dir), load_studies(results_dir)
-    return study_runs(runs, studies[sweep]) if sweep in studies else runs[runs["sweep"] == sweep]
+    if sweep in studies:
+        return study_runs(runs, studies[sweep])
+    own = runs[runs["sweep"] == sweep]
+    own.attrs.update(runs.attrs)
+    known = own["stage"].fillna("evaluate") if "stage" in own else "evaluate"
+    return own.assign(arm=arm_of(own), stage=known)
 
 
 def stage(runs: pd.DataFrame, *names: str) -> pd.DataFrame:
@@ -45,10 +51,14 @@ def stage(runs: pd.DataFrame, *names: str) -> pd.DataFrame:
 
 
 def arm_of(runs: pd.DataFrame) -> pd.Series:
-    """The arm of each run, as its study named it."""
-    if "arm" not in runs:
-        return pd.Series("all runs", index=runs.index, dtype=str)
-    return runs["arm"].fillna("no arm").astype(str)
+    """The arm of each run, as its study named it; of runs of no study, what tells them apart."""
+    named = runs["arm"].notna() if "arm" in runs else pd.Series(False, index=runs.index)
+    if named.all():
+        return runs["arm"].astype(str) if len(runs) else pd.Series("", index=runs.index, dtype=str)
+    rest = runs[~named].drop(columns="arm", errors="ignore")
+    rest.attrs.update(runs.attrs)
+    own = with_arms(rest)["arm"]
+    return own if not named.any() else runs["arm"].where(named, own).astype(str)
 
 
 def arms_in_order(runs: pd.DataFrame, first: str = "") -> list[str]:

@@ -7,13 +7,16 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#667079", "#e4e7eb", "#ffffff"
 # Six hues of Okabe and Ito (2008) and two darker ones, told apart under all common forms of colour blindness; beyond
@@ -69,11 +72,13 @@ class Arm(NamedTuple):
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look, for figures made inside the block."""
+    """The look, for figures made inside the block: what the user's matplotlibrc says has no part in it."""
     known = set(font_manager.fontManager.get_font_names())
     fonts = [name for name in ("Helvetica Neue", "Arial", "Liberation Sans") if name in known]
     settings = {**_RC, "font.family": "sans-serif", "font.sans-serif": [*fonts[:1], "DejaVu Sans"]}
-    with mpl.rc_context(settings):  # type: ignore[arg-type]  # its stubs list every key
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)  # type: ignore[arg-type]  # its stubs list every key
         yield
 
 
@@ -84,6 +89,11 @@ def arm_styles(arms: Iterable[str]) -> dict[str, Arm]:
         hue, turn = i % len(PALETTE), i // len(PALETTE)
         styles[arm] = Arm(PALETTE[hue], LINES[turn % len(LINES)], MARKERS[(hue + turn) % len(MARKERS)])
     return styles
+
+
+def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
+    """The colour of each arm of `runs` (with_arms) in all figures, e.g. as the palette of a seaborn plot."""
+    return {arm: look.color for arm, look in arm_styles(runs["arm"]).items()}
 
 
 def new_figure(width: float = WIDTH, height: float = 4.6) -> Figure:
@@ -150,7 +160,9 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def run(draw: Callable[[str], Figure], purpose: str) -> None:
     """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG."""
     from lmablate.errors import ConfigError
+    from lmablate.streams import guard_streams
 
+    guard_streams()
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("results_dir")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")

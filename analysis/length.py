@@ -80,7 +80,7 @@ def _with_arms(frame: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_lengths(axes: Axes, found: pd.DataFrame, styles: dict[str, Arm]) -> None:
     """The mean over the runs of an arm, and their 95 % interval (Student t); dashed for sliding windows."""
-    axes.set_title("Ours: change of the loss against 1x, nats per token")
+    axes.set_title("Ours: change of the loss against 1x,\nnats per token")
     if found.empty:
         axes.text(
             0.5,
@@ -110,7 +110,7 @@ def _draw_published(axes: Axes, told: list[dict[str, Any]], styles: dict[str, Ar
         x, y = zip(*series["points"], strict=True)
         dashes = SLIDING if series.get("sliding") else "-"
         axes.plot(x, y, linestyle=dashes, marker=look.marker, ms=5, mfc=PAPER, mew=1.2, lw=1.5, color=look.color)
-    axes.set_title("Press et al. 2021, 247M parameters, trained at 512 tokens (V2)")
+    axes.set_title("Press et al. 2021 (V2): 247M parameters,\ntrained at 512 tokens")
 
 
 def _draw_positions(axes: Axes, positions: pd.DataFrame, styles: dict[str, Arm]) -> None:

@@ -20,6 +20,7 @@ TITLES = {
     "document": "By its place in the document, in tokens",
     "window": "By how many tokens were read before it",
 }
+LINE = 120  # characters of labels that fit side by side under a panel
 FEW = 20  # tokens, whose mean says little and whose interval would hide the rest
 
 
@@ -52,13 +53,17 @@ def _draw(axes: Axes, rows: pd.DataFrame, title: str) -> None:
     ends = [*rows["difference"], 0.0, *known["low"], *known["high"]]
     reach = 3 * max(1e-9, max(abs(value) for value in rows["difference"]))
     low, high = max(min(ends), -reach), min(max(ends), reach)  # an interval of a few tokens must not hide the others
-    axes.set_ylim(low - 0.12 * (high - low), high + 0.22 * (high - low))
+    room = (high - low) or 1.0  # no difference at all: a run beside itself
+    axes.set_ylim(low - 0.12 * room, high + 0.22 * room)
     for x, tokens in enumerate(rows["tokens"]):
         axes.annotate(
             f"{tokens:,}", (x, 1), xycoords=("data", "axes fraction"), xytext=(0, -2), textcoords="offset points",
             ha="center", va="top", fontsize=7.5, color=MUTED,
         )  # fmt: skip
-    axes.set_xticks(range(len(rows)), list(rows["bin"]), rotation=30 if len(rows) > 12 else 0, ha="center")
+    long = sum(len(name) + 2 for name in rows["bin"]) > LINE  # slanted, names as long as 16,384-32,767 do not meet
+    axes.set_xticks(range(len(rows)), list(rows["bin"]), rotation=25 if long else 0, ha="right" if long else "center")
+    if long:
+        axes.tick_params(axis="x", pad=0)
     axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.grid(visible=False, axis="x")
     axes.set_title(title)

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from lmablate.analysis._style import arm_colours
+from lmablate.errors import ConfigError
 from lmablate.summary import sweep_claims, sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["Question", "Shown", "arm_colours", "results_folder"]
 COLUMNS = ["claim", "verdict", "test", "effect", "low", "high", "unit", "n", "published_effect", "reason"]
+
+
+def results_folder() -> str:
+    """The results directory of a notebook: $LMABLATE_RESULTS, else the nearest `results` in its folder or up to three above it."""
+    if asked := os.environ.get("LMABLATE_RESULTS"):
+        return asked
+    here = Path.cwd()
+    found = (folder / "results" for folder in (here, *here.parents[:3]))
+    return next((str(path) for path in found if path.is_dir()), "results")
 
 
 class Shown:
@@ -45,6 +58,23 @@ class Question:
         from lmablate.analysis._studies import load
 
         return load(self.results_dir, self.sweep) if Path(self.results_dir).is_dir() else pd.DataFrame()
+
+    def trained(self) -> pd.DataFrame:
+        """Its finished runs. Raises ConfigError, with the command that trains them, where there are none."""
+        runs = self.runs
+        if runs.empty and sweep_question(self.sweep) is None:
+            raise ConfigError(
+                f"sweeps={self.sweep}: no such stored sweep; write sweeps/{self.sweep}.yaml in the folder that you train from"
+            )
+        if runs.empty:
+            raise ConfigError(f"no finished runs of sweeps={self.sweep} in {self.results_dir}: {self.command}")
+        return runs
+
+    def against(self, baseline: str) -> Shown:
+        """Each arm against `baseline`, with intervals over the seeds they share. Raises ConfigError as `trained` does."""
+        from lmablate.analysis.study_figures import against_baseline
+
+        return Shown(against_baseline(self.trained(), self.sweep, baseline))
 
     def figure(self) -> Shown:
         """The figure of ``analysis/<sweep>.py``; without runs it says which command trains them."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate.errors import ConfigError
-from lmablate.secrets import guard_streams
+from lmablate.errors import ConfigError, check_here
+from lmablate.streams import guard_streams
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,7 +39,7 @@ Groups and their options (conf/<group>/<option>.yaml), defaults in brackets:
 {axes}
 
 Any key: model.d_model=256, optim.lr=1e-3, trainer.steps=2000, seed=0,1,2, results_dir=results, runtime.workers=2.
-All keys with their values: --cfg job. Packages with parts of your own: --trust mypackage. Finished runs anew: --again.
+All keys with their values: --cfg job. Packages with parts of your own: --trust mypackage. Finished runs anew: --again. Say more: -v.
 """
 
 
@@ -65,6 +65,7 @@ def main(
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        check_here()
         return _run(_own_flags(words), action, study)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if traces:

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
 SIZE = ("trainer.steps=200", "runtime.wandb=disabled", "runtime.evaluations=8")
+HELP = f"""lmablate.demo: trains four small models with two seeds each, and writes a report on them (minutes on a laptop's CPU)
+
+  python -m lmablate.demo [OVERRIDE ...]
+
+It runs the stored sweep norm_and_activation for {SIZE[0].partition("=")[2]} steps into {RESULTS}, then lmablate.report into
+{PAGE}. Overrides are those of lmablate.train, whose --help lists them. Running it again goes on where it was stopped.
+"""
+NEXT = """
+The report: {link}
+Next, one thing of your own, which four seeds can decide in some minutes:
+  python -m lmablate.train -m posemb=rope,none seed=0,1,2,3 trainer.steps=200 runtime.evaluations=2
+  python -m lmablate.report results
+"""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     from lmablate.cli import main as front_door
     from lmablate.report import main as report
     from lmablate.train import train
 
-    words = ["sweeps=norm_and_activation", *SIZE, f"results_dir={RESULTS}", *sys.argv[1:]]
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        print(HELP, end="")
+        return 0
+    words = ["sweeps=norm_and_activation", *SIZE, f"results_dir={RESULTS}", *words]
     print("python -m lmablate.train " + " ".join(words), flush=True)
     if code := front_door("lmablate.train", "the demo", train, words):
         return code
     print(f"python -m lmablate.report {RESULTS} --out {PAGE}", flush=True)
-    return report([str(RESULTS), "--out", str(PAGE)])
+    code = report([str(RESULTS), "--out", str(PAGE)])
+    if not code:
+        print(NEXT.format(link=(PAGE / "index.html").absolute().as_uri()), end="")
+    return code
 
 
 if __name__ == "__main__":

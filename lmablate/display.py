@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from lmablate.common_targets import COMMON
+from lmablate.console import Column, console, duration, plain, table
+from lmablate.time_left import Todo, time_left
 
 if TYPE_CHECKING:
     from lmablate.jobs import Job
 
 LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
-RATE_SECONDS = 2.0  # of progress, before a rate is read off it
-STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+BAR = 10  # cells of a live bar
+STOPPING = (
+    "stopping: checkpoints are being written (Ctrl-C again stops at once, and loses the steps since the last one)"
+)
 
-
-def plain(text: str) -> str:
-    """What a file says, fit for a terminal: signs that would steer it (colours, the cursor, a title) are shown as boxes."""
-    return STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
+COMPILING = "compiling first, up to half a minute for each kind of model (runtime.compile=false does without)"
 
 
 class Board:
@@ -39,11 +39,13 @@ class Board:
         self.status: dict[str, dict[str, Any]] = {}
         self.began = time.monotonic()
         self._said: dict[str, float] = {}
-        self._moving: tuple[float, float] | None = (
-            None  # when the first steps were reported, and the runs' worth of them
-        )
+        self._done: set[str] = set()  # what is done stays done
+        self._compiling = False  # was it said?
+        self._begun: dict[str, int] = {}  # the step that each run began at
+        self._last: dict[str, dict[str, Any]] = {}  # heartbeats, also of runs that have ended
+        self._work = {job.run_id: float(job.work) for job in self.todo}
         wanted = jobs[0].cfg.runtime.progress if jobs else "off"
-        self.console = Console(width=None if sys.stdout.isatty() else 160)
+        self.console = console()
         self.mode = ("live" if self.console.is_terminal else "lines") if wanted == "auto" else wanted
         self._live: Live | None = None
 
@@ -55,6 +57,7 @@ class Board:
             + f": {len(self.jobs) - len(self.todo)} done already, {len(self.todo)} to train; results in {self.jobs[0].cfg.results_dir}"
         )
         if self.mode == "live" and self.todo:
+            self.console = console(live=True)  # lines go above the table
             self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
@@ -62,28 +65,48 @@ class Board:
     def __exit__(self, *error: object) -> None:
         if self._live:
             self._live.stop()
-            self._live = None
+            self._live, self.console = None, console()
 
     def say(self, text: str) -> None:
         if self.mode != "off":
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(Text(plain(text)), soft_wrap=True)
             sys.stdout.flush()
 
+    def stopping(self) -> None:
+        """Say at once that a signal was heard: a run may be in the middle of a long step. Safe in a signal's handler."""
+        with suppress(RuntimeError):  # the handler came in the middle of another line
+            self.say(STOPPING)
+
     def started(self, job: Job) -> None:
+        """A process for the job was started; its line comes when it begins to train."""
         self.status[job.run_id] = {"step": 0, "steps": job.cfg.trainer.steps}
-        if self.mode == "lines":
-            self.say(f"start   {job.run_id}  {job.label}")
+        self._begun.pop(job.run_id, None)
+        if job.cfg.runtime.compile is True and not self._compiling:
+            self._compiling = True
+            self.say(COMPILING)
 
     def update(self, job: Job, status: dict[str, Any]) -> None:
+        """Take in a heartbeat, and say what is new in it."""
         if not status:
             return
-        self.status[job.run_id] |= status
+        before = self.status.get(job.run_id, {})
+        self.status[job.run_id] = self._last[job.run_id] = {"steps": before.get("steps"), **status}
+        if self.mode != "lines":
+            return
+        if "from" in status and self._begun.get(job.run_id) != status["from"]:
+            self._begun[job.run_id] = status["from"]
+            self.say(self._begins(job, status))
+        if (doing := status.get("doing")) and doing != before.get("doing"):
+            self.say(f"        {job.run_id}  {doing}")
         now = time.monotonic()
-        if self.mode == "lines" and status.get("step") and now - self._said.get(job.run_id, self.began) >= LINE_SECONDS:
+        if status.get("step") and not doing and now - self._said.get(job.run_id, self.began) >= LINE_SECONDS:
             self._said[job.run_id] = now
-            self.say(
-                f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}  ({self._left()})"
-            )
+            self.say(f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}{self._left()}")
+
+    def _begins(self, job: Job, status: dict[str, Any]) -> str:
+        if not status["from"]:
+            return f"start   {job.run_id}  {job.label}"
+        return f"continue {job.run_id}  {job.label}  from step {status['from']}/{status['steps']}"
 
     def finished(self, job: Job, status: dict[str, Any]) -> None:
         self.status.pop(job.run_id, None)
@@ -91,8 +114,8 @@ class Board:
             self.failed.append((job, status["error"]))
             self.say(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
         elif status["state"] == "done":
-            row = job.row
-            self.say(f"{self._done():>3}/{len(self.jobs)}  {job.run_id}  {job.label}: {outcome(row)}  ({self._left()})")
+            name = f"{job.run_id}  {job.label}" if len(self.jobs) > 1 else job.run_id  # of one, the label was just said
+            self.say(f"{self._count():>3}/{len(self.jobs)}  {name}: {outcome(job.row)}{self._left()}")
 
     def summary(self) -> None:
         """The table of all runs, best first, and what failed."""
@@ -119,26 +142,29 @@ class Board:
                 file=sys.stderr,
             )
 
-    def _done(self) -> int:
-        return sum(job.done for job in self.jobs)
+    def _count(self) -> int:
+        """How many runs are done."""
+        self._done |= {job.run_id for job in self.jobs if job.run_id not in self._done and job.done}
+        return len(self._done)
 
     def _left(self) -> str:
-        """Time left, from the work done since the first steps were reported: start-up says nothing of it."""
-        total = len(self.todo)
-        ended = sum(job.done for job in self.todo) + len(self.failed)
-        if ended >= total:
-            return "done"
-        share = ended + sum(s.get("step", 0) / max(1, s.get("steps", 1)) for s in self.status.values())
-        now = time.monotonic()
-        if self._moving is None and share > 0:
-            self._moving = (now, share)
-        since, before = self._moving or (now, share)
-        if now - since < RATE_SECONDS or share <= before:
-            return "time left unknown"
-        return f"{duration((now - since) * (total - share) / (share - before))} left"
+        """Time until the whole command is done, in brackets; nothing where it is not known, or all have ended."""
+        ended = self._done | {job.run_id for job, _ in self.failed}
+        todo = [
+            Todo(job.cfg, self._work[job.run_id], self._last.get(job.run_id, {}), job.run_id in ended)
+            for job in self.todo
+        ]
+        seconds = None if all(one.ended for one in todo) else time_left(todo)
+        if seconds is None:
+            return ""
+        if len(todo) == 1:
+            return f"  ({duration(seconds)} left)"
+        whole = "all" if todo[0].cfg.stage is None else "this stage"  # of a study, whose later stages are not known yet
+        return f"  ({whole} done in {duration(seconds)})"
 
     def _best(self) -> str:
-        done = [(job.row, job) for job in self.jobs if job.done]
+        self._count()
+        done = [(job.row, job) for job in self.jobs if job.run_id in self._done]
         finite = [(row["val_loss"], job) for row, job in done if row["val_loss"] is not None]
         if not finite:
             return ""
@@ -146,42 +172,43 @@ class Board:
         return f", best so far {loss:.4f} ({job.label})"
 
     def _render(self) -> Group:
-        head = Text(f"{self._done()}/{len(self.jobs)} done, {self._left()}{self._best()}", style="bold")
-        table = Table.grid(padding=(0, 2))
-        for job in self.todo:
-            status = self.status.get(job.run_id)
-            if status is not None:
-                bar = ProgressBar(total=status.get("steps", 1), completed=status.get("step", 0), width=24)
-                table.add_row(
-                    job.run_id, job.label, bar, f"{status.get('step', 0)}/{status.get('steps', '?')}", _losses(status)
-                )
-        return Group(head, table)
+        head = Text(plain(f"{self._count()}/{len(self.jobs)} done{self._best()}{self._left()}"), style="bold")
+        rows = [(job, self.status[job.run_id]) for job in self.todo if job.run_id in self.status]
+        return Group(head, *([live_table(rows, ascii_only=self.console.options.ascii_only)] if rows else []))
+
+
+def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool = False) -> Table:
+    """Runs at work: what each is (and is doing, where that is not training), how far, and its last numbers."""
+    sign = "#" if ascii_only else "\N{BOX DRAWINGS HEAVY HORIZONTAL}"
+    cells = []
+    for job, status in rows:
+        step, steps = status.get("step") or 0, status.get("steps") or job.cfg.trainer.steps
+        doing = f": {status['doing']}" if status.get("doing") else ""
+        bar = sign * (BAR * min(step, steps) // max(1, steps))
+        cells.append((job.run_id, job.label + doing, f"{step}/{steps}", *_numbers(status), bar.ljust(BAR)))
+    columns = (Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("step", keep=True))
+    return table([*columns, *map(Column, ("train", "val", "accuracy", "tokens/s", ""))], cells)
 
 
 def results_table(rows: Sequence[tuple[Job, dict[str, Any]]]) -> Table:
     """One line a run, numbers aligned."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     tasks = any(row.get("val_accuracy") is not None for _, row in rows)  # which have no bytes
     mixed = len({row["choices"].get("objective") for _, row in rows}) > 1  # whose losses are of different targets
     measure = "accuracy" if tasks else "second half" if mixed else "bits/byte"
-    columns = ("run", "what", "status", "val loss", measure, "params", "FLOPs/token", "tokens", "tokens/s")
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("run", "what", "status") else "right", no_wrap=name != "what")
+    whole = all(row["status"] == "completed" for _, row in rows)
+    cells = []
     for job, row in rows:
         loss, number = row["val_loss"], row.get(COMMON) if mixed else row["val_bpb"]
         second = accuracy(row) if tasks else "-" if number is None else f"{number:.4f}"
-        table.add_row(
-            job.run_id,
-            job.label,
-            row["status"] if row["status"] != "diverged" else f"diverged at step {row['diverged_at_step']}",
-            "-" if loss is None else f"{loss:.4f}",
-            second,
-            f"{row['n_params']:,}",
-            f"{row['flops_per_token']:,}",
-            f"{row['tokens']:,}",
-            f"{row['tokens_per_second']:,.0f}",
-        )
-    return table
+        status = row["status"] if row["status"] != "diverged" else f"diverged at step {row['diverged_at_step']}"
+        sizes = (f"{row[key]:,}" for key in ("n_params", "flops_per_token", "tokens"))
+        speed = f"{row['tokens_per_second']:,.0f}"
+        cells.append((job.run_id, job.label, "-" if loss is None else f"{loss:.4f}", status, second, *sizes, speed))
+    columns = (
+        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("val loss", keep=True),
+        Column("status", keep=not whole, left=True), *map(Column, (measure, "params", "FLOPs/token", "tokens", "tokens/s")),
+    )  # fmt: skip
+    return table(columns, cells)
 
 
 def outcome(row: dict[str, Any]) -> str:
@@ -202,15 +229,6 @@ def accuracy(row: dict[str, Any]) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
 
 
-def duration(seconds: float) -> str:
-    """``45 s``, ``3:20``, ``2:05:00``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
-
-
 def beside_unigram(row: dict[str, Any]) -> str:
     """What a run of an objective with targets of its own was measured on, each number with what a unigram model of the training
     text reaches; nothing for other runs."""
@@ -218,13 +236,21 @@ def beside_unigram(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {row[name]:.4f} ({value:.4f})" for name, value in pairs if row.get(name) is not None)
 
 
+def _numbers(status: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Training loss, validation loss, accuracy and tokens a second of a heartbeat, each empty where it is not known. A
+    validation loss of another step than the training loss says so."""
+    train, val, speed = (status.get(key) for key in ("train_loss", "val_loss", "tokens_per_second"))
+    at = status.get("val_step", status.get("step"))
+    when = "" if at == status.get("step") else f" (step {at})"
+    return (
+        f"{train:.3f}" if isinstance(train, float) else "",
+        f"{val:.3f}{when}" if isinstance(val, float) else "",
+        accuracy(status) if isinstance(status.get("val_accuracy"), float) else "",
+        f"{speed:,.0f}" if speed else "",
+    )
+
+
 def _losses(status: dict[str, Any]) -> str:
-    shown = []
-    for key, name in (("train_loss", "train"), ("val_loss", "val")):
-        value = status.get(key)
-        if isinstance(value, float):
-            shown.append(f"{name} {value:.3f}")
-    if isinstance(status.get("val_accuracy"), float):
-        shown.append(f"accuracy {accuracy(status)}")
-    speed = status.get("tokens_per_second")
-    return "  ".join([*shown, *([f"{speed:,.0f} tokens/s"] if speed else [])])
+    train, val, right, speed = _numbers(status)
+    said = (("train ", train, ""), ("val ", val, ""), ("accuracy ", right, ""), ("", speed, " tokens/s"))
+    return "  ".join(f"{before}{number}{after}" for before, number, after in said if number)

@@ -20,16 +20,27 @@ class DataError(ConfigError):
     """Text that is missing, unreadable, empty or too short for the run that asks for it."""
 
 
+def check_here() -> None:
+    """Raise ConfigError where the current folder was removed: Hydra and torch's libraries do not start in such a place."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError(
+            "the current folder was removed: change to one that is there (cd), and give the command again"
+        ) from None
+
+
 def in_words(main: Callable[P, int]) -> Callable[P, int]:
     """A command line that tells its user's mistakes in one paragraph, and exits with 2; with HYDRA_FULL_ERROR=1 a trace. It
     prints no secret of the environment."""
 
     @wraps(main)
     def told(*args: P.args, **kwargs: P.kwargs) -> int:
-        from lmablate.secrets import guard_streams
+        from lmablate.streams import guard_streams
 
         guard_streams()
         try:
+            check_here()
             return main(*args, **kwargs)
         except ConfigError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":

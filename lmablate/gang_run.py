@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,19 +29,26 @@ TRIALS = 5  # timed steps of each candidate size
 MARGIN = 1.05  # a gang must beat training alone by this much: it holds more memory
 
 
-def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda run_id, status: None) -> None:
+def train_group(
+    runs: Sequence[Run],
+    on_end: Callable[[str, str], None] = lambda run_id, status: None,
+    on_trial: Callable[[str], None] = lambda what: None,
+) -> None:
     """Train runs of one graph, as many at a time as the planner finds best.
 
-    `on_end` hears of each run's end and its status. A run that cannot start is reported as failed and leaves the others
-    alone. Raises trainer.Interrupted after SIGTERM or SIGINT, with checkpoints written.
+    `on_end` hears of each run's end and its status; `on_trial`, in words, of the trials that come before the first step. A
+    run that cannot start is reported as failed and leaves the others alone. Raises trainer.Interrupted after SIGTERM or
+    SIGINT, with checkpoints written.
     """
     torch.set_num_threads(runs[0][0].runtime.threads)
     torch.set_flush_denormal(True)
     runs = [run for run in runs if not _only_evaluated(run, on_end)]
     if not runs:
         return None
-    size, why = plan_size(runs)
     compiled = runs[0][0].runtime.compile is True
+    if len(runs) > 1:
+        on_trial(trial_words(len(runs), compiled=compiled))
+    size, why = plan_size(runs)
     log.info("gang: %d runs of one graph, %d at a time (%s)", len(runs), size, why)
     if size == 1:
         return _one_by_one(runs, on_end)
@@ -83,7 +91,7 @@ def train_group(runs: Sequence[Run], on_end: Callable[[str, str], None] = lambda
                 sessions.remove(session)
         finally:
             for session in sessions:  # left by an exception or a signal
-                session.__exit__()
+                session.__exit__(*sys.exc_info())
     if again:
         _one_by_one(again, on_end)
     if held:
@@ -143,6 +151,12 @@ def plan_size(runs: Sequence[Run]) -> tuple[int, str]:
             best, fastest = 1, alone
     speed = cfg.tokens_per_step / fastest
     return best, f"{alone / fastest:.2f} times the speed of one alone, {speed:,.0f} tokens/s"
+
+
+def trial_words(n: int, *, compiled: bool) -> str:
+    """What happens before the first step of `n` runs of one graph, and how long it takes."""
+    long = "one to three minutes, since their graphs are compiled" if compiled else "some seconds"
+    return f"trying whether {n} runs train faster as one program than one by one ({long}; Ctrl-C loses nothing)"
 
 
 def _trial(run: Run) -> Trainer:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lmablate.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
-SHOWN = ("step", "train_loss", "val_loss", "val_accuracy", "tokens_per_second")
+SHOWN = ("step", "seconds", "train_loss", "val_loss", "val_accuracy", "tokens_per_second")
 
 
 def now() -> dict[str, Any]:
@@ -55,21 +55,46 @@ def _uptime() -> float:
 
 
 class Heartbeat:
-    """Writes status.json after every record. One that cannot be written costs the display, and not the run."""
+    """Writes status.json after every record. One that cannot be written costs the display, and not the run.
+
+    Beside the numbers of the last record (SHOWN): `from`, the step that this attempt began at; `doing`, in words, while the run
+    is at something else than training; `val_step`, the step that the validation loss is of; and `evaluation_seconds`, how long
+    the evaluation before the first step took.
+    """
 
     def __init__(self, directory: RunDirectory, cfg: RunConfig, on_status: Callable[[dict[str, Any]], None]) -> None:
         self.directory, self.on_status = directory, on_status
         self.state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "host": platform.node(), "step": 0}
         self.state["steps"] = cfg.trainer.steps
         self._told = False
+        self._began: float | None = None  # the evaluation before the first step
+        self._write()
+
+    def begin(self, step: int | None) -> None:
+        """The run goes on from `step`; None: it begins, with an evaluation."""
+        self.state |= {"step": step or 0, "from": step or 0}
+        self.state.pop("doing", None)
+        self._began = time.monotonic() if step is None else None
+        self._write()
+
+    def doing(self, what: str) -> None:
+        """Say in words what takes its time; the next record ends it."""
+        self.state["doing"] = what
         self._write()
 
     def beat(self, record: dict[str, Any]) -> None:
         self.state |= {key: record[key] for key in SHOWN if key in record}
+        self.state.pop("doing", None)
+        if "val_loss" in record:
+            self.state["val_step"] = record["step"]
+            if self._began is not None:
+                self.state["evaluation_seconds"] = time.monotonic() - self._began
+        self._began = None
         self._write()
 
     def end(self, status: str) -> None:
         self.state["state"] = status
+        self.state.pop("doing", None)
         self._write()
 
     def _write(self) -> None:

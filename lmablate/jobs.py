@@ -10,16 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.axes import AXES, default_choices
 from lmablate.branches import trunk_id
 from lmablate.diagnostics.settings import is_complete, merge
 from lmablate.errors import ConfigError
 from lmablate.evaluations import lacks
 from lmablate.identity import run_id
+from lmablate.labels import label_jobs
 from lmablate.locks import FileLock, Held
 from lmablate.run import check_vocabulary, load_data, with_data
 from lmablate.run_directory import RunDirectory, check_writable
 from lmablate.source import describe
+from lmablate.wandb_account import check_names
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -38,6 +39,7 @@ class Job:
     cfg: RunConfig
     run_id: str
     label: str = ""  # what a person recognises the run by
+    arm: str = ""  # the same without its seeds; a study names its arms itself
     asked: int = 1
     other_overrides: list[list[str]] = field(default_factory=list)
     trunk: str | None = None  # runs with the same one train in one process, the longest first
@@ -58,6 +60,16 @@ class Job:
     def to_replace(self) -> bool:
         """A finished run that its command trains anew (runtime.again), and has not yet put aside."""
         return bool(self.cfg.runtime.again) and str(self.directory.path) not in _replaced and self.directory.is_done
+
+    @property
+    def work(self) -> int:
+        """FLOPs of the whole run; 0 for a part of the user's own that cannot be counted: its run will say so, and harm no other."""
+        from lmablate.budget import flops_per_token
+
+        try:
+            return flops_per_token(self.cfg) * self.cfg.tokens
+        except Exception:
+            return 0
 
     @property
     def row(self) -> dict[str, Any]:
@@ -89,11 +101,16 @@ def put_aside(jobs: Sequence[Job]) -> None:
 
 
 def tell_solved(jobs: Sequence[Job]) -> None:
-    """Say once in a command what a budget solved for each of its models."""
+    """Say once in a command what a budget solved for each of its models, and which arms that is."""
+    arms: dict[str, list[str]] = {}
     for job in jobs:
-        if job.cfg.solved is not None and job.cfg.solved not in _told:
-            _told.add(job.cfg.solved)
-            log.info("%s", job.cfg.solved)
+        if job.cfg.solved is not None:
+            arms.setdefault(job.cfg.solved, []).append(job.cfg.arm or job.arm)
+    for solved, names in arms.items():
+        if solved not in _told:
+            _told.add(solved)
+            whose = ", ".join(name for name in dict.fromkeys(names) if name)
+            log.info("%s%s", f"{whose}: " if whose else "", solved)
 
 
 def tell_code(jobs: Sequence[Job]) -> None:
@@ -103,34 +120,6 @@ def tell_code(jobs: Sequence[Job]) -> None:
     if code and line not in _told:
         _told.add(line)
         log.info("%s", line)
-
-
-def label_jobs(jobs: Sequence[Job]) -> None:
-    """Name each job by what differs between them; a single one by what differs from the defaults."""
-    defaults = default_choices()
-    words = [_words(job.cfg) for job in jobs]
-    varies = {key for key in {k for w in words for k in w} if len({w.get(key) for w in words}) > 1}
-    if len(jobs) == 1:
-        varies = {key for key, value in words[0].items() if defaults.get(key) != value}
-    for job, word in zip(jobs, words, strict=True):
-        shown = [value if key in AXES else f"{key}={value}" for key, value in word.items() if key in varies]
-        job.label = " ".join(shown) or "defaults"
-
-
-def _words(cfg: RunConfig) -> dict[str, str]:
-    """Axis options first, then the other choices and the overrides of single keys, then the seeds."""
-    asked = (word.lstrip("+").partition("=") for word in cfg.overrides)
-    skipped = ("runtime.", "hydra.", "hydra/", "results_dir", "seed", "init_seed", "data_seed", "sweeps")
-    single = {key: value for key, _, value in asked if not key.startswith(skipped) and key not in cfg.choices}
-    seeds = (
-        {"seed": str(cfg.seed)}
-        if cfg.seed is not None
-        else {"init_seed": str(cfg.init_seed), "data_seed": str(cfg.data_seed)}
-    )
-    given = {word.partition("=")[0] for word in cfg.overrides}
-    axes = [axis for axis in AXES if "preset" not in cfg.choices or axis in given]  # a preset stands for its axes
-    order = [*axes, *(group for group in cfg.choices if group not in AXES)]
-    return {**{group: cfg.choices[group] for group in order if group in cfg.choices}, **single, **seeds}
 
 
 def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, TokenData]]:
@@ -146,6 +135,8 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     jobs: dict[str, Job] = {}
     data_of: dict[str, TokenData] = {}
     for cfg in configs:
+        if cfg.runtime.wandb != "disabled":
+            check_names(cfg.runtime.wandb_project, cfg.sweep)
         check_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))
         tokenizer = cfg.tokenizer.model_dump() if cfg.tokenizer else None
         key = json.dumps(

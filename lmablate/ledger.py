@@ -116,7 +116,7 @@ def _read(path: Path) -> Sweep | None:
 
 def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
     """What has become of a run: `state` (one of STATES), `step` and `steps`, `age` of its heartbeat in seconds, `host`, `pid`,
-    `error`, `attempts`, `val_loss`; None where it is not known.
+    `error`, `attempts`, `val_loss`, `overrides` (of a finished run); None where it is not known.
 
     Whether somebody works on it is told by the lock, which its owner cannot outlive, and by no clock.
     """
@@ -124,12 +124,13 @@ def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
     status = directory.read_status()
     found: dict[str, Any] = {"run_id": run_id, "state": "missing", "age": age(status) if status else None}
     found |= {key: status.get(key) for key in ("step", "steps", "error", "host", "pid")}
-    found |= {"attempts": _lines(directory.attempts_path), "val_loss": None, "older": False}
+    found |= {"attempts": _lines(directory.attempts_path), "val_loss": None, "older": False, "overrides": None}
     held = is_held(directory.lock_path)
     row = directory.read_result()
     if row is not None:
         state = {"completed": "done"}.get(row["status"], row["status"])
         found |= {"state": state, "val_loss": row["val_loss"], "step": None, "error": None, "older": is_stale(row)}
+        found["overrides"] = row["provenance"].get("overrides")
     elif held or (held is None and _fresh(status, found["age"])):
         found |= {"state": "running", "error": None}
         found |= {key: value for key, value in owner(directory.lock_path).items() if key in ("host", "pid")}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
     from lmablate.jobs import Job
@@ -57,15 +61,17 @@ def show_published(configs: Sequence[RunConfig]) -> None:
         )
 
 
-def plan_study(study: Study, launcher: str) -> int:
-    """The same for a study: the jobs that are known now, and those that hang on the results of these."""
+def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
+    """The same for a study: a row an arm, or with `rows` one a run; what hangs on the results of others comes last."""
     from lmablate.sweeper import optuna_search, optuna_table
 
     if isinstance(study, optuna_search.Search):
         return optuna_table.plan(study)
     jobs, later, data = known_and_later(study)
     waits_for = "its start" if study.settings.starts else "a look"
-    show(list(jobs.values()), data, later, f"after {'tuning' if study.stage == 'tune' else waits_for}")
+    when = f"after {'tuning' if study.stage == 'tune' else waits_for}"
+    show(list(jobs.values()), data, later, when, folded=not rows)
+    tell_own_parts(list(jobs.values()), launcher)
     for line in study.decisions():
         print(line)
     return 0
@@ -91,71 +97,102 @@ def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, 
     return jobs, later, data | stores
 
 
-def show(jobs: Sequence[Job], data: Mapping[str, TokenData], later: Sequence[Job] = (), when: str = "") -> None:
-    """The table of `jobs`, and below them those of `later`, whose learning rate is open."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from lmablate.budget import DEFINITIONS, flops_per_token, kv_bytes_per_token, parameters
-    from lmablate.display import duration
-    from lmablate.identity import is_stale
-    from lmablate.launcher.scheduler import slots
+def show(
+    jobs: Sequence[Job],
+    data: Mapping[str, TokenData],
+    later: Sequence[Job] = (),
+    when: str = "",
+    *,
+    folded: bool = False,
+) -> None:
+    """Print the table and the price. `later`: jobs that are not known exactly yet, with the word for `when` they will be.
+    `folded`: one row for each arm of a study."""
+    from lmablate.console import console
 
     todo = [*(job for job in jobs if not job.done), *later]
     speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in (
-        "run",
-        "what",
-        "state",
-        "params",
-        "non-emb.",
-        "FLOPs/token",
-        "KV B/token",
-        "tokens",
-        "steps",
-        "seconds",
-    ):
-        table.add_column(name, justify="left" if name in ("run", "what", "state") else "right", no_wrap=name != "what")
-    total = 0.0
-    for job, open_ in [*((job, False) for job in jobs), *((job, True) for job in later)]:
-        counts, flops = parameters(job.cfg), flops_per_token(job.cfg)
-        row = job.directory.read_result() if job.done and not open_ else None
-        again = job.directory.is_done and not open_  # it lacks the diagnostics asked for
-        state = (
-            ("to train again" if again else "to train")
-            if row is None
-            else ("done, stale" if is_stale(row) else str(row["status"]))
+    priced = [(job, _seconds(job, speed)) for job in jobs]
+    priced += [(job, job.work / speed) for job in later]
+    console().print(_arms_table(priced) if folded else _runs_table(priced, len(jobs), when))
+    for line in _price(len(priced), todo, speed, sum(seconds or 0.0 for _, seconds in priced)):
+        print(line)
+
+
+def _seconds(job: Job, speed: float) -> float | None:
+    """How long a run will train; None for one that is done."""
+    return None if job.done else job.work / speed
+
+
+def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
+    """A row a run; those from number `known` on have no identity yet."""
+    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+    from lmablate.console import Column, table
+
+    cells = []
+    for number, (job, seconds) in enumerate(priced):
+        cfg, counts, open_ = job.cfg, parameters(job.cfg), number >= known
+        sizes = (flops_per_token(cfg), cfg.tokens, cfg.trainer.steps, counts.non_embedding, kv_bytes_per_token(cfg))
+        state = when if open_ else _state(job)
+        price = "-" if seconds is None else f"{seconds:,.0f}"
+        cells.append(
+            ("-" if open_ else job.run_id, job.label, f"{counts.total:,}", price, state, *(f"{n:,}" for n in sizes))
         )
-        if job.asked > 1:
-            state += f" (asked {job.asked} times)"
-        seconds = 0.0 if row is not None else flops * job.cfg.tokens / speed
-        total += seconds
-        table.add_row(
-            "-" if open_ else job.run_id,
-            job.label,
-            when if open_ else state,
-            f"{counts.total:,}",
-            f"{counts.non_embedding:,}",
-            f"{flops:,}",
-            f"{kv_bytes_per_token(job.cfg):,}",
-            f"{job.cfg.tokens:,}",
-            f"{job.cfg.trainer.steps:,}",
-            "-" if row is not None else f"{seconds:,.0f}",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    columns = (
+        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("params", keep=True),
+        Column("seconds", keep=True),
+        Column("state", left=True), *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
+    )  # fmt: skip
+    return table(columns, cells)
+
+
+def _state(job: Job) -> str:
+    from lmablate.identity import is_stale
+
+    if job.done:
+        state = "done, stale" if is_stale(job.row) else str(job.row["status"])
+    else:  # a finished one lacks the diagnostics asked for
+        state = "to train again" if job.directory.is_done else "to train"
+    return f"{state} (asked {job.asked} times)" if job.asked > 1 else state
+
+
+def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
+    """A row an arm: its runs of each stage, how many of them are done, and what the others take."""
+    from lmablate.budget import parameters
+    from lmablate.console import Column, table
+
+    arms: dict[str, list[tuple[Job, float | None]]] = {}
+    for job, seconds in priced:
+        arms.setdefault(job.cfg.arm or job.label, []).append((job, seconds))
+    cells = []
+    for arm, own in arms.items():
+        tune = sum(job.cfg.stage == "tune" for job, _ in own)
+        sizes = sorted({parameters(job.cfg).total for job, _ in own})
+        params = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+        done = sum(seconds is None for _, seconds in own)
+        price = sum(seconds or 0.0 for _, seconds in own)
+        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
+    names = ("params", "tuning runs", "evaluation runs", "done", "seconds")
+    return table([Column("arm", keep=True, words=True), *map(Column, names)], cells)
+
+
+def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:
+    """What it comes to, line by line."""
+    from lmablate.budget import DEFINITIONS
+    from lmablate.console import VERBOSE, duration
+    from lmablate.launcher.scheduler import slots
+
     n = slots(todo) or 1
-    price = f"about {duration(total / n)} on this machine, {n} at a time" if todo else "nothing to do"
-    every = len(jobs) + len(later)
-    print(f"{every} runs, {every - len(todo)} done already, {len(todo)} to train: {price}")
+    price = f"about {duration(seconds / n)} on this machine, {n} at a time" if todo else "nothing to do"
+    lines = [f"{every} run{'s' * (every != 1)}, {every - len(todo)} done already, {len(todo)} to train: {price}"]
     if todo:
-        rate = f"{speed / 1e9:.1f} GFLOP/s a run"
-        print(
-            f"({rate}, from {CALIBRATION_SECONDS:.0f} s of training {todo[0].label}; start-up and evaluation come on top)"
+        whose = f" {todo[0].label}" if every > 1 else ""
+        lines.append(
+            f"({speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of training{whose}; start-up and evaluation "
+            "come on top; -v defines the columns)"
         )
-    for key in ("params", "params_non_embedding", "flops", "kv_cache"):
-        print(DEFINITIONS[key])
+    if os.environ.get(VERBOSE) == "1":
+        lines += [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops", "kv_cache")]
+    return lines
 
 
 def calibrate(job: Job, data: TokenData) -> float:
@@ -173,14 +210,18 @@ def calibrate(job: Job, data: TokenData) -> float:
 
 
 def main() -> None:
-    """``python -m lmablate.plan <the same words as lmablate.train>``, or ``--all`` for every stored sweep."""
+    """``python -m lmablate.plan <the arguments of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
+    columns, ``--all`` prices every stored sweep."""
     from lmablate.cli import main as front_door
+    from lmablate.console import own_flags
 
-    if "--all" in sys.argv[1:]:
+    words, flags = own_flags(sys.argv[1:], "--all", "--rows")
+    if "--all" in flags:
         from lmablate.plan_all import plan_all
 
-        sys.exit(plan_all([word for word in sys.argv[1:] if word != "--all"]))
-    sys.exit(front_door("lmablate.plan", "price a command before it runs", plan, study=plan_study))
+        sys.exit(plan_all(words))
+    study = partial(plan_study, rows="--rows" in flags)
+    sys.exit(front_door("lmablate.plan", "price a command before it runs", plan, words, study=study))
 
 
 if __name__ == "__main__":

@@ -41,10 +41,11 @@ class Collected:
 def plan_all(words: Sequence[str]) -> int:
     """Print a line a sweep and the whole; the first sweep that cannot be run ends it with its error and exit code 2."""
     from lmablate.cli import main as front_door
+    from lmablate.console import progress
     from lmablate.paths import SWEEPS_DIR
 
     found: dict[str, Collected] = {}
-    for sweep in sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")):
+    for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
         one = found[sweep] = Collected()
         command = [f"sweeps={sweep}", *words]
         if code := front_door("lmablate.plan", "price", one.grid, command, study=one.study):
@@ -56,17 +57,12 @@ def plan_all(words: Sequence[str]) -> int:
 
 def show(found: Mapping[str, Collected]) -> None:
     """The table, and what it comes to."""
-    from rich.console import Console
-    from rich.table import Table
-
     from lmablate.budget import flops_per_token
-    from lmablate.display import duration
+    from lmablate.console import Column, console, duration, table
     from lmablate.launcher.scheduler import slots
     from lmablate.plan import calibrate
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("sweep", "runs", "done", "asked before", "to train", "time"):
-        table.add_column(name, justify="left" if name == "sweep" else "right")
+    rows: list[tuple[str, ...]] = []
     seen: set[str] = set()
     total, every = 0.0, 0
     for sweep, one in found.items():
@@ -78,7 +74,8 @@ def show(found: Mapping[str, Collected]) -> None:
         seconds = sum(flops_per_token(job.cfg) * job.cfg.tokens for job in todo) / speed / (slots(todo) or 1)
         seen |= jobs.keys()
         total, every = total + seconds, every + len(todo)
-        cells = (len(jobs), len(done), len(shared - done), len(todo))
-        table.add_row(sweep, *map(str, cells), duration(seconds) if todo else "-")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        price = duration(seconds) if todo else "-"
+        rows.append((sweep, str(len(jobs)), str(len(todo)), price, str(len(done)), str(len(shared - done))))
+    names = ("runs", "to train", "time", "done", "asked before")
+    console().print(table([Column("sweep", keep=True, words=True), *map(Column, names)], rows))
     print(f"{every} runs to train, about {duration(total)} on this machine; start-up and evaluation come on top")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lmablate.axes import AXES
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 from lmablate.paths import CONF_DIR
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def rows() -> list[dict[str, Any]]:
 
 
 _HEADERS = (
-    *("preset", "what it chooses", "layers", "d_model", "heads", "d_ff", "vocab", "parameters", "announced", "diff"),
-    *("active", "KV B/token", "FLOPs/token"),
+    *("preset", "what it chooses", "parameters", "announced", "diff"),
+    *("layers", "d_model", "heads", "d_ff", "vocab", "active", "KV B/token", "FLOPs/token"),
 )
 
 
@@ -123,14 +123,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["preset"],
         " ".join(words),
+        f"{row['params']:,}" + (" *" if row["note"] else ""),
+        short(row["announced"]),
+        f"{row['diff_percent']:+.2f} %",
         str(row["n_layers"]),
         f"{row['d_model']:,}",
         f"{heads} x {row['head_dim']}",
         f"{row['d_ff']:,}",
         f"{row['vocab_size']:,}",
-        f"{row['params']:,}" + (" *" if row["note"] else ""),
-        short(row["announced"]),
-        f"{row['diff_percent']:+.2f} %",
         short(row["active_params"]),
         f"{row['kv_bytes_per_token']:,}",
         f"{row['flops_per_token']:.2e}",
@@ -152,24 +152,25 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
 
 
 def show(table: Sequence[dict[str, Any]]) -> None:
-    """The table on a terminal."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the table, as much of it as the terminal has room for."""
+    from lmablate import console
 
-    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for i, header in enumerate(_HEADERS):
-        grid.add_column(header, justify="left" if i < 2 else "right", no_wrap=i != 1)
-    for row in table:
-        grid.add_row(*_cells(row))
-    Console(width=None if sys.stdout.isatty() else 200).print(grid)
+    kept = ("preset", "what it chooses", "parameters", "announced")
+    columns = [
+        console.Column(name, keep=name in kept, words=name == "what it chooses", left=name == "preset")
+        for name in _HEADERS
+    ]
+    console.console().print(console.table(columns, [_cells(row) for row in table]))
 
 
 LEGEND = """\
 {count} systems. parameters: counted from the configuration; announced: the figure of its authors, often a rounded name.
 *: some of its sizes are not confirmed. KV B/token: of the cache in bf16 over a full context; FLOPs/token: training, forward and backward.
-Norms stand before their branch and blocks are serial where nothing else is said. To train one: preset=gpt2 shrink=tiny."""
+Norms stand before their branch and blocks are serial where nothing else is said. --csv has every column.
+To train one: preset=gpt2 shrink=tiny."""
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.presets [--markdown | --csv]``."""
     parser = argparse.ArgumentParser(prog="lmablate.presets", description="The published systems that preset= names.")

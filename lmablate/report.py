@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.display import plain
+from lmablate.console import plain, progress
 from lmablate.errors import ConfigError, in_words
 from lmablate.files import atomic_write
 from lmablate.secrets import redacted
@@ -114,9 +114,9 @@ def write_page(
     from lmablate.page_data import as_json, config_links, page_data
     from lmablate.report_figures import draw, draw_verdicts, inline
 
-    drawn = [draw(question, every, history, alone=len(asked) == 1) for question in asked]
+    drawn = [draw(one, every, history, alone=len(asked) == 1) for one in progress(asked, "questions drawn")]
     figures = [*draw_verdicts(claims), *(one for own in drawn for one in own)]
-    for one in figures:
+    for one in progress(figures, "figures written"):
         save(one.figure, out / "figures" / one.stem)
     told = content(
         asked, claims, every, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,

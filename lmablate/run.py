@@ -85,19 +85,23 @@ def check_code(cfg: RunConfig) -> None:
 
 
 def execute(
-    cfg: RunConfig, data: TokenData, on_status: Callable[[dict[str, Any]], None] = lambda status: None
+    cfg: RunConfig,
+    data: TokenData,
+    on_status: Callable[[dict[str, Any]], None] = lambda status: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train, evaluate and store one run; returns its result row.
 
     Continues from a checkpoint if there is one. On SIGTERM or SIGINT a checkpoint is written and trainer.Interrupted
-    raised, with the signal's number. `on_status` sees every heartbeat. A run that finished without an evaluation that is
-    asked for is evaluated from its checkpoint, and trained again only where that is gone. Raises locks.Held where another
-    process is training it. What runtime.on_oom and runtime.nan_restarts ask for is done here (faults.py).
+    raised, with the signal's number. `on_status` sees every heartbeat, `on_stop` hears of the signal at once. A run that
+    finished without an evaluation that is asked for is evaluated from its checkpoint, and trained again only where that is
+    gone. Raises locks.Held where another process is training it. What runtime.on_oom and runtime.nan_restarts ask for is
+    done here (faults.py).
     """
     if (row := completed_later(cfg, data)) is not None:
         return row
     attempts = Attempts(cfg)
-    with asked_to_stop() as stop:
+    with asked_to_stop(on_stop) as stop:
         while (row := _attempt(attempts, data, on_status, stop)) is None:
             free_memory(cfg.runtime.device)
     return row
@@ -219,8 +223,10 @@ class RunSession:
         """Say who works on the run, and which step it goes on from; None: from its beginning."""
         said = {"host": platform.node(), "pid": os.getpid(), "started": self.started.isoformat(timespec="seconds")}
         self.directory.note_attempt(said | {"from": step})
-        if step is not None:
-            self.heartbeat.beat({"step": step})
+        self.directory.log(
+            f"{'begins' if step is None else f'goes on from step {step}'} on {said['host']}, process {said['pid']}"
+        )
+        self.heartbeat.begin(step)
 
     def take(self, record: dict[str, Any]) -> None:
         """Store one record of the trainer's."""
@@ -233,6 +239,8 @@ class RunSession:
         self.directory.append(record)
         self.tracker.log(record)
         self.heartbeat.beat(record)
+        if record.get("val_loss") is not None:
+            self.directory.log(f"step {record['step']}/{self.cfg.trainer.steps}: val loss {record['val_loss']:.4f}")
 
     def finish(self, faults: dict[str, Any] | None = None) -> dict[str, Any]:
         """Write the result row, which marks the run as trained; then evaluate it further where that is asked for.
@@ -247,7 +255,9 @@ class RunSession:
         keep_last(self.directory.path / "checkpoint", self.cfg.runtime.keep_checkpoints)
         self.status = result["status"]
         self.summary = {key: result[key] for key in SUMMARY}
+        self.directory.log(self.status)
         if lacks(self.cfg, self.directory.path, result):
+            self.heartbeat.doing("evaluating at other lengths (runtime.evaluate_lengths)")
             from lmablate.compilation import eager
             from lmablate.evaluate.of_run import at_the_end
 
@@ -258,7 +268,14 @@ class RunSession:
     def __enter__(self) -> RunSession:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, error: object = None, trace: object = None) -> None:
+        from lmablate.trainer import Interrupted
+
+        if kind is not None:
+            said = (
+                "stopped, with a checkpoint" if issubclass(kind, Interrupted) else f"failed: {kind.__name__}: {error}"
+            )
+            self.directory.log(said)
         try:
             self.tracker.finish(self.status, self.summary)
             if self.status != "failed":

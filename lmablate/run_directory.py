@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ class RunDirectory:
     def note_attempt(self, attempt: dict[str, Any]) -> None:
         """Add one line to attempts.jsonl."""
         append_line(self.attempts_path, _json(attempt).encode())
+
+    def log(self, text: str) -> None:
+        """Add a line with the time to log.txt, where a run's process also writes its words. One that cannot be written costs
+        the log, and not the run."""
+        with suppress(OSError):
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            append_line(self.log_path, redacted(f"{now} {text}").encode(errors="backslashreplace"))
 
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
         """Forget what was recorded after `step` (-1: everything) and mend what a kill tore; returns what is kept.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   python -m lmablate.sample results/0123456789ab --prompt 'In the beginning'
+  python -m lmablate.sample results/0123456789ab --prompt-file letter.txt
   python -m lmablate.sample results/0123456789ab --temperature 0.8 --top-p 0.95 --n 3 --seed 1
 """
 
@@ -44,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
-    add("--prompt", default="", metavar="TEXT", help="what the text begins with (default: nothing)")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with (default: nothing)")
+    begin.add_argument(
+        "--prompt-file", metavar="FILE", help="the same from a file of UTF-8 text; - is the standard input"
+    )
     add("--tokens", type=int, default=200, metavar="N", help="to write, at most (default: %(default)s)")
     add("--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token (default: %(default)s)")
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
@@ -74,7 +79,7 @@ def _sample(asked: argparse.Namespace) -> None:
     trust(*asked.trust)
     texts = write(
         asked.run_dir,
-        asked.prompt,
+        _prompt(asked),
         asked.tokens,
         draw,
         seed=asked.seed,
@@ -84,6 +89,27 @@ def _sample(asked: argparse.Namespace) -> None:
     )
     for number, text in enumerate(texts, 1):
         print(f"--- {number} of {len(texts)}\n{text}" if len(texts) > 1 else text)
+
+
+def _prompt(asked: argparse.Namespace) -> str:
+    """The text of the command line, or of a file as it is. Raises ConfigError for what is no text."""
+    if asked.prompt_file is None:
+        try:
+            asked.prompt.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                "--prompt: holds bytes that are not UTF-8; give it in a file that is, with --prompt-file FILE"
+            ) from None
+        return str(asked.prompt)
+    try:
+        raw = sys.stdin.buffer.read() if asked.prompt_file == "-" else Path(asked.prompt_file).read_bytes()
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--prompt-file {asked.prompt_file}: not UTF-8 (byte {error.start}): convert it first"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"--prompt-file {asked.prompt_file}: cannot be read ({error.strerror})") from None
 
 
 def write(

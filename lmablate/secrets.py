@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from lmablate.errors import ConfigError
 
@@ -56,30 +55,3 @@ def _texts(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, place)
     elif isinstance(node, str):
         yield place, node
-
-
-class Redacting:
-    """A stream of text that lets no secret through. What is not written through it (a child's own words) it does not see."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(redacted(text))
-        return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def guard_streams() -> None:
-    """Have this process's own words go through Redacting, if there is a secret to keep."""
-    if secrets():
-        for name in ("stdout", "stderr"):
-            stream = getattr(sys, name)
-            if stream is not None and not isinstance(stream, Redacting):
-                setattr(sys, name, Redacting(stream))

@@ -9,6 +9,7 @@ import numpy as np
 
 from lmablate.claims.data import Claim
 from lmablate.claims.verdict import judge
+from lmablate.console import progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +87,7 @@ def verdicts(
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """The verdicts, by claim, on `sets` made-up studies of the same truth."""
     rng = np.random.default_rng(seed)
-    for _ in range(sets):
+    for _ in progress(range(sets), "made-up studies judged"):
         yield {row["id"]: row for row in judge(study(truth, seeds, rng), claims=claims, studies=studies)}
 
 
@@ -171,7 +172,7 @@ def _reports(sets: int, size: int, n: int, effect: float, seed: int) -> Iterator
         one = claim(f"c{i}", "lower", 0.01)
         test = one.tests[0].model_copy(update={"where": {"model.n_layers": i}})
         claims[one.id] = one.model_copy(update={"tests": [test]})
-    for _ in range(sets):
+    for _ in progress(range(sets), "made-up studies judged"):
         studies = [study(Truth((0.0, 0.0 if i else effect)), n, rng) for i in range(size)]
         frames = [frame.assign(**{"model.n_layers": i}) for i, frame in enumerate(studies)]
         joined = pd.concat(frames, ignore_index=True)
@@ -221,7 +222,7 @@ def pooling(sets: int, n: int = 4) -> list[Rate]:
     out = []
     for noisy, what in ((1.0, "equal spreads"), (2.0, "one arm twice as wide"), (3.0, "one arm three times as wide")):
         rng, hits = np.random.default_rng(13), []
-        for _ in range(sets):
+        for _ in progress(range(sets), "made-up studies judged"):
             frame = study(Truth((0.0, 0.0, 0.0)), n, rng)
             arm = frame["norm"] == "layer"
             frame.loc[arm, "val_loss"] = LOSS + noisy * (frame.loc[arm, "val_loss"] - LOSS)
@@ -243,7 +244,7 @@ def judged_looks(sets: int, planned: tuple[int, ...] = (4, 6, 8)) -> list[Rate]:
             "looks": {"planned": list(planned), "rule": kind},
         }
         rng, hits = np.random.default_rng(17), []
-        for _ in range(sets):
+        for _ in progress(range(sets), "made-up studies judged"):
             frame = study(Truth(), planned[-1], rng).assign(sweep="made_up")
             losses = frame.pivot_table(index="init_seed", columns="norm", values="val_loss")
             values = list(losses["layer"] - losses["rms"])

@@ -8,14 +8,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.errors import ConfigError, in_words
+from lmablate.labels import of_grid, of_overrides
 from lmablate.ledger import STATES, Sweep, load_sweeps, look
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
     from lmablate.config.schema import RunConfig
 
@@ -48,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words.json:
         print(json.dumps([{"sweep": sweep.name, "runs": rows} for sweep, rows in sweeps], indent=1))
         return 0
-    from rich.console import Console
+    from lmablate.console import console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(shown(sweeps, everything=words.all))
+    console().print(shown(sweeps, everything=words.all))
     return 0
 
 
@@ -91,22 +94,47 @@ def chosen(folder: Path, name: str | None) -> list[Sweep]:
 
 def states(folder: Path, sweep: Sweep) -> list[dict[str, Any]]:
     """What has become of each run, in the order of the sweep."""
-    return [{**look(folder, run_id), "label": job["label"]} for run_id, job in sweep.jobs.items()]
+    return [_state(folder, sweep, run_id) for run_id in sweep.jobs]
+
+
+def _state(folder: Path, sweep: Sweep, run_id: str) -> dict[str, Any]:
+    """The state of a run, with a label; one that no sweep lists is recognised by its overrides."""
+    row = look(folder, run_id)
+    overrides = row.pop("overrides")
+    label = sweep.jobs[run_id]["label"]
+    if not label and overrides is None:
+        overrides = _overrides(folder / run_id / "config.yaml")
+    return {**row, "label": label or ("" if overrides is None else of_overrides([str(word) for word in overrides]))}
+
+
+def _overrides(path: Path) -> list[Any] | None:
+    """The overrides in a run's configuration; None where it cannot be read."""
+    import yaml
+
+    from lmablate.config_file import MOST_BYTES
+    from lmablate.files import read_bounded
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    with suppress(OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        found = yaml.load(read_bounded(path, MOST_BYTES), loader)["overrides"]
+        return list(found)
+    return None
 
 
 def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: bool) -> Group:
     """For each sweep a line of counts, and a table of the runs that are not finished."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    from lmablate.display import plain
+    from lmablate.console import plain
 
     parts: list[Any] = []
     for sweep, rows in sweeps:
         counts = Counter(row["state"] for row in rows)
-        line = Text(f"{plain(sweep.name) or 'runs of no sweep'}: ", style="bold")
-        line.append(f"{len(rows)} runs", style="bold")
+        grid = of_grid([job["overrides"] for job in sweep.jobs.values()]) if sweep.name.startswith("grid-") else ""
+        name = f"{sweep.name} ({grid})" if grid else sweep.name
+        line = Text(f"{plain(name) or 'runs of no sweep'}: ", style="bold")
+        line.append(f"{len(rows)} run{'s' * (len(rows) != 1)}", style="bold")
         for state in STATES:
             if counts[state]:
                 line.append(f", {counts[state]} {state}", style=STYLES.get(state, ""))
@@ -114,47 +142,57 @@ def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: b
             line.append(f" ({older} made by an older version of the science)")
         parts.append(line)
         listed = [row for row in rows if everything or row["state"] not in FINAL]
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for column in ("run", "state", "what", "step", "heartbeat", "attempts", "where", "why"):
-            table.add_column(column, no_wrap=column != "why", overflow="ellipsis" if column == "what" else "fold")
-        for row in listed[:MOST_ROWS]:
-            table.add_row(*_cells(row), style=STYLES.get(row["state"], ""))
         if listed:
-            parts.append(table)
+            parts.append(_table(listed[:MOST_ROWS]))
+        reasons = [row for row in listed[:MOST_ROWS] if row["error"]]
+        parts += [Text(plain(f"{row['run_id']}: {row['error']}"), style=STYLES["failed"]) for row in reasons]
         if len(listed) > MOST_ROWS:
             parts.append(Text(f"and {len(listed) - MOST_ROWS} more (--json has all of them)"))
     return Group(*parts) if parts else Group(Text("no runs"))
 
 
-def _cells(row: dict[str, Any]) -> list[Any]:
-    from rich.text import Text
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A row a run; columns that say nothing here are left out."""
+    from lmablate.console import Column, table
 
-    from lmablate.display import duration, plain
+    columns = (
+        Column("run", keep=True, left=True), Column("state", keep=True, left=True), Column("what", keep=True, words=True),
+        Column("val loss", keep=True), Column("step"), Column("heartbeat"), Column("attempts"), Column("where", left=True),
+    )  # fmt: skip
+    styles = [STYLES.get(row["state"], "") for row in rows]
+    return table(columns, [_cells(row) for row in rows], styles=styles)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    from lmablate.console import duration
 
     step = "" if row["step"] is None else f"{row['step']}/{row['steps']}"
-    beat = f"{duration(row['age'])} ago" if row["state"] in ("running", "stale") and row["age"] is not None else ""
-    where = f"{row['host']}:{row['pid']}" if row["state"] in ("running", "stale") and row["host"] else ""
-    why = f"val_loss {row['val_loss']:.4f}" if row["val_loss"] is not None else str(row["error"] or "")
-    cells = [row["run_id"], row["state"], row["label"], step, beat, str(row["attempts"] or ""), where, why]
-    return [Text(plain(str(cell))) for cell in cells]  # as it is: what stands in a file is no markup
+    loss = "" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
+    at_work = row["state"] in ("running", "stale")
+    beat = f"{duration(row['age'])} ago" if at_work and row["age"] is not None else ""
+    where = f"{row['host']}:{row['pid']}" if at_work and row["host"] else ""
+    cells = (row["run_id"], row["state"], row["label"], loss, step, beat, row["attempts"] or "", where)
+    return [str(cell) for cell in cells]
 
 
 def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -> int:
     """Show it until every run is done or diverged, or Ctrl-C."""
     from rich.live import Live
 
+    from lmablate.console import console
+
     done: dict[str, dict[str, Any]] = {}  # a finished run does not change
     try:
-        with Live(auto_refresh=False) as live:
+        with Live(auto_refresh=False, console=console(live=True)) as live:
             while True:
                 sweeps = []
                 for sweep in chosen(folder, name):
                     rows = []
-                    for run_id, job in sweep.jobs.items():
-                        row = done.get(run_id) or look(folder, run_id)
+                    for run_id in sweep.jobs:
+                        row = done.get(run_id) or _state(folder, sweep, run_id)
                         if row["state"] in FINAL:
                             done[run_id] = row
-                        rows.append({**row, "label": job["label"]})
+                        rows.append(row)
                     sweeps.append((sweep, rows))
                 live.update(shown(sweeps, everything=everything), refresh=True)
                 if all(row["state"] in FINAL for _, rows in sweeps for row in rows):

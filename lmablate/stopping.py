@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ class StopRequest:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first SIGINT into a request; a second SIGINT stops at once.
+def asked_to_stop(on_request: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
+    """Turn SIGTERM and the first SIGINT into a request; a second SIGINT stops at once. `on_request` is called with the first.
 
     A run whose parent is dead, and which nobody can kill any more if it hangs, has ORPHAN_SECONDS: then the kernel ends it.
     """
@@ -29,7 +29,9 @@ def asked_to_stop() -> Iterator[StopRequest]:
     def note(number: int, frame: Any) -> None:
         if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal = number
+        first, request.signal = not request.signal, number
+        if first:
+            on_request()
         if os.getppid() != parent:
             signal.alarm(ORPHAN_SECONDS)  # SIGALRM, which nothing catches
 

@@ -41,12 +41,13 @@ def train_study(study: Study, launcher: str) -> int:
 def main() -> None:
     """The console script ``lmablate-train``."""
     from lmablate.cli import main as front_door
+    from lmablate.console import own_flags
     from lmablate.launcher.processes import started_early
 
-    with started_early(sys.argv[1:]):
-        sys.exit(
-            front_door("lmablate.train", "train language models that differ in one thing", train, study=train_study)
-        )
+    words, _ = own_flags(sys.argv[1:])
+    purpose = "train language models that differ in one thing"
+    with started_early(words):
+        sys.exit(front_door("lmablate.train", purpose, train, words, study=train_study))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,11 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lmablate.console import detail
+from lmablate.errors import ConfigError
+
 log = logging.getLogger(__name__)
+FORBIDDEN, LONGEST = "/\\#?%:", 128  # in a project's name, and characters of any name
 # wandb 0.31 calls its public server by the first name, and takes a key that is stored under the second as well.
 _PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 
@@ -32,7 +36,21 @@ def configured_mode() -> str:
 @cache
 def _hint() -> None:
     """Once a process."""
-    log.info("wandb is off: no key configured (wandb login, or runtime.wandb=offline to keep a local copy)")
+    log.log(detail(), "wandb is off: no key configured (wandb login, or runtime.wandb=offline to keep a local copy)")
+
+
+def check_names(project: str, group: str | None) -> None:
+    """Refuse names that wandb would refuse when the run begins, and the run would then go on without it. Raises ConfigError."""
+    if bad := [sign for sign in FORBIDDEN if sign in project]:
+        raise ConfigError(
+            f"runtime.wandb_project={project}: wandb takes no {' '.join(bad)} in the name of a project; the team stands in "
+            "WANDB_ENTITY, or leave wandb off with runtime.wandb=disabled"
+        )
+    for key, name in (("runtime.wandb_project", project), ("the name of the sweep", group or "-")):
+        if not 1 <= len(name) <= LONGEST:
+            raise ConfigError(
+                f"{key}: wandb takes names of 1 to {LONGEST} characters, and this one has {len(name)}: {name[:40]}"
+            )
 
 
 def _settings() -> dict[str, str]:

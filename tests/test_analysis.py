@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import fake_results
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from lmablate.analysis import _style, curves, differences, norm_and_activation
+from lmablate.errors import ConfigError
 from lmablate.results import load_history, load_runs, with_arms
 from lmablate.stats import comparisons
 
@@ -191,6 +193,16 @@ def test_figures_leave_pyplot_alone_and_are_reproducible(grid, tmp_path):
     assert written[0] == written[1]
     assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == []
+    users = {
+        "text.usetex": True,
+        "lines.markersize": 30,
+        "axes.facecolor": "red",
+        "svg.fonttype": "path",
+        "axes.unicode_minus": False,
+    }
+    with mpl.rc_context(users):  # as a matplotlibrc would set them
+        assert _style.save(norm_and_activation.figure(*grid), tmp_path / "c")[1].read_bytes() == written[0]
+        assert mpl.rcParams["text.usetex"]
 
 
 @pytest.mark.slow
@@ -252,9 +264,81 @@ def kinds(notebook):
     return [kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", {})]
 
 
-def test_explore_notebook_runs(tmp_path, monkeypatch):
-    fake_results.write_fake_results(tmp_path / "results", steps=80)
-    assert {"text/html", "image/png"} <= set(kinds(execute("explore", tmp_path, monkeypatch)))
+def test_explore_notebook_finds_the_runs_and_shows_every_arm(tmp_path, monkeypatch):
+    """Opened in a folder beside the results; one of its arms is a key that is null."""
+    fake_results.write_fake_results(tmp_path / "results", {"optim.grad_clip": [None, 0.05]}, steps=80)
+    (tmp_path / "analysis").mkdir()
+    notebook = execute("explore", tmp_path / "analysis", monkeypatch, LMABLATE_RESULTS="")
+    assert {"text/html", "image/png"} <= set(kinds(notebook))
+    (table,) = [cell.outputs[0]["data"]["text/plain"] for cell in notebook.cells if "groupby" in cell.source]
+    assert "grad_clip 0.05" in table and "grad_clip -" in table
+
+
+def test_a_matplotlib_that_does_not_start_is_said_in_words(monkeypatch):
+    import builtins
+
+    import lmablate.analysis as package
+
+    def refuse(*given):
+        raise ValueError("Key backend: 'nonsense' is not a valid value")
+
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    monkeypatch.setattr(
+        builtins, "__import__", lambda name, *rest: refuse() if name == "matplotlib" else real(name, *rest)
+    )
+    with pytest.raises(ConfigError, match=r"MPLBACKEND=nonsense \(Key backend"):
+        package._start_matplotlib()
+
+
+real = __import__
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_imports_nothing_private(name):
+    assert "analysis._" not in (ROOT / "analysis" / f"{name}.md").read_text()
+
+
+def test_runs_of_a_grid_are_told_apart_where_a_study_would_name_its_arms(tmp_path):
+    from lmablate.analysis import _studies, length
+
+    fake_results.write_fake_results(tmp_path, {"activation": ["swiglu", "gelu"]}, seeds=(0, 1), steps=40)
+    runs = load_runs(tmp_path)
+    assert sorted(_studies.arm_of(runs)) == ["gelu", "gelu", "swiglu", "swiglu"]
+    study = _studies.load(str(tmp_path), "norm_and_activation")
+    assert set(study["arm"]) == {"gelu", "swiglu"} and set(study["stage"]) == {"evaluate"}
+    assert list(_studies.arm_of(runs.assign(arm=["a", None, None, "d"])))[::3] == ["a", "d"]
+    rows = [
+        {"run_id": run_id, "text": "t", "text_fingerprint": "f", "changes": "", "train_length": 16, "length": 16 * times,
+         "times": times, "stride": 16 * times, "sliding": False, "nats_per_token": 3.0 + times, "tokens": 9, "start": 0, "end": 1}
+        for run_id in runs["run_id"] for times in (1, 2)
+    ]  # fmt: skip
+    drawn = length.by_length(runs, pd.DataFrame(rows), pd.DataFrame(rows))
+    names = {text.get_text() for text in drawn.axes[3].get_legend().get_texts()}
+    assert {"gelu", "swiglu"} <= names and "no arm" not in names
+    width = drawn.get_figwidth() * drawn.dpi
+    drawn.draw_without_rendering()
+    assert all(
+        axes.title.get_window_extent().x1 < width and axes._left_title.get_window_extent().x1 < width
+        for axes in drawn.axes
+    )
+
+
+def test_results_are_found_in_the_notebooks_folder_or_above_it(tmp_path, monkeypatch):
+    from lmablate.analysis.walk import Question, arm_colours, results_folder
+
+    monkeypatch.delenv("LMABLATE_RESULTS", raising=False)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "analysis").mkdir()
+    for here in (tmp_path, tmp_path / "analysis"):
+        monkeypatch.chdir(here)
+        assert results_folder() == str(tmp_path / "results")
+    monkeypatch.setenv("LMABLATE_RESULTS", "elsewhere")
+    assert results_folder() == "elsewhere"
+    with pytest.raises(ConfigError, match=r"no such stored sweep; write sweeps/mine\.yaml"):
+        Question(str(tmp_path / "results"), "mine").trained()
+    with pytest.raises(ConfigError, match=r"no finished runs .*python -m lmablate\.train sweeps=norm scale=laptop"):
+        Question(str(tmp_path / "results"), "norm").trained()
+    assert arm_colours(pd.DataFrame({"arm": ["b", "a", "a"]})) == {"a": _style.PALETTE[0], "b": _style.PALETTE[1]}
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ import csv
 import html
 import json
 import re
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import statsmodels.api as sm
 import torch
@@ -185,10 +187,27 @@ def test_text_is_escaped_on_the_page(runs, tmp_path):
 
 
 def test_a_run_against_itself_differs_nowhere(runs, tmp_path, capsys):
-    assert command.main([str(runs[0]), str(runs[0]), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # matplotlib's, of axes without an extent
+        assert command.main([str(runs[0]), str(runs[0]), "--out", str(tmp_path), "--device", "cpu"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["difference_mean"] == summary["difference_se"] == 0
     assert "do not tell them apart" in capsys.readouterr().out
+
+
+def test_names_of_bins_do_not_meet():
+    from lmablate.analysis.token_differences import figure
+
+    bins = doubling_bins(np.array([1 << 17]))[1]
+    row = {"tokens": 1000, "difference": 0.1, "low": 0.0, "high": 0.2}
+    drawn = figure(pd.DataFrame([{"by": "frequency", "bin": name, **row} for name in bins]), ("a", "b"))
+    drawn.draw_without_rendering()
+    ends = [label.get_transform().transform(label.get_position())[0] for label in drawn.axes[0].get_xticklabels()]
+    labels = drawn.axes[0].get_xticklabels()
+    assert all(
+        label.get_rotation() == 25 and label.get_ha() == "right" for label in labels
+    )  # each ends at its own tick
+    assert np.diff(ends).min() > 1.5 * labels[0].get_fontsize()  # farther apart than a slanted line is high
 
 
 def refusal(capsys, *words):

@@ -22,6 +22,12 @@ def speak(caplog):
     caplog.set_level(logging.INFO, "lmablate")
 
 
+@pytest.fixture(autouse=True)
+def verbose(monkeypatch):
+    """The choice and its reason are a detail (-v)."""
+    monkeypatch.setenv("LMABLATE_VERBOSE", "1")
+
+
 def jobs_of(text, results, *grid, more=()):
     words = [*QUICK, f"data.paths={text}/*.txt", f"results_dir={results}", "runtime.device=cpu", *more]
     return prepare_jobs([compose([*words, *one]) for one in grid])[0]

@@ -12,7 +12,7 @@ from corpus import QUICK, write_corpus
 from lmablate import archive, cli, status
 from lmablate.config import compose
 from lmablate.config_file import read_config, write_config
-from lmablate.display import plain
+from lmablate.console import plain
 from lmablate.errors import ConfigError, DataError
 from lmablate.evaluations import load_evaluations
 from lmablate.files import DEEPEST, file_stem, read_json, read_jsonl

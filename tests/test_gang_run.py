@@ -30,8 +30,11 @@ WORDS = [("seed=0",), ("seed=1",), ("optim.lr=1e-3",), ("trainer.steps=9", "seed
 
 def test_rows_of_a_gang_are_those_of_runs_trained_alone(text, tmp_path, monkeypatch):
     monkeypatch.setattr(gang_run, "plan_size", lambda group: (3, "for the test"))
-    ended = []
-    gang_run.train_group(runs(text, tmp_path / "gang", WORDS), lambda run_id, status: ended.append((run_id, status)))
+    ended, told = [], []
+    gang_run.train_group(
+        runs(text, tmp_path / "gang", WORDS), lambda run_id, status: ended.append((run_id, status)), told.append
+    )
+    assert len(told) == 1 and told[0].startswith("trying whether 4 runs train faster as one program")
     for cfg, data in runs(text, tmp_path / "solo", WORDS):
         execute(cfg, data)
     same = ["run_id", "status", "val_loss", "val_bpb", "train_loss", "init_val_loss", "tokens", "numerics", "seed"]

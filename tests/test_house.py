@@ -49,6 +49,14 @@ def test_hydra_only_at_the_boundary_and_wandb_only_in_tracking(path):
         assert "wandb_workspaces" not in imports(path)
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_tables_are_made_in_one_place_which_takes_strings_as_they_are(path):
+    made = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    if name_of(path) != "console.py":
+        assert not re.search(r"\.add_(row|column)\(|\bConsole\(", path.read_text())
+        assert not {"rich.markup", "rich.columns", "rich.tree", "rich.panel", "rich"} & made
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "model").rglob("*.py")), ids=name_of)
 def test_parts_take_no_open_keywords_and_have_no_defaults_for_science(path):
     for node in ast.walk(ast.parse(path.read_text())):

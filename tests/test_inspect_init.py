@@ -54,6 +54,13 @@ def test_pre_norms_last_gradient_falls_with_depth_and_post_norms_does_not(writte
     )  # a norm's output
 
 
+def test_what_is_printed_is_defined_where_it_is_printed(written):
+    from lmablate.inspect.initialisation import DEFINITIONS
+
+    told = " ".join(DEFINITIONS)
+    assert all(f"{name}:" in told for name in pd.read_csv(written / "summary.csv")["quantity"].unique())
+
+
 def test_the_numbers_of_a_layer_are_autograds(words):
     cfg = compose([*words, "trainer.precision=fp32", "model.n_layers=3", "runtime.device=cpu"])
     data = load_data(cfg)

@@ -1,6 +1,7 @@
 """What a sweep consists of and what has become of each run, as ``python -m lmablate.status`` tells it."""
 
 import json
+import re
 
 import pytest
 from corpus import QUICK, write_corpus
@@ -64,6 +65,29 @@ def test_a_command_of_several_runs_is_written_down_and_those_never_started_are_m
     assert "grid-" in (said := capsys.readouterr().out) and "2 runs, 2 missing" in said
     record(jobs_of(text, tmp_path, ("seed=5",)))  # a single run is no sweep
     assert len(load_sweeps(tmp_path)) == 1
+
+
+def test_a_grid_is_named_by_what_its_runs_differ_in_and_a_single_run_by_what_was_asked_for(
+    text, tmp_path, capsys, monkeypatch
+):
+    record(jobs_of(text, tmp_path, ("seed=0", "norm=rms"), ("seed=1", "norm=layer")))
+    (row,) = write_fake_results(tmp_path / "aside", {"norm": ["layer"]}, seeds=[0])
+    words = ["norm=layer", "data.paths=/home/me/texts/en/*.txt", "seed=0", "runtime.threads=1"]
+    row["provenance"]["overrides"] = words
+    RunDirectory(tmp_path, "a" * 12).finish(row | {"run_id": "a" * 12})
+    failed = RunDirectory(tmp_path, "b" * 12)
+    failed.write_status({"state": "failed", "step": 3, "steps": 9, "error": "killed by [/SIGKILL]"})
+    failed.config_path.write_text("overrides:\n- norm=none\n- seed=7\n")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert status.main([str(tmp_path), "--all"]) == 0
+    said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert re.fullmatch(r"grid-\w{8} \(seed=0,1 norm=rms,layer\): 2 runs, 2 missing", said[0])
+    start = said.index("runs of no sweep: 2 runs, 1 done, 1 failed")
+    head, done, more, lost = said[start + 1 : start + 5]
+    assert head.split() == ["run", "state", "what", "val", "loss"]
+    assert done.split() == ["a" * 12, "done", "norm=layer", f"{row['val_loss']:.4f}"]
+    assert more.strip() == "data.paths=.../en/*.txt" and lost.split()[2:] == ["norm=none", "seed=7"]
+    assert said[-1] == f"{'b' * 12}: killed by [/SIGKILL]"
 
 
 def test_the_stages_of_a_study_share_a_list(text, tmp_path):

@@ -78,6 +78,9 @@ class FakeBoard:
     def say(self, text):
         self.said.append(text)
 
+    def stopping(self):
+        self.said.append("stopping")
+
     def finished(self, job, verdict):
         self.ended[job.run_id] = verdict
 
@@ -217,6 +220,7 @@ def test_a_stop_is_handed_on_and_who_does_not_listen_is_killed(tmp_path, clock):
     code, board = sweep(engine, *jobs)
     assert code == signal.SIGTERM
     assert engine.stopped and len(engine.started) == 2
+    assert board.said == ["stopping"]  # once, and at once
     assert good.got == [signal.SIGTERM]
     assert deaf.got == [signal.SIGTERM, signal.SIGKILL]
     assert clock.now > 1000 + loop.STOP_SECONDS

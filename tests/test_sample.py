@@ -82,6 +82,17 @@ def test_texts_longer_than_the_table_of_positions(run, capsys):
     assert "posemb=learned has positions for 32 tokens" in refused(capsys, run, "--tokens", 40)
 
 
+def test_a_prompt_from_a_file_is_read_as_it_is(run, capsys, tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("light over\ndark é")
+    words = ("--tokens", "3", "--temperature", "0")
+    assert said(capsys, run, *words, "--prompt-file", path) == said(capsys, run, *words, "--prompt", path.read_text())
+    path.write_bytes(b"caf\xe9")
+    assert "not UTF-8 (byte 3)" in refused(capsys, run, "--prompt-file", path)
+    assert "cannot be read (No such file" in refused(capsys, run, "--prompt-file", tmp_path / "none")
+    assert "--prompt: holds bytes that are not UTF-8" in refused(capsys, run, "--prompt", "caf\udce9")
+
+
 def test_words_that_mean_nothing(run, capsys):
     assert "--tokens 0: give 1 or more" in refused(capsys, run, "--tokens", 0)
     assert "--n 0: give 1 or more" in refused(capsys, run, "--n", 0)

@@ -166,7 +166,7 @@ def test_a_run_tells_its_accuracy_everywhere(tmp_path):
     words = f"accuracy {100 * row['val_accuracy']:.2f} %"
     assert words in outcome(row)
     table = results_table([(Job(cfg, row["run_id"], "mine"), row)])
-    assert "accuracy" in [column.header for column in table.columns]
+    assert "accuracy" in [str(column.header) for column in table.columns]
 
 
 def test_a_diverged_run_has_no_accuracy():

@@ -254,7 +254,7 @@ def mini(text, tmp_path_factory):
     (folder / "sweeps" / "mini.yaml").write_text(MINI)
     words = ["sweeps=mini", "scale=laptop", *(word for word in QUICK if not word.startswith("trainer.steps"))]
     words += [f"data.paths={text}/*.txt", "tune.factors=[1.0,4.0]", "tune.extend=0"]
-    plan = command("lmablate.plan", *words, cwd=folder)
+    plan = command("lmablate.plan", "--rows", *words, cwd=folder)
     assert not list(folder.glob("results/*/config.yaml"))
     return folder, words, plan, command("lmablate.train", *words, "hydra/launcher=gang", cwd=folder)
 

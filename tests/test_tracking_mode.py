@@ -28,8 +28,9 @@ def test_an_unknown_word_names_the_key_and_the_words():
         resolve_mode("yes")
 
 
-def test_auto_without_a_key_is_off_and_says_so_once(caplog):
+def test_auto_without_a_key_is_off_and_says_so_once(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
+    monkeypatch.setenv("LMABLATE_VERBOSE", "1")  # -v
     assert [resolve_mode("auto"), resolve_mode("auto")] == ["disabled", "disabled"]
     assert [entry.getMessage() for entry in caplog.records] == [
         "wandb is off: no key configured (wandb login, or runtime.wandb=offline to keep a local copy)"

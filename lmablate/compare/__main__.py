@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,9 @@ def _write(
     return [answer, method, f"wrote {out / 'index.html'}, groups.csv, examples.csv, summary.json"]
 
 
+_MINUS = re.compile(r"(?<=[ (])-(?=\d)")  # of a number in a sentence, which a page sets as a minus
+
+
 class _Empty:
     _fields: tuple[str, ...] = ()
 
@@ -122,6 +126,7 @@ class _Empty:
 def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[Any], list[Any]], drawn: Any) -> str:
     import jinja2
 
+    from lmablate.analysis._style import signed
     from lmablate.compare.examples import visible
     from lmablate.report_figures import inline_svg
 
@@ -133,10 +138,11 @@ def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[A
         lstrip_blocks=True,
     )
     environment.filters["visible"] = visible
+    environment.filters["signed"] = signed
     return environment.get_template("compare.html").render(
         names=pair.names,
         words=pair.words,
-        answer=answer,
+        answer=_MINUS.sub("\N{MINUS SIGN}", answer),
         method=method,
         figure=inline_svg(drawn, "differences"),
         examples=[("Where A predicts better", shown[0]), ("Where B predicts better", shown[1])],

@@ -121,6 +121,7 @@ def _score(run: _Run, text: Text, window: int) -> Scored:
             stride=window,
             pass_tokens=PASS_TOKENS,
             device=device,
+            what=f"{run.name}, passes",
         )
     if not np.isfinite(found.nats).all():
         raise ConfigError(f"{run.name}: its loss on {text.name} is not finite, so that there is nothing to compare")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmablate import __version__
+from lmablate.console import progress
 from lmablate.data.documents import Corpus, collect
 from lmablate.data.settings import (
     BpeTokenizer,
@@ -76,7 +77,7 @@ def _build(data: TextSettings, source: Source, settings: TokenizerSettings, cach
         log.info("reading %s", source.where)
         spool = folder / "text"
         corpus = collect(
-            source.documents(),
+            progress(source.documents(), "documents read"),
             spool,
             where=source.where,
             val_fraction=data.val_fraction,
@@ -101,7 +102,8 @@ def _given(settings: TokenizerSettings) -> Tokenizer:
 
 def _train(corpus: Corpus, settings: TokenizerSettings) -> Tokenizer:
     assert isinstance(settings, BpeTokenizer)
-    batches = ([text.decode() for text, _ in batch] for batch in corpus.batches(corpus.whole))
+    pieces = progress(corpus.batches(corpus.whole), "batches of 4 MB read to train the tokenizer")
+    batches = ([text.decode() for text, _ in batch] for batch in pieces)
     return train_bpe(batches, settings.vocab_size)
 
 

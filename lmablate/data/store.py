@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
@@ -18,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from lmablate.data.documents import Corpus
+from lmablate.console import progress
+from lmablate.data.documents import BATCH_BYTES, Corpus
 from lmablate.data.tokenizer import Tokenizer, fingerprint
 from lmablate.data.tokens import TokenData
 from lmablate.errors import DataError
@@ -60,7 +62,8 @@ def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
 def _tokens(corpus: Corpus, spans: np.ndarray, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Ids of the documents at `spans`, a batch at a time, each document followed by its end token."""
     end = np.array([tokenizer.eot_id])
-    for batch in corpus.batches(spans):
+    total = math.ceil(int(spans[:, 1].sum()) / BATCH_BYTES)
+    for batch in progress(corpus.batches(spans), "batches of 4 MB tokenised", total):
         parts: list[np.ndarray] = []
         for ids, (_, is_last) in zip(tokenizer.encode([text for text, _ in batch]), batch, strict=True):
             parts += (ids, end) if is_last else (ids,)

@@ -104,7 +104,8 @@ def save_whole(
             parameter: {key: whole[key][name] for key in ("step", *MOMENTS) if name in whole[key]}
             for name, parameter in parameters
         }
-        twin: Any = SimpleNamespace(named_parameters=lambda: iter(parameters))
+        # Parts with buffers of their own train in one process (distributed.check).
+        twin: Any = SimpleNamespace(named_parameters=lambda: iter(parameters), named_modules=lambda: iter(()))
         keeper: Any = SimpleNamespace(state=moments)
         read_checkpoint(save_checkpoint(folder, step, twin, keeper, state, keep=keep))
         for parts in shard_folders(folder):

@@ -187,7 +187,9 @@ def _write_tables(folders: Sequence[Path], done: Sequence[dict[str, Any]], out: 
     lengths.to_csv(out / "lengths.csv", index=False)
     positions.to_csv(out / "positions.csv", index=False)
     runs = load_runs({str(folder.absolute().parent) for folder in folders})
-    paths = save(by_length(runs, lengths, positions), out / "length")
+    own = runs[runs["run_id"].isin([content["run_id"] for content in done])]
+    own.attrs.update(runs.attrs)
+    paths = save(by_length(own, lengths, positions), out / "length")
     print("\n".join(map(str, [out / "lengths.csv", out / "positions.csv", *paths])))
 
 

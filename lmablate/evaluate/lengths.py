@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 
 
 def at_lengths(
-    model: TransformerLM, cfg: RunConfig, text: Text, eot_id: int, plan: Sequence[Protocol], *, train_length: int
+    model: TransformerLM,
+    cfg: RunConfig,
+    text: Text,
+    eot_id: int,
+    plan: Sequence[Protocol],
+    *,
+    train_length: int,
+    watched: str = "",
 ) -> list[dict[str, Any]]:
-    """`text` scored by `model` under each protocol, in the precision that `cfg` trains in; see summary.summarise.
+    """`text` scored by `model` under each protocol, in the precision that `cfg` trains in; see summary.summarise. With
+    `watched`, progress is said on stderr, after that name.
 
     Every entry scores the same tokens, each once. Raises ConfigError for lengths that are not defined or fit no memory.
     """
@@ -44,6 +52,7 @@ def at_lengths(
                     stride=stride,
                     pass_tokens=(cfg.runtime.microbatch_size or cfg.trainer.batch_size) * train_length,
                     device=model.embedding.weight.device.type,
+                    what=watched and f"{watched}, windows of {length:,}, passes",
                 )
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "memory" not in str(error):

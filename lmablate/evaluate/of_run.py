@@ -31,9 +31,11 @@ def evaluation(
     run_id: str,
     train_length: int,
     changes: Sequence[str] = (),
+    watched: bool = False,
 ) -> dict[str, Any]:
-    """What a file of evaluations holds: `text` under every protocol of `plan`."""
-    results = at_lengths(model, cfg, text, eot_id, plan, train_length=train_length)
+    """What a file of evaluations holds: `text` under every protocol of `plan`. `watched`: progress is said on stderr."""
+    name = run_id if watched else ""
+    results = at_lengths(model, cfg, text, eot_id, plan, train_length=train_length, watched=name)
     device = model.embedding.weight.device.type
     return {
         "schema_version": SCHEMA_VERSION,
@@ -133,6 +135,7 @@ def evaluate_run(
         run_id=run_dir.absolute().name,
         train_length=train_length,
         changes=changes,
+        watched=True,
     )
 
 

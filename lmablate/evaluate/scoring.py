@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmablate.console import progress
 from lmablate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,12 +52,20 @@ def windows(n: int, length: int, stride: int) -> Iterator[Window]:
 
 @torch.no_grad()
 def score(
-    model: TransformerLM, tokens: np.ndarray, *, first: int, length: int, stride: int, pass_tokens: int, device: str
+    model: TransformerLM,
+    tokens: np.ndarray,
+    *,
+    first: int,
+    length: int,
+    stride: int,
+    pass_tokens: int,
+    device: str,
+    what: str = "",
 ) -> Scored:
     """Score `tokens` ``[N]``, each once; what the model reads before the first is `first`, the end of a document.
 
     A pass holds about `pass_tokens` tokens, and a window at least. Dropout is off. The last window is filled up on its
-    right, which causal attention never sees.
+    right, which causal attention never sees. With `what`, progress is said on stderr under that name.
     """
     n = len(tokens)
     text = np.full(n + length + 1, first, dtype=np.int64)  # inputs are text[i], their targets text[i + 1]
@@ -64,7 +74,9 @@ def score(
     training = model.training
     model.eval()
     try:
-        for part in _passes(windows(n, length, stride), max(1, pass_tokens // length)):
+        rows = max(1, pass_tokens // length)
+        passes = _passes(windows(n, length, stride), rows)
+        for part in progress(passes, what, math.ceil(max(1, n - length + stride) / stride / rows)) if what else passes:
             starts = np.array([window.start for window in part])
             at = starts[:, None] + np.arange(length)
             new = part[0].first

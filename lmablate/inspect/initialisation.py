@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.console import Line
 from lmablate.errors import ConfigError, in_words
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ MEASURES = {
     "attn_rms": "attn/out_rms",
     "ffn_rms": "ffn/out_rms",
 }
+DEFINITIONS = (
+    "Gradient norms are those of the FFN's last matrix. slope: of log gradient norm on the number of the layer; last over first: the",
+    "last layer's gradient norm over the first one's; stream growth: the residual stream's RMS after the last layer over that after the",
+    "first; exponent: of the last layer's gradient norm as a power of depth. In brackets: 95 % intervals over draws of the weights.",
+)
 GRADIENT = "gradient"  # of the FFN's last matrix, which the theorem is about
 
 
@@ -128,7 +134,8 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
     from lmablate.run import load_data, with_data
 
     threads = torch.get_num_threads()
-    rows = []
+    rows, done, line = [], 0, Line()
+    total = sum(cfg.model.n_layers for by_depth in configs.values() for cfg in by_depth) * inits
     try:
         for arm, by_depth in configs.items():
             for cfg in by_depth:
@@ -138,8 +145,11 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
                 for init in range(inits):
                     own = final.model_copy(update={"init_seed": init})
                     place = {"arm": arm, "depth": cfg.model.n_layers, "init": init}
+                    line.say("layers measured", done, total)
                     rows += [{**place, **layer} for layer in one(own, data)]
+                    done += cfg.model.n_layers
     finally:
+        line.end()
         torch.set_num_threads(threads)
     return pd.DataFrame(rows)
 
@@ -247,4 +257,4 @@ def write(layers: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[str
                 value = f"{row['estimate']:9.3g} [{row['low']:.3g}, {row['high']:.3g}]"
                 lines.append(f"  {row['quantity']:<16}{value:<36}{where}")
     written = ", ".join(str(path) for path in (folder / "layers.csv", folder / "summary.csv", *paths))
-    return [*lines, "", "95 % intervals over draws of the weights.", f"wrote {written}"]
+    return [*lines, "", *DEFINITIONS, f"wrote {written}"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmablate.console import Line
 from lmablate.inspect import operators as kinds
 from lmablate.inspect.accounted import COMPILED, WRITTEN_OUT, flops_by_kind, visible_products
 from lmablate.inspect.profiling import UPDATE, Split, alike, marked, profiled, split
@@ -61,7 +62,9 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
         whole: list[float] = []
         splits: list[Split] = []
         norms = _norms(trainer, cfg, mode)
+        line = Line()
         while len(splits) < steps:
+            line.say(f"{mode}: steps profiled", len(splits), steps)
             turn = min(BLOCK, steps - len(splits))
             for number in range(turn):
                 began = clock()
@@ -74,6 +77,7 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
             wall += found.wall
             whole += [sum(s.nanoseconds) / 1e9 / seconds for s, seconds in zip(own, found.wall, strict=True)]
             splits += own
+        line.end()
         counted = split(profiled(step, 1, clock, gpu=gpu, flops=True).events, gpu=gpu)[0].flops
     table = _table(alike(splits), flops_by_kind(cfg, work, mode), 1e3 * np.median(plain), 1e3 * np.median(under))
     low, high = bootstrap(np.asarray(plain), np.median)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lmablate.console import progress
 from lmablate.inspect.accounted import COMPILED, PLAIN
 from lmablate.inspect.measured import bootstrap, step_clock, train_step
 
@@ -130,7 +131,7 @@ def _in_turn(timed: Sequence[Timed], rounds: int, clock: Callable[[], float], wa
         once(part.run, WARM)
         repeats.append(max(1, int(SPAN / max(once(part.run, 1), 1e-9))) if part.part != "step" else 1)
     seconds = np.empty((rounds, len(timed)))
-    for turn in range(rounds):
+    for turn in progress(range(rounds), "rounds of timing"):
         for place in range(len(timed)):
             i = (place + turn) % len(timed)
             seconds[turn, i] = once(timed[i].run, repeats[i])

@@ -53,6 +53,8 @@ class Loop:
                         self._revisit()
                         self._start(lambda: bool(asked))
                     if len(asked) > forwarded:
+                        if not forwarded:
+                            self.board.stopping()
                         self._forward(asked[forwarded:], first=not forwarded)
                         forwarded = len(asked)
                     self.starter.pause(POLL_SECONDS)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lmablate import ledger
@@ -56,13 +58,29 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
             groups = [*trunks, *groups]
             n_slots = slots(todo) if engine is None else engine.slots(todo)
             stopped_by = _run_in_processes(groups, board, n_slots, engine)
+    if kept := offline_hint(todo):
+        board.say(kept)
     if stopped_by:
-        board.say(
-            f"stopped: {sum(job.done for job in jobs)} of {len(jobs)} runs are done; the same command continues from the checkpoints"
-        )
+        n = f"{sum(job.done for job in jobs)} of {len(jobs)} run{'s are' if len(jobs) != 1 else ' is'} done"
+        board.say(f"stopped: {n}; the same command continues from the checkpoints")
         return 128 + stopped_by
     board.summary()
     return 1 if board.failed else 0
+
+
+def offline_hint(jobs: Sequence[Job]) -> str:
+    """The command that uploads what wandb keeps of these runs on this disk; nothing where it keeps nothing."""
+    kept = [job.directory.path for job in jobs if any(job.directory.path.glob("wandb/offline-run-*"))]
+    if not kept:
+        return ""
+    where = (
+        [shlex.quote(str(kept[0]))]
+        if len(kept) == 1
+        else [f"{shlex.quote(str(f))}/*" for f in {p.parent for p in kept}]
+    )
+    n = f"{len(kept)} run{'s' * (len(kept) != 1)}"
+    folders = " ".join(f"{folder}/wandb/offline-run-*" for folder in where)
+    return f"wandb keeps {n} offline; to upload: wandb sync --include-online {folders}"
 
 
 def _run_here(job: Job, board: Board) -> int:
@@ -74,7 +92,7 @@ def _run_here(job: Job, board: Board) -> int:
     try:
         while True:
             try:
-                execute(job.cfg, load_data(job.cfg), on_status=lambda status: board.update(job, status))
+                execute(job.cfg, load_data(job.cfg), partial(board.update, job), board.stopping)
                 break
             except Held as held:
                 board.say(f"wait    {job.run_id}  {job.label}: {held}")
@@ -112,16 +130,7 @@ def _run_in_processes(queue: list[list[Job]], board: Board, n_slots: int, engine
 
 def heaviest_first(jobs: Sequence[Job]) -> list[Job]:
     """By FLOPs of the whole run, else in the order given: a long run that starts last leaves the other cores idle."""
-    return sorted(jobs, key=lambda job: -_flops(job))
-
-
-def _flops(job: Job) -> int:
-    from lmablate.budget import flops_per_token
-
-    try:
-        return flops_per_token(job.cfg) * job.cfg.tokens
-    except Exception:  # a part of the user's own that cannot be counted: its run will say so, and harm no other
-        return 0
+    return sorted(jobs, key=lambda job: -job.work)
 
 
 def slots(jobs: Sequence[Job]) -> int:

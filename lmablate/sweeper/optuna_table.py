@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from typing import TYPE_CHECKING
 
+from lmablate.console import Column, console, table
 from lmablate.jobs import Job
 
 if TYPE_CHECKING:
@@ -25,18 +25,17 @@ UNITS = {
 
 def report(search: Search) -> None:
     """Print the table of trials and the best of them."""
-    _print(trials_table(search))
+    console().print(trials_table(search))
     for line in conclusion(search):
         print(line)
 
 
 def trials_table(search: Search) -> Table:
     """The trials, the lowest value first, those without one last."""
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("trial", *(one.key for one in search.space), search.settings.metric, "sd", "state"):
-        table.add_column(name, justify="right" if name in (search.settings.metric, "sd", "trial") else "left")
+    columns = [Column("trial", keep=True), Column(search.settings.metric, keep=True)]
+    columns += [Column(one.key, keep=True, left=True) for one in search.space]
+    columns += [Column("sd"), Column("state", words=True)]
+    rows: list[tuple[str, ...]] = []
     first: dict[tuple[str, ...], int] = {}
     for one in search.trials:
         first.setdefault(one.words, one.number)
@@ -47,8 +46,8 @@ def trials_table(search: Search) -> Table:
         again = f"the same runs as trial {first[one.words]}" if first[one.words] != one.number else ""
         state = ", ".join(word for word in (" ".join(filter(None, (one.state, one.note))), again) if word)
         values = (word.partition("=")[2] for word in one.words)
-        table.add_row(str(one.number), *values, "-" if one.value is None else f"{one.value:.4f}", sd, state)
-    return table
+        rows.append((str(one.number), "-" if one.value is None else f"{one.value:.4f}", *values, sd, state))
+    return table(columns, rows)
 
 
 def _rank(one: Asked) -> int:
@@ -122,7 +121,7 @@ def plan(search: Search) -> int:
             search.tell(batch)
     told = [one for one in search.trials if one.state != "asked"]
     if told:
-        _print(trials_table(search))
+        console().print(trials_table(search))
     show(list(jobs.values()), data, _rest(search, pending, reached), "when earlier ones are done")
     if search.best is not None:
         print(f"best so far: trial {search.best.number}, {search.best.value:.4f}, {search.best.label}")
@@ -154,9 +153,3 @@ def _unknown(search: Search, n: int, rung: int, what: str) -> list[Job]:
     return [
         Job(cfg, "", label=f"a trial {what} · seed {seed}{length}") for _ in range(n) for seed in search.settings.seeds
     ]
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
