@@ -127,7 +127,7 @@ def _act(words: argparse.Namespace, sweep: Sweep) -> int:
 
 
 def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
-    from lmablate.config.compose import explicit
+    from lmablate.config.words import explicit
     from lmablate.summary import sweep_question
 
     values: dict[str, set[str | None]] = {}
@@ -140,7 +140,7 @@ def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
 
 
 def _of_study(study: Study) -> Sweep:
-    from lmablate.config.compose import explicit
+    from lmablate.config.words import explicit
 
     study.check()
     keys = [list(explicit(list(words))) for words in study.words.values()]
@@ -174,7 +174,7 @@ def wandb_sweep_text(sweep: Sweep, entity: str | None = None, project: str | Non
     """
     import yaml
 
-    from lmablate.config.compose import explicit
+    from lmablate.config.words import explicit
 
     if sweep.study:
         raise ConfigError(

@@ -39,7 +39,7 @@ def check_folders(folders: Iterable[Path], own: Iterable[Path] = ()) -> None:
 def named_folders(words: Sequence[str]) -> list[Path]:
     """The folders of configurations that a command line names."""
     found = []
-    for flag, after in zip(words, [*words[1:], ""], strict=True):
+    for flag, after in zip(words, [*words, ""][1:], strict=True):
         name, _, value = flag.partition("=")
         if name in FLAGS:
             found.append(Path(value or after).expanduser().absolute())
