@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from lmablate.errors import in_words
+
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
 SIZE = ("trainer.steps=200", "runtime.wandb=disabled", "runtime.evaluations=8")
 
 
+@in_words
 def main() -> int:
     from lmablate.cli import main as front_door
     from lmablate.report import main as report

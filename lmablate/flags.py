@@ -97,6 +97,6 @@ def _unknown(word: str, rest: Sequence[str]) -> str:
     meant = hint(name.replace("-", "_"))
     nearest = meant if meant.startswith(", did") else ""
     return (
-        f"{word}: no such option{nearest}; there are -m (a grid), --cfg job (show the configuration), --trust PACKAGE and --help; "
+        f"{word}: no such option{nearest or ';'} there are -m (a grid), --cfg job (show the configuration), --trust PACKAGE and --help; "
         "everything else is key=value"
     )

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lmablate.errors import in_words
+
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
@@ -156,16 +158,20 @@ def calibrate(job: Job, data: TokenData) -> float:
     return flops_per_token(cfg) * cfg.tokens_per_step / trainer.seconds_per_step(CALIBRATION_SECONDS)
 
 
-def main() -> None:
-    """``python -m lmablate.plan <the same words as lmablate.train>``, or ``--all`` for every stored sweep."""
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lmablate.plan <the same overrides as lmablate.train>``, or ``--all`` for every stored sweep."""
     from lmablate.cli import main as front_door
 
-    if "--all" in sys.argv[1:]:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--all" in words and "--help" not in words:
         from lmablate.plan_all import plan_all
 
-        sys.exit(plan_all([word for word in sys.argv[1:] if word != "--all"]))
-    sys.exit(front_door("lmablate.plan", "price a command before it runs", plan, study=plan_study))
+        return plan_all([word for word in words if word != "--all"])
+    return front_door(
+        "lmablate.plan", "what a command would train, and its price; runs nothing", plan, words, study=plan_study
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
