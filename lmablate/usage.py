@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from pathlib import Path
 
 from lmablate import axes
@@ -9,10 +11,14 @@ from lmablate.paths import SWEEPS_DIR
 
 # What the examples of a command are called; a command that is not listed is shown lmablate.train's.
 EXAMPLES = {
-    "lmablate.train": ("one run", "a grid: every combination", "a stored question, at one of its sizes (laptop, gpu, lab)"),
-    "lmablate.plan": ("what this run would cost", "one row a job, and the price of all", "of a stored question, before it runs"),
+    "lmablate.train": ("one run", "a grid: every combination", "a stored question, at one of its sizes"),
+    "lmablate.plan": (
+        "what this run would cost",
+        "one row a job, and the price of all",
+        "of a stored question, before it runs",
+    ),
     "lmablate.budget": ("the account of one model", "of every model of a grid", "of the models of a stored grid"),
-}  # fmt: skip
+}
 MORE = {
     "lmablate.plan": "--all [scale=laptop] checks and prices every stored sweep.",
     "lmablate.budget": "Nothing is trained; parameters, FLOPs, activation and traffic bytes are counted.",
@@ -23,14 +29,14 @@ HELP = """{module}: {purpose}
 
   python -m {module} norm=layer activation=gelu
       {single}
-  python -m {module} -m norm=rms,layer activation=swiglu,gelu [sweep.skip=norm=layer,activation=gelu]
-      {grid}, [but one]
-  python -m {module} -m model.d_model=64,128 model.n_layers=2,4 sweep.zip=model.d_model,model.n_layers
-      {grid}: values in pairs
+  python -m {module} -m norm=rms,layer activation=swiglu,gelu
+      {grid}
+      sweep.skip=norm=layer,activation=gelu leaves one out,
+      sweep.zip=norm,activation takes first with first, second with second
   python -m {module} preset=gpt2 shrink=tiny
-      a published system in proportion (python -m lmablate.presets lists {presets})
+      a published system in proportion (python -m lmablate.presets: {presets})
   python -m {module} sweeps=norm_and_activation scale=laptop
-      {stored}
+      {stored}; scale=laptop, gpu or lab
 {more}
 Groups and their options (conf/<group>/<option>.yaml), defaults in brackets:
 {groups}
@@ -71,8 +77,14 @@ def _groups() -> str:
         else:
             said = " ".join(f"[{option}]" if option == default else option for option in options)
         mine = f"  yours: {' '.join(own)}" if own else ""
-        lines.append(f"  {group:<15} {said}{mine}")
+        lines.append(_wrapped(group, 15, f"{said}{mine}"))
     return "\n".join(lines)
+
+
+def _wrapped(name: str, width: int, said: str) -> str:
+    """A name and what is said of it, as wide as the terminal."""
+    lines = textwrap.wrap(said, max(40, shutil.get_terminal_size().columns - width - 4), break_on_hyphens=False)
+    return "\n".join(f"  {name if not i else '':<{width}} {line}" for i, line in enumerate(lines or [""]))
 
 
 def _of_this_folder(group: str) -> list[str]:

@@ -37,6 +37,8 @@ def read_grid(node: Mapping[str, Any]) -> GridSettings:
         raise ConfigError(
             "sweep.arms are the arms of a study: add `override /hydra/sweeper: study` to the sweep's defaults list"
         )
+    if unknown := [key for key in node if key not in GridSettings.model_fields]:
+        raise ConfigError(f"sweep.{unknown[0]}: a grid has no such key; it has {', '.join(GridSettings.model_fields)}")
     try:
         return GridSettings.model_validate(dict(node))
     except ValidationError as error:
