@@ -32,7 +32,7 @@ HELP = """{module}: {purpose}
   python -m {module} -m norm=rms,layer activation=swiglu,gelu
       {grid}
       sweep.skip=norm=layer,activation=gelu leaves one out,
-      sweep.zip=norm,activation takes first with first, second with second
+      sweep.zip=norm,activation takes the first two, then the second two
   python -m {module} preset=gpt2 shrink=tiny
       a published system in proportion (python -m lmablate.presets: {presets})
   python -m {module} sweeps=norm_and_activation scale=laptop
@@ -44,8 +44,9 @@ Groups and their options (conf/<group>/<option>.yaml), defaults in brackets:
 Stored sweeps (sweeps=<question>), and what they ask:
 {sweeps}
 
-Any key: model.d_model=256, optim.lr=1e-3, trainer.steps=2000, seed=0,1,2, results_dir=results, runtime.workers=2.
-All keys with their values: --cfg job. Packages with parts of your own: --trust mypackage.
+Any key: model.d_model=256, optim.lr=1e-3, trainer.steps=2000, seed=0,1,2,
+results_dir=results, runtime.workers=2. All keys with their values: --cfg job.
+Packages with parts of your own: --trust mypackage.
 """
 
 
@@ -101,7 +102,7 @@ def _sweeps() -> str:
         *([Path.cwd() / "sweeps"] if (Path.cwd() / "sweeps").resolve() != SWEEPS_DIR.resolve() else []),
     ]
     return "\n".join(
-        f"  {path.stem:<20} {_question(path)}" for folder in places for path in sorted(folder.glob("*.yaml"))
+        _wrapped(path.stem, 20, _question(path)) for folder in places for path in sorted(folder.glob("*.yaml"))
     )
 
 
