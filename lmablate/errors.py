@@ -101,7 +101,7 @@ def explained(error: Exception) -> str | None:
 def _of_the_system(error: OSError) -> str:
     reason = MENDS.get(error.errno or 0) or (error.strerror or str(error) or type(error).__name__).lower()
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    return f"{' -> '.join(names)}: {reason}" if names else reason
+    return f"{' -> '.join(names) or 'the output'}: {reason}" if names or error.errno in FAILED else reason
 
 
 def _is_yaml(error: Exception) -> bool:

@@ -17,8 +17,9 @@ from hydra.version import VersionBase
 from lmablate import cli, usage
 from lmablate.config import compose
 from lmablate.config.hints import known_keys, unknown_key
+from lmablate.config.quoting import text_keys
 from lmablate.config.synonyms import SYNONYMS
-from lmablate.config.words import rewrite, text_keys
+from lmablate.config.words import rewrite
 from lmablate.errors import ConfigError, explained, in_words
 from lmablate.flags import split
 from lmablate.paths import ROOT, given_path

@@ -7,25 +7,19 @@ and ``sweep.skip`` arrange a grid. Each override is parsed here once, so that a 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from omegaconf import OmegaConf
-from pydantic import BaseModel
 
 from lmablate.config.hints import MULTIRUN, no_option, off_groups, options_of
-from lmablate.config.schema import RunRequest
+from lmablate.config.quoting import as_text, parsed, text_keys
 from lmablate.errors import ConfigError
 from lmablate.paths import SWEEPS_DIR
-from lmablate.settings import BOOKKEEPING
 
 # What a keyboard or a word processor writes for signs of the grammar.
 LOOKALIKES = {
@@ -85,9 +79,7 @@ def _own(word: str) -> str:
     key = word.lstrip("+").partition("=")[0]
     if key == "norm_position":
         return re.sub(r"\bdouble\b", "sandwich", word)
-    if word.startswith("budget.reference=["):
-        return _quoted_list(word)
-    return _as_text(word) if key in text_keys() else word
+    return as_text(word) if key in text_keys() else word
 
 
 def _check_spaces(words: Sequence[str]) -> None:
@@ -163,77 +155,9 @@ def _parts(word: str, value: str) -> list[str]:
     return parts
 
 
-def _quoted_list(word: str) -> str:
-    """``budget.reference=[norm=layer]`` with the quotes that Hydra wants around words with an equals sign."""
-    key, _, value = word.partition("=")
-    if "'" in value or '"' in value or not value.endswith("]"):
-        return word
-    return f"{key}=[{','.join(json.dumps(item.strip()) for item in value[1:-1].split(',') if item.strip())}]"
-
-
-@cache
-def text_keys() -> frozenset[str]:
-    """The keys of the schema that hold free text (paths, names): their values need no quotes."""
-    return frozenset(_texts(RunRequest, ""))
-
-
-def _texts(model: type[BaseModel], place: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        kinds = list(_kinds(field.annotation))
-        if str in kinds and (place or name == "results_dir" or name not in BOOKKEEPING):
-            yield f"{place}{name}"
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _texts(kind, f"{place}{name}.")
-
-
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation allows, of values and of the items of lists."""
-    if not (inner := get_args(annotation)):
-        yield annotation
-    elif getattr(annotation, "__origin__", None) is not dict:
-        for part in inner:
-            yield from _kinds(part)
-
-
-def _as_text(word: str) -> str:
-    """The override of a key that holds text, with quotes where its value would be read as something else, or not at all:
-    ``trainer.init_from=0123456789e1``, ``results_dir=runs/lr=3e-4``."""
-    key, _, value = word.partition("=")
-    if not value or value.startswith(("'", '"', "${")):
-        return word
-    if value.startswith("[") and value.endswith("]"):
-        return word if _parsed(word) else f"{key}=[{','.join(_quoted(item) for item in value[1:-1].split(','))}]"
-    override = _parsed(word)
-    if override is not None and override.is_sweep_override() and not isinstance(override.value(), ChoiceSweep):
-        return word
-    if override is not None and re.match(r"(choice|shuffle|sort|range|glob|str)\(", value):
-        return word
-    return f"{key}={','.join(_quoted(item) for item in value.split(','))}"
-
-
-def _quoted(item: str) -> str:
-    """Text that Hydra reads as text: in quotes unless it is that already."""
-    item = item.strip()
-    override = _parsed(f"text={item}")
-    if item.lower() == "null" or (override is not None and isinstance(override.value(), str)):
-        return item
-    slashes = "\\" * (len(item) - len(item.rstrip("\\")))  # at the end, where one would take the quote with it
-    return "'" + item.replace("'", "\\'") + slashes + "'"
-
-
-@lru_cache(maxsize=4096)
-def _parsed(word: str) -> Override | None:
-    """What Hydra's grammar makes of an override; None where it makes nothing."""
-    try:
-        return OverridesParser.create().parse_override(word)
-    except HydraException:
-        return None
-
-
 def _check(word: str) -> None:
     """Raise ConfigError for an override that does not parse, or for an option that is no word."""
-    override = _parsed(word)
+    override = parsed(word)
     if override is None:
         raise ConfigError(f"{word}: {_unreadable(word)}")
     group = override.key_or_group
