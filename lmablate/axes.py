@@ -57,7 +57,7 @@ def _says(path: Path) -> str:
 
 
 def groups() -> dict[str, str | None]:
-    """Every group of conf/ in the order of train.yaml, with its default option; None where nothing is chosen."""
+    """Return every group of conf/ in the order of train.yaml, with its default option; None where nothing is chosen."""
     entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     found = {group.removeprefix("override "): option for group, option in pairs if group != "sweeps"}

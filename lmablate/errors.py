@@ -79,7 +79,7 @@ def in_words(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def explained(error: Exception) -> str | None:
-    """What an error says to a user; None for one that is ours."""
+    """Return what an error says to a user; None for one that is ours."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, OSError):

@@ -11,7 +11,7 @@ SWEEPS_DIR = ROOT / "sweeps"
 
 
 def given_path(text: str) -> Path:
-    """A path as a user gives it to a command: ``~`` is the home, where the shell has left it (``--out=~/x``)."""
+    """Return a path as a user gives it to a command: ``~`` is the home, where the shell has left it (``--out=~/x``)."""
     return Path(os.path.expanduser(text))
 
 

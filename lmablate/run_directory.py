@@ -126,7 +126,7 @@ class RunDirectory:
 
 
 def run_path(text: str) -> Path:
-    """The folder of a run as a user gives it to a command; the beginning of an id will do where only one run has it."""
+    """Return the folder of a run as a user gives it to a command; the beginning of an id will do where only one run has it."""
     path = given_path(text)
     if re.fullmatch(r"[0-9a-f]{4,11}", path.name) and not path.exists():
         with suppress(OSError):
@@ -140,14 +140,14 @@ def run_path(text: str) -> Path:
 
 
 def below(folder: Path) -> list[Path]:
-    """The results directories right inside a folder that is none itself."""
+    """Return the results directories right inside a folder that is none itself."""
     with suppress(OSError):
         return sorted(one for one in folder.iterdir() if one.is_dir() and holds_runs(one))
     return []
 
 
 def holds_runs(folder: Path) -> bool:
-    """Is this a results directory, or the folder of a run?"""
+    """Say whether this is a results directory, or the folder of a run."""
     try:
         return (folder / "result.json").is_file() or any(folder.glob("*/result.json"))
     except OSError:

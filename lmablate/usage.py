@@ -51,7 +51,7 @@ Packages with parts of your own: --trust mypackage.
 
 
 def text(module: str, purpose: str) -> str:
-    """The help of a command."""
+    """Return the help of a command."""
     single, grid, stored = EXAMPLES.get(module, EXAMPLES["lmablate.train"])
     more = MORE.get(module, "")
     return HELP.format(

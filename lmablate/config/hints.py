@@ -22,7 +22,7 @@ MOST_OPTIONS = 16  # that a message lists; of more, the nearest
 
 
 def options_of(group: str) -> list[str]:
-    """The options of a group, those of the current folder among them; empty where there is no such group."""
+    """Return the options of a group, those of the current folder among them; empty where there is no such group."""
     if not re.fullmatch(r"[\w/-]+", group):
         return []
     places = [SWEEPS_DIR if group == "sweeps" else CONF_DIR / group, Path.cwd() / "conf" / group, Path.cwd() / group]
@@ -31,7 +31,7 @@ def options_of(group: str) -> list[str]:
 
 @cache
 def off_groups() -> frozenset[str]:
-    """The groups of which no option is chosen by default."""
+    """Return the groups of which no option is chosen by default."""
     entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text(encoding="utf-8"))["defaults"]
     return frozenset(
         key for entry in entries if isinstance(entry, dict) for key, value in entry.items() if value is None
@@ -39,7 +39,7 @@ def off_groups() -> frozenset[str]:
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
-    """That a group has no such option, and which it has."""
+    """Say that a group has no such option, and which it has."""
     near = difflib.get_close_matches(option, options, n=5, cutoff=0.5)
     if option in ("null", "false", "False", "off") and "none" in options:
         near = ["none"]
@@ -54,7 +54,7 @@ def no_option(group: str, option: str, options: Sequence[str]) -> str:
 
 @cache
 def known_keys() -> tuple[str, ...]:
-    """Every dotted key and every group of conf/."""
+    """Return every dotted key and every group of conf/."""
     keys = {"sweeps", "scale", "hydra/launcher", "hydra/sweeper"}
     for path in CONF_DIR.rglob("*.yaml"):
         group = path.parent.relative_to(CONF_DIR).as_posix()
@@ -75,7 +75,7 @@ def _keys_of(path: Path, group: str) -> dict[str, Any]:
 
 
 def owners(key: str) -> list[str]:
-    """The options of the key's group that have it."""
+    """Return the options of the key's group that have it."""
     group, _, name = key.rpartition(".")
     if not group or not options_of(group):
         return []
@@ -83,7 +83,7 @@ def owners(key: str) -> list[str]:
 
 
 def hint(key: str) -> str:
-    """``, did you mean ...?`` for a key that is none of ours: one that is nearly the same, the keys that end so, and what
+    """Return ``, did you mean ...?`` for a key that is none of ours: one that is nearly the same, the keys that end so, and what
     others call so; else where the keys are listed."""
     keys, last = known_keys(), key.rpartition(".")[2]
     named = [SYNONYMS[last]] if last in SYNONYMS else []
@@ -102,7 +102,7 @@ def hint(key: str) -> str:
 
 
 def unknown_key(key: str, words: Sequence[str] = ()) -> str:
-    """What is wrong with a key that the configuration has not; `words` are the overrides it stands among."""
+    """Say what is wrong with a key that the configuration has not; `words` are the overrides it stands among."""
     chosen = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     group = key.rpartition(".")[0]
     if group in ("sweep", "tune") or group.startswith(("sweep.", "tune.")):
@@ -129,7 +129,7 @@ def _unknown_of_study(key: str, sweep: str | None) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """All of pydantic's findings, one a line, with dotted keys."""
+    """Return all of pydantic's findings, one a line, with dotted keys."""
     lines = []
     for item in error.errors():
         place = ".".join(
@@ -153,7 +153,7 @@ def explain(error: ValidationError) -> str:
 
 
 def refused_key(error: Exception) -> str | None:
-    """The key that Hydra would not set, since the configuration has none of its name."""
+    """Return the key that Hydra would not set, since the configuration has none of its name."""
     found = re.search(
         r"Could not override '([^']+)'", " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     )
@@ -161,7 +161,7 @@ def refused_key(error: Exception) -> str | None:
 
 
 def in_words(error: Exception, words: Sequence[str] = ()) -> ConfigError:
-    """Hydra's and OmegaConf's refusals, without search paths and without advice that would not help here. `words`: the
+    """Put Hydra's and OmegaConf's refusals in words, without search paths and without advice that would not help here. `words`: the
     overrides that were refused, where they are known."""
     chain = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     if key := refused_key(error):

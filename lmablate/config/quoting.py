@@ -18,7 +18,7 @@ from lmablate.settings import BOOKKEEPING
 
 @cache
 def text_keys() -> frozenset[str]:
-    """The keys of the schema that hold free text (paths, names): their values need no quotes."""
+    """Return the keys of the schema that hold free text (paths, names): their values need no quotes."""
     return frozenset(_texts(RunRequest, ""))
 
 
@@ -69,7 +69,7 @@ def _quoted(item: str) -> str:
 
 @lru_cache(maxsize=4096)
 def parsed(word: str) -> Override | None:
-    """What Hydra's grammar makes of an override; None where it makes nothing."""
+    """Return what Hydra's grammar makes of an override; None where it makes nothing."""
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:

@@ -45,13 +45,13 @@ ZIP, SKIP = "sweep.zip", "sweep.skip"
 
 
 def explicit(words: Sequence[str]) -> dict[str, Any]:
-    """The keys set by override strings, with their values as text; a value of null counts as not set."""
+    """Return the keys set by override strings, with their values as text; a value of null counts as not set."""
     pairs = (word.lstrip("+").partition("=") for word in words if not word.startswith("~"))
     return {key: None if value in ("null", "") else value for key, _, value in pairs}
 
 
 def rewrite(words: list[str]) -> list[str]:
-    """Overrides in Hydra's grammar, each of which parses. Raises ConfigError that names the override."""
+    """Return overrides in Hydra's grammar, each of which parses. Raises ConfigError that names the override."""
     _check_spaces(words)
     keys = explicit(words)
     sweeps, scale = keys.get("sweeps"), keys.get("scale")
@@ -199,7 +199,7 @@ def _lookalikes(word: str) -> str:
 
 
 def sweep_file(name: str) -> Path:
-    """The YAML of a stored sweep, of this project or of the current folder."""
+    """Return the YAML of a stored sweep, of this project or of the current folder."""
     for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
         inside = Path(os.path.normpath(folder / f"{name}.yaml")).is_relative_to(folder)
         if inside and (folder / f"{name}.yaml").is_file():
@@ -224,7 +224,7 @@ def _scale_overrides(sweeps: str | None, scale: str | None) -> list[str]:
 
 
 def several_values(word: str) -> str:
-    """What to do about ``norm=rms,layer`` where one run is made."""
+    """Say what to do about ``norm=rms,layer`` where one run is made."""
     key, _, value = word.partition("=")
     said = f"{word}: several values make a grid: add {MULTIRUN} in front of the overrides (in Python, compose each one)"
     if options_of(key):

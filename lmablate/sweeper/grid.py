@@ -47,7 +47,7 @@ def read_grid(node: Mapping[str, Any]) -> GridSettings:
 
 
 def combinations(values: Mapping[str, Sequence[str]], zips: Zips | None, skips: Skips | None) -> list[dict[str, str]]:
-    """Every combination of `values`, the last key changing fastest; a zipped key changes with the first key of its list.
+    """Return every combination of `values`, the last key changing fastest; a zipped key changes with the first key of its list.
 
     Raises ConfigError for names that do not vary, lists of unequal lengths, and where nothing is left.
     """
