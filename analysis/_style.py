@@ -15,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -157,21 +160,29 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def run(draw: Callable[[str], Figure], purpose: str) -> None:
-    """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG."""
-    from lmablate.errors import ConfigError
-    from lmablate.streams import guard_streams
-
-    guard_streams()
+@in_words
+def run(draw: Callable[[str], Figure], purpose: str, argv: Sequence[str] | None = None) -> int:
+    """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG; returns the exit code."""
     parser = argparse.ArgumentParser(description=purpose)
-    parser.add_argument("results_dir")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
-    words = parser.parse_args()
+    parser.add_argument("results_dir", type=given_path)
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
+    words = parser.parse_args(argv)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    figure = draw(str(words.results_dir))
+    words.out.parent.mkdir(parents=True, exist_ok=True)
+    stem = words.out.with_suffix("") if words.out.suffix in (".png", ".svg") else words.out
+    print("\n".join(map(str, save(figure, stem))))
+    return 0
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A CSV file that has at least `columns`. Raises ConfigError."""
+    import pandas as pd
+
     try:
-        figure = draw(words.results_dir)
-        words.out.parent.mkdir(parents=True, exist_ok=True)
-        stem = words.out.with_suffix("") if words.out.suffix in (".png", ".svg") else words.out
-        print("\n".join(map(str, save(figure, stem))))
-    except (ConfigError, OSError) as error:
-        parser.error(str(error))
+        table = pd.read_csv(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a table ({str(error).strip()})") from None
+    if missing := [name for name in columns if name not in table]:
+        raise ConfigError(f"{path}: has no column {', '.join(missing)}: give a folder that the measurement wrote")
+    return table

@@ -20,7 +20,8 @@ from typing import Any
 from lmablate.errors import ConfigError, in_words
 from lmablate.evaluations import restore_evaluations, save_evaluations
 from lmablate.files import atomic_write, read_json, read_jsonl
-from lmablate.run_directory import RunDirectory, check_writable, read_result_file
+from lmablate.paths import given_path
+from lmablate.run_directory import RunDirectory, below, check_writable, read_result_file
 
 ROWS, STUDY = "rows.jsonl", "study.json"
 SCHEMA_VERSION = 1
@@ -50,7 +51,8 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
         rows = {key: row for key, row in rows.items() if row.get("sweep") == sweep}
     if not rows:
         said = f" of sweep {sweep}; it has {', '.join(known) or 'no sweep'}" if sweep else ""
-        raise ConfigError(f"{results_dir}: no finished run{said}")
+        lower = "".join(f"; there are runs one level down, in {one}" for one in below(results_dir))
+        raise ConfigError(f"{results_dir}: no finished run{said}{lower}")
     check_writable(archive, "archive")
     common = shared(list(rows.values()))
     lines = [{"schema_version": SCHEMA_VERSION, "common": common}, *(without(row, common) for row in rows.values())]
@@ -157,16 +159,16 @@ def _check_names(names: Iterable[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="lmablate.archive", description="Keep finished runs small, and take them up again."
+        prog="python -m lmablate.archive", description="Keep finished runs small, and take them up again."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     keep = verbs.add_parser("save", help="write the finished runs of a results folder to an archive")
-    keep.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
-    keep.add_argument("archive", type=Path, metavar="ARCHIVE")
+    keep.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")
+    keep.add_argument("archive", type=given_path, metavar="ARCHIVE")
     keep.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all)")
     take = verbs.add_parser("restore", help="make run directories of archives; what is there stays")
-    take.add_argument("archives", type=Path, metavar="ARCHIVE", nargs="+")
-    take.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
+    take.add_argument("archives", type=given_path, metavar="ARCHIVE", nargs="+")
+    take.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")
     asked = parser.parse_args(argv)
     if asked.verb == "save":
         print(f"{asked.archive}: {save(asked.results_dir, asked.archive, asked.sweep)} runs")

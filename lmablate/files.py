@@ -26,7 +26,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # of a write, which knows no name
+            error.filename = str(path)
         with suppress(OSError):  # the folder may have gone, or become read-only: the first reason is the one to tell
             Path(temporary).unlink(missing_ok=True)
         raise

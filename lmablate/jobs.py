@@ -130,7 +130,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     from lmablate.evaluate.of_run import check_text
 
     for folder in {cfg.results_dir for cfg in configs}:
-        check_writable(Path(folder))
+        check_writable(folder, keep=False)
     stores: dict[str, TokenData] = {}
     jobs: dict[str, Job] = {}
     data_of: dict[str, TokenData] = {}

@@ -7,10 +7,12 @@ atomically, `result.json`: its presence means the run is done. It carries a chec
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from typing import Any
 from lmablate.errors import ConfigError
 from lmablate.files import append_line, atomic_write, parsed, read_json
 from lmablate.locks import NAME as LOCK
+from lmablate.paths import given_path
 from lmablate.secrets import redacted
 
 CHECKSUM = "checksum"  # of result.json, over all its other keys
@@ -130,15 +133,52 @@ class RunDirectory:
         return read_result_file(self.result_path)[0]
 
 
-def check_writable(folder: str | Path, key: str = "results_dir") -> None:
-    """Make `folder` if it is missing and write a probe into it.
+def run_path(text: str) -> Path:
+    """Return the folder of a run as a user gives it to a command; the beginning of an id will do where only one run has it."""
+    path = given_path(text)
+    if re.fullmatch(r"[0-9a-f]{4,11}", path.name) and not path.exists():
+        with suppress(OSError):
+            found = sorted(one for one in path.parent.glob(f"{path.name}*") if re.fullmatch(r"[0-9a-f]{12}", one.name))
+            if len(found) > 1:
+                raise argparse.ArgumentTypeError(
+                    f"{text}: several runs begin so: {', '.join(one.name for one in found)}"
+                )
+            return found[0] if found else path
+    return path
 
-    Raises ConfigError that names the folder, the reason and the mend (`key`=...).
-    """
+
+def below(folder: Path) -> list[Path]:
+    """Return the results directories right inside a folder that is none itself."""
+    with suppress(OSError):
+        return sorted(one for one in folder.iterdir() if one.is_dir() and holds_runs(one))
+    return []
+
+
+def holds_runs(folder: Path) -> bool:
+    """Say whether this is a results directory, or the folder of a run."""
     try:
+        return (folder / "result.json").is_file() or any(folder.glob("*/result.json"))
+    except OSError:
+        return False
+
+
+def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool = True) -> None:
+    """Make `folder` if it is missing and write a probe into it; without `keep`, remove what was made for that.
+
+    Raises ConfigError that names the folder, the reason and the mend (`key`=...), also for an ``--out`` among runs.
+    """
+    if key == "--out" and holds_runs(Path(folder)):
+        raise ConfigError(
+            f"{key} {folder}: runs are there; choose another folder, so that nothing else lies among them"
+        )
+    try:
+        made = [one for one in (Path(folder), *Path(folder).parents) if not one.exists()]
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
             pass
+        for one in [] if keep else made:
+            with suppress(OSError):  # somebody has written there since
+                one.rmdir()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         mend = f"choose another folder ({key}=PATH)" if "-" not in key else f"choose another folder ({key} PATH)"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.errors import ConfigError, in_words
+from lmablate.run_directory import run_path
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
+    add("run_dir", type=run_path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with (default: nothing)")
     begin.add_argument(

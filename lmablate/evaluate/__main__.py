@@ -12,6 +12,8 @@ from typing import Any
 
 from lmablate.errors import ConfigError, DataError, in_words
 from lmablate.files import atomic_write
+from lmablate.paths import given_path
+from lmablate.run_directory import run_path
 
 DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
 files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
@@ -41,7 +43,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="RESULTS_DIR/<run_id>, or RESULTS_DIR for all that completed")
+    add(
+        "runs",
+        nargs="+",
+        type=run_path,
+        metavar="RUN",
+        help="RESULTS_DIR/<run_id>, or RESULTS_DIR for all that completed",
+    )
     add(
         "--data",
         metavar="FILES",
@@ -58,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         help="other positions or windows of attention than trained with",
     )
     add("--positions", action="store_true", help="print the loss by position too")
-    add("--json", type=Path, metavar="FILE", help="write everything to one file too")
-    add("--out", type=Path, metavar="DIR", help="write tables (CSV) and the figure of the loss against length too")
+    add("--json", type=given_path, metavar="FILE", help="write everything to one file too")
+    add(
+        "--out", type=given_path, metavar="DIR", help="write tables (CSV) and the figure of the loss against length too"
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
     add("--threads", type=int, default=1, metavar="N", help="of the processor (default: %(default)s)")
     add("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of your own")
@@ -133,7 +143,7 @@ def _device(asked: str) -> str:
 
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     """Run directories; a results directory stands for its runs that completed, of which some may be left out."""
-    from lmablate.run_directory import RunDirectory
+    from lmablate.run_directory import RunDirectory, below
 
     found: list[Path] = []
     searched = False
@@ -145,7 +155,10 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
         rows = [(path, RunDirectory(folder, path.name).read_result()) for path in inside]
         completed = [path for path, row in rows if row is not None and row["status"] == "completed"]
         if not completed:
-            raise ConfigError(f"{folder}: no run is there that completed; give RESULTS_DIR/<run_id>, or RESULTS_DIR")
+            lower = "".join(f"; there are runs one level down, in {one}" for one in below(folder))
+            raise ConfigError(
+                f"{folder}: no run is there that completed; give RESULTS_DIR/<run_id>, or RESULTS_DIR{lower}"
+            )
         found += completed
         searched = True
     return list(dict.fromkeys(found)), searched

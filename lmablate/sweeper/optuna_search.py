@@ -63,7 +63,7 @@ class Search:
     def check(self) -> None:
         """Import optuna, compose the command without its space, and find out what was asked before. Raises ConfigError."""
         optuna_library(self.settings.sampler)
-        self.base = self._compose(self.fixed)
+        self.base = self._without_space()
         self.identity = identity(self.base, self.settings)
         earlier = load_studies(self.results_dir).get(self.name)
         if earlier is None:
@@ -83,6 +83,23 @@ class Search:
             self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
         else:
             self._enqueue()
+
+    def _without_space(self) -> RunConfig:
+        """The command without its space; where a fixed key belongs to options of a group that is searched over, with the first
+        of them. Raises ConfigError that names an option which lacks the key."""
+        try:
+            return self._compose(self.fixed)
+        except ConfigError:
+            groups = {one.key: one.choices for one in self.space if one.choices and "." not in one.key}
+            if not groups:
+                raise
+            first = {key: f"{key}={choices[0]}" for key, choices in groups.items()}
+            each = [
+                self._compose([*{**first, key: f"{key}={choice}"}.values(), *self.fixed])
+                for key, choices in groups.items()
+                for choice in choices
+            ]
+            return each[0]
 
     def _enqueue(self) -> None:
         """Take the settings of earlier trials in their order, as far as they lie in the space; then the sampler goes on."""
