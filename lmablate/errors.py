@@ -20,6 +20,11 @@ class DataError(ConfigError):
     """Text that is missing, unreadable, empty or too short for the run that asks for it."""
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def in_words(main: Callable[P, int]) -> Callable[P, int]:
     """A command line that tells its user's mistakes in one paragraph, and exits with 2; with HYDRA_FULL_ERROR=1 a trace. It
     prints no secret of the environment."""

@@ -162,8 +162,8 @@ def test_a_dataset_is_loaded_streamed_pinned_and_found_again_without_a_network(s
     )
     assert found["fingerprint"] == again["fingerprint"] == newest["fingerprint"]
     assert stored["fingerprint"] == first["fingerprint"]
-    assert f"local cache holds commit {COMMIT}, not {OTHER}" in refused["error"]
-    assert "the Hugging Face Hub does not answer, and the dataset is not in the local cache" in absent["error"]
+    for answer in (refused, absent):
+        assert "the Hugging Face Hub does not answer, and the dataset is not in the local cache" in answer["error"]
 
 
 def test_what_the_hub_refuses_is_said(server, tmp_path: Path):

@@ -1,9 +1,11 @@
 """Where text comes from: one class a source, chosen by the settings' class."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from lmablate.data.documents import Document
+from lmablate.data.folder import DatasetFolder
 from lmablate.data.hub import HubDataset
 from lmablate.data.kjv import Kjv
 from lmablate.data.local_files import LocalFiles
@@ -24,6 +26,10 @@ class Source(Protocol):
 
     def documents(self) -> Iterator[Document]: ...
 
+    def notices(self) -> list[str]:
+        """What a user should know of the text, once the documents were read."""
+        ...
+
 
 def open_source(settings: TextSettings) -> Source:
     """Raises DataError if the source is not there."""
@@ -32,5 +38,6 @@ def open_source(settings: TextSettings) -> Source:
     if isinstance(settings, FilesData):
         return LocalFiles(settings)
     if isinstance(settings, HubData):
-        return HubDataset(settings)
+        folder = Path(settings.name or "").expanduser()
+        return DatasetFolder(settings, folder) if folder.is_dir() else HubDataset(settings)
     return Markov(settings)
