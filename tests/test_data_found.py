@@ -91,7 +91,7 @@ def test_bytes_that_are_utf8_are_text(tmp_path: Path, kind: pa.DataType):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ('{"text": "a\n', r"it is not JSON \(Unterminated string"),
+        ('{"text": "a\n', r"it is not JSON \(character 10: Unterminated string"),
         ('{"text": \n', "it is not JSON"),
         ('{"text": 3}\n', "the field text must hold text, and holds the number 3: name another field"),
         ('{"text": true}\n', "holds true or false"),
@@ -264,6 +264,7 @@ def test_a_folder_laid_out_as_on_the_hub_has_only_the_field_asked_for_read(tmp_p
         ("two", {"split": "valid"}, "there is no split valid; data.split is one of train, test"),
         ("one", {"split": "valid"}, "holds the split train alone: leave data.split=valid out"),
         ("one", {"revision": "v1"}, "is a folder here, which has no revision: leave data.revision=v1 out"),
+        ("three", {}, r"data.name=.*three: there is no such folder \(looked from .*OWNER/NAME"),
         ("one", {"text_field": "n"}, "the field n must hold text in every row, and holds int64"),
     ],
 )
@@ -276,7 +277,8 @@ def test_a_folder_as_path_says_how_its_files_are_named(saved: Path, tmp_path: Pa
     with pytest.raises(DataError, match=r"save_to_disk wrote it, so read it with data=hub data.name='.*two'"):
         LocalFiles(files(saved / "two"))
     write(tmp_path / "a/deep", texts(3), name="{}.jsonl.zst")
-    (tmp_path / "a/README.md").write_text("notes")
+    for name in ("README.md", "a.csv", "b.csv", "c.csv", "d.csv"):
+        (tmp_path / "a" / name).write_text("beside")
     with pytest.raises(DataError, match=r"is a folder: say which files, e.g. data.paths='.*/a/\*\*/\*.jsonl.zst'"):
         LocalFiles(files(tmp_path / "a"))
 

@@ -172,7 +172,7 @@ def refuse(tmp_path: Path, name: str, content: bytes | str, message: str, **chan
         ("photo.txt", b"PNG\0\0\1", "zero bytes"),
         ("rows.txt", '{"text": "a", "n": 1}\n{"text": "b"}\n', "holds JSON with the field text.*end with .jsonl"),
         ("part-00000", b"PAR1 nothing", "is a .parquet file by its content: let its name end with .parquet"),
-        ("table.csv", "text,n\na,1\n", "table.csv: .csv is not a format that is read .*convert it"),
+        ("table.csv", "text,n\na,1\n", "table.csv: .csv is not a format that is read .*convert or unpack it"),
         ("latin.jsonl", b'{"text": "caf\xe9"}\n', "not UTF-8"),
         (
             "other.jsonl",

@@ -82,7 +82,7 @@ def _rows(file: BinaryIO, tally: Tally) -> Iterator[tuple[int, Any]]:
         except UnicodeDecodeError as error:
             why, mend = f"it is not UTF-8 text (at byte {error.start + 1} of the line)", _CONVERT
         except json.JSONDecodeError as error:
-            why, mend = f"it is not JSON ({error.msg} at character {error.pos + 1})", "mend it"
+            why, mend = f"it is not JSON (character {error.pos + 1}: {error.msg})", "mend it"
         except (RecursionError, ValueError) as error:
             why, mend = f"it cannot be read ({_short(error)})", "mend it"
         else:

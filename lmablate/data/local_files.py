@@ -15,7 +15,7 @@ from typing import BinaryIO
 from lmablate.data.arrow import ipc_texts, parquet_texts
 from lmablate.data.documents import Document
 from lmablate.data.json_rows import json_texts
-from lmablate.data.packed import kind_of, parts, plain_name
+from lmablate.data.packed import OTHERS, kind_of, parts, plain_name
 from lmablate.data.settings import FilesData
 from lmablate.data.stamp import Stamp, stamp_files
 from lmablate.data.tally import Tally
@@ -147,7 +147,9 @@ def _instead(pattern: str, folder: Path) -> str:
     endings: Counter[str] = Counter()
     with contextlib.suppress(OSError):
         for path in itertools.islice(folder.rglob("*"), 10_000):
-            if (ending := path.name[len(Path(plain_name(path.name)).stem) :]) and path.is_file():
+            plain = Path(plain_name(path.name))
+            ending = path.name[len(plain.stem) :]
+            if ending and plain.suffix.lower() not in OTHERS and path.is_file():
                 endings["*" + ending if path.parent == folder else "**/*" + ending] += 1
     best = max(endings, key=lambda one: (kind_of(f"x{one}") != "text", endings[one]), default="*.txt")
     return f"say which files, e.g. data.paths='{pattern}/{best}'"

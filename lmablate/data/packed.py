@@ -23,8 +23,8 @@ _TEXTS = (
     ".text",
     ".md",
 )  # in an archive, where nobody chose each file; elsewhere any other name is one of text
-# Their syntax would be trained on, or is not text at all.
-_OTHERS = (".csv", ".tsv", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".lzma", ".br", ".pdf", ".docx", ".epub", ".xlsx")
+# Their syntax would be trained on, or they are not text at all.
+OTHERS = (".csv", ".tsv", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".lzma", ".br", ".pdf", ".docx", ".epub", ".xlsx")
 _FREE_BYTES = 1 << 30  # of a small compressed file; beyond it, unpacked text may be MOST_TIMES as long as the file
 MOST_TIMES = 500  # text packs 3 to 20 times, rows that hardly differ 200 times, and a bomb 1,000 and more
 KNOWN = "text, .jsonl, .ndjson, .json, .parquet or .arrow, each also as .gz, .bz2, .xz, .zst or in a .zip"
@@ -47,8 +47,11 @@ def parts(raw: BinaryIO, where: str, size: int) -> Iterator[Part]:
     if _suffix(where) == ".zip":
         yield from _members(raw, where, room)
         return
-    if (suffix := _suffix(plain_name(where))) in _OTHERS:
-        raise DataError(f"{where}: {suffix} is not a format that is read ({KNOWN}): convert it, or leave it out")
+    if (suffix := _suffix(plain_name(where))) in OTHERS:
+        table = ", or read its folder with data=hub data.name=FOLDER" if suffix in (".csv", ".tsv") else ""
+        raise DataError(
+            f"{where}: {suffix} is not a format that is read ({KNOWN}): convert or unpack it, or leave it out{table}"
+        )
     yield Part(where, kind_of(where), _unpacked(raw, where, room))
 
 
