@@ -55,6 +55,11 @@ def check_here() -> None:
         ) from None
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def in_words(main: Callable[P, int]) -> Callable[P, int]:
     """Make a command of a function: mistakes and failures are told in one paragraph, with an exit code (module docstring).
 

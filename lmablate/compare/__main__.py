@@ -45,9 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--data",
         metavar="FILES",
-        help="a file or a pattern in quotes: text, JSONL or Parquet (default: validation text)",
+        help="a file or a pattern in quotes: text, JSONL, Parquet or Arrow (default: validation text)",
     )
-    add("--text-field", default="text", metavar="NAME", help="of JSONL and Parquet (default: %(default)s)")
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="of rows, where a dot leads into an object (default: %(default)s)",
+    )
     add("--examples", type=int, default=12, metavar="N", help="tokens shown for each run (default: %(default)s)")
     add(
         "--out",

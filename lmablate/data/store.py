@@ -146,19 +146,20 @@ def publish(built: Path, place: Path) -> None:
     )
 
 
-def look_up(cache: Path, key: str) -> str | None:
-    """The name of the store that the request `key` led to."""
+def look_up(cache: Path, key: str) -> tuple[str, list[str]] | None:
+    """The name of the store that the request `key` led to, and what was to be said of its text."""
     try:
-        return json.loads((cache / "index" / f"{key}.json").read_text())["store"]
+        noted = json.loads((cache / "index" / f"{key}.json").read_text())
+        return noted["store"], noted["notices"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def note(cache: Path, key: str, store: str) -> None:
-    """Remember it. The index only saves time, so a cache that cannot be written is none the worse."""
+def note(cache: Path, key: str, store: str, notices: list[str]) -> None:
+    """Remember both. The index only saves time, so a cache that cannot be written is none the worse."""
     with contextlib.suppress(OSError):
         (cache / "index").mkdir(exist_ok=True)
-        atomic_write(cache / "index" / f"{key}.json", json.dumps({"store": store}))
+        atomic_write(cache / "index" / f"{key}.json", json.dumps({"store": store, "notices": notices}))
 
 
 def _flush(file: Any) -> None:

@@ -53,9 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--data",
         metavar="FILES",
-        help="a file or a pattern in quotes: text, JSONL or Parquet (default: validation text)",
+        help="a file or a pattern in quotes: text, JSONL, Parquet or Arrow (default: validation text)",
     )
-    add("--text-field", default="text", metavar="NAME", help="of JSONL and Parquet (default: %(default)s)")
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="of rows, where a dot leads into an object (default: %(default)s)",
+    )
     add("--lengths", default="1", metavar="N,N", help="multiples of the training length (default: %(default)s)")
     add("--stride", type=int, metavar="TOKENS", help="sliding windows that move on by so many, beside the others")
     add(

@@ -196,7 +196,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    from lmablate.data.hub import hub_answers, why_offline
+    from lmablate.data.hub_client import hub_answers, why_offline
 
     if not hub_answers():
         raise ConfigError(f"--push {name}: {why_offline()}; the folder {folder} is written and can be pushed later")
