@@ -130,11 +130,13 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
             jobs[identity], data_of[identity] = Job(final, identity), data
             jobs[identity].trunk = trunk_id(final, data) if final.branches else None
     from lmablate.compilation import resolve_compile
+    from lmablate.config.limits import tell
     from lmablate.launcher.scheduler import slots
 
     made = list(jobs.values())
     label_jobs(made)
     tell_solved(made)
+    tell([job.cfg for job in made])
     resolve_compile(made, slots(made))
     return made, data_of
 

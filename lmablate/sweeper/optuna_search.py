@@ -63,6 +63,8 @@ class Search:
     def check(self) -> None:
         """Import optuna, compose the command without its space, and find out what was asked before. Raises ConfigError."""
         optuna_library(self.settings.sampler)
+        for line in self.notices():
+            log.info("%s", line)
         self.base = self._compose(self.fixed)
         self.identity = identity(self.base, self.settings)
         earlier = load_studies(self.results_dir).get(self.name)
@@ -83,6 +85,18 @@ class Search:
             self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
         else:
             self._enqueue()
+
+    def notices(self) -> list[str]:
+        """What a user should know of numbers that change nothing."""
+        own, lines = self.settings, []
+        if own.trials > self.total:
+            lines.append(f"hydra.sweeper.trials={own.trials}: the grid has {self.total} points")
+        if own.sampler in ("tpe", "cmaes") and 1 < self.total <= (own.batch or 0):
+            lines.append(
+                f"hydra.sweeper.batch={own.batch}: all {self.total} trials are asked for together, before sampler={own.sampler} has "
+                "learned from any"
+            )
+        return lines
 
     def _enqueue(self) -> None:
         """Take the settings of earlier trials in their order, as far as they lie in the space; then the sampler goes on."""
