@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.access import there
 from lmablate.identity import SCIENCE_VERSION
 from lmablate.machine import matmul_rates
 from lmablate.paths import cache_dir
@@ -119,7 +120,7 @@ def _begun(job: Job) -> bool | None:
     """What an unfinished run with a checkpoint was told."""
     from lmablate.run import read_config
 
-    if not job.directory.checkpoint_dir.is_dir():
+    if not there(job.directory.checkpoint_dir):
         return None
     with contextlib.suppress(Exception):  # unreadable: the run itself will say so
         told = read_config(job.directory.config_path).runtime.compile
@@ -134,7 +135,7 @@ def _weigh(jobs: Sequence[Job], slots: int) -> tuple[bool, str]:
     if device != "cpu":
         return False, "on a GPU ask for it with runtime.compile=true"
     graphs = {graph_of(job.cfg): job.cfg for job in jobs if not job.done}
-    cost = sum(WARM_SECONDS if _stamp(cfg).exists() else COMPILE_SECONDS for cfg in graphs.values())
+    cost = sum(WARM_SECONDS if there(_stamp(cfg)) else COMPILE_SECONDS for cfg in graphs.values())
     train = sum(seconds(job.cfg) for job in jobs if not job.done)
     saved = train * (1 - 1 / GAIN)
     busy = max(1, min(slots, len(jobs)))

@@ -16,7 +16,7 @@ from lmablate.errors import ConfigError
 from lmablate.evaluations import lacks
 from lmablate.identity import SCIENCE_VERSION, run_id
 from lmablate.run import check_vocabulary, load_data, with_data
-from lmablate.run_directory import RunDirectory, check_writable
+from lmablate.run_directory import RunDirectory, check_readable, check_writable
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -98,8 +98,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     """
     from lmablate.evaluate.of_run import check_text
 
-    for folder in {cfg.results_dir for cfg in configs}:
-        check_writable(Path(folder))
+    unwritable = {folder: why for folder in {cfg.results_dir for cfg in configs} if (why := _unwritable(folder))}
     stores: dict[str, TokenData] = {}
     jobs: dict[str, Job] = {}
     data_of: dict[str, TokenData] = {}
@@ -134,11 +133,26 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     from lmablate.launcher.scheduler import slots
 
     made = list(jobs.values())
+    if unwritable and (left := [job for job in made if not job.done and job.cfg.results_dir in unwritable]):
+        raise unwritable[left[0].cfg.results_dir]
     label_jobs(made)
     tell_solved(made)
     tell([job.cfg for job in made])
     resolve_compile(made, slots(made))
     return made, data_of
+
+
+def _unwritable(folder: str) -> ConfigError | None:
+    """What keeps runs from being written to a results directory. One that can only be read, a colleague's perhaps, is good for
+    runs that are done; any other is refused at once."""
+    try:
+        check_writable(folder)
+    except ConfigError as error:
+        if not Path(folder).is_dir():
+            raise
+        check_readable(Path(folder))
+        return error
+    return None
 
 
 def stale(row: dict[str, Any]) -> bool:

@@ -11,16 +11,19 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lmablate import access
 from lmablate.errors import ConfigError
 from lmablate.files import append_line, atomic_write, parsed, read_json
 from lmablate.locks import NAME as LOCK
 from lmablate.secrets import redacted
 
+RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # as the name of a folder
 CHECKSUM = "checksum"  # of result.json, over all its other keys
 STATUSES = ("completed", "diverged", "failed")
 COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
@@ -137,12 +140,27 @@ def check_writable(folder: str | Path, key: str = "results_dir") -> None:
         raise ConfigError(f"{key}: cannot write to {folder} ({reason}): {mend}, or make this one writable") from None
 
 
+def check_readable(folder: Path, key: str = "results_dir=") -> None:
+    """Raise ConfigError for a results directory that is none, or may not be looked into; `key` is what its name follows."""
+    found = access.there(folder)
+    if found is False or (found and not folder.is_dir()):
+        what = "a file, not a folder" if found else "no such folder"
+        raise ConfigError(f"{key}{folder}: {what}; give the folder that training wrote to (results by default)")
+    try:
+        os.listdir(folder)
+        why = access.why_closed(folder)
+    except OSError as error:
+        why = access.reason(error)
+    if why:
+        raise ConfigError(f"{key}{folder}: {why}")
+
+
 def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
     """A row and "", or None and what is wrong with the file."""
     try:
         row = read_json(path)
     except OSError as error:
-        return None, error.strerror or str(error)
+        return None, access.reason(error)
     except ValueError as error:
         return None, f"not JSON ({error})"
     if problem := _problem(row):

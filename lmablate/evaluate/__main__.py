@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmablate import access
 from lmablate.errors import ConfigError, DataError, in_words
 from lmablate.files import atomic_write
 
@@ -86,9 +87,9 @@ def _evaluate(asked: argparse.Namespace) -> None:
             check_writable(place, key)
     device, done = _device(asked.device), []
     for folder in folders:
-        if folder.is_dir():  # it would be made
-            check_writable(folder, "RUN")
         try:
+            if folder.is_dir():  # it would be made
+                check_writable(folder, "RUN")
             content = evaluate_run(
                 folder,
                 times=times,
@@ -138,12 +139,15 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     found: list[Path] = []
     searched = False
     for folder in given:
-        if (folder / "config.yaml").is_file() or not folder.is_dir():
+        if access.there(folder / "config.yaml") is not False or not folder.is_dir():
             found.append(folder)
             continue
-        inside = [path.parent for path in sorted(folder.glob("*/result.json"))]
-        rows = [(path, RunDirectory(folder, path.name).read_result()) for path in inside]
-        completed = [path for path, row in rows if row is not None and row["status"] == "completed"]
+        completed = []
+        for path, why in access.folders(folder):
+            if why:
+                print(f"{path}: left out ({why})", file=sys.stderr)
+            elif (row := RunDirectory(folder, path.name).read_result()) is not None and row["status"] == "completed":
+                completed.append(path)
         if not completed:
             raise ConfigError(f"{folder}: no run is there that completed; give RESULTS_DIR/<run_id>, or RESULTS_DIR")
         found += completed

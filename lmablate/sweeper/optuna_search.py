@@ -18,7 +18,7 @@ from lmablate.jobs import Job, prepare_jobs
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_trials import Asked, metric_of, open_study, optuna_library
-from lmablate.sweeper.store import load_studies, write_study
+from lmablate.sweeper.store import load_studies, save_study
 from lmablate.sweeper.study import Compose, Launch
 
 if TYPE_CHECKING:
@@ -288,4 +288,4 @@ class Search:
 
     def save(self) -> None:
         """Write what is known to RESULTS_DIR/studies/<name>.json; runs listed there are no evidence for any claim."""
-        write_study(self.results_dir, self.name, content(self))
+        save_study(self.results_dir, self.name, content(self))
