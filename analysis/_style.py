@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from lmablate.files import write_together
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#667079", "#e4e7eb", "#ffffff"
 # Six hues of Okabe and Ito (2008) and two darker ones, told apart under all common forms of colour blindness; beyond
@@ -140,11 +143,18 @@ def count(value: float) -> str:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` (200 dots an inch) and ``stem.svg``; returns both paths."""
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    how: dict[str, dict[str, Any]] = {
+        "png": {"dpi": 200, "metadata": {"Software": "lmablate"}},
+        "svg": {"metadata": {"Date": None, "Creator": "lmablate"}},
+    }
+    files = {}
     with style():
-        figure.savefig(paths[0], dpi=200, metadata={"Software": "lmablate"})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": "lmablate"})
-    return paths
+        for ending, settings in how.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, **settings)
+            files[stem.with_name(f"{stem.name}.{ending}")] = buffer.getvalue()
+    write_together(files)
+    return list(files)
 
 
 def run(draw: Callable[[str], Figure], purpose: str) -> None:

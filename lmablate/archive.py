@@ -19,8 +19,9 @@ from typing import Any
 
 from lmablate import access
 from lmablate.errors import ConfigError, in_words
-from lmablate.evaluations import restore_evaluations, save_evaluations
-from lmablate.files import atomic_write, read_json, read_jsonl
+from lmablate.evaluations import ARCHIVE as EVALUATIONS
+from lmablate.evaluations import evaluations_of, restore_evaluations
+from lmablate.files import read_json, read_jsonl, write_together
 from lmablate.run_directory import RunDirectory, check_readable, check_writable, read_result_file
 
 ROWS, STUDY = "rows.jsonl", "study.json"
@@ -53,10 +54,12 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     check_writable(archive, "archive")
     common = shared(list(rows.values()))
     lines = [{"schema_version": SCHEMA_VERSION, "common": common}, *(without(row, common) for row in rows.values())]
+    files = {archive / ROWS: "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)}
     if study is not None:
-        atomic_write(archive / STUDY, json.dumps(study, indent=1, allow_nan=False) + "\n")
-    save_evaluations(results_dir, rows, archive)
-    atomic_write(archive / ROWS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        files[archive / STUDY] = json.dumps(study, indent=1, allow_nan=False) + "\n"
+    if evaluations := evaluations_of(results_dir, rows):
+        files[archive / EVALUATIONS] = evaluations
+    write_together(files)
     return len(rows)
 
 

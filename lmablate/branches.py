@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +107,7 @@ class Trunk:
         """A run that began from the trunk has the trunk's records as its own past."""
         if self.left_at is not None and self.history(self.left_at).exists():
             self.directory.create()
-            shutil.copyfile(self.history(self.left_at), self.directory.history_path)
+            atomic_write(self.directory.history_path, self.history(self.left_at).read_bytes())
 
     def history(self, step: int) -> Path:
         """The records up to a checkpoint of the trunk's."""

@@ -88,15 +88,13 @@ def lacks(cfg: RunConfig, run_dir: Path, row: dict[str, Any] | None) -> bool:
     return read_evaluation(run_dir / FOLDER / name) is None
 
 
-def save_evaluations(results_dir: Path, run_ids: Collection[str], archive: Path) -> None:
-    """Keep the evaluations of some runs on their validation text in one file; bins of calibration stay out."""
+def evaluations_of(results_dir: Path, run_ids: Collection[str]) -> str:
+    """The evaluations of some runs on their validation text, one a line; bins of calibration stay out."""
     found = [one for one in _contents(results_dir) if one["run_id"] in run_ids and one["text"]["name"] == VALIDATION]
     for content in found:
         del content["file"]
         content["results"] = [{**entry, "calibration": []} for entry in content["results"]]
-    if found:
-        lines = sorted(json.dumps(_rounded(finite(content)), allow_nan=False) + "\n" for content in found)
-        atomic_write(archive / ARCHIVE, "".join(lines))
+    return "".join(sorted(json.dumps(_rounded(finite(content)), allow_nan=False) + "\n" for content in found))
 
 
 def restore_evaluations(archive: Path, run_ids: Collection[str], results_dir: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.claims.data import Claim, load_claims
+from lmablate.files import atomic_write
 
 HEAD = """# The lecture, claim by claim
 
@@ -111,7 +112,7 @@ def main() -> None:
     words = parser.parse_args()
     if not words.results.is_dir():
         parser.error(f"{words.results}: there is no such folder")
-    words.out.write_text(page(words.results), encoding="utf-8")
+    atomic_write(words.out, page(words.results))
     print(words.out)
 
 

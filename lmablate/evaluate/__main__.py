@@ -188,8 +188,8 @@ def _write_tables(folders: Sequence[Path], done: Sequence[dict[str, Any]], out: 
     from lmablate.results import load_runs
 
     lengths, positions = frames(done)
-    lengths.to_csv(out / "lengths.csv", index=False)
-    positions.to_csv(out / "positions.csv", index=False)
+    atomic_write(out / "lengths.csv", lengths.to_csv(index=False))
+    atomic_write(out / "positions.csv", positions.to_csv(index=False))
     runs = load_runs({str(folder.absolute().parent) for folder in folders})
     paths = save(by_length(runs, lengths, positions), out / "length")
     print("\n".join(map(str, [out / "lengths.csv", out / "positions.csv", *paths])))
