@@ -55,8 +55,8 @@ def closed(path: Path) -> str:
     """What to say of something that may not be read, or of the folder above it that hides it: whose it is, and the remedy."""
     place, found = _nearest(path)
     return (
-        f"{place} may not be read; {_belongs(found)}: its owner can open it (chmod -R a+rX {place}; with umask 022 what is written "
-        "later is open too)"
+        f"permission denied: it belongs to {_owner(found)}, who can open it with chmod -R a+rX {place}, and with umask 022 what is "
+        "written later"
     )
 
 
@@ -71,19 +71,19 @@ def reason(error: OSError) -> str:
     if not place.is_dir():
         place, found = _nearest(place.parent)
     return (
-        f"{place} may not be written; {_belongs(found)}: its owner can share it (a common group, chmod -R g+rwX {place}, umask 002), "
-        "or use a folder of your own"
+        f"permission denied: {place} belongs to {_owner(found)}, who can share it with a common group, chmod -R g+rwX {place} and "
+        "umask 002"
     )
 
 
 def _nearest(path: Path) -> tuple[Path, os.stat_result]:
     """`path`, or the nearest place above it that can be asked about."""
-    for place in (path, *path.absolute().parents):
+    for place in (path, *path.parents):
         try:
             return place, os.stat(place)
         except OSError:
             continue
-    raise AssertionError("the root of a file system can always be asked about")
+    return path.absolute().parent, os.stat(os.sep)  # the current folder was removed
 
 
 def _readable(path: Path) -> bool:
@@ -97,14 +97,11 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _belongs(found: os.stat_result) -> str:
-    return f"it belongs to {_user(found.st_uid)} (mode {stat.S_IMODE(found.st_mode):03o})"
-
-
-def _user(uid: int) -> str:
+def _owner(found: os.stat_result) -> str:
     import pwd
 
     try:
-        return pwd.getpwuid(uid).pw_name
+        name = pwd.getpwuid(found.st_uid).pw_name
     except KeyError:
-        return f"user {uid}"
+        name = f"user {found.st_uid}"
+    return f"{name} (mode {stat.S_IMODE(found.st_mode):03o})"

@@ -55,7 +55,7 @@ def failure(error: BaseException, cfg: RunConfig | None = None) -> dict[str, Any
 def words_for(error: OSError) -> str:
     """A disk that is full, read-only or gone, and what helps."""
     if error.errno in access.DENIED:
-        return access.reason(error)
+        return f"{access.reason(error)}; or give another results_dir"
     what = (error.strerror or str(error)).lower()
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

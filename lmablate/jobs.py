@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.axes import AXES, default_choices
 from lmablate.branches import trunk_id
 from lmablate.diagnostics.settings import is_complete, merge
@@ -153,6 +154,12 @@ def _unwritable(folder: str) -> ConfigError | None:
         check_readable(Path(folder))
         return error
     return None
+
+
+def closed(job: Job) -> str:
+    """Why the folder of a job may not be entered, another user's perhaps, or ""."""
+    path = job.directory.path
+    return access.why_closed(path) if access.there(path) else ""
 
 
 def stale(row: dict[str, Any]) -> bool:

@@ -116,6 +116,8 @@ def _read(path: Path) -> Sweep | None:
                 entry = {"label": str(job["label"]), "overrides": [str(word) for word in job["overrides"]]}
                 jobs[job["run_id"]] = entry | {"config": job["config"] if isinstance(job["config"], dict) else None}
         return Sweep(str(content["sweep"]), jobs)
+    except FileNotFoundError:  # it is about to be written
+        pass
     except PermissionError as error:
         log.warning("%s: left out (%s)", path, access.reason(error))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -82,7 +82,7 @@ def show(jobs: Sequence[Job], data: Mapping[str, TokenData], later: Sequence[Job
 
     from lmablate.budget import DEFINITIONS, flops_per_token, kv_bytes_per_token, parameters
     from lmablate.display import duration
-    from lmablate.jobs import stale
+    from lmablate.jobs import closed, stale
     from lmablate.launcher.scheduler import slots
 
     todo = [*(job for job in jobs if not job.done), *later]
@@ -131,6 +131,9 @@ def show(jobs: Sequence[Job], data: Mapping[str, TokenData], later: Sequence[Job
     console.print(table)
     n = slots(todo) or 1
     price = f"about {duration(total / n)} on this machine, {n} at a time" if todo else "nothing to do"
+    for job in jobs:
+        if why := closed(job):
+            print(f"{job.run_id} cannot be looked into, or trained here ({why})")
     every = len(jobs) + len(later)
     print(f"{every} runs, {every - len(todo)} done already, {len(todo)} to train: {price}")
     if todo:

@@ -130,14 +130,21 @@ def check_writable(folder: str | Path, key: str = "results_dir") -> None:
 
     Raises ConfigError that names the folder, the reason and the mend (`key`=...).
     """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    if why := unwritable(Path(folder)):
         mend = f"choose another folder ({key}=PATH)" if "-" not in key else f"choose another folder ({key} PATH)"
-        raise ConfigError(f"{key}: cannot write to {folder} ({reason}): {mend}, or make this one writable") from None
+        raise ConfigError(f"{key}: cannot write to {folder} ({why}): {mend}, or make this one writable")
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written to `folder`, which is made if it is missing, or ""."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
+            return ""
+    except PermissionError as error:
+        return access.reason(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
 
 
 def check_readable(folder: Path, key: str = "results_dir=") -> None:

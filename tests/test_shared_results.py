@@ -156,7 +156,7 @@ def test_a_run_of_another_user_fails_in_words_and_one_at_work_is_waited_for(fini
         lock.release()
         with pytest.raises(PermissionError) as caught:
             prepare(job)
-        assert re.search("may not be written; it belongs to .*umask 002", failure(caught.value)["error"])
+        assert re.search("belongs to .*umask 002", failure(caught.value)["error"])
         assert run_jobs([job]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error

@@ -73,7 +73,7 @@ def _evaluate(asked: argparse.Namespace) -> None:
     from lmablate.evaluate.of_run import evaluate_run
     from lmablate.evaluations import finite, write_evaluation
     from lmablate.model.parts import trust
-    from lmablate.run_directory import check_writable
+    from lmablate.run_directory import check_writable, unwritable
 
     trust(*asked.trust)
     times = _times(asked.lengths)
@@ -88,8 +88,8 @@ def _evaluate(asked: argparse.Namespace) -> None:
     device, done = _device(asked.device), []
     for folder in folders:
         try:
-            if folder.is_dir():  # it would be made
-                check_writable(folder, "RUN")
+            if folder.is_dir() and (why := unwritable(folder)):  # a missing one would be made
+                raise ConfigError(f"{folder}: an evaluation is kept beside its run ({why})")
             content = evaluate_run(
                 folder,
                 times=times,

@@ -40,7 +40,7 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
 
     directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
     if access.there(directory.config_path) is None:
-        raise ConfigError(access.closed(directory.path))
+        raise ConfigError(f"{run_dir}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():
         raise ConfigError(
             f"{run_dir}: no run is there; give the folder of one, RESULTS_DIR/<run_id>, which holds config.yaml and checkpoint/"
@@ -57,7 +57,7 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
     try:
         load_weights(found[0], model)
     except PermissionError:
-        raise ConfigError(access.closed(found[0])) from None
+        raise ConfigError(f"{found[0]}: {access.closed(found[0])}") from None
     return model.eval(), cfg, data
 
 

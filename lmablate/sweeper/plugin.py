@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -127,8 +128,9 @@ class GridSweeper(Sweeper):
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(words)
         (batch,) = BasicSweeper.split_arguments(overrides, None)
         folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        with suppress(OSError):  # it is for people; whether results can be written is asked before the first run
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         self.launcher.launch(batch, initial_job_idx=0)
 
 
