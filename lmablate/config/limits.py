@@ -236,7 +236,8 @@ def _runtime(cfg: RunConfig, given: Given) -> Sentences:
                 else f"there are {t.steps}, one a step"
             )
             yield f"runtime.{key}={value} is more than trainer.steps={t.steps}: {what}"
-    if how.evaluate_lengths and (how.evaluate_stride or 0) >= max(how.evaluate_lengths) * cfg.model.context_length:
+    longest = max(how.evaluate_lengths or [0]) * cfg.model.context_length
+    if "runtime.evaluate_stride" in given and (how.evaluate_stride or 0) >= longest:
         yield f"runtime.evaluate_stride={how.evaluate_stride} is as long as the longest window, so none slides"
     if how.gpu_memory is not None and how.device == "cpu":
         yield f"runtime.gpu_memory={how.gpu_memory:g} has no effect on the CPU"
