@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lmablate.errors import ConfigError, in_words
+from lmablate.files import write_together
 from lmablate.paths import given_path
 
 if TYPE_CHECKING:
@@ -153,11 +155,18 @@ def count(value: float) -> str:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` (200 dots an inch) and ``stem.svg``; returns both paths."""
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    how: dict[str, dict[str, Any]] = {
+        "png": {"dpi": 200, "metadata": {"Software": "lmablate"}},
+        "svg": {"metadata": {"Date": None, "Creator": "lmablate"}},
+    }
+    files = {}
     with style():
-        figure.savefig(paths[0], dpi=200, metadata={"Software": "lmablate"})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": "lmablate"})
-    return paths
+        for ending, settings in how.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, **settings)
+            files[stem.with_name(f"{stem.name}.{ending}")] = buffer.getvalue()
+    write_together(files)
+    return list(files)
 
 
 @in_words

@@ -13,15 +13,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmablate import access
 from lmablate.errors import ConfigError, in_words
-from lmablate.evaluations import restore_evaluations, save_evaluations
-from lmablate.files import atomic_write, read_json, read_jsonl
+from lmablate.evaluations import ARCHIVE as EVALUATIONS
+from lmablate.evaluations import evaluations_of, restore_evaluations
+from lmablate.files import read_json, read_jsonl, write_together
 from lmablate.paths import given_path
-from lmablate.run_directory import RunDirectory, below, check_writable, read_result_file
+from lmablate.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
 
 ROWS, STUDY = "rows.jsonl", "study.json"
 SCHEMA_VERSION = 1
@@ -37,10 +39,8 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     """
     from lmablate.sweeper.store import load_studies
 
-    if not results_dir.is_dir():
-        raise ConfigError(f"{results_dir}: no such folder; give the one that training wrote to (results by default)")
-    found = (read_result_file(path)[0] for path in sorted(results_dir.glob("*/result.json")))
-    rows = {row["run_id"]: public(row) for row in found if row is not None and row["status"] != "failed"}
+    check_readable(results_dir, "")
+    rows = {row["run_id"]: public(row) for row in _readable(results_dir) if row["status"] != "failed"}
     studies = load_studies(results_dir)
     known = sorted({*studies, *(str(row["sweep"]) for row in rows.values() if row.get("sweep"))})
     study = studies.get(sweep) if sweep else None
@@ -56,11 +56,23 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     check_writable(archive, "archive")
     common = shared(list(rows.values()))
     lines = [{"schema_version": SCHEMA_VERSION, "common": common}, *(without(row, common) for row in rows.values())]
+    files = {archive / ROWS: "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)}
     if study is not None:
-        atomic_write(archive / STUDY, json.dumps(study, indent=1, allow_nan=False) + "\n")
-    save_evaluations(results_dir, rows, archive)
-    atomic_write(archive / ROWS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        files[archive / STUDY] = json.dumps(study, indent=1, allow_nan=False) + "\n"
+    if evaluations := evaluations_of(results_dir, rows):
+        files[archive / EVALUATIONS] = evaluations
+    write_together(files)
     return len(rows)
+
+
+def _readable(results_dir: Path) -> Iterator[Row]:
+    """The result rows of a folder; what cannot be read is said."""
+    for run, why in access.folders(results_dir):
+        row, problem = (None, why) if why else read_result_file(run / "result.json")
+        if row is not None:
+            yield row
+        elif why or access.there(run / "result.json"):
+            print(f"{run}: left out ({problem})", file=sys.stderr)
 
 
 def load(archive: Path) -> tuple[list[Row], Row | None]:

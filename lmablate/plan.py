@@ -181,11 +181,13 @@ def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> lis
     """What it comes to, line by line."""
     from lmablate.budget import DEFINITIONS
     from lmablate.console import VERBOSE, duration
+    from lmablate.jobs import closed
     from lmablate.launcher.scheduler import slots
 
     n = slots(todo) or 1
     price = f"about {duration(seconds / n)} on this machine, {n} at a time" if todo else "nothing to do"
     lines = [f"{every} run{'s' * (every != 1)}, {every - len(todo)} done already, {len(todo)} to train: {price}"]
+    lines[:0] = [f"{job.run_id} cannot be looked into, or trained here ({why})" for job in todo if (why := closed(job))]
     if todo:
         whose = f" {todo[0].label}" if every > 1 else ""
         lines.append(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate import access
 from lmablate.errors import ConfigError, in_words
 from lmablate.run_directory import run_path
 
@@ -151,7 +152,7 @@ def _check_text(run_dir: Path) -> None:
     from lmablate.run_directory import RunDirectory
 
     path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path
-    if not path.is_file():
+    if not access.there(path):
         return  # load_run says it
     cfg = read_config(path)
     if cfg.tokenizer is None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lmablate.claims.data import Claim, load_claims
 from lmablate.errors import ConfigError, in_words
+from lmablate.files import atomic_write
 from lmablate.paths import given_path
 
 HEAD = """# The lecture, claim by claim
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = parser.parse_args(argv)
     if not words.results.is_dir():
         raise ConfigError(f"{words.results}: there is no such folder")
-    words.out.write_text(page(words.results), encoding="utf-8")
+    atomic_write(words.out, page(words.results))
     print(words.out)
     return 0
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lmablate import access
 from lmablate.console import progress
 from lmablate.data.documents import BATCH_BYTES, Corpus
 from lmablate.data.tokenizer import Tokenizer, fingerprint
@@ -98,7 +99,7 @@ def open_store(folder: Path) -> tuple[TokenData, dict[str, Any]] | None:
         )
     except PermissionError as error:
         raise DataError(
-            f"{folder} cannot be read: permission denied; set LMABLATE_CACHE to a folder of your own"
+            f"{folder} cannot be read ({access.closed(folder)}): or set LMABLATE_CACHE to a folder of your own"
         ) from error
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -119,9 +120,10 @@ def workshop(cache: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
     except OSError as error:
+        help_ = "" if error.errno in access.DENIED else "free some space there, or "
         raise DataError(
-            f"cannot prepare the data in {cache}: {error.strerror or error}: free some space there, or name another folder "
-            "with LMABLATE_CACHE or runtime.cache_dir"
+            f"cannot prepare the data in {cache}: {access.reason(error)}: {help_}name another folder with LMABLATE_CACHE or "
+            "runtime.cache_dir"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

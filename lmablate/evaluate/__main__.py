@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmablate import access
 from lmablate.errors import ConfigError, DataError, in_words
 from lmablate.files import atomic_write
 from lmablate.paths import given_path
@@ -87,7 +88,7 @@ def _evaluate(asked: argparse.Namespace) -> None:
     from lmablate.evaluate.of_run import evaluate_run
     from lmablate.evaluations import finite, write_evaluation
     from lmablate.model.parts import trust
-    from lmablate.run_directory import check_writable
+    from lmablate.run_directory import check_writable, unwritable
 
     trust(*asked.trust)
     times = _times(asked.lengths)
@@ -101,9 +102,9 @@ def _evaluate(asked: argparse.Namespace) -> None:
             check_writable(place, key)
     device, done = _device(asked.device), []
     for folder in folders:
-        if folder.is_dir():  # it would be made
-            check_writable(folder, "RUN")
         try:
+            if folder.is_dir() and (why := unwritable(folder)):  # a missing one would be made
+                raise ConfigError(f"{folder}: an evaluation is kept beside its run ({why})")
             content = evaluate_run(
                 folder,
                 times=times,
@@ -153,12 +154,15 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     found: list[Path] = []
     searched = False
     for folder in given:
-        if (folder / "config.yaml").is_file() or not folder.is_dir():
+        if access.there(folder / "config.yaml") is not False or not folder.is_dir():
             found.append(folder)
             continue
-        inside = [path.parent for path in sorted(folder.glob("*/result.json"))]
-        rows = [(path, RunDirectory(folder, path.name).read_result()) for path in inside]
-        completed = [path for path, row in rows if row is not None and row["status"] == "completed"]
+        completed = []
+        for path, why in access.folders(folder):
+            if why:
+                print(f"{path}: left out ({why})", file=sys.stderr)
+            elif (row := RunDirectory(folder, path.name).read_result()) is not None and row["status"] == "completed":
+                completed.append(path)
         if not completed:
             lower = "".join(f"; there are runs one level down, in {one}" for one in below(folder))
             raise ConfigError(
@@ -202,8 +206,8 @@ def _write_tables(folders: Sequence[Path], done: Sequence[dict[str, Any]], out: 
     from lmablate.results import load_runs
 
     lengths, positions = frames(done)
-    lengths.to_csv(out / "lengths.csv", index=False)
-    positions.to_csv(out / "positions.csv", index=False)
+    atomic_write(out / "lengths.csv", lengths.to_csv(index=False))
+    atomic_write(out / "positions.csv", positions.to_csv(index=False))
     runs = load_runs({str(folder.absolute().parent) for folder in folders})
     own = runs[runs["run_id"].isin([content["run_id"] for content in done])]
     own.attrs.update(runs.attrs)

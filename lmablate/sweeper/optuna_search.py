@@ -18,7 +18,7 @@ from lmablate.jobs import Job, prepare_jobs
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_trials import Asked, metric_of, open_study, optuna_library
-from lmablate.sweeper.store import load_studies, write_study
+from lmablate.sweeper.store import load_studies, save_study
 from lmablate.sweeper.study import Compose, Launch
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Search:
     def check(self) -> None:
         """Import optuna, compose the command without its space, and find out what was asked before. Raises ConfigError."""
         optuna_library(self.settings.sampler)
+        for line in self.notices():
+            log.info("%s", line)
         self.base = self._without_space()
         self.identity = identity(self.base, self.settings)
         earlier = load_studies(self.results_dir).get(self.name)
@@ -100,6 +102,18 @@ class Search:
                 for choice in choices
             ]
             return each[0]
+
+    def notices(self) -> list[str]:
+        """What a user should know of numbers that change nothing."""
+        own, lines = self.settings, []
+        if own.trials > self.total:
+            lines.append(f"hydra.sweeper.trials={own.trials}: the grid has {self.total} points")
+        if own.sampler in ("tpe", "cmaes") and 1 < self.total <= (own.batch or 0):
+            lines.append(
+                f"hydra.sweeper.batch={own.batch}: all {self.total} trials are asked for together, before sampler={own.sampler} has "
+                "learned from any"
+            )
+        return lines
 
     def _enqueue(self) -> None:
         """Take the settings of earlier trials in their order, as far as they lie in the space; then the sampler goes on."""
@@ -291,4 +305,4 @@ class Search:
 
     def save(self) -> None:
         """Write what is known to RESULTS_DIR/studies/<name>.json; runs listed there are no evidence for any claim."""
-        write_study(self.results_dir, self.name, content(self))
+        save_study(self.results_dir, self.name, content(self))

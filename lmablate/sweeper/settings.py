@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -104,6 +105,12 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
         factors = tune.factors or []
         if len(set(factors)) != len(factors):
             raise ConfigError(f"tune.factors={factors}: a factor stands there twice")
+        crossed = math.prod(len(values) for values in (tune.cross or {}).values())
+        if len(factors) == 1 and not tune.extend and crossed == 1:
+            raise ConfigError(
+                f"tune.factors={factors} with tune.extend={tune.extend}: tune={tune.mode} has one learning rate to choose from: give more "
+                "factors, or use tune=none"
+            )
         both = set(tune.seeds or ()) & {
             number for pair in seed_pairs(study.seeds) for number in _moved(study.seeds, pair)
         }
@@ -137,6 +144,11 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
         if sorted(set(study.looks)) != study.looks or study.looks[-1] > n:
             raise ConfigError(
                 f"sweep.looks={study.looks}: numbers of pairs that rise, at most the {n} pairs of sweep.seeds"
+            )
+        if study.looks == [n]:
+            raise ConfigError(
+                f"sweep.looks={study.looks}: the study ends with its {n} pairs, so that a look there stops nothing: give smaller "
+                "numbers, or leave it out"
             )
 
 
