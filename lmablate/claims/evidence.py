@@ -154,6 +154,8 @@ def _samples(test: Hypothesis, terms: list[list[Row]], where: dict[str, str]) ->
             notes.append(
                 f"{clash.name} has several runs of one seed, of which the first is used: they differ in {_differ(clash)}"
             )
+            # What is not used is no part of the sample: it is not counted, named or remarked on.
+            arms = [arm._replace(rows={pair: own[:1] for pair, own in arm.rows.items()}) for arm in arms]
         sweeps = {
             str(row["sweep"]) for arm in arms for r in arm.rows.values() for row in r if not is_missing(row["sweep"])
         }
