@@ -15,8 +15,9 @@ import pytest
 
 from lmablate.report import main
 from lmablate.report_figures import analyses
+from lmablate.reproduce import commands
 from lmablate.results import load_runs, with_arms
-from lmablate.summary import arms_table, commands, followed, held_equal, notices, question, varied
+from lmablate.summary import arms_table, followed, held_equal, notices, question, varied
 
 VOID = {"meta", "link", "br"}
 

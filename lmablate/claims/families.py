@@ -77,7 +77,8 @@ def groups(table: Table, known: Mapping[str, Claim], studies: Iterable[Mapping[s
     if len(rows) > 1:
         whole, left = table.each_run_once(), [claim for claim in known.values() if claim.id not in measured]
         tests = [one for claim in left for one in _measure(claim, whole, False, looks)]
-        found.append(Group(None, "across studies", tests))
+        # Nobody planned these arms: where several runs could be one, none of them was meant.
+        found.append(Group(None, "across studies", [one for one in tests if one.sample and not one.sample.picked]))
     return found
 
 
