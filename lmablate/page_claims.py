@@ -26,7 +26,7 @@ def headline(claims: Sequence[Mapping[str, Any]]) -> str:
         what = f"all {family} tests of the {len(studies)} studies corrected together"
         named = ", ".join(f"{claim['id']} ({claim['study']}) is {claim['joint']['verdict']}" for claim in moved[:NAMED])
         more = f" and {len(moved) - NAMED} more change" if len(moved) > NAMED else ""
-        said.append(f"With {what} {named}{more}." if moved else f"With {what} no verdict changes.")
+        said.append(f"With {what}, {named}{more}." if moved else f"With {what}, no verdict changes.")
     if asked and (rest := len(claims) - len(asked)):
         said.append(f"{rest} more {'is' if rest == 1 else 'are'} judged that these studies did not ask for.")
     return " ".join(said)
