@@ -98,7 +98,7 @@ def signed(value: Any, digits: int = 4) -> str:
 
 def minus(text: Any) -> str:
     """`text` with a minus sign before numbers where a hyphen stands for one."""
-    return re.sub(r"(?<![\w.\-\u2212])-(?=\.?\d)", "−", str(text))
+    return re.sub(r"(?<![\w.+\-\u2212])-(?=\.?\d)", "−", str(text))
 
 
 def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,7 +10,7 @@ from test_claims import arm
 from lmablate import archive
 from lmablate.claims import judge, load_claims
 from lmablate.claims.reading import evidence
-from lmablate.page_claims import headline, lines
+from lmablate.page_claims import headline, lines, minus
 from lmablate.paths import ROOT
 from lmablate.reproduce import commands, with_more_seeds
 from lmablate.results import load_runs
@@ -136,3 +136,8 @@ def test_the_command_for_more_seeds_of_a_grid_names_them_all(tmp_path):
     assert with_more_seeds(runs, 2, "my runs") == (
         "python -m lmablate.train -m norm=layer,rms seed=0,1,2,3 'results_dir='\"'\"'my runs'\"'\"''"
     )
+
+
+def test_a_minus_is_a_minus_and_a_hyphen_stays_one():
+    text = "-0.68 %, (-1 to -.5), 3e-4, 16-bit, 2.1+-.005, arXiv 2302-1"
+    assert minus(text) == "−0.68 %, (−1 to −.5), 3e-4, 16-bit, 2.1+-.005, arXiv 2302-1"
