@@ -89,7 +89,9 @@ def _run(subject: Subject, checks: Sequence[Check]) -> int:
             _paragraph(f"  {label:<6}{text}", indent=8)
     took = f"{time.monotonic() - began:.0f} s"
     print(
-        f"\n{len(failed)} of {len(checks)} checks do not hold ({took})" if failed else f"\nall that was asked holds ({took})"
+        f"\n{len(failed)} of {len(checks)} checks do not hold ({took})"
+        if failed
+        else f"\nall that was asked holds ({took})"
     )
     return 1 if failed else 0
 

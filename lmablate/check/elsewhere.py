@@ -38,7 +38,7 @@ def export(subject: Subject) -> Finding:
     with torch.no_grad():
         found = theirs(tokens).logits
     if not torch.allclose(found, ours, rtol=0, atol=NEAR * float(ours.abs().max())):
-        return fails(f"{type(theirs).__name__} gives logits {apart(found, ours)}")
+        return fails(f"{type(theirs).__name__} gives logits that differ by {apart(found, ours)}")
     return holds(type(theirs).__name__)
 
 

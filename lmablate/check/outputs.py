@@ -12,18 +12,16 @@ from lmablate.check.subject import Subject
 from lmablate.model.factory import pointwise
 from lmablate.model.transformer import TransformerLM
 
-NEAR = {"rtol": 1e-5, "atol": 1e-6}
 
-
-def passed(model: TransformerLM, tokens: Tensor) -> Tensor:
+def passed(model: TransformerLM, *given: Tensor) -> Tensor:
     """The logits, without gradients."""
     with torch.no_grad():
-        return model(tokens)
+        return model(*given)
 
 
 def apart(a: Tensor, b: Tensor) -> str:
     """How far two tensors are from each other, in words."""
-    return f"{float((a - b).abs().max()):.2g} apart, of logits up to {float(b.abs().max()):.2g}"
+    return f"{float((a - b).abs().max()):.2g} (the largest logit is {float(b.abs().max()):.2g})"
 
 
 def _two_stacks(subject: Subject) -> Finding | None:
@@ -75,7 +73,7 @@ def lengths(subject: Subject) -> Finding:
         same = torch.allclose(logits, whole[:, :n], rtol=1e-4, atol=1e-5)
         if alike and not model.posemb.moves(n, longest) and not same:
             return fails(
-                f"the logits of {n} tokens alone and at the beginning of {longest} are {apart(logits, whole[:, :n])}"
+                f"the logits of {n} tokens alone and at the beginning of {longest} differ by {apart(logits, whole[:, :n])}"
             )
     return holds()
 
@@ -92,7 +90,11 @@ def lead_axes(subject: Subject) -> Finding:
     found, wanted = passed(model, torch.stack((one, two))), torch.stack((passed(model, one), passed(model, two)))
     if found.shape != wanted.shape:
         return fails(f"logits have the shape {list(found.shape)}, and {list(wanted.shape)} is asked for")
-    return holds() if torch.allclose(found, wanted, **NEAR) else fails(apart(found, wanted))
+    return (
+        holds()
+        if torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        else fails(f"logits differ by {apart(found, wanted)}")
+    )
 
 
 @check(
@@ -109,7 +111,9 @@ def rows_apart(subject: Subject) -> Finding:
         whole = passed(model.train(mode), tokens)
         alone = passed(model, tokens[1:2])
         if not torch.allclose(whole[1:2], alone, rtol=1e-4, atol=1e-5):
-            return fails(f"{'in training' if mode else 'in evaluation'}, in a batch and alone {apart(whole[1:2], alone)}")
+            return fails(
+                f"{'in training' if mode else 'in evaluation'}, logits in a batch and alone differ by {apart(whole[1:2], alone)}"
+            )
     return holds()
 
 
@@ -127,7 +131,7 @@ def no_chance(subject: Subject) -> Finding:
         model.train(mode)
         one, two = passed(model, tokens), passed(model, tokens)
         if not torch.equal(one, two):
-            return fails(f"two passes {'in training' if mode else 'in evaluation'} are {apart(one, two)}")
+            return fails(f"two passes {'in training' if mode else 'in evaluation'} differ by {apart(one, two)}")
     return holds()
 
 
@@ -153,7 +157,9 @@ def no_memory(subject: Subject) -> Finding:
     found = passed(used.eval(), tokens)
     if torch.equal(found, wanted):
         return holds()
-    return fails(f"after passes of other lengths, in training, the same tokens give logits {apart(found, wanted)}")
+    return fails(
+        f"after passes of other lengths, in training, the logits of the same tokens differ by {apart(found, wanted)}"
+    )
 
 
 class _Watch:
@@ -199,7 +205,11 @@ def _watched(subject: Subject) -> _Watch:
     """Pass the tokens through the model, and tensors through its functions that are no modules."""
     model, cfg = subject.model(), subject.cfg
     watch = _Watch(model, torch.float32)
-    passed(model, subject.tokens())
+    try:
+        passed(model, subject.tokens())
+    except RuntimeError:
+        if not watch.strange:  # else it is the reason
+            raise
     functions = {
         "activation": (pointwise(cfg.activation.fn), [torch.randn(2, 3, cfg.model.d_ff)]),
         "posemb.embed": (model.posemb.embed, [torch.randn(2, 6, cfg.model.embedding_dim or cfg.model.d_model)]),

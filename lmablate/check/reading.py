@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmablate.axes import options
 from lmablate.check.finding import Finding, check, fails, holds, not_asked
+from lmablate.check.outputs import apart, passed
 from lmablate.check.small import VOCAB, request, scaled_model, tokens_for
 from lmablate.check.subject import Subject
 from lmablate.config.schema import RunConfig
@@ -19,7 +20,7 @@ from lmablate.errors import ConfigError
 from lmablate.model.attention import EVERYTHING, visible, with_prefix
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.model.transformer import TransformerLM
-from lmablate.objective import objective_of
+from lmablate.objective import Batch, objective_of
 
 LONG = 33  # beyond the small window, context, and the tokens that scaled positions are good for
 CUTS = {
@@ -48,11 +49,25 @@ def leak(cfg: RunConfig) -> str | None:
     logits = model(batch.inputs, *[x for x in (batch.prefix,) if x is not None])
     hook.remove()
     assert torch.equal((allowed.float() @ allowed.float()) > 0, allowed), "layers see more than one does"
+    whole_texts = any(getattr(module, "reads_whole_texts", False) for module in model.modules())
     for t in (length // 4, length // 2, length - 2):
         (gradient,) = torch.autograd.grad(logits[0, t].square().sum(), rows[0], retain_graph=True)
         if found := _wrong(gradient[0].abs().amax(-1), allowed[t], t):
             return found
+        if not whole_texts and (found := _told(model, batch, logits[0, t], allowed[t], t)):
+            return found
     return None
+
+
+def _told(model: TransformerLM, batch: Batch, logits: Tensor, allowed: Tensor, t: int) -> str | None:
+    """Whether other tokens where position t must not read change its logits, which gradients do not say of a choice."""
+    other = torch.where(allowed, batch.inputs, (batch.inputs + 7) % (VOCAB // 2))
+    found = passed(model, other) if batch.prefix is None else passed(model, other, batch.prefix)
+    if torch.allclose(found[0, t], logits.detach(), rtol=1e-4, atol=1e-5):
+        return None
+    return (
+        f"the future leaks: other tokens after position {t} change its logits by {apart(found[0, t], logits.detach())}"
+    )
 
 
 def _wrong(reached: Tensor, allowed: Tensor, t: int) -> str | None:
@@ -149,7 +164,7 @@ def _loss(cfg: RunConfig, model: TransformerLM) -> float:
     loss = objective(model.train(), *batch)
     loss.objective.backward()
     finite = all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    return float(loss.objective) if finite else math.inf
+    return float(loss.objective.detach()) if finite else math.inf
 
 
 def _first(error: Exception) -> str:
@@ -194,9 +209,7 @@ def decoded(cfg: RunConfig, prefix: int | None = None, kinds: Sequence[str] = tu
             with torch.no_grad():
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     length = cfg.model.context_length if model.posemb.bounded else LONG
-    return {
-        kind: furthest(model, some_tokens(length=length), shortened(CUTS[kind], length), prefix) for kind in kinds
-    }
+    return {kind: furthest(model, some_tokens(length=length), shortened(CUTS[kind], length), prefix) for kind in kinds}
 
 
 @check(
@@ -219,5 +232,3 @@ def decoding(subject: Subject) -> Finding:
     if not gaps[worst] < 1e-4:
         return fails(f"read as {worst}, logits are {gaps[worst]:.2g} of the largest apart")
     return holds()
-
-

@@ -32,7 +32,7 @@ SMALL = (
     "runtime.evaluations=2",
     "runtime.device=cpu",
 )
-SHORT = {
+SHORT: dict[str, dict[str, Any]] = {
     "attention": {"window": 7},
     "posemb": {"max_distance": 20, "n_buckets": 16, "original_length": 10},
     "ffn": {"leaks": True},
@@ -44,9 +44,7 @@ def _request(folder: Path, *overrides: str) -> dict[str, Any]:
     raw = composed(overrides)
     given = explicit(overrides)
     for group, keys in SHORT.items():
-        raw[group] |= {
-            key: value for key, value in keys.items() if key in raw[group] and f"{group}.{key}" not in given
-        }
+        raw[group] |= {key: value for key, value in keys.items() if key in raw[group] and f"{group}.{key}" not in given}
     if raw["tokenizer"].get("kind") == "bpe":
         raw["tokenizer"]["vocab_size"] = 300
     return raw

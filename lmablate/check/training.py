@@ -62,25 +62,14 @@ def _composed(subject: Subject) -> Subject | None:
         return None
 
 
-def members(subject: Subject, *, precision: str, count: int = 2) -> list[RunConfig]:
-    """Runs that differ in whatever a gang may differ in."""
+def members(base: RunConfig, count: int) -> list[RunConfig]:
+    """`count` runs, 4 at most, that differ in whatever a gang may differ in."""
     lr, clip = (3e-3, 1e-3, 5e-3, 2e-3), (1.0, 0.3, None, 2.0)
     decay, beta = (0.1, 0.0, 0.3, 0.2), (0.95, 0.9, 0.99, 0.98)
-    whole = {} if subject.axis == "aspect_ratio" else {"model.head_dim": 16}  # whole vectors: see gang_run.self_test
-    base = subject.config(
-        {"trainer.precision": precision, "trainer.steps": STEPS, "runtime.log_every": 5, **whole},
-    )
+    optims = [{"lr": lr[k], "weight_decay": decay[k], "grad_clip": clip[k], "beta2": beta[k]} for k in range(count)]
     return [
-        base.model_copy(
-            update={
-                "init_seed": k,
-                "data_seed": k,
-                "optim": base.optim.model_copy(
-                    update={"lr": lr[k], "weight_decay": decay[k], "grad_clip": clip[k], "beta2": beta[k]}
-                ),
-            }
-        )
-        for k in range(count)
+        base.model_copy(update={"init_seed": k, "data_seed": k, "optim": base.optim.model_copy(update=optim)})
+        for k, optim in enumerate(optims)
     ]
 
 
@@ -127,8 +116,10 @@ def unlike(a: SimpleNamespace, b: SimpleNamespace) -> str | None:
 def gang(subject: Subject) -> Finding:
     if graph_key(subject.cfg, SmallText()) is None:  # type: ignore[arg-type]
         return holds("trains alone: dropout, its objective, or weights or code that members cannot share")
+    whole = {} if subject.axis == "aspect_ratio" else {"model.head_dim": 16}  # whole vectors: see gang_run.self_test
     for precision in ("fp32", "bf16"):
-        cfgs = members(subject, precision=precision)
+        base = subject.config({"trainer.precision": precision, "trainer.steps": STEPS, "runtime.log_every": 5, **whole})
+        cfgs = members(base, count=2)
         try:
             found = together(cfgs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -165,5 +156,3 @@ def resume(subject: Subject) -> Finding:
         found = summary(stopped, records)
     apart = unlike(found, wanted)
     return fails(f"after {cfg.trainer.steps} steps, {apart}") if apart else holds(f"stopped {cfg.trainer.steps} times")
-
-

@@ -14,6 +14,7 @@ from lmablate.config.schema import RunConfig
 from lmablate.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.primitives import Matrix
+from lmablate.model.transformer import TransformerLM
 from lmablate.objective import objective_of
 
 
@@ -41,7 +42,7 @@ def counts(subject: Subject) -> Finding:
     return holds(f"{parameters(subject.cfg).total:,}")
 
 
-def _tables(model: nn.Module) -> int:
+def _tables(model: TransformerLM) -> int:
     """Learned numbers of tables of tokens, segments and positions, and of the head."""
     parts = [model.embedding, model.segments, model.head, model.posemb if model.posemb.is_token_table else None]
     return sum(p.numel() for part in parts if isinstance(part, nn.Module) for p in part.parameters())
