@@ -48,7 +48,7 @@ class Chance(Norm):
 
 
 class Miscounted(MultiHead):
-    """Has a matrix that the closed form of its parent does not know."""
+    """Has a matrix that its closed form leaves out."""
 
     def __init__(self, shape, *, layer: int, scale: float | None) -> None:
         super().__init__(shape, layer=layer, scale=scale)
@@ -57,15 +57,34 @@ class Miscounted(MultiHead):
     def forward(self, x, positions):
         return super().forward(x, positions) * self.gate_proj(x).sigmoid()
 
+    @classmethod
+    def weights_per_token(cls, shape, settings):
+        return super().weights_per_token(shape, settings)
+
+    @classmethod
+    def n_vector_params(cls, shape, settings):
+        return super().n_vector_params(shape, settings)
+
 
 class OneForAll(Norm):
     """Has one gain for all layers."""
 
-    gains: ClassVar[dict[int, Gain]] = {}
+    gains: ClassVar[dict[torch.device, Gain]] = {}
 
     def __init__(self, d_model: int, *, eps: float) -> None:
         super().__init__(d_model, eps=eps)
-        self.gain = self.gains.setdefault(d_model, Gain(d_model, from_one=False))
+        self.gain = self.gains.setdefault(self.gain.weight.device, self.gain)
+
+
+class OneStorage(OneForAll):
+    """Has a gain for each layer, and the numbers of all are the same ones."""
+
+    gains: ClassVar[dict[torch.device, Gain]] = {}
+
+    def __init__(self, d_model: int, *, eps: float) -> None:
+        super().__init__(d_model, eps=eps)
+        shared, self.gain = self.gain, Gain(d_model, from_one=False)
+        self.gain.weight.data = shared.weight.data
 
 
 class Stale(PosEmb):

@@ -15,8 +15,7 @@ FAULTS = [
     ("AheadByChoice", "attention", ATTENTION, "causal", "the future leaks: other tokens after position"),
     ("DeadKey", "norm", NORM + "strength: 1.0\n", "keys", "norm.strength accepts 30.0, 3.0, 0.5, 0.3 and changes nothing"),
     ("Chance", "norm", NORM, "no chance", "two passes in training differ by"),
-    ("Miscounted", "attention", ATTENTION, "parameters", "28,960"),
-    ("OneForAll", "norm", NORM, "layers apart", "blocks.1.attention.norm.gain.weight is blocks.0."),
+    ("OneStorage", "norm", NORM, "layers apart", "blocks.1.ffn.norm.gain.weight is the memory of blocks.0."),
     ("Stale", "posemb", "", "no memory", "after passes of other lengths"),
     ("Drawn", "norm", NORM, "draws", "gain.weight has other numbers in a second build"),
     ("InPlace", "norm", NORM, "inputs kept", "broken.InPlace changes what it is given"),
@@ -25,12 +24,18 @@ FAULTS = [
     ("Batch", "norm", NORM, "rows apart", "logits in a batch and alone differ by"),
 ]  # fmt: skip
 
+# Faults that no run of which is composed, with the words of the refusal.
+REFUSED = [
+    ("Miscounted", "attention", ATTENTION, "(broken.Miscounted) says 4,096 parameters of one and builds 5,120"),
+    ("OneForAll", "norm", NORM, "layers that share a weight"),
+]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A user's folder with an option a fault."""
     place = tmp_path_factory.mktemp("broken")
-    for name, axis, keys, _, _ in FAULTS:
+    for name, axis, keys, *_ in FAULTS + REFUSED:
         (place / "conf" / axis).mkdir(parents=True, exist_ok=True)
         text = f"# A fault. {axis}={name.lower()}\n_target_: broken.{name}\n{keys}"
         (place / "conf" / axis / f"{name.lower()}.yaml").write_text(text)
@@ -42,6 +47,7 @@ def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(parts, "_trusted", {"broken"})
     broken.OneForAll.gains.clear()
+    broken.OneStorage.gains.clear()
 
 
 @pytest.mark.usefixtures("here")
@@ -53,6 +59,13 @@ def test_each_fault_is_named(name, axis, keys, check, words):
     finding = CHECKS[check](Subject(axis, name.lower()))
     assert finding.status == FAILS
     assert words in finding.note
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("name", "axis", "keys", "words"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_a_wrong_count_is_refused_before_anything_is_checked(name, axis, keys, words, capsys):
+    assert main([f"{axis}={name.lower()}"]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

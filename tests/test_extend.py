@@ -12,7 +12,7 @@ from lmablate.model import parts
 from lmablate.paths import ROOT
 
 FILE = re.compile(r"`((?:conf|mypackage)/[\w/]+\.(?:yaml|py))`:\n\n```\w+\n(.*?)```", re.S)
-PAGES = {"README.md": 2, "docs/extend.md": 16}
+PAGES = {"README.md": 2, "docs/extend.md": 18}
 OPTIONS = [
     tuple(path.removesuffix(".yaml").split("/")[1:])
     for path, _ in FILE.findall((ROOT / "docs/extend.md").read_text())

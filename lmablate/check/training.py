@@ -18,6 +18,7 @@ from lmablate.check.subject import Subject
 from lmablate.config.schema import RunConfig
 from lmablate.errors import ConfigError
 from lmablate.gang import Gang, graph_key
+from lmablate.model.citizens import why_alone
 from lmablate.trainer import Interrupted, Trainer
 
 SCALES = (1.0, 5.0, 20.0, 60.0)  # of the weights, until an option acts
@@ -115,19 +116,12 @@ def unlike(a: SimpleNamespace, b: SimpleNamespace) -> str | None:
 )
 def gang(subject: Subject) -> Finding:
     if graph_key(subject.cfg, SmallText()) is None:  # type: ignore[arg-type]
-        return holds("trains alone: dropout, its objective, or weights or code that members cannot share")
+        return holds(f"trains alone: {why_alone(subject.cfg) or 'so do dropout and this objective'}")
     whole = {} if subject.axis == "aspect_ratio" else {"model.head_dim": 16}  # whole vectors: see gang_run.self_test
     for precision in ("fp32", "bf16"):
         base = subject.config({"trainer.precision": precision, "trainer.steps": STEPS, "runtime.log_every": 5, **whole})
         cfgs = members(base, count=2)
-        try:
-            found = together(cfgs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise type(error)(
-                f"in a gang: {str(error).splitlines()[0]}; a weight that is no part of lmablate.model.primitives "
-                "has no axis for members"
-            ) from error
-        for mine, cfg in zip(found, cfgs, strict=True):
+        for mine, cfg in zip(together(cfgs), cfgs, strict=True):
             if apart := unlike(mine, alone(cfg)):
                 return fails(f"after {STEPS} steps in {precision}, {apart}")
     return holds(f"to the bit after {STEPS} steps, in fp32 and bf16")

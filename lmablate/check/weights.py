@@ -138,7 +138,7 @@ def layers_apart(subject: Subject) -> Finding:
         own = {p.data_ptr(): f"blocks.{i}.{name}" for name, p in block.named_parameters() if p.numel()}
         if again := seen.keys() & own.keys():
             place = min(again)
-            return fails(f"{own[place]} is {seen[place]}")
+            return fails(f"{own[place]} is the memory of {seen[place]}")
         seen |= own
     return holds()
 
