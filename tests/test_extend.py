@@ -8,6 +8,8 @@ from lmablate.axes import AXES
 from lmablate.check import Subject, builds, counts
 from lmablate.check.__main__ import main
 from lmablate.check.small import training_record
+from lmablate.errors import ConfigError
+from lmablate.interop import to_hf
 from lmablate.model import parts
 from lmablate.paths import ROOT
 
@@ -51,6 +53,9 @@ def test_it_composes_builds_and_trains(axis, option):
     subject = Subject(axis, option, ["trainer.steps=2"])
     assert builds(subject).status == counts(subject).status == "holds"
     assert len(training_record(subject.cfg).numbers) == 7
+    if axis != "aspect_ratio":
+        with pytest.raises(ConfigError, match=f"to_hf: {axis}={option} is mypackage"):
+            to_hf(subject.model())
 
 
 @pytest.mark.slow

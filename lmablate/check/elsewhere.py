@@ -30,7 +30,7 @@ def export(subject: Subject) -> Finding:
         model = subject.model(5.0).eval()
         theirs = to_hf(model)
     except ConfigError as error:
-        return holds(f"refused: {error}")
+        return holds(f"refused: {str(error).split(';')[0].removeprefix('to_hf: ')}")
     except ImportError:
         return not_asked("needs pip install 'lmablate[interop]'")
     tokens = subject.tokens(2)
