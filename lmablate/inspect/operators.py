@@ -116,7 +116,17 @@ def kind_of(name: str) -> str:
     bare = name.removeprefix("aten::")
     if kind := _KIND.get(bare) or _KIND.get(bare.removesuffix("_")):
         return kind
+    if name.startswith("aten::") and (_is_pointwise(bare) or _is_pointwise(bare.removesuffix("_"))):
+        return POINTWISE
     return next((kind for kind, pattern in _PATTERNS if re.match(pattern, name)), OTHER)
+
+
+def _is_pointwise(word: str) -> bool:
+    """Whether torch itself says so of an operator that the table does not name, as a part of a user's own may have."""
+    import torch
+
+    found = getattr(torch.ops.aten, word, None)
+    return found is not None and any(torch.Tag.pointwise in getattr(found, own).tags for own in found.overloads())
 
 
 def _fused_kind(words: str) -> str:
