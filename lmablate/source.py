@@ -11,6 +11,7 @@ not count, since syntax trees are compared.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import importlib.util
@@ -18,14 +19,14 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -376,5 +377,20 @@ def _find(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """Renew shipped.json; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lmablate.source",
+        description="Note the present code of lmablate as what is shipped: for its developers, after a change that moves no number, or "
+        "together with a new SCIENCE_VERSION.",
+    )
+    parser.parse_args(argv)
+    lines = (f"{json.dumps(module)}: {json.dumps(said)}" for module, said in manifest().items())
+    MANIFEST.write_text("{" + ",\n".join(lines) + "}\n")
+    print(f"wrote {MANIFEST}")
+    return 0
+
+
 if __name__ == "__main__":
-    MANIFEST.write_text(json.dumps(manifest(), indent=0).replace("\n", "").replace('}, "', '},\n"') + "\n")
+    sys.exit(main())

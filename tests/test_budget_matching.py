@@ -20,6 +20,7 @@ from lmablate.config.compose import _composed, rewrite, to_request
 from lmablate.config.matching import reference_words
 from lmablate.config.resolve import resolve
 from lmablate.config.schema import RunRequest
+from lmablate.console import VERBOSE
 from lmablate.errors import ConfigError
 from lmablate.model import build_model
 
@@ -212,7 +213,7 @@ def test_only_what_is_solved_is_part_of_the_run(monkeypatch):
 
 def test_words_of_the_reference_need_no_quotes():
     assert rewrite(["budget.reference=[activation=gelu, norm=layer]"]) == [
-        'budget.reference=["activation=gelu","norm=layer"]'
+        "budget.reference=['activation=gelu','norm=layer']"
     ]
     assert rewrite(['budget.reference=["a=[1,2]"]']) == ['budget.reference=["a=[1,2]"]']
     cfg = compose(["budget=params", "budget.reference=[activation=gelu,model.gated_scale=null]"])
@@ -325,7 +326,7 @@ def test_a_step_that_is_really_timed(tmp_path, monkeypatch):
     assert (tmp_path / "timings.json").is_file()
 
 
-def test_commands_say_what_was_solved(capsys, tmp_path, caplog):
+def test_commands_say_what_was_solved(capsys, tmp_path, caplog, monkeypatch):
     from corpus import QUICK, write_corpus
 
     from lmablate import jobs
@@ -333,6 +334,7 @@ def test_commands_say_what_was_solved(capsys, tmp_path, caplog):
     from lmablate.plan import plan
 
     jobs._told.clear()
+    monkeypatch.setenv(VERBOSE, "1")
     text = write_corpus(tmp_path / "text")
     words = ["-m", "attention=mqa", "seed=0,1", "budget=flops", *QUICK, f"data.paths={text}/*.txt"]
     with caplog.at_level("INFO", logger="lmablate"):

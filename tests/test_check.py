@@ -95,7 +95,7 @@ def test_the_table_says_what_fails_where_what_it_costs_and_how_to_mend_it(here, 
     [
         (["model.d_model=64"], "no option to check: name one of an axis"),
         (["norm=rms,layer"], "norm=rms,layer: check takes one option at a time"),
-        (["norm=rsm"], "norm=rsm: no such option; norm has layer"),
+        (["norm=rsm"], "norm=rsm: no such option, did you mean rms?"),
         (["norm=rms", "--only", "speed"], "--only speed: no such check; there are builds"),
     ],
 )

@@ -222,7 +222,7 @@ def test_pushing(run, exported, monkeypatch, capsys):
     import huggingface_hub
     from huggingface_hub.errors import LocalTokenNotFoundError
 
-    from lmablate.data import hub
+    from lmablate.data import hub_client as hub
 
     assert "give the name as user/model" in refused(capsys, run, "--out", exported, "--push", "nameless")
     assert "--public says how to push" in refused(capsys, run, "--out", exported, "--public")

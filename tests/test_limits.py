@@ -7,7 +7,7 @@ import yaml
 from numeric_keys import numeric_keys
 from tiny import SMALL, VOCAB, distance, training_record
 
-from lmablate import compilation
+from lmablate import timing
 from lmablate.config import limits
 from lmablate.config.compose import explicit, from_request, request
 from lmablate.config.limits_table import LIMITS
@@ -44,7 +44,7 @@ def small():
 
 @pytest.fixture(autouse=True)
 def a_minute(monkeypatch):
-    monkeypatch.setattr(compilation, "seconds", lambda cfg: 60.0)
+    monkeypatch.setattr(timing, "guessed_seconds", lambda cfg: 60.0)
 
 
 def composed(plain, words):

@@ -150,7 +150,7 @@ def posemb_work(cfg: RunConfig) -> Work:
 
 
 def shell_work(cfg: RunConfig) -> Work:
-    """That of a block without its branches, and of an activation of the user's own."""
+    """That of a block without its branches, and of an activation of the user's own. Without a matrix there is none."""
     return _once("shell work", cfg, lambda: _of_shell(cfg))
 
 
@@ -197,6 +197,9 @@ def _of_shell(cfg: RunConfig) -> Work:
         from lmablate.model.factory import pointwise
 
         fn = pointwise(cfg.activation.fn)
+    learned = [*shell.parameters(), *(fn.parameters() if isinstance(fn, nn.Module) else ())]
+    if all(p.ndim < 2 for p in learned):
+        return Work(0.0, 0.0)
 
     def run(length: int) -> None:
         shell(torch.zeros(1, length, cfg.model.d_model, device="meta"), _positions(length))
