@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from lmablate.errors import ConfigError, in_words
+from lmablate.files import write_together
+from lmablate.paths import given_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,28 +155,43 @@ def count(value: float) -> str:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` (200 dots an inch) and ``stem.svg``; returns both paths."""
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    how: dict[str, dict[str, Any]] = {
+        "png": {"dpi": 200, "metadata": {"Software": "lmablate"}},
+        "svg": {"metadata": {"Date": None, "Creator": "lmablate"}},
+    }
+    files = {}
     with style():
-        figure.savefig(paths[0], dpi=200, metadata={"Software": "lmablate"})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": "lmablate"})
-    return paths
+        for ending, settings in how.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, **settings)
+            files[stem.with_name(f"{stem.name}.{ending}")] = buffer.getvalue()
+    write_together(files)
+    return list(files)
 
 
-def run(draw: Callable[[str], Figure], purpose: str) -> None:
-    """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG."""
-    from lmablate.errors import ConfigError
-    from lmablate.streams import guard_streams
-
-    guard_streams()
+@in_words
+def run(draw: Callable[[str], Figure], purpose: str, argv: Sequence[str] | None = None) -> int:
+    """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG; returns the exit code."""
     parser = argparse.ArgumentParser(description=purpose)
-    parser.add_argument("results_dir")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
-    words = parser.parse_args()
+    parser.add_argument("results_dir", type=given_path)
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
+    words = parser.parse_args(argv)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    figure = draw(str(words.results_dir))
+    words.out.parent.mkdir(parents=True, exist_ok=True)
+    stem = words.out.with_suffix("") if words.out.suffix in (".png", ".svg") else words.out
+    print("\n".join(map(str, save(figure, stem))))
+    return 0
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A CSV file that has at least `columns`. Raises ConfigError."""
+    import pandas as pd
+
     try:
-        figure = draw(words.results_dir)
-        words.out.parent.mkdir(parents=True, exist_ok=True)
-        stem = words.out.with_suffix("") if words.out.suffix in (".png", ".svg") else words.out
-        print("\n".join(map(str, save(figure, stem))))
-    except (ConfigError, OSError) as error:
-        parser.error(str(error))
+        table = pd.read_csv(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a table ({str(error).strip()})") from None
+    if missing := [name for name in columns if name not in table]:
+        raise ConfigError(f"{path}: has no column {', '.join(missing)}: give a folder that the measurement wrote")
+    return table

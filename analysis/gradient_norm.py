@@ -5,6 +5,8 @@ The table: ``python -m lmablate.inspect init --out DIR`` (layers.csv).
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from lmablate.analysis._style import (
     entitle,
     message,
     new_figure,
+    read_table,
     run,
     signed,
     style,
@@ -133,10 +136,10 @@ def _stream(axes: Axes, table: pd.DataFrame, styles: dict, depth: int) -> None:
     axes.set(title=f"The residual stream of {depth} layers", xlabel="layer", ylabel="RMS after the layer")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.gradient_norm DIR --out FILE``"""
-    run(lambda folder: figure(pd.read_csv(Path(folder) / "layers.csv")), __doc__)
+    return run(lambda folder: figure(read_table(Path(folder) / "layers.csv", ("arm", "depth"))), __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

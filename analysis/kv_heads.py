@@ -6,6 +6,8 @@ Decoding speed: ``python -m lmablate.inspect decode``.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -58,12 +60,12 @@ def _draw(axes: Axes, runs: pd.DataFrame) -> None:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.kv_heads RESULTS_DIR --out FILE``"""
     from lmablate.analysis._studies import load
 
-    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+    return run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,8 @@ The runs: ``python -m lmablate.train sweeps=moe``.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -107,7 +109,7 @@ def _draw_load(axes: Axes, load: pd.DataFrame, styles: dict[str, Arm]) -> None:
         axes.text(0.5, 0.5, "no history of these runs", transform=axes.transAxes, ha="center", color=MUTED)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.moe RESULTS_DIR --out FILE``"""
     from lmablate.analysis._studies import load
     from lmablate.results import load_history
@@ -116,8 +118,8 @@ def main() -> None:
         runs = load(results_dir, SWEEP)
         return figure(runs, load_history(results_dir, run_ids=list(runs["run_id"])))
 
-    run(draw, __doc__)
+    return run(draw, __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,8 @@ The runs: ``python -m lmablate.train sweeps=noise_floor``.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -94,12 +96,12 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.noise_floor RESULTS_DIR --out FILE``"""
     from lmablate.analysis._studies import load
 
-    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+    return run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

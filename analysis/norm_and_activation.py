@@ -5,6 +5,8 @@ The runs: ``python -m lmablate.train sweeps=norm_and_activation``.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -24,12 +26,12 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     return comparison(runs, history, sweep_question(SWEEP) or SWEEP)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.norm_and_activation RESULTS_DIR --out FILE``"""
     from lmablate.results import load_history, load_runs
 
-    run(lambda results_dir: figure(load_runs(results_dir), load_history(results_dir)), __doc__)
+    return run(lambda results_dir: figure(load_runs(results_dir), load_history(results_dir)), __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

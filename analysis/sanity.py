@@ -5,6 +5,8 @@ The runs: ``python -m lmablate.train sweeps=sanity``.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -23,12 +25,12 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     return against_baseline(runs, SWEEP, "rope")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.sanity RESULTS_DIR --out FILE``"""
     from lmablate.analysis._studies import load
 
-    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+    return run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

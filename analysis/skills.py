@@ -5,6 +5,8 @@ The runs: ``python -m lmablate.train sweeps=skills``.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -87,12 +89,12 @@ def _tokens(column: str) -> int:
     return int(column.removeprefix(LENGTH))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.skills RESULTS_DIR --out FILE``"""
     from lmablate.analysis._studies import load
 
-    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+    return run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

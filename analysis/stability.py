@@ -6,6 +6,7 @@ The runs: ``python -m lmablate.train sweeps=stability``.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -19,7 +20,7 @@ from lmablate.stats.curves import lr_sensitivity
 from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
 
@@ -97,12 +98,12 @@ def _draw_sensitivity(axes: Axes, found: Mapping[str, list[float]], styles: Mapp
     axes.set(title="LR sensitivity, nats (lower: wider range)", xlabel="mean over the grid of loss minus the best loss")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.stability RESULTS_DIR --out FILE``"""
     from lmablate.analysis._studies import load
 
-    run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__)
+    return run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

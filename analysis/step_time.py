@@ -6,13 +6,17 @@ The tables: ``python -m lmablate.inspect time``.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import yaml
 
-from lmablate.analysis._style import INK, MUTED, PALETTE, PAPER, entitle, new_figure, percent, save, style
+from lmablate.analysis._style import INK, MUTED, PALETTE, PAPER, entitle, new_figure, percent, read_table, save, style
+from lmablate.errors import in_words
+from lmablate.paths import given_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,21 +147,20 @@ def _draw_parts(axes: Axes, parts: pd.DataFrame) -> None:
     axes.set_xlabel("time against the first configuration, median and 95 % interval")
 
 
-def main() -> None:
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.step_time DIR --out FILE``: DIR as ``lmablate.inspect time`` left it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
-    words = parser.parse_args()
-    try:
-        split = pd.read_csv(words.folder / "split.csv")
-        parts = words.folder / "parts.csv"
-        drawn = figure(split, pd.read_csv(parts) if parts.is_file() else None)
-        words.out.parent.mkdir(parents=True, exist_ok=True)
-        print("\n".join(map(str, save(drawn, words.out.with_suffix("")))))
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    parser.add_argument("folder", type=given_path)
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
+    words = parser.parse_args(argv)
+    split = read_table(words.folder / "split.csv", ("config", "mode"))
+    parts = words.folder / "parts.csv"
+    drawn = figure(split, read_table(parts, ("config", "mode", "part")) if parts.is_file() else None)
+    words.out.parent.mkdir(parents=True, exist_ok=True)
+    print("\n".join(map(str, save(drawn, words.out.with_suffix("")))))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 
 from lmablate.analysis._style import GRID, INK, MUTED, PALETTE, PAPER, entitle, new_figure, save, side_column, style
 from lmablate.errors import in_words
+from lmablate.paths import given_path
 from lmablate.survey.table import Row, by_year
 
 # Panels of `figure`: a column, its title, and the options from the oldest habit to the newest, with their names.
@@ -243,14 +244,14 @@ def draw(table: Sequence[Row], judged: Sequence[Mapping[str, Any]], folder: Path
 
 
 @in_words
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.survey --out DIR``: the figures alone."""
     from lmablate.results import check_writable
     from lmablate.survey import judged, systems
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    out = parser.parse_args().out
+    parser.add_argument("--out", type=given_path, required=True, metavar="DIR")
+    out = parser.parse_args(argv).out
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     check_writable(out, "--out")
     print("\n".join(map(str, draw(systems(), judged(), out))))

@@ -13,14 +13,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmablate import access
 from lmablate.errors import ConfigError, in_words
-from lmablate.evaluations import restore_evaluations, save_evaluations
-from lmablate.files import atomic_write, read_json, read_jsonl
-from lmablate.run_directory import RunDirectory, check_writable, read_result_file
+from lmablate.evaluations import ARCHIVE as EVALUATIONS
+from lmablate.evaluations import evaluations_of, restore_evaluations
+from lmablate.files import read_json, read_jsonl, write_together
+from lmablate.paths import given_path
+from lmablate.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
 
 ROWS, STUDY = "rows.jsonl", "study.json"
 SCHEMA_VERSION = 1
@@ -36,10 +39,8 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     """
     from lmablate.sweeper.store import load_studies
 
-    if not results_dir.is_dir():
-        raise ConfigError(f"{results_dir}: no such folder; give the one that training wrote to (results by default)")
-    found = (read_result_file(path)[0] for path in sorted(results_dir.glob("*/result.json")))
-    rows = {row["run_id"]: public(row) for row in found if row is not None and row["status"] != "failed"}
+    check_readable(results_dir, "")
+    rows = {row["run_id"]: public(row) for row in _readable(results_dir) if row["status"] != "failed"}
     studies = load_studies(results_dir)
     known = sorted({*studies, *(str(row["sweep"]) for row in rows.values() if row.get("sweep"))})
     study = studies.get(sweep) if sweep else None
@@ -50,15 +51,28 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
         rows = {key: row for key, row in rows.items() if row.get("sweep") == sweep}
     if not rows:
         said = f" of sweep {sweep}; it has {', '.join(known) or 'no sweep'}" if sweep else ""
-        raise ConfigError(f"{results_dir}: no finished run{said}")
+        lower = "".join(f"; there are runs one level down, in {one}" for one in below(results_dir))
+        raise ConfigError(f"{results_dir}: no finished run{said}{lower}")
     check_writable(archive, "archive")
     common = shared(list(rows.values()))
     lines = [{"schema_version": SCHEMA_VERSION, "common": common}, *(without(row, common) for row in rows.values())]
+    files = {archive / ROWS: "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)}
     if study is not None:
-        atomic_write(archive / STUDY, json.dumps(study, indent=1, allow_nan=False) + "\n")
-    save_evaluations(results_dir, rows, archive)
-    atomic_write(archive / ROWS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        files[archive / STUDY] = json.dumps(study, indent=1, allow_nan=False) + "\n"
+    if evaluations := evaluations_of(results_dir, rows):
+        files[archive / EVALUATIONS] = evaluations
+    write_together(files)
     return len(rows)
+
+
+def _readable(results_dir: Path) -> Iterator[Row]:
+    """The result rows of a folder; what cannot be read is said."""
+    for run, why in access.folders(results_dir):
+        row, problem = (None, why) if why else read_result_file(run / "result.json")
+        if row is not None:
+            yield row
+        elif why or access.there(run / "result.json"):
+            print(f"{run}: left out ({problem})", file=sys.stderr)
 
 
 def load(archive: Path) -> tuple[list[Row], Row | None]:
@@ -157,16 +171,16 @@ def _check_names(names: Iterable[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="lmablate.archive", description="Keep finished runs small, and take them up again."
+        prog="python -m lmablate.archive", description="Keep finished runs small, and take them up again."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     keep = verbs.add_parser("save", help="write the finished runs of a results folder to an archive")
-    keep.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
-    keep.add_argument("archive", type=Path, metavar="ARCHIVE")
+    keep.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")
+    keep.add_argument("archive", type=given_path, metavar="ARCHIVE")
     keep.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all)")
     take = verbs.add_parser("restore", help="make run directories of archives; what is there stays")
-    take.add_argument("archives", type=Path, metavar="ARCHIVE", nargs="+")
-    take.add_argument("results_dir", type=Path, metavar="RESULTS_DIR")
+    take.add_argument("archives", type=given_path, metavar="ARCHIVE", nargs="+")
+    take.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")
     asked = parser.parse_args(argv)
     if asked.verb == "save":
         print(f"{asked.archive}: {save(asked.results_dir, asked.archive, asked.sweep)} runs")

@@ -16,7 +16,7 @@ AXIS_ORDER = (
 _NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage", "trunk", "code")
 # Where a thing was found or how a run was carried out, and not what was run.
 _NOT_SCIENCE = (
-    *("numerics.", "provenance.", "runtime.", "diagnostics.", "data.paths", "tokenizer.path"),
+    *("numerics.", "provenance.", "runtime.", "diagnostics.", "data.paths", "data.skip_bad_lines", "tokenizer.path"),
     *("config.schema_version", "config.init_seed", "config.data_seed"),
 )
 # Words that say little without their axis.

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from lmablate.errors import ConfigError
-from lmablate.paths import CONF_DIR
+from lmablate.errors import ConfigError, in_words
+from lmablate.paths import CONF_DIR, given_path
 
 AXES = (
     "norm",
@@ -54,13 +56,13 @@ def _says(path: Path) -> str:
     return comments[0].rpartition(". ")[0] if comments else ""
 
 
-def text() -> str:
-    """One line a group for --help, the default in brackets."""
-    lines = []
-    for group, default in default_choices().items():
-        words = (f"[{option}]" if option == default else option for option in options(group))
-        lines.append(f"  {group:<14}" + " ".join(words))
-    return "\n".join(lines)
+def groups() -> dict[str, str | None]:
+    """Return every group of conf/ in the order of train.yaml, with its default option; None where nothing is chosen."""
+    entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
+    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
+    found = {group.removeprefix("override "): option for group, option in pairs if group != "sweeps"}
+    plugins = {group: found.get(group) for group in ("hydra/launcher", "hydra/sweeper")}
+    return {group: option for group, option in found.items() if "hydra" not in group} | plugins
 
 
 def markdown() -> str:
@@ -74,7 +76,7 @@ def markdown() -> str:
 
 
 def renew(document: str) -> str:
-    """`document` with the table between its markers made anew."""
+    """Return `document` with the table between its markers made anew."""
     before, begin, rest = document.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
@@ -82,6 +84,22 @@ def renew(document: str) -> str:
     return f"{before}{begin}\n{markdown()}\n{end}{after}"
 
 
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """Renew the table of one file, or print it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lmablate.axes", description="The table of the research axes, as it stands in conf/."
+    )
+    parser.add_argument(
+        "file", nargs="?", type=given_path, metavar="FILE", help="renew the table there (default: print it)"
+    )
+    target = parser.parse_args(argv).file
+    if target is None:
+        print(markdown())
+    else:
+        target.write_text(renew(target.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    target.write_text(renew(target.read_text()))
+    sys.exit(main())

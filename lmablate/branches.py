@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate import access
 from lmablate.files import atomic_write
 from lmablate.identity import science
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.run_directory import RunDirectory
 
+log = logging.getLogger(__name__)
 FOLDER = ".trunks"
 
 
@@ -85,8 +88,14 @@ class Trunk:
         if identity is None:
             return None
         end = decay_start(cfg)
+        folder = trunk_folder(cfg.results_dir, identity)
         starts = {decay_start(cfg, steps) for steps in cfg.branches or ()}
-        return cls(trunk_folder(cfg.results_dir, identity), frozenset(s for s in starts if s <= end), end, directory)
+        points = frozenset(s for s in starts if s <= end)
+        why, readable = _closed(folder)
+        if why:
+            log.warning("the runs of this trunk train each step of their own where they cannot share it: %s", why)
+            points = frozenset()
+        return cls(folder, points, end, directory) if readable else None
 
     def keep_history(self, step: int) -> None:
         """Put the records of this run so far beside the checkpoint of `step`."""
@@ -98,11 +107,25 @@ class Trunk:
         """A run that began from the trunk has the trunk's records as its own past."""
         if self.left_at is not None and self.history(self.left_at).exists():
             self.directory.create()
-            shutil.copyfile(self.history(self.left_at), self.directory.history_path)
+            atomic_write(self.directory.history_path, self.history(self.left_at).read_bytes())
 
     def history(self, step: int) -> Path:
         """The records up to a checkpoint of the trunk's."""
         return self.folder / f"history-{step:09d}.jsonl"
+
+
+def _closed(folder: Path) -> tuple[str, bool]:
+    """Why checkpoints cannot be left in a trunk's folder, another user's perhaps, or ""; and whether those there can be read."""
+    place = folder if access.there(folder) else folder.parent
+    try:
+        if access.there(place) is False:
+            return "", True
+        access.listed(place)
+        with tempfile.TemporaryFile(dir=place, prefix=".probe."):
+            return access.why_closed(place), True
+    except OSError as error:
+        why = access.why_closed(place)
+        return why or access.reason(error), not why
 
 
 def trunk_folder(results_dir: str | Path, identity: str) -> Path:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from lmablate import access
+from lmablate.errors import ConfigError
 from lmablate.files import atomic_write, remove_leftovers
 from lmablate.model.citizens import own_buffers
 
@@ -94,8 +96,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a run: one file each, or a folder of parts (distributed/checkpoint.py)."""
-    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    """The checkpoints of a run: one file each, or a folder of parts (distributed/checkpoint.py). Raises ConfigError for a folder
+    that may not be read: a run shall not begin anew beside what it has."""
+    try:
+        found = [path for path in access.listed(folder) if _NAME.fullmatch(path.name)]
+    except OSError as error:
+        raise ConfigError(f"checkpoints: {access.reason(error)}") from None
     return sorted(found, key=lambda path: (-step_of(path), path.suffix))  # of the same step, the file goes first
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate.errors import ConfigError, check_here
+from lmablate.errors import FULL_TRACE, ConfigError, in_words
+from lmablate.flags import Flags, split
 from lmablate.streams import guard_streams
 
 if TYPE_CHECKING:
@@ -28,55 +30,28 @@ Action = Callable[[Sequence["RunConfig"], str], int]
 # The same for a study, whose later jobs hang on the results of earlier ones.
 StudyAction = Callable[["Study", str], int]
 
-HELP = """{program}: {purpose}
 
-  python -m {module} norm=layer activation=gelu            one run
-  python -m {module} -m norm=rms,layer activation=swiglu,gelu   a grid: every combination
-  python -m {module} preset=gpt2 shrink=tiny               a published system in proportion (python -m lmablate.presets)
-  python -m {module} sweeps=norm_and_activation            a stored sweep (see sweeps/); scale=laptop, gpu or lab sets its size
-
-Groups and their options (conf/<group>/<option>.yaml), defaults in brackets:
-{axes}
-
-Any key: model.d_model=256, optim.lr=1e-3, trainer.steps=2000, seed=0,1,2, results_dir=results, runtime.workers=2.
-All keys with their values: --cfg job. Packages with parts of your own: --trust mypackage. Finished runs anew: --again. Say more: -v.
-"""
-
-
+@in_words
 def main(
     module: str, purpose: str, action: Action, argv: Sequence[str] | None = None, *, study: StudyAction | None = None
 ) -> int:
     """Run one command line; returns its exit code and prints errors of the user's in words."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
-        print(
-            f"lmablate needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: Hydra 1.3 does not start on newer ones",
-            file=sys.stderr,
+        raise ConfigError(
+            f"lmablate needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: Hydra 1.3 does not start on newer ones"
         )
-        return 2
     speak()
     if "--help" in words or "-h" in words:
-        from lmablate import axes
+        from lmablate.usage import text
 
-        print(HELP.format(program=module, module=module, purpose=purpose, axes=axes.text()))
+        print(text(module, purpose))
         return 0
-    traces = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    flags = split(words)
+    trust_packages(flags.trusted)
+    from lmablate.config.words import rewrite
 
-    try:
-        check_here()
-        return _run(_own_flags(words), action, study)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        if traces:
-            raise
-        from lmablate.config.compose import in_words
-
-        shown = error if isinstance(error, ConfigError) else in_words(error)
-        print(f"error: {shown}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return _run(flags, rewrite(flags.overrides), action, study)
 
 
 def speak() -> None:
@@ -86,79 +61,27 @@ def speak() -> None:
     logging.getLogger("lmablate").setLevel(logging.INFO)
 
 
-def _own_flags(words: list[str]) -> list[str]:
-    """Take ``--trust PACKAGE`` out of the command line and bring the overrides into Hydra's grammar."""
-    from lmablate.config.compose import rewrite
+def trust_packages(packages: Sequence[str]) -> None:
+    """Open a user's own packages, which may stand in the current folder."""
+    if packages:
+        from lmablate.model.parts import trust
 
-    rest: list[str] = []
-    flags = iter(words)
-    for word in flags:
-        if word == "--trust" or word.startswith("--trust="):
-            package = word.partition("=")[2] or next(flags, "")
-            if not package:
-                raise ConfigError("--trust needs the name of a package, e.g. --trust mypackage")
-            from lmablate.model.parts import trust
-
-            trust(*package.split(","))
-            sys.path.insert(0, os.getcwd())
-        elif word == "--again":
-            rest.append("runtime.again=true")
-        else:
-            rest.append(word)
-    overrides = [word for word in rest if not word.startswith("-")]
-    dashes = [word for word in rest if word.startswith("-")]
-    valued = {"-cp", "-cn", "-cd", "-p", "--config-path", "--config-name", "--config-dir", "--package", "--info"}
-    if valued & set(dashes):  # flags that take a word of their own: leave the order to Hydra
-        rewrite([word for word in overrides if "=" in word])
-        return rest
-    return dashes + rewrite(overrides)
+        trust(*packages)
+        sys.path.insert(0, os.getcwd())
 
 
-def _run(words: list[str], action: Action, study: StudyAction | None) -> int:
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
-
+def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction | None) -> int:
+    """Compose every job of a command, check them all, and hand them to `action`."""
     from lmablate.branches import expand
-    from lmablate.config.compose import register_resolvers, to_run_config
-    from lmablate.config.foreign import check_folders, named_folders
-    from lmablate.launcher.local import LocalLauncher, register
-    from lmablate.paths import CONF_DIR, SWEEPS_DIR
-    from lmablate.sweeper.plugin import StudySweeper, register_sweeper
+    from lmablate.config.compose import to_run_config
+    from lmablate.sweeper.plugin import StudySweeper
 
-    here = [Path.cwd() / "conf", Path.cwd() / "sweeps", *named_folders(words)]
-    check_folders(here, own=(CONF_DIR, SWEEPS_DIR))
-    register_resolvers()
-    register()
-    register_sweeper()
-    composed: list[DictConfig] = []
-    LocalLauncher.collected = composed
-    StudySweeper.asked = None
-
-    @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-    def task(cfg: DictConfig) -> None:
-        whole = OmegaConf.create(OmegaConf.to_container(cfg))
-        assert isinstance(whole, DictConfig)
-        whole.hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
-        composed.append(whole)
-
-    before, asked = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [before[0], *words]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions out, so that they end in our words and exit codes
-    try:
-        task()
-    except HydraException:  # of which one is an OSError too
-        raise
-    except OSError as error:  # Hydra notes a multirun in results_dir before any of our checks
-        raise ConfigError(
-            f"results_dir: cannot write {error.filename} ({error.strerror}): choose another folder (results_dir=PATH)"
-        ) from error
-    finally:
-        sys.argv = before
-        if asked is None:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-    # Hydra's part ends here: every job is checked before the first one starts.
+    shows = "--cfg" in flags.valued
+    if shows and flags.several:  # Hydra shows one configuration, and of a grid nothing
+        flags = flags._replace(switches=[], valued={} if _is_grid(overrides) else flags.valued)
+        if not flags.valued:
+            return _show(_composed(flags._replace(switches=["-m"]), overrides))
+    composed = _composed(flags, overrides)
     if StudySweeper.asked is not None:
         if study is None:
             raise ConfigError("a study (hydra/sweeper=study) needs python -m lmablate.train or lmablate.plan")
@@ -167,6 +90,103 @@ def _run(words: list[str], action: Action, study: StudyAction | None) -> int:
         raise ConfigError(f"hydra/sweeper={sweeper} trains several runs: add -m in front of the overrides")
     configs = expand([to_run_config(job) for job in composed])
     return action(configs, launcher_of(composed[0])) if configs else 0
+
+
+def _is_grid(overrides: Sequence[str]) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(list(overrides)))
+
+
+def _show(jobs: Sequence[DictConfig]) -> int:
+    """``-m ... --cfg job``: the configuration of every job, under its overrides."""
+    from omegaconf import OmegaConf
+
+    for job in jobs:
+        print(f"---\n# {' '.join(job.hydra.overrides.task)}")
+        print(OmegaConf.to_yaml(OmegaConf.masked_copy(job, [key for key in map(str, job) if key != "hydra"])), end="")
+    return 0
+
+
+def _composed(flags: Flags, overrides: list[str]) -> list[DictConfig]:
+    """What Hydra makes of a command line: its jobs, or none where a study is left in ``StudySweeper.asked``."""
+    from hydra.errors import HydraException
+
+    from lmablate.config.compose import register_resolvers
+    from lmablate.config.foreign import check_folders, named_folders
+    from lmablate.config.hints import in_words as of_hydra
+    from lmablate.config.hints import refused_key
+    from lmablate.launcher.local import LocalLauncher, register
+    from lmablate.paths import CONF_DIR, SWEEPS_DIR
+    from lmablate.sweeper.plugin import StudySweeper, register_sweeper
+
+    words = flags.words(overrides)
+    here = [Path.cwd() / "conf", Path.cwd() / "sweeps", *named_folders(words)]
+    check_folders(here, own=(CONF_DIR, SWEEPS_DIR))
+    register_resolvers()
+    register()
+    register_sweeper()
+    composed: list[DictConfig] = []
+    LocalLauncher.collected = composed
+    StudySweeper.asked = None
+    try:
+        _hydra(words, composed)
+    except HydraException as error:
+        group = (refused_key(error) or "").rpartition(".")[0]
+        deferred = [_for_each_job(word) if _sets(word, group) else word for word in overrides]
+        several = flags.several or any(word.startswith(("sweeps=", "hydra.mode=")) for word in overrides)
+        if not several or deferred == overrides:
+            raise of_hydra(error, overrides) from error
+        # A fixed key of a group whose option each job chooses: the sweep's own configuration, which has the default, may lack it.
+        try:
+            return _composed(flags, deferred)
+        except HydraException as again:
+            raise of_hydra(again, overrides) from again
+    return composed
+
+
+def _sets(word: str, group: str) -> bool:
+    """Does an override set one value of a key in `group`?"""
+    return bool(group) and word.startswith(f"{group}.") and not word.partition("=")[2].startswith("choice(")
+
+
+def _for_each_job(word: str) -> str:
+    """The override as a sweep over its one value, which Hydra leaves to the jobs."""
+    key, _, value = word.partition("=")
+    return f"{key}=choice({value})"
+
+
+def _hydra(words: list[str], composed: list[DictConfig]) -> None:
+    """Have Hydra read `words`; a single run ends up in `composed`, a grid in the launcher, a study in the sweeper."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
+    from lmablate.paths import CONF_DIR
+
+    @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+    def task(cfg: DictConfig) -> None:
+        whole = OmegaConf.create(OmegaConf.to_container(cfg))
+        assert isinstance(whole, DictConfig)
+        whole.hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
+        composed.append(whole)
+
+    with _as_command_line(words):
+        task()
+
+
+@contextmanager
+def _as_command_line(words: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and lets exceptions out, so that they end in our words and exit codes."""
+    before, asked = sys.argv, os.environ.get(FULL_TRACE)
+    sys.argv = [before[0], *words]
+    os.environ[FULL_TRACE] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if asked is None:
+            os.environ.pop(FULL_TRACE, None)
 
 
 def launcher_of(composed: DictConfig) -> Launcher:

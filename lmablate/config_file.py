@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate import access
 from lmablate.errors import ConfigError
 from lmablate.files import atomic_write, read_bounded
 
@@ -40,6 +41,8 @@ def read_config(path: Path) -> RunConfig:
         text = read_bounded(path, MOST_BYTES).decode()
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        raise ConfigError(f"{path}: {access.reason(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}): train the run again, which writes it anew") from None
     if text.startswith(HEAD):
@@ -78,7 +81,7 @@ def asked_path(run_dir: Path) -> Path:
     """
     name = os.environ.get(ASKED)
     own = run_dir / f".asked-{name}.yaml"
-    return own if name and own.exists() else run_dir / "config.yaml"
+    return own if name and access.there(own) else run_dir / "config.yaml"
 
 
 def _digest(text: str) -> str:

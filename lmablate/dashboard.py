@@ -12,10 +12,10 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -83,8 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--entity", help="the wandb user or team (default: wandb's own)")
     add("--project", help="the wandb project (default: runtime.wandb_project)")
     add("--dry-run", action="store_true", help="write the specifications to --out, and ask no server")
-    add("--out", type=Path, metavar="FILE", help="where --dry-run writes (JSON)")
-    add("--wandb-sweep", type=Path, metavar="FILE", help="write the grid as a wandb sweep (YAML), and nothing else")
+    add("--out", type=given_path, metavar="FILE", help="where --dry-run writes (JSON)")
+    add(
+        "--wandb-sweep",
+        type=given_path,
+        metavar="FILE",
+        help="write the grid as a wandb sweep (YAML), and nothing else",
+    )
     return parser
 
 
@@ -127,7 +132,7 @@ def _act(words: argparse.Namespace, sweep: Sweep) -> int:
 
 
 def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
-    from lmablate.config.compose import explicit
+    from lmablate.config.words import explicit
     from lmablate.summary import sweep_question
 
     values: dict[str, set[str | None]] = {}
@@ -140,7 +145,7 @@ def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
 
 
 def _of_study(study: Study) -> Sweep:
-    from lmablate.config.compose import explicit
+    from lmablate.config.words import explicit
 
     study.check()
     keys = [list(explicit(list(words))) for words in study.words.values()]
@@ -174,7 +179,7 @@ def wandb_sweep_text(sweep: Sweep, entity: str | None = None, project: str | Non
     """
     import yaml
 
-    from lmablate.config.compose import explicit
+    from lmablate.config.words import explicit
 
     if sweep.study:
         raise ConfigError(

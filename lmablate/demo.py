@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmablate.errors import in_words
+
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
 SIZE = ("trainer.steps=200", "runtime.wandb=disabled", "runtime.evaluations=8")
 HELP = f"""lmablate.demo: trains four small models with two seeds each, and writes a report on them (minutes on a laptop's CPU)
@@ -23,6 +25,7 @@ Next, one thing of your own, which four seeds can decide in some minutes:
 """
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     from lmablate.cli import main as front_door
     from lmablate.report import main as report

@@ -6,6 +6,7 @@ leaves one where ``runtime.evaluate_lengths`` asks for it, and ``python -m lmabl
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.errors import ConfigError
 from lmablate.files import atomic_write, read_json, read_jsonl
 
@@ -86,15 +88,13 @@ def lacks(cfg: RunConfig, run_dir: Path, row: dict[str, Any] | None) -> bool:
     return read_evaluation(run_dir / FOLDER / name) is None
 
 
-def save_evaluations(results_dir: Path, run_ids: Collection[str], archive: Path) -> None:
-    """Keep the evaluations of some runs on their validation text in one file; bins of calibration stay out."""
+def evaluations_of(results_dir: Path, run_ids: Collection[str]) -> str:
+    """The evaluations of some runs on their validation text, one a line; bins of calibration stay out."""
     found = [one for one in _contents(results_dir) if one["run_id"] in run_ids and one["text"]["name"] == VALIDATION]
     for content in found:
         del content["file"]
         content["results"] = [{**entry, "calibration": []} for entry in content["results"]]
-    if found:
-        lines = sorted(json.dumps(_rounded(finite(content)), allow_nan=False) + "\n" for content in found)
-        atomic_write(archive / ARCHIVE, "".join(lines))
+    return "".join(sorted(json.dumps(_rounded(finite(content)), allow_nan=False) + "\n" for content in found))
 
 
 def restore_evaluations(archive: Path, run_ids: Collection[str], results_dir: Path) -> None:
@@ -179,10 +179,24 @@ def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[dict[str, 
 
     found = []
     for folder in result_folders(results_dir):
-        for path in sorted(folder.glob(f"*/{FOLDER}/*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+        paths = [path for run, why in access.folders(folder) if not why for path in _files(run / FOLDER)]
+        for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)):
             content = read_evaluation(path)
             if content is None:
                 warnings.warn(f"{path}: left out (not an evaluation that can be read)", SkippedFile, stacklevel=3)
             else:
                 found.append({**content, "file": str(path)})
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those of one run. A run folder that may not be entered has no row either, which load_runs says."""
+    from lmablate.results import SkippedFile
+
+    try:
+        if access.there(folder) and (why := access.why_closed(folder)):
+            raise PermissionError(errno.EACCES, why, str(folder))
+        return access.listed(folder, "*.json")
+    except OSError as error:
+        warnings.warn(f"{folder}: left out ({access.reason(error)})", SkippedFile, stacklevel=4)
+        return []

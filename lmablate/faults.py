@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,17 @@ _NO_MEMORY = re.compile(
 )
 _SIZES = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE}
+_DISK = {
+    *access.DENIED,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EIO,
+    errno.ESTALE,
+}
 
 
 def failure(error: BaseException, cfg: RunConfig | None = None) -> dict[str, Any]:
@@ -43,6 +54,8 @@ def failure(error: BaseException, cfg: RunConfig | None = None) -> dict[str, Any
 
 def words_for(error: OSError) -> str:
     """A disk that is full, read-only or gone, and what helps."""
+    if error.errno in access.DENIED:
+        return f"{access.reason(error)}; or give another results_dir"
     what = (error.strerror or str(error)).lower()
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

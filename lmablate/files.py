@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,42 @@ DEEPEST = 100  # lists and objects within each other
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `data` aside in the same folder, flush it to disk and rename it to `path`: no reader sees half a file."""
-    raw = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes | str]) -> None:
+    """The same for files that belong together: on a full disk none of them is written."""
+    aside: dict[Path, Path] = {}
+    try:
+        for path, data in files.items():
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            aside[path] = Path(temporary)
+            _fill(handle, data.encode() if isinstance(data, str) else data, path)
+            os.chmod(temporary, 0o666 & ~_umask())
+        for path, temporary_path in aside.items():
+            os.replace(temporary_path, path)
+    except BaseException:
+        for temporary_path in aside.values():
+            with suppress(
+                OSError
+            ):  # the folder may have gone, or become read-only: the first reason is the one to tell
+                temporary_path.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in files}:
+        _sync_folder(folder)
+
+
+def _fill(handle: int, raw: bytes, path: Path) -> None:
+    """Write `raw` to an open file and flush it to disk; an OSError names `path`, the file that it is for."""
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):  # the folder may have gone, or become read-only: the first reason is the one to tell
-            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename is None:  # of a write, which knows no name
+            error.filename = str(path)
         raise
-    _sync_folder(path.parent)
 
 
 def append_line(path: Path, line: bytes) -> None:

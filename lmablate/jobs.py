@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.branches import trunk_id
 from lmablate.diagnostics.settings import is_complete, merge
 from lmablate.errors import ConfigError
@@ -18,7 +19,7 @@ from lmablate.identity import run_id
 from lmablate.labels import label_jobs
 from lmablate.locks import FileLock, Held
 from lmablate.run import check_vocabulary, load_data, with_data
-from lmablate.run_directory import RunDirectory, check_writable
+from lmablate.run_directory import RunDirectory, check_readable, check_writable
 from lmablate.source import describe
 from lmablate.wandb_account import check_names
 
@@ -129,8 +130,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     """
     from lmablate.evaluate.of_run import check_text
 
-    for folder in {cfg.results_dir for cfg in configs}:
-        check_writable(Path(folder))
+    unwritable = {folder: why for folder in {cfg.results_dir for cfg in configs} if (why := _unwritable(folder))}
     stores: dict[str, TokenData] = {}
     jobs: dict[str, Job] = {}
     data_of: dict[str, TokenData] = {}
@@ -162,8 +162,32 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
         else:
             jobs[identity], data_of[identity] = Job(final, identity), data
             jobs[identity].trunk = trunk_id(final, data) if final.branches else None
+    from lmablate.config.limits import tell
+
     made = list(jobs.values())
+    if unwritable and (left := [job for job in made if not job.done and job.cfg.results_dir in unwritable]):
+        raise unwritable[left[0].cfg.results_dir]
     label_jobs(made)
     tell_solved(made)
     tell_code(made)
+    tell([job.cfg for job in made])
     return made, data_of
+
+
+def _unwritable(folder: str) -> ConfigError | None:
+    """What keeps runs from being written to a results directory. One that can only be read, a colleague's perhaps, is good for
+    runs that are done; any other is refused at once."""
+    try:
+        check_writable(folder, keep=False)
+    except ConfigError as error:
+        if not Path(folder).is_dir():
+            raise
+        check_readable(Path(folder))
+        return error
+    return None
+
+
+def closed(job: Job) -> str:
+    """Why the folder of a job may not be entered, another user's perhaps, or ""."""
+    path = job.directory.path
+    return access.why_closed(path) if access.there(path) else ""

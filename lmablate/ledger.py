@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.files import atomic_write, read_json
 from lmablate.heartbeat import age
 from lmablate.identity import is_stale
 from lmablate.locks import FileLock, Held, is_held, owner
-from lmablate.run_directory import RunDirectory
+from lmablate.run_directory import RUN_ID, RunDirectory, read_result_file
 
 if TYPE_CHECKING:
     from lmablate.jobs import Job
@@ -31,7 +32,6 @@ SCHEMA_VERSION = 1
 LOCK_SECONDS = 10.0  # for another command to write the same file
 SILENT_SECONDS = 600.0  # after which a run is stale on a file system that has no locks
 STATES = ("done", "diverged", "running", "stale", "stopped", "failed", "damaged", "missing")
-RUN_ID = re.compile(r"[0-9a-f]{4,64}")
 
 
 @dataclass
@@ -58,7 +58,8 @@ def record(jobs: Sequence[Job]) -> None:
             finally:
                 lock.release()
         except (OSError, Held) as error:
-            log.warning("%s: the list of this sweep's runs was not written (%s)", folder, error)
+            why = access.reason(error) if isinstance(error, OSError) else error
+            log.warning("%s: the list of this sweep's runs was not written (%s)", folder, why)
 
 
 def _write(path: Path, jobs: Sequence[Job]) -> None:
@@ -82,21 +83,26 @@ def _name(jobs: Sequence[Job]) -> str:
 
 
 def load_sweeps(results_dir: str | Path) -> list[Sweep]:
-    """The sweeps of a results directory, and last, without a name, the runs that no sweep lists. Damaged files are left out."""
+    """The sweeps of a results directory, and last, without a name, the runs that no sweep lists. Damaged files are left out,
+    and said."""
     folder = Path(results_dir)
-    sweeps = [found for path in sorted((folder / FOLDER).glob("*.json")) if (found := _read(path)) is not None]
+    sweeps = [found for path in _files(folder / FOLDER) if (found := _read(path)) is not None]
     known = {run_id for sweep in sweeps for run_id in sweep.jobs}
     alone = Sweep("")
-    for path in sorted(folder.iterdir()):
-        marks = ("config.yaml", "result.json", "status.json", "history.jsonl")
-        if (
-            path.is_dir()
-            and path.name not in known
-            and not path.name.startswith(".")
-            and any((path / m).exists() for m in marks)
-        ):
+    marks = ("config.yaml", "result.json", "status.json", "history.jsonl")
+    for path, closed in access.folders(folder):
+        of_run = RUN_ID.fullmatch(path.name) if closed else any(access.there(path / mark) for mark in marks)
+        if path.name not in known and of_run:
             alone.jobs[path.name] = {"label": "", "overrides": [], "config": None}
     return [*sweeps, alone] if alone.jobs else sweeps
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return access.listed(folder, "*.json")
+    except OSError as error:
+        log.warning("%s: left out, so that runs which never started are not known (%s)", folder, access.reason(error))
+        return []
 
 
 def _read(path: Path) -> Sweep | None:
@@ -110,8 +116,13 @@ def _read(path: Path) -> Sweep | None:
                 entry = {"label": str(job["label"]), "overrides": [str(word) for word in job["overrides"]]}
                 jobs[job["run_id"]] = entry | {"config": job["config"] if isinstance(job["config"], dict) else None}
         return Sweep(str(content["sweep"]), jobs)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except FileNotFoundError:  # it is about to be written
+        pass
+    except PermissionError as error:
+        log.warning("%s: left out (%s)", path, access.reason(error))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: left out, being damaged (%s)", path, error)
+    return None
 
 
 def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
@@ -134,13 +145,28 @@ def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
     elif held or (held is None and _fresh(status, found["age"])):
         found |= {"state": "running", "error": None}
         found |= {key: value for key, value in owner(directory.lock_path).items() if key in ("host", "pid")}
-    elif directory.result_path.exists():
-        found |= {"state": "damaged", "error": "result.json cannot be read; the run's command makes it again"}
+    elif why := _unreadable(directory):
+        found |= {"state": "damaged", "error": why}
     elif status.get("state") in ("failed", "stopped"):
         found["state"] = status["state"]
     elif status:
         found["state"] = "stale"
     return found
+
+
+def _unreadable(directory: RunDirectory) -> str:
+    """Why nothing can be said of a run without a row, or ""."""
+    if why := access.why_closed(directory.path) if access.there(directory.path) else "":
+        return why
+    if access.there(directory.result_path):
+        return f"result.json: {read_result_file(directory.result_path)[1]}; the run's command makes it again"
+    try:
+        read_json(directory.status_path)
+    except PermissionError as error:
+        return access.reason(error)
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _fresh(status: Mapping[str, Any], seconds: float | None) -> bool:

@@ -45,7 +45,12 @@ class FileLock:
 
         Where the file system has no locks there is a warning, and none is held.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError:  # another user's, who may be at work all the same
+            if is_held(path):
+                raise Held(_words(path)) from None
+            raise
         deadline = time.monotonic() + patience
         try:
             while not _locked(fd, fcntl.LOCK_EX, path):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate import access
 from lmablate.errors import ConfigError
 from lmablate.run_directory import RunDirectory
 
@@ -81,6 +82,8 @@ def _finished(cfg: RunConfig) -> tuple[RunDirectory, dict]:
     name, folder = str(cfg.trainer.init_from), Path(cfg.results_dir)
     directory = RunDirectory(folder, name)
     asked = f"trainer.init_from={name}"
+    if access.there(directory.config_path) is None:
+        raise ConfigError(f"{asked}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():
         there = sorted(path.parent.name for path in folder.glob("*/result.json"))
         known = (

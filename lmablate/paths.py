@@ -10,9 +10,14 @@ CONF_DIR = ROOT / "conf"
 SWEEPS_DIR = ROOT / "sweeps"
 
 
+def given_path(text: str) -> Path:
+    """Return a path as a user gives it to a command: ``~`` is the home, where the shell has left it (``--out=~/x``)."""
+    return Path(os.path.expanduser(text))
+
+
 def cache_dir() -> Path:
     """The folder for token stores and tokenizers: $LMABLATE_CACHE, else $XDG_CACHE_HOME/lmablate, else ~/.cache/lmablate."""
     if explicit := os.environ.get("LMABLATE_CACHE"):
-        return Path(explicit)
+        return given_path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lmablate"
+    return (given_path(base) if base else Path.home() / ".cache") / "lmablate"

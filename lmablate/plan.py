@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lmablate.errors import in_words
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -179,11 +181,13 @@ def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> lis
     """What it comes to, line by line."""
     from lmablate.budget import DEFINITIONS
     from lmablate.console import VERBOSE, duration
+    from lmablate.jobs import closed
     from lmablate.launcher.scheduler import slots
 
     n = slots(todo) or 1
     price = f"about {duration(seconds / n)} on this machine, {n} at a time" if todo else "nothing to do"
     lines = [f"{every} run{'s' * (every != 1)}, {every - len(todo)} done already, {len(todo)} to train: {price}"]
+    lines[:0] = [f"{job.run_id} cannot be looked into, or trained here ({why})" for job in todo if (why := closed(job))]
     if todo:
         whose = f" {todo[0].label}" if every > 1 else ""
         lines.append(
@@ -209,20 +213,24 @@ def calibrate(job: Job, data: TokenData) -> float:
     return flops_per_token(cfg) * cfg.tokens_per_step / trainer.seconds_per_step(CALIBRATION_SECONDS)
 
 
-def main() -> None:
-    """``python -m lmablate.plan <the arguments of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
-    columns, ``--all`` prices every stored sweep."""
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lmablate.plan <the overrides of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
+    columns, ``--all`` prices every stored sweep. Returns the exit code."""
     from lmablate.cli import main as front_door
     from lmablate.console import own_flags
 
-    words, flags = own_flags(sys.argv[1:], "--all", "--rows")
-    if "--all" in flags:
+    words, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
+    if "--all" in flags and "--help" not in words:
         from lmablate.plan_all import plan_all
 
-        sys.exit(plan_all(words))
-    study = partial(plan_study, rows="--rows" in flags)
-    sys.exit(front_door("lmablate.plan", "price a command before it runs", plan, words, study=study))
+        return plan_all(words)
+    study, purpose = (
+        partial(plan_study, rows="--rows" in flags),
+        "what a command would train, and its price; runs nothing",
+    )
+    return front_door("lmablate.plan", purpose, plan, words, study=study)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

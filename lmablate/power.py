@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
 from lmablate.stats import planning
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 when it was asked for what cannot be answered."""
     words = _parser().parse_args(argv)
     if words.simulate is not None:
-        print("\n".join(simulate(Path(words.simulate), words.sets)))
+        print("\n".join(simulate(words.simulate, words.sets)))
     else:
         print("\n".join(answer(words)))
     return 0
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmablate.power", description="How many seeds does it take?")
     add = parser.add_argument
-    add("results_dir", nargs="*", metavar="RESULTS_DIR", help="finished runs to measure the spread in")
+    add("results_dir", nargs="*", type=given_path, metavar="RESULTS_DIR", help="finished runs to measure the spread in")
     add("--effect", type=float, help="the difference to find, in the unit of the spread (nats per token)")
     add("--sd", type=float, help="standard deviation of a difference of two runs that share a seed")
     add("--run-sd", type=float, help="standard deviation of single runs, instead of --sd")
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--alpha", type=float, default=0.05, help="error rate (default: %(default)s)")
     add("--power", type=float, default=0.9, help="chance of finding what is there (default: %(default)s)")
-    add("--simulate", metavar="DIR", help="simulate the whole pipeline; rates and figure go to DIR")
+    add("--simulate", type=given_path, metavar="DIR", help="simulate the whole pipeline; rates and figure go to DIR")
     add("--sets", type=int, default=1000, help="made-up studies for each rate of --simulate (default: %(default)s)")
     return parser
 
@@ -97,7 +98,7 @@ def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
     return sd, [f"standard deviation of a paired difference: {sd:.4g}"]
 
 
-def measured(results_dir: Sequence[str]) -> tuple[float, list[str]]:
+def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     """The spread of a paired difference in finished runs, pooled over every comparison of two arms, and where it is from."""
     from lmablate.claims.reading import evidence
     from lmablate.results import load_runs
@@ -110,7 +111,7 @@ def measured(results_dir: Sequence[str]) -> tuple[float, list[str]]:
     found = [row for row in rows if row["n_pairs"] > 1]
     if not found:
         raise ConfigError(
-            f"no two arms in {', '.join(results_dir)} share two seeds, so there is no spread to measure: give --sd"
+            f"no two arms in {', '.join(map(str, results_dir))} share two seeds, so there is no spread to measure: give --sd"
         )
     df = sum(row["n_pairs"] - 1 for row in found)
     sd = math.sqrt(sum((row["n_pairs"] - 1) * row["sd_difference"] ** 2 for row in found) / df)

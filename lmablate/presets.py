@@ -173,7 +173,9 @@ To train one: preset=gpt2 shrink=tiny."""
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.presets [--markdown | --csv]``."""
-    parser = argparse.ArgumentParser(prog="lmablate.presets", description="The published systems that preset= names.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lmablate.presets", description="The published systems that preset= names."
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="as a Markdown table")
     form.add_argument("--csv", action="store_true", help="as CSV, with every column")

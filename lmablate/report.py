@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from lmablate.console import plain, progress
 from lmablate.errors import ConfigError, in_words
 from lmablate.files import atomic_write
+from lmablate.paths import given_path
+from lmablate.run_directory import below
 from lmablate.secrets import redacted
 
 if TYPE_CHECKING:
@@ -34,14 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 when the report was written, 2 when there is nothing to report on."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")
     parser.add_argument(
-        "results_dir", nargs="+", metavar="RESULTS_DIR", help="a folder that training wrote to, or several"
+        "results_dir",
+        nargs="+",
+        type=given_path,
+        metavar="RESULTS_DIR",
+        help="a folder that training wrote to, or several",
     )
-    parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="report", type=given_path, metavar="DIR", help="where the report goes (default: %(default)s)"
+    )
     parser.add_argument(
         "--format", choices=PAGES, default="html", help="a page for a browser, or report.md for a README or paper"
     )
     words = parser.parse_args(argv)
-    print(plain("\n".join(write_report(words.results_dir, Path(words.out), words.format))))
+    print(plain("\n".join(write_report(words.results_dir, words.out, words.format))))
     return 0
 
 
@@ -186,6 +194,8 @@ def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]]
     lines = [
         f"no finished runs in {', '.join(map(str, results_dir))} ({seen}): train some first, e.g. python -m lmablate.train"
     ]
+    for folder in [one for given in results_dir for one in below(Path(given))]:
+        lines.append(f"there are runs one level down: python -m lmablate.report {folder}")
     return "\n".join([*lines, *skipped])
 
 

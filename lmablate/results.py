@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.arms import arm_columns, arm_label, axes_that_vary, with_arms
 from lmablate.config_file import MOST_BYTES
 from lmablate.errors import ConfigError
@@ -19,9 +20,11 @@ from lmablate.run_directory import (
     MEASURES,
     NULLABLE_COUNTS,
     RESULT_KEYS,
+    RUN_ID,
     STATUSES,
     TASK_MEASURES,
     RunDirectory,
+    check_readable,
     check_writable,
     read_result_file,
 )
@@ -77,7 +80,7 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
     axes: dict[str, None] = {}
     folders = result_folders(results_dir)
     for folder in folders:
-        for path in sorted(folder.glob("*/result.json")):
+        for path in _in_runs(folder, "result.json"):
             row, problem = read_result_file(path)
             if row is None or row["run_id"] != path.parent.name:  # the id becomes part of paths
                 problem = problem or "its run_id is not the name of its folder"
@@ -125,9 +128,9 @@ def load_history(
     wanted = None if run_ids is None else set(run_ids)
     records: dict[str, list[dict[str, Any]]] = {}
     for folder in result_folders(results_dir):
-        for path in sorted(folder.glob("*/history.jsonl")):
+        for path in _in_runs(folder, "history.jsonl", wanted):
             run_id = path.parent.name
-            if run_id in records or (wanted is not None and run_id not in wanted):
+            if run_id in records:
                 continue
             try:
                 rows = read_jsonl(path)
@@ -136,7 +139,8 @@ def load_history(
                 if not all(_is_number(row.get(key)) for row in rows for key in HISTORY_COLUMNS[1:]):
                     raise ValueError("a record with something that is no number")
             except (OSError, ValueError) as error:
-                warnings.warn(f"{path}: left out ({error})", SkippedFile, stacklevel=2)
+                why = access.reason(error) if isinstance(error, OSError) else error
+                warnings.warn(f"{path}: left out ({why})", SkippedFile, stacklevel=2)
                 continue
             records[run_id] = [{"run_id": run_id, **row} for row in rows]
     frame = pd.DataFrame([row for rows in records.values() for row in rows])
@@ -150,23 +154,37 @@ def load_history(
     return frame[list(dict.fromkeys(["run_id", *columns]))]
 
 
+def _in_runs(folder: Path, name: str, wanted: Collection[str] | None = None) -> Iterator[Path]:
+    """The files of this name in the run folders of a results directory; a folder that may not be entered is warned of."""
+    for run, why in access.folders(folder):
+        if wanted is not None and run.name not in wanted:
+            continue
+        if why and RUN_ID.fullmatch(run.name):
+            warnings.warn(f"{run}: left out ({why})", SkippedFile, stacklevel=3)
+        elif not why and access.there(run / name):
+            yield run / name
+
+
 def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
     """Run folders without a readable result.json: `run_id`, `state` (as the heartbeat has it, ``not started`` without
-    one, ``damaged`` where result.json cannot be read), `error`, `step`, `steps`, `overrides`, and the `log` path."""
+    one, ``damaged`` where result.json cannot be read or the folder may not be entered), `error`, `step`, `steps`,
+    `overrides`, and the `log` path."""
     import yaml
 
     rows = []
     for folder in result_folders(results_dir):
-        for path in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        for path, why in access.folders(folder):
             directory = RunDirectory(folder, path.name)
             marks = (directory.config_path, directory.history_path, directory.status_path, directory.result_path)
-            if not any(mark.exists() for mark in marks) or directory.is_done:
+            begun = RUN_ID.fullmatch(path.name) if why else any(access.there(mark) for mark in marks)
+            if not begun or directory.is_done:
                 continue
             status = directory.read_status()
             config = _mapping(directory.config_path, yaml.safe_load)
-            state = "damaged" if directory.result_path.exists() else _if(status.get("state"), str) or "not started"
+            damaged = why or access.there(directory.result_path)
+            state = "damaged" if damaged else _if(status.get("state"), str) or "not started"
             said: dict[str, Any] = {key: _if(status.get(key), int) for key in ("step", "steps")}
-            said["error"] = _if(status.get("error"), str)
+            said["error"] = why or _if(status.get("error"), str)
             overrides = tuple(str(word) for word in _if(config.get("overrides"), list) or ())
             rows.append(
                 {"run_id": path.name, "state": state, **said, "overrides": overrides, "log": directory.log_path}
@@ -183,11 +201,7 @@ def result_folders(results_dir: ResultsDir) -> list[Path]:
     """The folders named; raises ConfigError for one that is none."""
     folders = [Path(results_dir)] if isinstance(results_dir, str | Path) else [Path(folder) for folder in results_dir]
     for folder in folders:
-        if not folder.is_dir():
-            what = "a file, not a folder" if folder.exists() else "no such folder"
-            raise ConfigError(
-                f"results_dir={folder}: {what}; give the folder that training wrote to (results by default)"
-            )
+        check_readable(folder)
     return folders
 
 

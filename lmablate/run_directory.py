@@ -7,21 +7,26 @@ atomically, `result.json`: its presence means the run is done. It carries a chec
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lmablate import access
 from lmablate.errors import ConfigError
 from lmablate.files import append_line, atomic_write, parsed, read_json
 from lmablate.locks import NAME as LOCK
+from lmablate.paths import given_path
 from lmablate.secrets import redacted
 
+RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # as the name of a folder
 CHECKSUM = "checksum"  # of result.json, over all its other keys
 STATUSES = ("completed", "diverged", "failed")
 COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
@@ -130,19 +135,79 @@ class RunDirectory:
         return read_result_file(self.result_path)[0]
 
 
-def check_writable(folder: str | Path, key: str = "results_dir") -> None:
-    """Make `folder` if it is missing and write a probe into it.
+def run_path(text: str) -> Path:
+    """Return the folder of a run as a user gives it to a command; the beginning of an id will do where only one run has it."""
+    path = given_path(text)
+    if re.fullmatch(r"[0-9a-f]{4,11}", path.name) and not path.exists():
+        with suppress(OSError):
+            found = sorted(one for one in path.parent.glob(f"{path.name}*") if re.fullmatch(r"[0-9a-f]{12}", one.name))
+            if len(found) > 1:
+                raise argparse.ArgumentTypeError(
+                    f"{text}: several runs begin so: {', '.join(one.name for one in found)}"
+                )
+            return found[0] if found else path
+    return path
 
-    Raises ConfigError that names the folder, the reason and the mend (`key`=...).
-    """
+
+def below(folder: Path) -> list[Path]:
+    """Return the results directories right inside a folder that is none itself."""
+    with suppress(OSError):
+        return sorted(one for one in folder.iterdir() if one.is_dir() and holds_runs(one))
+    return []
+
+
+def holds_runs(folder: Path) -> bool:
+    """Say whether this is a results directory, or the folder of a run."""
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        return (folder / "result.json").is_file() or any(folder.glob("*/result.json"))
+    except OSError:
+        return False
+
+
+def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool = True) -> None:
+    """Make `folder` if it is missing and write a probe into it; without `keep`, remove what was made for that.
+
+    Raises ConfigError that names the folder, the reason and the mend (`key`=...), also for an ``--out`` among runs.
+    """
+    if key == "--out" and holds_runs(Path(folder)):
+        raise ConfigError(
+            f"{key} {folder}: runs are there; choose another folder, so that nothing else lies among them"
+        )
+    made = [one for one in (Path(folder), *Path(folder).parents) if access.there(one) is False]
+    why = unwritable(Path(folder))
+    for one in [] if keep else made:
+        with suppress(OSError):  # somebody has written there since
+            one.rmdir()
+    if why:
         mend = f"choose another folder ({key}=PATH)" if "-" not in key else f"choose another folder ({key} PATH)"
-        raise ConfigError(f"{key}: cannot write to {folder} ({reason}): {mend}, or make this one writable") from None
+        raise ConfigError(f"{key}: cannot write to {folder} ({why}): {mend}, or make this one writable")
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written to `folder`, which is made if it is missing, or ""."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
+            return ""
+    except PermissionError as error:
+        return access.reason(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def check_readable(folder: Path, key: str = "results_dir=") -> None:
+    """Raise ConfigError for a results directory that is none, or may not be looked into; `key` is what its name follows."""
+    found = access.there(folder)
+    if found is False or (found and not folder.is_dir()):
+        what = "a file, not a folder" if found else "no such folder"
+        raise ConfigError(f"{key}{folder}: {what}; give the folder that training wrote to (results by default)")
+    try:
+        os.listdir(folder)
+        why = access.why_closed(folder)
+    except OSError as error:
+        why = access.reason(error)
+    if why:
+        raise ConfigError(f"{key}{folder}: {why}")
 
 
 def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -150,7 +215,7 @@ def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         row = read_json(path)
     except OSError as error:
-        return None, error.strerror or str(error)
+        return None, access.reason(error)
     except ValueError as error:
         return None, f"not JSON ({error})"
     if problem := _problem(row):

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate import access
 from lmablate.errors import ConfigError, in_words
+from lmablate.run_directory import run_path
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
+    add("run_dir", type=run_path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--prompt", default="", metavar="TEXT", help="what the text begins with (default: nothing)")
     begin.add_argument(
@@ -150,7 +152,7 @@ def _check_text(run_dir: Path) -> None:
     from lmablate.run_directory import RunDirectory
 
     path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path
-    if not path.is_file():
+    if not access.there(path):
         return  # load_run says it
     cfg = read_config(path)
     if cfg.tokenizer is None:

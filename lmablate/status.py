@@ -12,9 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.errors import ConfigError, in_words
 from lmablate.labels import of_grid, of_overrides
 from lmablate.ledger import STATES, Sweep, load_sweeps, look
+from lmablate.paths import given_path
+from lmablate.run_directory import below, check_readable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -39,10 +42,8 @@ WATCH_SECONDS = 2.0
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(argv)
-    folder = Path(words.results_dir)
-    if not folder.is_dir():
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise ConfigError(f"{folder}: {what}; give the folder that training wrote to (results by default)")
+    folder = words.results_dir
+    check_readable(folder, "")
     if words.retry:
         return retry(folder, words.retry, words.sweep, words.trust)
     if words.watch is not None:
@@ -54,12 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lmablate.console import console
 
     console().print(shown(sweeps, everything=words.all))
+    if not sweeps:
+        found = [f"python -m lmablate.status {one}" for one in below(folder)]
+        print(
+            "\n".join(f"there are runs one level down: {command}" for command in found)
+            or "give the folder that training wrote to"
+        )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmablate.status", description=__doc__)
-    parser.add_argument("results_dir", nargs="?", default="results")
+    parser.add_argument("results_dir", nargs="?", type=given_path, default="results")
     parser.add_argument("--sweep", metavar="NAME", help="only this one")
     parser.add_argument("--all", action="store_true", help="list finished runs too")
     parser.add_argument(
@@ -248,6 +255,8 @@ def _config(folder: Path, run_id: str, listed: dict[str, Any] | None) -> RunConf
         except ValidationError as error:
             raise ConfigError(f"{folder}: the configuration of run {run_id} is of another release ({error})") from None
     path = folder / run_id / "config.yaml"
+    if access.there(path) is None:
+        raise ConfigError(f"run {run_id} cannot be tried again: {access.closed(path)}")
     if not path.exists():
         raise ConfigError(f"{path}: not there, so that run {run_id} cannot be tried again; give its own command")
     return read_config(path)

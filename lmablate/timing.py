@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lmablate.files import atomic_write
-from lmablate.machine import processor
+from lmablate.machine import matmul_rates, processor
 from lmablate.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
 
 BUDGET_SECONDS = 2.0  # of steps, after one that warms up
+# Of an eager step, measured on one core of an AMD EPYC with AVX512-BF16, at widths 32 to 384; see docs/benchmarks.md.
+EFFICIENCY = {"fp32": 0.5, "bf16": 0.2}  # of its products, of the matmul peak
+LAYER_SECONDS = 1.5e-3  # of its own cost, whatever its size
 
 
 class RandomTokens:
@@ -91,3 +94,13 @@ def _read(path: Path) -> dict[str, float]:
         return {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def guessed_seconds(cfg: RunConfig) -> float:
+    """A rough guess, without training anything, at how long the steps of a run take on this machine's CPU."""
+    from lmablate.budget import flops_per_token
+
+    folder = Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else None
+    precision = cfg.trainer.precision
+    rate = EFFICIENCY[precision] * matmul_rates(folder)[precision]
+    return cfg.trainer.steps * (flops_per_token(cfg) * cfg.tokens_per_step / rate + cfg.model.n_layers * LAYER_SECONDS)

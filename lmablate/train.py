@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lmablate import distributed
+from lmablate.errors import in_words
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -38,17 +39,18 @@ def train_study(study: Study, launcher: str) -> int:
     return study.run(lambda jobs, data: run_jobs(jobs, gang=data if launcher == "gang" else None, engine=engine))
 
 
-def main() -> None:
-    """The console script ``lmablate-train``."""
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script ``lmablate-train``; returns the exit code."""
     from lmablate.cli import main as front_door
     from lmablate.console import own_flags
     from lmablate.launcher.processes import started_early
 
-    words, _ = own_flags(sys.argv[1:])
+    words, _ = own_flags(list(sys.argv[1:] if argv is None else argv))
     purpose = "train language models that differ in one thing"
     with started_early(words):
-        sys.exit(front_door("lmablate.train", purpose, train, words, study=train_study))
+        return front_door("lmablate.train", purpose, train, words, study=train_study)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -217,11 +217,8 @@ def test_script_writes_png_and_svg(tmp_path):
     assert "<svg" in (tmp_path / "new" / "fig.svg").read_text()
 
 
-def test_script_says_what_is_wrong_with_the_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["norm_and_activation", str(tmp_path / "nowhere"), "--out", str(tmp_path / "fig")])
-    with pytest.raises(SystemExit) as stopped:
-        norm_and_activation.main()
-    assert stopped.value.code == 2
+def test_script_says_what_is_wrong_with_the_folder(tmp_path, capsys):
+    assert norm_and_activation.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "fig")]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from data_support import texts
 
@@ -25,7 +28,7 @@ ROWS = [f"= Title {i} =\n" if i % 5 == 0 else f"row {i} says {text}" for i, text
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Just enough of the Hub's interface: one dataset and one tokenizer, each with one commit."""
+    """Just enough of the Hub's interface: a dataset of JSON, one of Parquet and one tokenizer, each with one commit."""
 
     files: dict[str, bytes]
     protocol_version = "HTTP/1.1"
@@ -45,16 +48,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def respond(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.split("?")[0]
-        if found := re.match(r"/api/datasets/lab/stories/(revision|tree)/([^/]+)/?(.*)", path):
-            what, revision, folder = found.groups()
+        if found := re.match(r"/api/datasets/(lab/(?:stories|tables))/(revision|tree)/([^/]+)/?(.*)", path):
+            name, what, revision, folder = found.groups()
             if revision not in (COMMIT, "main"):
                 self.answer(404, X_Error_Code="RevisionNotFound")
             else:
                 self.answer(
                     200,
-                    json.dumps(self.tree(folder) if what == "tree" else {"id": "lab/stories", "sha": COMMIT}).encode(),
+                    json.dumps(self.tree(name, folder) if what == "tree" else {"id": name, "sha": COMMIT}).encode(),
                 )
-        elif found := re.match(r"/(?:datasets/)?(lab/(?:stories|tokenizer))/resolve/(\w+)/(.*)", path):
+        elif found := re.match(r"/(?:datasets/)?(lab/(?:stories|tables|tokenizer))/resolve/(\w+)/(.*)", path):
             self.send_file(f"{found[1]}/{found[3]}")
         elif path == "/":
             self.answer(200)
@@ -63,11 +66,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = respond
 
-    def tree(self, folder: str) -> list[dict[str, Any]]:
+    def tree(self, name: str, folder: str) -> list[dict[str, Any]]:
         if not folder:
             return [{"type": "directory", "oid": "a" * 40, "size": 0, "path": "data"}]
-        path = "data/train-00000-of-00001.jsonl"
-        body = self.files[f"lab/stories/{path}"]
+        path = f"data/train-00000-of-00001.{'jsonl' if name == 'lab/stories' else 'parquet'}"
+        body = self.files[f"{name}/{path}"]
         return [{"type": "file", "oid": hashlib.sha1(body).hexdigest(), "size": len(body), "path": path}]
 
     def send_file(self, name: str) -> None:
@@ -85,9 +88,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    table = io.BytesIO()
+    pa.parquet.write_table(pa.table({"text": ROWS}), table)
     Hub.files = {
         "lab/stories/README.md": b"---\nlicense: mit\n---\n",
-        "lab/stories/data/train-00000-of-00001.jsonl": "\n".join(json.dumps({"text": row}) for row in ROWS).encode(),
+        "lab/stories/data/train-00000-of-00001.jsonl": "\n".join(
+            [*(json.dumps({"text": row, "doc": {"text": row, "n": i}}) for i, row in enumerate(ROWS)), '{"text": 3}']
+        ).encode(),
+        "lab/tables/README.md": b"---\nlicense: mit\n---\n",
+        "lab/tables/data/train-00000-of-00001.parquet": table.getvalue(),
         "lab/tokenizer/tokenizer.json": train_bpe([texts(30)], 300).dumps().encode(),
     }
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -127,16 +136,18 @@ def ask(endpoint: str, home: Path, *requests: dict[str, Any], **env: str) -> lis
 
 def test_a_dataset_is_loaded_streamed_pinned_and_found_again_without_a_network(server, tmp_path: Path):
     online = f"http://127.0.0.1:{server.server_port}"
-    stories = {"name": "lab/stories"}
-    newest, pinned, first, joined = ask(
+    stories = {"name": "lab/stories", "skip_bad_lines": True}
+    newest, pinned, first, joined, inside, table = ask(
         online,
         tmp_path,
         {**stories, "cache": "newest"},
         {**stories, "revision": COMMIT},
         {**stories, "revision": COMMIT, "max_documents": 12, "cache": "first"},
         {**stories, "revision": COMMIT, "document_start": "^= .* =$", "max_documents": 4},
+        {**stories, "revision": COMMIT, "text_field": "doc.text"},
+        {"name": "lab/tables", "revision": COMMIT},
     )
-    assert newest["fingerprint"] == pinned["fingerprint"]
+    assert newest["fingerprint"] == pinned["fingerprint"] == inside["fingerprint"] == table["fingerprint"]
     assert 45 < pinned["text"].count("<|endoftext|>") < 50
     # the first rows only, in whatever order they are trained on
     assert {text.split(" says")[0] for text in first["text"].split("<|endoftext|>") if "says" in text} <= {
@@ -151,7 +162,7 @@ def test_a_dataset_is_loaded_streamed_pinned_and_found_again_without_a_network(s
     assert all(len(re.findall(r"row \d+ says", text)) == 4 for text in articles)
 
     gone = "http://127.0.0.1:9"
-    found, again, stored, refused, absent = ask(
+    found, again, stored, refused, absent, table, other = ask(
         gone,
         tmp_path,
         {**stories, "cache": "offline"},
@@ -159,11 +170,14 @@ def test_a_dataset_is_loaded_streamed_pinned_and_found_again_without_a_network(s
         {**stories, "revision": COMMIT, "max_documents": 12, "cache": "first"},
         {**stories, "revision": OTHER},
         {"name": "lab/unknown"},
+        {"name": "lab/tables", "cache": "offline3"},
+        {"name": "lab/tables", "revision": OTHER},
     )
-    assert found["fingerprint"] == again["fingerprint"] == newest["fingerprint"]
+    assert found["fingerprint"] == again["fingerprint"] == table["fingerprint"] == newest["fingerprint"]
+    assert f"local cache holds commit {COMMIT}, not {OTHER}" in other["error"]
     assert stored["fingerprint"] == first["fingerprint"]
-    assert f"local cache holds commit {COMMIT}, not {OTHER}" in refused["error"]
-    assert "the Hugging Face Hub does not answer, and the dataset is not in the local cache" in absent["error"]
+    for answer in (refused, absent):
+        assert "the Hugging Face Hub does not answer, and the dataset is not in the local cache" in answer["error"]
 
 
 def test_what_the_hub_refuses_is_said(server, tmp_path: Path):
@@ -176,6 +190,7 @@ def test_what_the_hub_refuses_is_said(server, tmp_path: Path):
         {**stories, "split": "tset"},
         {**stories, "subset": "large"},
         {**stories, "text_field": "story"},
+        stories,
         {"path": "lab/nothing"},
         {"path": "lab/stories"},
     )
@@ -186,7 +201,8 @@ def test_what_the_hub_refuses_is_said(server, tmp_path: Path):
             "cannot be loaded: there is no revision v9",
             "tset",
             "large",
-            "has no field story; it has text",
+            "has no field story; it has text, doc.text, doc.n",
+            f"lab/stories@{COMMIT}/data/train-00000-of-00001.jsonl line 51: the field text must hold text",
             "tokenizer.path=lab/nothing: there is no such file, and on the Hub: there is no such name",
             "tokenizer.path=lab/stories: there is no such file, and on the Hub: it has no tokenizer.json",
         ],

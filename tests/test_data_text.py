@@ -1,7 +1,12 @@
 """Text becomes the same tokens wherever it lies: order, split and validation text follow from content alone."""
 
+import bz2
+import gzip
 import hashlib
+import io
 import json
+import lzma
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,42 @@ def texts_of(corpus: Corpus, spans: np.ndarray) -> list[str]:
     return [raw[start : start + size].decode() for start, size in spans.tolist()]
 
 
+def contained(folder: Path, documents: list[str]) -> list[Path]:
+    """The same documents in each container that is read."""
+    folder.mkdir()
+    lines = [json.dumps({"text": text, "in": {"text": text, "n": i}}) for i, text in enumerate(documents)]
+    raw = "\n".join(lines).encode()
+    zstd = pa.Codec("zstd")
+    packed = zstd.compress(raw[:999], asbytes=True) + zstd.compress(
+        raw[999:], asbytes=True
+    )  # two frames, as pzstd makes
+    table = pa.table({"text": pa.array([text.encode() for text in documents], pa.binary()), "n": range(len(documents))})
+    rows = io.BytesIO()
+    pa.parquet.write_table(table, rows)
+    for name, data in {
+        "a.jsonl.bz2": bz2.compress(raw), "b.ndjson.xz": lzma.compress(raw), "c.jsonl.zst": packed, "d.jsonl.gz": gzip.compress(raw),
+        "e.json": ("[\n" + ",\n".join(lines) + "\n]\n").encode(), "f.json": json.dumps([json.loads(line) for line in lines]).encode(),
+        "g.json": "\n".join(json.dumps(json.loads(line), indent=2) for line in lines).encode(),
+        "h.parquet.gz": gzip.compress(rows.getvalue()),
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(data)
+    with pa.OSFile(str(folder / "i.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    with pa.OSFile(str(folder / "j.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with zipfile.ZipFile(folder / "k.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in/0.jsonl", "\n".join(lines[:10]))
+        archive.writestr("in/1.json.gz", gzip.compress("\n".join(lines[10:20]).encode()))
+        archive.writestr("2.txt", documents[20])
+        archive.writestr("__MACOSX/in/._0.jsonl", b"\0\5\26\7")
+        rows = io.BytesIO()
+        pa.parquet.write_table(table.slice(21), rows)
+        archive.writestr("in/3.parquet", rows.getvalue())
+    with zipfile.ZipFile(folder / "l.jsonl.zip", "w") as archive:
+        archive.writestr("l", raw)
+    return sorted(folder.iterdir())
+
+
 def test_names_folders_order_and_format_change_nothing(tmp_path: Path):
     documents = texts(30)
     (tmp_path / "rows").mkdir()
@@ -34,8 +75,10 @@ def test_names_folders_order_and_format_change_nothing(tmp_path: Path):
         files([str(tmp_path / "deep/*.md"), str(tmp_path / "deep/er/*.txt")]),
         files(tmp_path / "rows/*.jsonl"),
         files(tmp_path / "rows/*.parquet", text_field="body"),
+        *(files(path) for path in contained(tmp_path / "contained", documents)),
+        files(tmp_path / "contained/c.jsonl.zst", text_field="in.text"),
     ]
-    made = [prepare(source, bpe(), context_length=16, cache=tmp_path / "cache") for source in sources]
+    made = [prepare(source, byte_level(), context_length=16, cache=tmp_path / "cache") for source in sources]
     assert len({data.fingerprint for data in made}) == 1
     assert len({data.train.tobytes() for data in made}) == 1
     assert len(stores(tmp_path / "cache")) == 1

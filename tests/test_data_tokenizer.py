@@ -88,7 +88,7 @@ def test_a_size_out_of_reach_is_said_once_and_the_real_one_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
 ):
     monkeypatch.setattr("lmablate.data.build._said", set())
-    source = files(write(tmp_path / "text", texts(20)))
+    source = files(write(tmp_path / "text", texts(20)), val_bytes=100)
     for _ in range(2):
         data = prepare(source, bpe(30_000), context_length=16, cache=tmp_path / "cache")
     assert 257 < data.vocab_size < 2000

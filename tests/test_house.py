@@ -16,6 +16,8 @@ PACKAGE = ROOT / "lmablate"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 BOUNDARY = {
     "config/compose.py",
+    "config/quoting.py",
+    "config/words.py",
     "cli.py",
     "launcher/composer.py",
     "launcher/local.py",

@@ -18,7 +18,7 @@ from lmablate.model.norm import RMSNorm
 
 SCIENCE = ("init_seed", "data_seed", "model", "stability", "objective", "optim", "schedule", "trainer", "aspect_ratio")
 # Keys that act in a scene of their own: the definition of divergence needs a run that diverges.
-WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule.warmup_fraction": 0.9}
+WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule.warmup_fraction": 0.8}
 SCENES = {
     "trainer.divergence_smoothing": {**WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.3},
     "schedule.warmup_fraction": {"trainer.steps": 12},

@@ -343,7 +343,7 @@ def test_a_row_that_names_another_folder_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "..", "a/../../b"])
 def test_the_name_of_a_sweep_is_no_path(name):
-    from lmablate.config.compose import sweep_file
+    from lmablate.config.words import sweep_file
 
     with pytest.raises(ConfigError, match="no such stored sweep"):
         sweep_file(name)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmablate.errors import in_words
+
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
 
@@ -61,11 +63,13 @@ def show(configs: Sequence[RunConfig], launcher: str) -> int:
     return 0
 
 
-def main() -> None:
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show the accounts of a command line; returns the exit code."""
     from lmablate.cli import main as front_door
 
-    sys.exit(front_door("lmablate.budget", "what a run costs, in parameters, FLOPs, bytes", show))
+    return front_door("lmablate.budget", "what a run costs, in parameters, FLOPs, bytes", show, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,11 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmablate.claims.data import Claim, load_claims
+from lmablate.errors import ConfigError, in_words
+from lmablate.files import atomic_write
+from lmablate.paths import given_path
 
 HEAD = """# The lecture, claim by claim
 
@@ -101,19 +105,21 @@ def _effect(test: Mapping[str, Any]) -> str:
     return f"{test['effect']:+.1f}{unit}{between}, n {test['n']}{where}".replace("-", "−")
 
 
-def main() -> None:
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.claims.lecture RESULTS --out FILE``"""
     parser = argparse.ArgumentParser(prog="python -m lmablate.claims.lecture", description=__doc__)
     parser.add_argument(
-        "results", type=Path, help="the folder of published results, with a verdicts.json for each sweep"
+        "results", type=given_path, help="the folder of published results, with a verdicts.json for each sweep"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    words = parser.parse_args()
+    parser.add_argument("--out", type=given_path, required=True, metavar="FILE")
+    words = parser.parse_args(argv)
     if not words.results.is_dir():
-        parser.error(f"{words.results}: there is no such folder")
-    words.out.write_text(page(words.results), encoding="utf-8")
+        raise ConfigError(f"{words.results}: there is no such folder")
+    atomic_write(words.out, page(words.results))
     print(words.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
+from lmablate.run_directory import run_path
 
 if TYPE_CHECKING:
     from lmablate.compare.difference import Mean
@@ -38,18 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lmablate.compare", description=DESCRIPTION)
     add = parser.add_argument
-    add("run_a", type=Path, metavar="RUN_A", help="RESULTS_DIR/<run_id> of a finished run")
-    add("run_b", type=Path, metavar="RUN_B", help="another; differences are B less A, so that above 0 A is better")
+    add("run_a", type=run_path, metavar="RUN_A", help="RESULTS_DIR/<run_id> of a finished run")
+    add("run_b", type=run_path, metavar="RUN_B", help="another; differences are B less A, so that above 0 A is better")
     add(
         "--data",
         metavar="FILES",
-        help="a file or a pattern in quotes: text, JSONL or Parquet (default: validation text)",
+        help="a file or a pattern in quotes: text, JSONL, Parquet or Arrow (default: validation text)",
     )
-    add("--text-field", default="text", metavar="NAME", help="of JSONL and Parquet (default: %(default)s)")
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="of rows, where a dot leads into an object (default: %(default)s)",
+    )
     add("--examples", type=int, default=12, metavar="N", help="tokens shown for each run (default: %(default)s)")
     add(
         "--out",
-        type=Path,
+        type=given_path,
         default=Path("compare"),
         metavar="DIR",
         help="where page and tables go (default: %(default)s)",

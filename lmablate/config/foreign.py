@@ -39,7 +39,7 @@ def check_folders(folders: Iterable[Path], own: Iterable[Path] = ()) -> None:
 def named_folders(words: Sequence[str]) -> list[Path]:
     """The folders of configurations that a command line names."""
     found = []
-    for flag, after in zip(words, [*words[1:], ""], strict=True):
+    for flag, after in zip(words, [*words, ""][1:], strict=True):
         name, _, value = flag.partition("=")
         if name in FLAGS:
             found.append(Path(value or after).expanduser().absolute())
@@ -50,7 +50,10 @@ def check_file(path: Path, name: str) -> None:
     """`name` is the place of `path` below its folder: the group and the option."""
     if path.stat().st_size > MOST_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, and a configuration has {MOST_BYTES:,} at most")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,}): save it as UTF-8") from None
     try:
         _check_shape(path, text)
         node = yaml.safe_load(text)

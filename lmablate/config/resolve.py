@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from lmablate.config.limits import check_schedule, check_seeds
 from lmablate.config.matching import meet_budget
 from lmablate.config.schema import RunConfig, RunRequest
 from lmablate.config.sizes import sizes
@@ -53,6 +54,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     """
     for pair, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
         _exactly_one(group, pair)
+    check_seeds(request, given)
     _check_scale(request)
     check_task(request)
     common = {name: getattr(request, name) for name in RunConfig.model_fields if name in RunRequest.model_fields}
@@ -68,7 +70,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     own = {"device": _device(request.runtime.device), "compile": request.runtime.compile is True}
     common["runtime"] = request.runtime.model_copy(update=own)
     cfg = meet_budget(request, RunConfig.model_construct(**common), given, reference)
-    return cfg.model_copy(update=_schedule(request.schedule, cfg.trainer))
+    return cfg.model_copy(update=_schedule(request.schedule, cfg.trainer, request.optim.lr))
 
 
 def _experts(request: RunRequest) -> dict[str, Any] | None:
@@ -82,14 +84,16 @@ def _experts(request: RunRequest) -> dict[str, Any] | None:
             f"ffn.balance_over=batch is a loss of the whole batch, and runtime.microbatch_size={request.runtime.microbatch_size} cuts it "
             "into pieces, whose losses add up to another one: leave out runtime.microbatch_size, or use ffn.balance_over=text"
         )
-    return request.ffn
+    return {**request.ffn, "scale": None} if request.ffn.get("scale") == 1 else request.ffn
 
 
-def _schedule(schedule: ScheduleSettings, trainer: TrainerSettings) -> dict[str, Any]:
-    """What the schedule makes of the final number of steps."""
-    if schedule.warmup_steps is None:
-        warmup = round((schedule.warmup_fraction or 0.0) * trainer.steps)
-        schedule = schedule.model_copy(update={"warmup_steps": warmup, "warmup_fraction": None})
+def _schedule(asked: ScheduleSettings, trainer: TrainerSettings, lr: float) -> dict[str, Any]:
+    """What the schedule makes of the final number of steps. Raises ConfigError for a warmup that leaves nothing of it."""
+    warmup = asked.warmup_steps
+    if warmup is None:
+        warmup = round((asked.warmup_fraction or 0.0) * trainer.steps)
+    check_schedule(asked, warmup, trainer.steps, lr)
+    schedule = asked.model_copy(update={"warmup_steps": warmup, "warmup_fraction": None})
     return _longest_branch(schedule, trainer) if schedule.kind == "wsd_branches" else {"schedule": schedule}
 
 
@@ -109,7 +113,12 @@ def _check_scale(request: RunRequest) -> None:
 def _trainer(request: RunRequest) -> TrainerSettings:
     t = request.trainer
     per_step = t.batch_size * request.model.context_length
-    steps = t.steps if t.steps is not None else max(1, round((t.tokens or 0) / per_step))
+    if t.tokens is not None and t.tokens < per_step:
+        raise ConfigError(
+            f"trainer.tokens={t.tokens} is less than one step, which has trainer.batch_size={t.batch_size} times "
+            f"model.context_length={request.model.context_length} = {per_step} tokens: give more tokens, or a smaller batch"
+        )
+    steps = t.steps if t.steps is not None else round((t.tokens or 0) / per_step)
     precision = _native_precision(request) if t.precision == "auto" else t.precision
     return TrainerSettings(
         steps=steps,
@@ -133,8 +142,9 @@ def _longest_branch(schedule: ScheduleSettings, trainer: TrainerSettings) -> dic
         )
     if first - round((schedule.decay_fraction or 0.0) * first) < max(1, warmup):
         raise ConfigError(
-            f"schedule.branches={schedule.branches}: the shortest branch ends at step {first}, and its decay would begin before "
-            f"the {warmup} steps of warmup are over: drop it, or train for more steps"
+            f"schedule.branches={schedule.branches}: the shortest branch ends at step {first}, and its decay "
+            f"(schedule.decay_fraction={schedule.decay_fraction}) would begin before the {warmup} steps of warmup are "
+            "over: drop it, or train for more steps"
         )
     plain = {"kind": "wsd", "branches": None}
     longest = trainer.model_copy(update={"steps": steps[-1]})

@@ -1,5 +1,7 @@
 """Heads and widths from what was given of them."""
 
+from typing import Any
+
 from lmablate.budget import ff_width
 from lmablate.config.schema import ModelRequest, ModelSettings, RunRequest
 from lmablate.data.skills.settings import Skill
@@ -68,10 +70,11 @@ def _reserved(request: RunRequest) -> int:
     return reserved_ids(own.kind, own.model_dump(), request.model.context_length)
 
 
-def _in_one_way(m: ModelRequest) -> dict[str, bool | None]:
+def _in_one_way(m: ModelRequest) -> dict[str, Any]:
     """The switches of `m` as one run has them, however they were written, so that it has one identity: false is null where
-    null is off, and `bias` is what most places have."""
+    null is off, a scale of 1 is none, and `bias` is what most places have."""
     places = dict(zip(("qkv_bias", "out_bias", "mlp_bias"), m.biases, strict=False))
     most = sum(places.values()) >= 2
     kept = {key: None if own is most else own for key, own in places.items()}
-    return {**kept, "bias": most, "head_bias": m.head_bias or None}
+    scales = {key: None if (value := getattr(m, key)) == 1 else value for key in ("embedding_scale", "logit_scale")}
+    return {**kept, **scales, "bias": most, "head_bias": m.head_bias or None}

@@ -1,5 +1,6 @@
 """What a number or a part of the configuration may be."""
 
+import os
 import re
 from typing import Annotated, Any
 
@@ -38,10 +39,11 @@ RunId = Annotated[str, BeforeValidator(_run_id)]
 
 
 def _folder(value: str) -> str:
-    """Empty, it would be the current folder, full of runs; a file system takes no NUL, and a terminal no other such sign."""
+    """``~`` is the home. Empty, it would be the current folder, full of runs; a file system takes no NUL, and a terminal no
+    other such sign."""
     if not value.strip() or any(ord(sign) < 32 or ord(sign) == 127 for sign in value):
         raise ValueError(f"{value!r} is no name of a folder: give one, such as results")
-    return value
+    return os.path.expanduser(value)
 
 
 Folder = Annotated[str, AfterValidator(_folder)]

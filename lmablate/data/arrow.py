@@ -1,70 +1,154 @@
-"""Documents out of Arrow tables, without a copy."""
+"""Documents out of Arrow tables, without a copy, and out of the files that hold them."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from lmablate.data.tally import Tally
 from lmablate.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ROWS = 256  # read at a time
 
-def texts(table: pa.Table, field: str, where: str) -> Iterator[memoryview]:
-    """The UTF-8 of column `field` row by row; a null is skipped.
 
-    Raises DataError, which begins with `where`, if there is no such column or it does not hold text.
+def table_texts(table: pa.Table, tally: Tally) -> Iterator[memoryview]:
+    """The UTF-8 of the column asked for, row by row; bytes count as text where they are UTF-8.
+
+    Raises DataError if there is no such column or it does not hold text.
     """
     import pyarrow as pa
 
-    if field not in table.column_names:
-        raise DataError(
-            f"{where} has no field {field}; it has {', '.join(table.column_names)}: name one with data.text_field"
-        )
-    column = table.column(field)
+    column = _column(table, tally)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_null(kind):
+    if not pa.types.is_null(kind) and kind not in _text_types():
+        held = kind if not pa.types.is_struct(kind) else f"the fields {', '.join(kind.names)}: say which, after a dot"
+        raise DataError(
+            f"{tally.where}: the field {tally.field} must hold text in every row, and holds {held}; name one with data.text_field"
+        )
+    for chunk in column.chunks:
+        yield from _chunk_texts(chunk, tally, _names(table.schema))
+
+
+def parquet_texts(file: BinaryIO, tally: Tally) -> Iterator[memoryview]:
+    """The documents of a Parquet file; the other columns are not read."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(_seekable(file)) as parquet:
+        _column(parquet.schema_arrow.empty_table(), tally)
+        for batch in parquet.iter_batches(batch_size=ROWS, columns=[tally.field]):
+            yield from table_texts(pa.Table.from_batches([batch]), tally)
+
+
+def ipc_texts(file: BinaryIO, tally: Tally) -> Iterator[memoryview]:
+    """The documents of an Arrow file or stream; ``save_to_disk`` of ``datasets`` writes streams."""
+    import pyarrow as pa
+
+    seekable = _seekable(file)
+    is_file = seekable.read(6) == b"ARROW1"
+    seekable.seek(0)
+    if is_file:
+        opened = pa.ipc.open_file(seekable)
+        batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(seekable))
+    for batch in batches:
+        yield from table_texts(pa.Table.from_batches([batch]), tally)
+
+
+def _text_types() -> tuple[Any, ...]:
+    import pyarrow as pa
+
+    return (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def _column(table: pa.Table, tally: Tally) -> pa.ChunkedArray:
+    """The column asked for; a dot leads into a struct, unless a name has it."""
+    import pyarrow as pa
+    import pyarrow.compute
+
+    if tally.field in table.column_names:
+        return table.column(tally.field)
+    first, *inner = tally.field.split(".")
+    if first in table.column_names:
+        column = table.column(first)
+        while inner and pa.types.is_struct(column.type) and inner[0] in column.type.names:
+            column = pyarrow.compute.struct_field(column, inner.pop(0))
+        if not inner:
+            return column
+    return tally.no_field(_names(table.schema))
+
+
+def _names(schema: Any) -> list[str]:
+    """The fields of a table, those of a struct behind a dot."""
+    import pyarrow as pa
+
+    found: list[str] = []
+    for field in schema:
+        inner = field.type.names if pa.types.is_struct(field.type) else []
+        found += [f"{field.name}.{name}" for name in inner] or [field.name]
+    return found
+
+
+def _chunk_texts(chunk: Any, tally: Tally, names: list[str]) -> Iterator[memoryview]:
+    if len(chunk) == 0:
         return
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()):
-        held = "values of several types" if str(kind) == "extension<arrow.json>" else kind
-        raise DataError(f"{where}: the field {field} must hold text in every row, and holds {held}")
-    for chunk in column.cast(pa.large_string()).chunks:
-        if len(chunk) == 0:
-            continue
-        try:
-            chunk.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{where}: the field {field} is not UTF-8 text ({error})") from error
-        _, offsets, data = chunk.buffers()
-        if data is None:  # empty strings only
-            continue
-        view = memoryview(data)
-        bounds = np.frombuffer(offsets, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-        valid = np.asarray(chunk.is_valid())
-        for keep, start, end in zip(valid.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            if keep:
-                yield view[start:end]
+    first = tally.row + 1
+    tally.rows += len(chunk)
+    if chunk.null_count:
+        place = int(np.flatnonzero(np.asarray(chunk.is_null()))[0])
+        tally.lack(f"row {first + place:,}", names, chunk.null_count)
+    strings = _utf8(chunk, tally, first)
+    _, offsets, data = strings.buffers()
+    if data is None:  # empty strings or nulls only
+        return
+    view = memoryview(data)
+    bounds = np.frombuffer(offsets, dtype=np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    valid = np.asarray(strings.is_valid())
+    for keep, start, end in zip(valid.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        if keep:
+            yield view[start:end]
 
 
-@contextlib.contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """No log lines of the ``datasets`` package: what they tell stands in our own message."""
-    import datasets  # noqa: F401  since its import sets the level
+def _utf8(chunk: Any, tally: Tally, first: int) -> Any:
+    """`chunk` as checked strings; rows that are not UTF-8 are refused, or left out."""
+    import pyarrow as pa
 
-    log = logging.getLogger("datasets")
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    if pa.types.is_dictionary(chunk.type):
+        chunk = chunk.dictionary_decode()
     try:
-        yield
-    finally:
-        log.setLevel(before)
+        strings = chunk.cast(pa.large_string())
+        strings.validate(full=True)
+        return strings
+    except pa.ArrowInvalid:
+        raw = chunk.cast(pa.large_binary())
+        good = [_is_utf8(value) for value in raw.to_pylist()]
+    for row, fine in enumerate(good, first):
+        if not fine:
+            tally.refuse(f"row {row:,}", f"the field {tally.field} is not UTF-8 text", "convert it")
+    return raw.filter(pa.array(good)).cast(pa.large_string())
 
 
-def first_line(error: BaseException) -> str:
-    """What went wrong, short."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        return value is None or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def _seekable(file: BinaryIO) -> Any:
+    """`file`, or a copy in the folder for temporary files where it was compressed: these formats are read from the end."""
+    import shutil
+
+    if file.seekable():
+        return file
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  gone with the last reference to it
+    shutil.copyfileobj(file, copy, 1 << 20)
+    copy.seek(0)
+    return copy

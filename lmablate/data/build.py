@@ -12,7 +12,7 @@ from typing import Any
 
 from lmablate import __version__
 from lmablate.console import progress
-from lmablate.data.documents import Corpus, collect
+from lmablate.data.documents import CUT_REACH, Corpus, collect
 from lmablate.data.settings import (
     BpeTokenizer,
     BytesTokenizer,
@@ -51,19 +51,20 @@ def prepare(
     stamps = [source.stamp(), _stamp(tokenizer)]
     versions = [FORMAT, __version__, _version(tokenizer)]
     key = _digest([versions, data.model_dump(), tokenizer.model_dump(), [stamp.facts for stamp in stamps]])
-    name = look_up(cache, key)
+    name, notices = look_up(cache, key) or (None, [])
     opened = open_store(cache / "stores" / name) if name else None
     if opened is None:
         name = _build(data, source, tokenizer, cache)
+        notices = source.notices()
         opened = open_store(cache / "stores" / name)
         if opened is None:
             raise DataError(
                 f"the token store {cache / 'stores' / name} vanished while it was opened: run the command again"
             )
         if all(stamp.settled for stamp in stamps):
-            note(cache, key, name)
+            note(cache, key, name, notices)
     tokens, meta = opened
-    _say(tokenizer, meta)
+    _say([*notices, *_of_text(data, source.where, meta), *_of_tokenizer(tokenizer, meta)])
     if len(tokens.train) <= context_length:
         raise DataError(f"{source.where}: {too_short(len(tokens.train), context_length)}")
     if isinstance(tokenizer, BytesTokenizer):
@@ -122,8 +123,17 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _say(settings: TokenizerSettings, meta: dict[str, Any]) -> None:
-    """What a user should know of the tokenizer, once a process."""
+def _of_text(settings: TextSettings, where: str, meta: dict[str, Any]) -> list[str]:
+    """Is there less validation text than was asked for? A text that was cut ends at white space, a little before."""
+    if meta["val_bytes"] >= settings.val_bytes - CUT_REACH:
+        return []
+    return [
+        f"{where}: data.val_bytes={settings.val_bytes} is not reached: the validation text has {meta['val_bytes']} bytes, all that "
+        f"data.val_fraction={settings.val_fraction} holds out; a larger fraction, or more text, gives more"
+    ]
+
+
+def _of_tokenizer(settings: TokenizerSettings, meta: dict[str, Any]) -> list[str]:
     words = []
     if isinstance(settings, BpeTokenizer) and meta["vocab_size"] != settings.vocab_size:
         words.append(
@@ -135,6 +145,11 @@ def _say(settings: TokenizerSettings, meta: dict[str, Any]) -> None:
             f"{settings.kind} tokenizer: it drops or changes characters of the validation text, so val_bpb cannot be compared "
             "with that of other tokenizers"
         )
+    return words
+
+
+def _say(words: list[str]) -> None:
+    """What a user should know of the text and the tokenizer, once a process."""
     for word in words:
         if word not in _said:
             _said.add(word)

@@ -21,6 +21,7 @@ Document = bytes | memoryview  # UTF-8
 
 BATCH_BYTES = 4 << 20  # of text tokenised at a time
 PIECE_BYTES = 1 << 20  # longer documents are tokenised in pieces of this size, to bound memory
+CUT_REACH = 256  # bytes in which a text that is cut to a size looks for white space
 _VISIBLE = re.compile(rb"\S")
 _WORD_END = re.compile(rb"[!-~](?=[ \n\t])")
 _BREAK = re.compile(rb"\s")
@@ -133,8 +134,6 @@ def collect(
     content.update(_hash_spans(spool, val).tobytes())
     found = int(val[:, 1].sum())
     log.info("%s: %d documents to train on, %d bytes of validation text", where, len(train), found)
-    if found < val_bytes // 2:
-        log.info("%s: no more text is held out, so data.val_bytes=%d is not reached", where, val_bytes)
     return Corpus(spool, train, whole, val, found, content.hexdigest())
 
 
@@ -190,7 +189,7 @@ def _cut_to(spool: Path, spans: np.ndarray, n_bytes: int) -> np.ndarray:
     offset, length = kept[-1].tolist()
     if length > room:
         text = np.memmap(spool, dtype=np.uint8, mode="r", offset=offset, shape=(length,))[: room + 1].tobytes()
-        kept[-1, 1] = _break_before(text, room, reach=256)
+        kept[-1, 1] = _break_before(text, room, reach=CUT_REACH)
     return kept[kept[:, 1] > 0]
 
 

@@ -1,26 +1,31 @@
-"""Datasets and tokenizers of the Hugging Face Hub; without a network, what its local cache holds."""
+"""Datasets of the Hugging Face Hub, and folders laid out like them; without a network, what the local cache holds.
+
+Files of JSON go through our own reader, which looks at the one field asked for; ``datasets`` would give every field a type.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import logging
-import os
 import re
-import threading
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lmablate.data.arrow import first_line, quiet_datasets, texts
+from lmablate.data.arrow import ROWS, table_texts
+from lmablate.data.documents import Document
+from lmablate.data.hub_client import ANSWER_SECONDS, hub_answers, in_words, offline, quiet_datasets, why_offline
+from lmablate.data.hub_files import cached_files, hub_files, json_files
+from lmablate.data.local_files import file_texts, open_texts
 from lmablate.data.settings import HubData
 from lmablate.data.stamp import Stamp
+from lmablate.data.tally import Tally
 from lmablate.errors import DataError
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 5.0  # for the Hub to answer at all; the client's own retries take 23 s to give up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INSTEAD = (
     "use the built-in text with data=kjv, or local copies with data=files data.paths='...'; "
@@ -36,6 +41,7 @@ class HubDataset:
     def __init__(self, settings: HubData) -> None:
         self.settings = settings
         self.where = f"data=hub data.name={settings.name}"
+        self.tally = Tally(settings.text_field, skip=bool(settings.skip_bad_lines))
         self._commit: str | None = None
 
     @cached_property
@@ -48,12 +54,12 @@ class HubDataset:
         self._commit = self._commit or self._find_commit()
         return Stamp(self._commit, settled=self._commit is not None)
 
-    def documents(self) -> Iterator[memoryview | bytes]:
+    def documents(self) -> Iterator[Document]:
         """Raises DataError: no network (within 10 s), or no such dataset, subset, split or field."""
-        documents: Iterator[memoryview | bytes] = self._rows()
-        if self.settings.document_start is not None:
-            documents = join_rows(documents, re.compile(self.settings.document_start))
-        return itertools.islice(documents, self.settings.max_documents)
+        return as_documents(self._rows(), self.settings)
+
+    def notices(self) -> list[str]:
+        return [f"{self.where}: {said}" for said in self.tally.notices()]
 
     def _find_commit(self) -> str | None:
         from huggingface_hub import HfApi, constants
@@ -72,14 +78,15 @@ class HubDataset:
         reference = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "refs" / revision
         return reference.read_text().strip() if reference.is_file() else None
 
-    def _rows(self) -> Iterator[memoryview]:
+    def _rows(self) -> Iterator[Document]:
         s = self.settings
         online, why = self.online, why_offline()
         try:
             with quiet_datasets(), contextlib.nullcontext() if online else offline():
-                rows = self._load(online, why)
-                for table in rows.with_format("arrow").iter(batch_size=256):
-                    yield from texts(table, s.text_field, self.where)
+                if not online and (found := cached_files(s, self._commit)) is not None:
+                    yield from file_texts(found, self.tally)
+                else:
+                    yield from self._loaded(online, why)
         except DataError:
             raise
         except Exception as error:  # the network's errors, the Hub's, and those of the readers of the formats
@@ -87,14 +94,21 @@ class HubDataset:
                 raise DataError(f"{self.where}: cannot be loaded: {in_words(error, s.revision)}") from error
             raise DataError(f"{self.where}: {why}, and the dataset is not in the local cache: {_INSTEAD}") from error
 
-    def _load(self, online: bool, why: str) -> Any:
+    def _loaded(self, online: bool, why: str) -> Iterator[Document]:
         """Streamed where only the beginning is wanted; without a network, the cached copy of the commit asked for."""
         import datasets
 
         s = self.settings
         commit = self._commit or s.revision
         streaming = online and s.max_documents is not None
-        rows = datasets.load_dataset(s.name, s.subset, split=s.split, revision=commit, streaming=streaming)
+        builder = datasets.load_dataset_builder(s.name, s.subset, revision=commit)
+        names = json_files(builder, s.split) if online else None
+        if names is not None:
+            for file, where, size in hub_files(names, s, self._commit, streaming=streaming):
+                with file:
+                    yield from open_texts(file, where, size, self.tally)
+            return
+        rows = built(builder, s.split, streaming=streaming)
         if not online and commit is not None and rows.cache_files:
             # `datasets` takes the newest cached copy, whatever its revision.
             found = Path(rows.cache_files[0]["filename"]).parent.name
@@ -102,10 +116,33 @@ class HubDataset:
                 raise DataError(
                     f"{self.where}: {why}, and the local cache holds commit {found}, not {commit}: {_INSTEAD}"
                 )
-        return rows
+        yield from dataset_texts(rows, self.where, self.tally)
 
 
-def join_rows(rows: Iterator[memoryview | bytes], start: re.Pattern[str]) -> Iterator[bytes]:
+def as_documents(rows: Iterator[Document], settings: HubData) -> Iterator[Document]:
+    """Rows joined to documents, and as many of these as are wanted."""
+    if settings.document_start is not None:
+        rows = join_rows(rows, re.compile(settings.document_start))
+    return itertools.islice(rows, settings.max_documents)
+
+
+def built(builder: Any, split: str, *, streaming: bool) -> Any:
+    """The rows of a builder of ``datasets``."""
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
+
+
+def dataset_texts(rows: Any, where: str, tally: Tally) -> Iterator[Document]:
+    """The documents of a dataset of ``datasets``."""
+    tally.begin(where)
+    for table in rows.with_format("arrow").iter(batch_size=ROWS):
+        yield from table_texts(table, tally)
+    tally.end()
+
+
+def join_rows(rows: Iterator[Document], start: re.Pattern[str]) -> Iterator[bytes]:
     """Documents of several rows: one begins at each row in which `start` is found; each row ends with a newline."""
     parts: list[bytes] = []
     for row in rows:
@@ -116,84 +153,3 @@ def join_rows(rows: Iterator[memoryview | bytes], start: re.Pattern[str]) -> Ite
         parts.append(text if text.endswith(b"\n") else text + b"\n")
     if parts:
         yield b"".join(parts)
-
-
-def hub_answers(seconds: float = ANSWER_SECONDS) -> bool:
-    """Is the Hub there? Asked in a thread, since a name server that does not answer blocks for longer than any timeout."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.HF_HUB_OFFLINE or _datasets_offline():
-        return False
-    answered = threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(Exception):
-            get_session().head(constants.ENDPOINT, timeout=seconds)
-            answered.set()
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
-    return answered.is_set()
-
-
-def in_words(error: Exception, revision: str | None) -> str:
-    """What the Hub refused."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return "access has to be asked for on its page; then log in with: hf auth login"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "there is no such name, or it is private: then log in with: hf auth login"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"there is no revision {revision}"
-    return first_line(error)
-
-
-def why_offline() -> str:
-    """For messages."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or _datasets_offline():
-        return "HF_HUB_OFFLINE (or HF_DATASETS_OFFLINE) is set"
-    return "the Hugging Face Hub does not answer"
-
-
-def _datasets_offline() -> bool:
-    return os.environ.get("HF_DATASETS_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """As HF_HUB_OFFLINE=1, which both packages read only once, when they are imported."""
-    import datasets.config
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def fetch_tokenizer(name: str, revision: str | None) -> Path:
-    """The tokenizer.json of the model `name`, from the local cache or the Hub. Raises DataError."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    where = f"tokenizer.path={name}"
-    with contextlib.suppress(Exception):
-        return Path(hf_hub_download(name, "tokenizer.json", revision=revision, local_files_only=True))
-    if not hub_answers():
-        raise DataError(
-            f"{where}: there is no such file, {why_offline()}, and the local cache has no such tokenizer: "
-            "give the path of a tokenizer.json, or use tokenizer=bpe or tokenizer=bytes"
-        )
-    try:
-        return Path(hf_hub_download(name, "tokenizer.json", revision=revision))
-    except EntryNotFoundError as error:
-        raise DataError(f"{where}: there is no such file, and on the Hub: it has no tokenizer.json") from error
-    except Exception as error:
-        raise DataError(f"{where}: there is no such file, and on the Hub: {in_words(error, revision)}") from error

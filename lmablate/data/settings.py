@@ -27,11 +27,15 @@ class KjvData(_Text):
 
 
 class FilesData(_Text):
-    """Files of the user's: one text file is one document, and so is one row of a JSONL or Parquet file."""
+    """Files of the user's: one text file is one document, and so is one row of a JSONL, Parquet or Arrow file.
+
+    A dot in `text_field` leads into an object. With `skip_bad_lines`, rows that cannot be documents are left out, and counted.
+    """
 
     source: Literal["files"]
     paths: str | list[str] | None
     text_field: str
+    skip_bad_lines: bool | None = None
 
     @model_validator(mode="after")
     def _names_files(self) -> Self:
@@ -57,6 +61,7 @@ class HubData(_Text):
     split: str
     revision: str | None
     text_field: str
+    skip_bad_lines: bool | None = None
     max_documents: Annotated[int, Field(gt=0)] | None
     document_start: str | None
 

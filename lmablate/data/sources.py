@@ -1,15 +1,19 @@
 """Where text comes from: one class a source, chosen by the settings' class."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from lmablate.data.documents import Document
+from lmablate.data.folder import DatasetFolder
 from lmablate.data.hub import HubDataset
 from lmablate.data.kjv import Kjv
 from lmablate.data.local_files import LocalFiles
 from lmablate.data.settings import FilesData, HubData, KjvData, TextSettings
 from lmablate.data.stamp import Stamp
 from lmablate.data.synthetic import Markov
+from lmablate.errors import DataError
 
 
 class Source(Protocol):
@@ -24,6 +28,10 @@ class Source(Protocol):
 
     def documents(self) -> Iterator[Document]: ...
 
+    def notices(self) -> list[str]:
+        """What a user should know of the text, once the documents were read."""
+        ...
+
 
 def open_source(settings: TextSettings) -> Source:
     """Raises DataError if the source is not there."""
@@ -32,5 +40,17 @@ def open_source(settings: TextSettings) -> Source:
     if isinstance(settings, FilesData):
         return LocalFiles(settings)
     if isinstance(settings, HubData):
-        return HubDataset(settings)
+        return _dataset(settings)
     return Markov(settings)
+
+
+def _dataset(settings: HubData) -> Source:
+    name = settings.name or ""
+    folder = Path(name).expanduser()
+    if os.path.isdir(folder):  # False, too, for one that may not be entered
+        return DatasetFolder(settings, folder)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise DataError(
+            f"data.name={name}: there is no such folder (looked from {Path.cwd()}), and a name on the Hub is OWNER/NAME"
+        )
+    return HubDataset(settings)

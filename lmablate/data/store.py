@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lmablate import access
 from lmablate.console import progress
 from lmablate.data.documents import BATCH_BYTES, Corpus
 from lmablate.data.tokenizer import Tokenizer, fingerprint
@@ -98,7 +99,7 @@ def open_store(folder: Path) -> tuple[TokenData, dict[str, Any]] | None:
         )
     except PermissionError as error:
         raise DataError(
-            f"{folder} cannot be read: permission denied; set LMABLATE_CACHE to a folder of your own"
+            f"{folder} cannot be read ({access.closed(folder)}): or set LMABLATE_CACHE to a folder of your own"
         ) from error
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -119,9 +120,10 @@ def workshop(cache: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
     except OSError as error:
+        help_ = "" if error.errno in access.DENIED else "free some space there, or "
         raise DataError(
-            f"cannot prepare the data in {cache}: {error.strerror or error}: free some space there, or name another folder "
-            "with LMABLATE_CACHE or runtime.cache_dir"
+            f"cannot prepare the data in {cache}: {access.reason(error)}: {help_}name another folder with LMABLATE_CACHE or "
+            "runtime.cache_dir"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -146,19 +148,20 @@ def publish(built: Path, place: Path) -> None:
     )
 
 
-def look_up(cache: Path, key: str) -> str | None:
-    """The name of the store that the request `key` led to."""
+def look_up(cache: Path, key: str) -> tuple[str, list[str]] | None:
+    """The name of the store that the request `key` led to, and what was to be said of its text."""
     try:
-        return json.loads((cache / "index" / f"{key}.json").read_text())["store"]
+        noted = json.loads((cache / "index" / f"{key}.json").read_text())
+        return noted["store"], noted["notices"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def note(cache: Path, key: str, store: str) -> None:
-    """Remember it. The index only saves time, so a cache that cannot be written is none the worse."""
+def note(cache: Path, key: str, store: str, notices: list[str]) -> None:
+    """Remember both. The index only saves time, so a cache that cannot be written is none the worse."""
     with contextlib.suppress(OSError):
         (cache / "index").mkdir(exist_ok=True)
-        atomic_write(cache / "index" / f"{key}.json", json.dumps({"store": store}))
+        atomic_write(cache / "index" / f"{key}.json", json.dumps({"store": store, "notices": notices}))
 
 
 def _flush(file: Any) -> None:

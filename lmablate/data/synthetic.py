@@ -55,6 +55,9 @@ class Markov:
     def stamp(self) -> Stamp:
         return Stamp(None, settled=True)  # the settings say it all
 
+    def notices(self) -> list[str]:
+        return []
+
     def documents(self) -> Iterator[bytes]:
         """All documents grow side by side, one symbol at a time, until each has met its end."""
         s, bits = self.settings, self._bits(1)

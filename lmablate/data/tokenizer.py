@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from lmablate.data.settings import BYTES_VOCAB, PretrainedTokenizer
-from lmablate.errors import DataError
+from lmablate.errors import DataError, first_line
 from lmablate.files import read_bounded
 
 if TYPE_CHECKING:
@@ -70,10 +70,12 @@ class ByteTokenizer:
 
 
 class SubwordTokenizer:
-    """A tokenizer of the ``tokenizers`` package."""
+    """A tokenizer of the ``tokenizers`` package; messages call it `name`."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, end_token: str) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, end_token: str, name: str = "the tokenizer") -> None:
         from tokenizers import AddedToken
+
+        self.name = name
 
         # Registered as special, and special tokens are then not looked for in text.
         inner.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
@@ -87,8 +89,25 @@ class SubwordTokenizer:
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         strings = [str(text, "utf-8") for text in texts]
-        encodings = self._inner.encode_batch_fast(strings, add_special_tokens=False)
+        try:
+            encodings = self._inner.encode_batch_fast(strings, add_special_tokens=False)
+        except Exception as error:  # the package raises bare Exception
+            raise DataError(self._cannot_write(strings, first_line(error))) from error
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _cannot_write(self, strings: list[str], why: str) -> str:
+        """Which character or word it is that has no token."""
+        characters = sorted({character for string in strings for character in string})
+        words = sorted({word for string in strings for word in string.split()})
+        for part in (*characters, *words):
+            try:
+                self._inner.encode(part, add_special_tokens=False)
+            except Exception:
+                return (
+                    f"{self.name} has no token for {part!r}, which the text holds, and none for what is unknown ({why}): "
+                    "save it with an unknown token, or use tokenizer=bpe or tokenizer=bytes"
+                )
+        return f"{self.name} cannot write the text ({why}): use another, or tokenizer=bpe or tokenizer=bytes"
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -146,7 +165,7 @@ def load_pretrained(settings: PretrainedTokenizer) -> SubwordTokenizer:
             f"tokenizer.path={settings.path}: {path} is not a saved tokenizer ({error}); "
             "a tokenizer.json is what Tokenizer.save() of the tokenizers package writes"
         ) from error
-    return SubwordTokenizer(inner, _end_token(inner, settings))
+    return SubwordTokenizer(inner, _end_token(inner, settings), f"tokenizer.path={settings.path}")
 
 
 def _end_token(inner: tokenizers.Tokenizer, settings: PretrainedTokenizer) -> str:
@@ -174,6 +193,6 @@ def find_pretrained(settings: PretrainedTokenizer) -> Path:
         return path
     if settings.path.endswith(".json") or settings.path.count("/") > 1 or settings.path.startswith(("/", ".", "~")):
         raise DataError(f"tokenizer.path={settings.path}: there is no file {path}")
-    from lmablate.data.hub import fetch_tokenizer
+    from lmablate.data.hub_client import fetch_tokenizer
 
     return fetch_tokenizer(settings.path, settings.revision)

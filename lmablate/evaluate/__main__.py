@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmablate import access
 from lmablate.errors import ConfigError, DataError, in_words
 from lmablate.files import atomic_write
+from lmablate.paths import given_path
+from lmablate.run_directory import run_path
 
 DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
 files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
@@ -41,13 +44,24 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="RESULTS_DIR/<run_id>, or RESULTS_DIR for all that completed")
+    add(
+        "runs",
+        nargs="+",
+        type=run_path,
+        metavar="RUN",
+        help="RESULTS_DIR/<run_id>, or RESULTS_DIR for all that completed",
+    )
     add(
         "--data",
         metavar="FILES",
-        help="a file or a pattern in quotes: text, JSONL or Parquet (default: validation text)",
+        help="a file or a pattern in quotes: text, JSONL, Parquet or Arrow (default: validation text)",
     )
-    add("--text-field", default="text", metavar="NAME", help="of JSONL and Parquet (default: %(default)s)")
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="of rows, where a dot leads into an object (default: %(default)s)",
+    )
     add("--lengths", default="1", metavar="N,N", help="multiples of the training length (default: %(default)s)")
     add("--stride", type=int, metavar="TOKENS", help="sliding windows that move on by so many, beside the others")
     add(
@@ -58,8 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         help="other positions or windows of attention than trained with",
     )
     add("--positions", action="store_true", help="print the loss by position too")
-    add("--json", type=Path, metavar="FILE", help="write everything to one file too")
-    add("--out", type=Path, metavar="DIR", help="write tables (CSV) and the figure of the loss against length too")
+    add("--json", type=given_path, metavar="FILE", help="write everything to one file too")
+    add(
+        "--out", type=given_path, metavar="DIR", help="write tables (CSV) and the figure of the loss against length too"
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
     add("--threads", type=int, default=1, metavar="N", help="of the processor (default: %(default)s)")
     add("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of your own")
@@ -72,7 +88,7 @@ def _evaluate(asked: argparse.Namespace) -> None:
     from lmablate.evaluate.of_run import evaluate_run
     from lmablate.evaluations import finite, write_evaluation
     from lmablate.model.parts import trust
-    from lmablate.run_directory import check_writable
+    from lmablate.run_directory import check_writable, unwritable
 
     trust(*asked.trust)
     times = _times(asked.lengths)
@@ -86,9 +102,9 @@ def _evaluate(asked: argparse.Namespace) -> None:
             check_writable(place, key)
     device, done = _device(asked.device), []
     for folder in folders:
-        if folder.is_dir():  # it would be made
-            check_writable(folder, "RUN")
         try:
+            if folder.is_dir() and (why := unwritable(folder)):  # a missing one would be made
+                raise ConfigError(f"{folder}: an evaluation is kept beside its run ({why})")
             content = evaluate_run(
                 folder,
                 times=times,
@@ -133,19 +149,25 @@ def _device(asked: str) -> str:
 
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     """Run directories; a results directory stands for its runs that completed, of which some may be left out."""
-    from lmablate.run_directory import RunDirectory
+    from lmablate.run_directory import RunDirectory, below
 
     found: list[Path] = []
     searched = False
     for folder in given:
-        if (folder / "config.yaml").is_file() or not folder.is_dir():
+        if access.there(folder / "config.yaml") is not False or not folder.is_dir():
             found.append(folder)
             continue
-        inside = [path.parent for path in sorted(folder.glob("*/result.json"))]
-        rows = [(path, RunDirectory(folder, path.name).read_result()) for path in inside]
-        completed = [path for path, row in rows if row is not None and row["status"] == "completed"]
+        completed = []
+        for path, why in access.folders(folder):
+            if why:
+                print(f"{path}: left out ({why})", file=sys.stderr)
+            elif (row := RunDirectory(folder, path.name).read_result()) is not None and row["status"] == "completed":
+                completed.append(path)
         if not completed:
-            raise ConfigError(f"{folder}: no run is there that completed; give RESULTS_DIR/<run_id>, or RESULTS_DIR")
+            lower = "".join(f"; there are runs one level down, in {one}" for one in below(folder))
+            raise ConfigError(
+                f"{folder}: no run is there that completed; give RESULTS_DIR/<run_id>, or RESULTS_DIR{lower}"
+            )
         found += completed
         searched = True
     return list(dict.fromkeys(found)), searched
@@ -184,8 +206,8 @@ def _write_tables(folders: Sequence[Path], done: Sequence[dict[str, Any]], out: 
     from lmablate.results import load_runs
 
     lengths, positions = frames(done)
-    lengths.to_csv(out / "lengths.csv", index=False)
-    positions.to_csv(out / "positions.csv", index=False)
+    atomic_write(out / "lengths.csv", lengths.to_csv(index=False))
+    atomic_write(out / "positions.csv", positions.to_csv(index=False))
     runs = load_runs({str(folder.absolute().parent) for folder in folders})
     own = runs[runs["run_id"].isin([content["run_id"] for content in done])]
     own.attrs.update(runs.attrs)

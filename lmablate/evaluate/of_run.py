@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.errors import ConfigError
 from lmablate.evaluate.changes import changed, rebuilt
 from lmablate.evaluate.lengths import at_lengths
@@ -142,7 +143,7 @@ def evaluate_run(
 def check_finished(run_dir: Path, to: str = "evaluate") -> None:
     """Raise ConfigError for a run that did not complete."""
     directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
-    if not directory.config_path.is_file():
+    if not access.there(directory.config_path):
         return  # load_run says it
     row = directory.read_result()
     if row is None:

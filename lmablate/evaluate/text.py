@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,8 @@ from lmablate.evaluations import VALIDATION
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
+
+log = logging.getLogger(__name__)
 
 
 class Text(NamedTuple):
@@ -29,19 +32,27 @@ def validation_text(data: TokenData) -> Text:
     return Text(VALIDATION, np.asarray(data.val, dtype=np.int64), data.val_bytes, data.fingerprint)
 
 
+def _in_flags(message: str) -> str:
+    return message.replace("data.paths", "--data").replace("data.text_field", "--text-field")
+
+
 def read_text(paths: str, data: TokenData, text_field: str = "text") -> Text:
-    """The files that `paths` matches, under the run's tokenizer: one text file is one document, and so is one row of a JSONL or
-    Parquet file. Raises DataError."""
+    """The files that `paths` matches, under the run's tokenizer: one text file is one document, and so is one row of a JSONL,
+    Parquet or Arrow file. Raises DataError."""
     from lmablate.data.local_files import LocalFiles
     from lmablate.data.settings import FilesData
+    from lmablate.data.tally import OR_SKIP
 
     if not paths:
         raise DataError("--data needs a file, or a pattern such as 'texts/*.txt'")
     settings = FilesData(source="files", paths=paths, text_field=text_field, val_fraction=0.5, val_bytes=100)
     try:
-        documents = [bytes(document) for document in LocalFiles(settings).documents()]
+        source = LocalFiles(settings)
+        documents = [bytes(document) for document in source.documents()]
     except DataError as error:
-        raise DataError(str(error).replace("data.paths", "--data").replace("data.text_field", "--text-field")) from None
+        raise DataError(_in_flags(str(error).replace(OR_SKIP, ""))) from None
+    for notice in source.notices():
+        log.warning(_in_flags(notice))
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise DataError(f"--data {paths}: there is no text, since every document is empty or blank")

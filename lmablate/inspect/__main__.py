@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from lmablate.errors import ConfigError, in_words
+
 # The view's word, the module whose main(argv) shows it, and what it shows.
 VIEWS = {
     "init": ("lmablate.inspect.initialisation", "gradients and signals through the stack before any training"),
@@ -14,6 +16,7 @@ VIEWS = {
 }
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Hand the words to the view; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -24,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 0
     if words[0] not in VIEWS:
-        print(f"error: there is no view {words[0]!r}; there are\n{listed}", file=sys.stderr)
-        return 2
+        raise ConfigError(f"there is no view {words[0]!r}; there are\n{listed}")
     code: int = importlib.import_module(VIEWS[words[0]][0]).main(words[1:])
     return code
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ WARM = 2
 MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is not timed
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     from lmablate.cli import main as front_door
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", default="128,512,2048")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--rounds", default=str(ROUNDS))
-    parser.add_argument("--out", type=Path, default=Path("decode"))
+    parser.add_argument("--out", type=given_path, default=Path("decode"))
     own, words = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
     if "--help" in words or "-h" in words:
         print(HELP.format(rounds=ROUNDS, most=MOST_PREFILL))

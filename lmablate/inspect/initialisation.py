@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.console import Line
 from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--inits", type=int, default=INITS, help="draws of the weights (default: %(default)s)")
     add(
         "--out",
-        type=Path,
+        type=given_path,
         required=True,
         metavar="DIR",
         help="takes layers.csv, summary.csv, gradient_norm.png and .svg",

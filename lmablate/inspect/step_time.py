@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate.errors import ConfigError
+from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ Times are of one machine; run nothing beside it. runtime.device=cuda times a GPU
 """
 
 
+@in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells stderr each time that it starts and stops
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m lmablate.inspect time", add_help=False, allow_abbrev=False)
     parser.add_argument("--steps", default=str(STEPS))
-    parser.add_argument("--out", type=Path, default=Path("step_time"))
+    parser.add_argument("--out", type=given_path, default=Path("step_time"))
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--parts", action="store_true")
     own, words = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))

@@ -6,21 +6,22 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lmablate.errors import ConfigError, in_words
+from lmablate.paths import given_path
+from lmablate.run_directory import run_path
 
 
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one run, and push it where that is asked for; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="lmablate.interop",
+        prog="python -m lmablate.interop",
         description="Write a trained run as a folder that transformers loads: AutoTokenizer and, by its objective, AutoModelForCausalLM, "
         "AutoModelForMaskedLM or AutoModelForSeq2SeqLM; of ELECTRA two folders in one, generator and discriminator.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("run_dir", type=run_path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
+    parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub too, as a private model")
     parser.add_argument("--public", action="store_true", help="with --push: as a public model")
     asked = parser.parse_args(argv)

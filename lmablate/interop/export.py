@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lmablate import access
 from lmablate.errors import ConfigError
 from lmablate.run_directory import RunDirectory, check_writable
 
@@ -38,6 +39,8 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
     from lmablate.run import load_data, read_config
 
     directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    if access.there(directory.config_path) is None:
+        raise ConfigError(f"{run_dir}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():
         raise ConfigError(
             f"{run_dir}: no run is there; give the folder of one, RESULTS_DIR/<run_id>, which holds config.yaml and checkpoint/"
@@ -52,7 +55,10 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
     data = load_data(cfg)
     _same_text(run_dir, directory.read_result(), data)
     model = build_model(cfg)
-    load_weights(found[0], model)
+    try:
+        load_weights(found[0], model)
+    except PermissionError:
+        raise ConfigError(f"{found[0]}: {access.closed(found[0])}") from None
     return model.eval(), cfg, data
 
 
@@ -196,7 +202,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    from lmablate.data.hub import hub_answers, why_offline
+    from lmablate.data.hub_client import hub_answers, why_offline
 
     if not hub_answers():
         raise ConfigError(f"--push {name}: {why_offline()}; the folder {folder} is written and can be pushed later")

@@ -10,10 +10,13 @@ from typing import Any, ClassVar
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
+from lmablate.config.hints import in_words
 from lmablate.launcher.composer import Composer
 
 
@@ -30,7 +33,12 @@ class LocalLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        self.collected.extend(map(Composer(self.hydra_context.config_loader, self.config), job_overrides))
+        compose = Composer(self.hydra_context.config_loader, self.config)
+        for words in job_overrides:
+            try:
+                self.collected.append(compose(words))
+            except (HydraException, OmegaConfBaseException) as error:
+                raise in_words(error, words) from error  # here it is known which options this job has chosen
         return []
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lmablate.errors import in_words
 from lmablate.files import atomic_write
+from lmablate.paths import given_path
 from lmablate.survey.judge import judged
 from lmablate.survey.table import CHOICES, COLUMNS, Row, by_year, systems, word
 
@@ -47,7 +48,7 @@ CLAIM_COLUMNS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where nothing can be written."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.survey", description="What published systems do.")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write tables, figures and claims.json there")
+    parser.add_argument("--out", type=given_path, metavar="DIR", help="write tables, figures and claims.json there")
     out = parser.parse_args(argv).out
     table = systems()
     found = judged(table)

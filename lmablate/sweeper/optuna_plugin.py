@@ -8,9 +8,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
+from lmablate.config.words import SKIP, ZIP
 from lmablate.errors import ConfigError
 from lmablate.sweeper.optuna_space import LENGTHS, OWN, read_search
-from lmablate.sweeper.plugin import StudySweeper
+from lmablate.sweeper.plugin import StudySweeper, _values
 
 if TYPE_CHECKING:
     from lmablate.sweeper.optuna_search import Search
@@ -35,6 +36,10 @@ class SearchSweeper(StudySweeper):
         fixed, typed = self._words()
         node = OmegaConf.select(self.master, "sweep")
         asked = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else {}
+        if isinstance(asked, dict) and (asked.get("zip") or asked.get("skip")):
+            raise ConfigError(
+                "sweep.zip and sweep.skip arrange a grid or a study; a search draws its trials: leave them out"
+            )
         if isinstance(asked, dict) and asked.get("arms"):
             raise ConfigError("sweep.arms are the arms of a study: use hydra/sweeper=study, or search without them")
         settings = read_search(raw, typed)
@@ -56,7 +61,15 @@ class SearchSweeper(StudySweeper):
                 raise ConfigError(
                     f"{override.input_line}: every trial of a search has the seeds of {OWN[key]}; set that"
                 )
+            if key in (ZIP, SKIP):
+                raise ConfigError(
+                    f"{key} arranges a grid or a study; a search draws its trials from the whole space: leave it out"
+                )
             if override.is_sweep_override():
+                values = _values(override) if override.is_discrete_sweep() else []
+                if len(values) == 1:  # choice(4): a value that each trial has
+                    fixed.append(f"{override.get_key_element()}={values[0]}")
+                    continue
                 if key in LENGTHS:
                     raise ConfigError(f"{override.input_line}: {key} is not searched over: the longest run would win")
                 typed[key] = _dimension(override)

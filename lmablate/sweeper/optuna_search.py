@@ -18,7 +18,7 @@ from lmablate.jobs import Job, prepare_jobs
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_trials import Asked, metric_of, open_study, optuna_library
-from lmablate.sweeper.store import load_studies, write_study
+from lmablate.sweeper.store import load_studies, save_study
 from lmablate.sweeper.study import Compose, Launch
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class Search:
     def check(self) -> None:
         """Import optuna, compose the command without its space, and find out what was asked before. Raises ConfigError."""
         optuna_library(self.settings.sampler)
-        self.base = self._compose(self.fixed)
+        for line in self.notices():
+            log.info("%s", line)
+        self.base = self._without_space()
         self.identity = identity(self.base, self.settings)
         earlier = load_studies(self.results_dir).get(self.name)
         if earlier is None:
@@ -83,6 +85,35 @@ class Search:
             self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
         else:
             self._enqueue()
+
+    def _without_space(self) -> RunConfig:
+        """The command without its space; where a fixed key belongs to options of a group that is searched over, with the first
+        of them. Raises ConfigError that names an option which lacks the key."""
+        try:
+            return self._compose(self.fixed)
+        except ConfigError:
+            groups = {one.key: one.choices for one in self.space if one.choices and "." not in one.key}
+            if not groups:
+                raise
+            first = {key: f"{key}={choices[0]}" for key, choices in groups.items()}
+            each = [
+                self._compose([*{**first, key: f"{key}={choice}"}.values(), *self.fixed])
+                for key, choices in groups.items()
+                for choice in choices
+            ]
+            return each[0]
+
+    def notices(self) -> list[str]:
+        """What a user should know of numbers that change nothing."""
+        own, lines = self.settings, []
+        if own.trials > self.total:
+            lines.append(f"hydra.sweeper.trials={own.trials}: the grid has {self.total} points")
+        if own.sampler in ("tpe", "cmaes") and 1 < self.total <= (own.batch or 0):
+            lines.append(
+                f"hydra.sweeper.batch={own.batch}: all {self.total} trials are asked for together, before sampler={own.sampler} has "
+                "learned from any"
+            )
+        return lines
 
     def _enqueue(self) -> None:
         """Take the settings of earlier trials in their order, as far as they lie in the space; then the sampler goes on."""
@@ -274,4 +305,4 @@ class Search:
 
     def save(self) -> None:
         """Write what is known to RESULTS_DIR/studies/<name>.json; runs listed there are no evidence for any claim."""
-        write_study(self.results_dir, self.name, content(self))
+        save_study(self.results_dir, self.name, content(self))

@@ -139,7 +139,7 @@ class Dimension:
 
 def read_search(raw: dict[str, Any], typed: dict[str, Any]) -> SearchSettings:
     """Check the keys of ``hydra.sweeper``; `typed` are dimensions of the command line. Raises ConfigError."""
-    from lmablate.config.compose import explain
+    from lmablate.config.hints import explain
 
     space = {key: _spelt(value) for key, value in (raw.get("space") or {}).items()}
     if both := set(space) & set(typed):

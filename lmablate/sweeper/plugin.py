@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
@@ -14,9 +13,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lmablate.config.words import SKIP, ZIP, rewrite
 from lmablate.errors import ConfigError
 from lmablate.launcher.composer import Composer
-from lmablate.secrets import refuse
+from lmablate.sweeper.grid import combinations, read_grid
 
 if TYPE_CHECKING:
     from lmablate.config.schema import RunConfig
@@ -82,29 +82,36 @@ class StudySweeper(Sweeper):
                 raise ConfigError(
                     f"{override.input_line}: the arm {decided[key]} sets {key}; change sweep.arms instead"
                 )
-            if override.is_sweep_override():
-                several[key] = _values(override)
-            else:
+            if key in (ZIP, SKIP):
+                continue  # of the study, not of its runs
+            if not override.is_sweep_override():
                 fixed.append(str(override.input_line))
+            elif len(values := _values(override)) == 1:
+                fixed.append(f"{override.get_key_element()}={values[0]}")
+            else:
+                several[key] = values
         return fixed, several
 
     def _compose(self, words: Sequence[str]) -> RunConfig:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from lmablate.config.compose import in_words, rewrite, to_run_config
+        from lmablate.config.compose import to_run_config
+        from lmablate.config.hints import in_words
 
+        overrides = rewrite(list(words))
         try:
-            return to_run_config(self.composer(rewrite(list(words))))
+            return to_run_config(self.composer(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            raise in_words(error) from error
+            raise in_words(error, overrides) from error
 
 
 class GridSweeper(Sweeper):
-    """The product of values, as Hydra's basic sweeper makes it, and as it takes `params` from a stored sweep.
+    """The product of values, as Hydra's basic sweeper makes it, and as it takes `params` from a stored sweep; ``sweep.zip``
+    and ``sweep.skip`` arrange it (grid.py).
 
-    That one composes every job once to see whether it can be, and its launcher again; ours composes all of them, and each is
-    checked, before the first one starts.
+    Hydra's own composes every job once to see whether it can be, and its launcher again; ours composes all of them, and each
+    is checked, before the first one starts. Nothing is written down before that.
     """
 
     __module__ = "hydra_plugins.lmablate"
@@ -119,17 +126,19 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
         assert self.config is not None and self.launcher is not None  # Hydra calls setup first
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        refuse(dict(word.partition("=")[::2] for word in words))  # they are about to be written down
-        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(words)
-        (batch,) = BasicSweeper.split_arguments(overrides, None)
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        self.launcher.launch(batch, initial_job_idx=0)
+        values: dict[str, list[str]] = {}
+        for override in OverridesParser.create(config_loader=self.loader).parse_overrides(words):
+            if override.key_or_group not in (ZIP, SKIP):  # of the grid, not of its jobs
+                swept = override.is_sweep_override()
+                values[override.get_key_element()] = (
+                    _values(override) if swept else [override.get_value_element_as_str()]
+                )
+        node = OmegaConf.select(self.config, "sweep")
+        settings = read_grid(_plain(node) if node is not None else {})
+        jobs = combinations(values, settings.zip, settings.skip)
+        self.launcher.launch([[f"{key}={value}" for key, value in job.items()] for job in jobs], initial_job_idx=0)
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def content(study: Study) -> dict[str, Any]:
         "schema_version": 1,
         "sweep": study.name,
         "question": settings.question,
-        "claims": settings.claims,
+        "claims": settings.claims or [],
         "stage": study.stage,
         "baseline": next(iter(study.words)),
         "arms": arms,

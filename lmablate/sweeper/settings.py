@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -10,10 +11,13 @@ from pydantic import Field, ValidationError
 
 from lmablate.errors import ConfigError
 from lmablate.settings import Settings
+from lmablate.sweeper.grid import Skips, Zips
+from lmablate.sweeper.grid import combinations as arranged
 
 Seed = Annotated[int, Field(ge=0)]
 Values = list[Any]
 Pairing = Literal["paired", "init", "data", "crossed"]
+ARM = "arm"  # as sweep.skip calls it
 HELD = 0  # the seed that `seeds.mode=init` and `=data` hold, of the data order or of the weights
 
 
@@ -40,15 +44,18 @@ class TuneSettings(Settings):
 
 class StudySettings(Settings):
     """A stored sweep's node ``sweep``. Arms are lists of overrides, the first the baseline; `cross` multiplies them by values
-    of more keys. `starts`: arms that start from the weights of another arm's run of the same seeds (trainer.init_from).
-    `looks`: numbers of pairs after which decided arms stop, by `look_rule` (null: obrien_fleming)."""
+    of more keys, of which `zip` pairs some, and `skip` leaves combinations out (grid.py; ``arm`` is the arm). `starts`: arms
+    that start from the weights of another arm's run of the same seeds (trainer.init_from). `looks`: numbers of pairs after
+    which decided arms stop, by `look_rule` (null: obrien_fleming)."""
 
     question: str
-    claims: list[str]
-    scales: dict[str, list[str]]
     arms: dict[str, list[str]]
     seeds: SeedSettings
+    claims: list[str] | None = None
+    scales: dict[str, list[str]] | None = None
     cross: dict[str, Values] | None = None
+    zip: Zips | None = None
+    skip: Skips | None = None
     starts: dict[str, str] | None = None
     looks: list[Annotated[int, Field(gt=1)]] | None = None
     look_rule: Literal["obrien_fleming", "pocock", "anytime"] | None = None
@@ -71,7 +78,7 @@ def read_study(
 ) -> tuple[StudySettings, TuneSettings]:
     """Check the nodes ``sweep`` and ``tune``; `typed` are keys given several values on the command line, which multiply
     the arms like ``sweep.cross``. Raises ConfigError."""
-    from lmablate.config.compose import explain
+    from lmablate.config.hints import explain
 
     node = {key: value for key, value in node.items() if value is not None}
     if isinstance(node.get("seeds"), int | list):  # sweep.seeds=8
@@ -98,6 +105,12 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
         factors = tune.factors or []
         if len(set(factors)) != len(factors):
             raise ConfigError(f"tune.factors={factors}: a factor stands there twice")
+        crossed = math.prod(len(values) for values in (tune.cross or {}).values())
+        if len(factors) == 1 and not tune.extend and crossed == 1:
+            raise ConfigError(
+                f"tune.factors={factors} with tune.extend={tune.extend}: tune={tune.mode} has one learning rate to choose from: give more "
+                "factors, or use tune=none"
+            )
         both = set(tune.seeds or ()) & {
             number for pair in seed_pairs(study.seeds) for number in _moved(study.seeds, pair)
         }
@@ -131,6 +144,11 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
         if sorted(set(study.looks)) != study.looks or study.looks[-1] > n:
             raise ConfigError(
                 f"sweep.looks={study.looks}: numbers of pairs that rise, at most the {n} pairs of sweep.seeds"
+            )
+        if study.looks == [n]:
+            raise ConfigError(
+                f"sweep.looks={study.looks}: the study ends with its {n} pairs, so that a look there stops nothing: give smaller "
+                "numbers, or leave it out"
             )
 
 
@@ -167,14 +185,13 @@ def generation(starts: Mapping[str, str], arm: str) -> int:
 
 
 def expand_arms(study: StudySettings) -> list[Arm]:
-    """Every arm at every combination of ``sweep.cross``, in reading order."""
-    cross = study.cross or {}
+    """Every arm at every combination of ``sweep.cross``, in reading order. Raises ConfigError."""
+    cross = {key: [_word(value) for value in values] for key, values in (study.cross or {}).items()}
     arms = []
-    for name, words in study.arms.items():
-        for values in itertools.product(*cross.values()):
-            pairs = list(zip(cross, values, strict=True))
-            label = ", ".join([name, *(f"{key.rpartition('.')[2]} {_word(value)}" for key, value in pairs)])
-            arms.append(Arm(label, (*words, *(f"{key}={_word(value)}" for key, value in pairs))))
+    for chosen in arranged({ARM: list(study.arms), **cross}, study.zip, study.skip):
+        name = chosen.pop(ARM)
+        label = ", ".join([name, *(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())])
+        arms.append(Arm(label, (*study.arms[name], *(f"{key}={value}" for key, value in chosen.items()))))
     return arms
 
 

@@ -7,14 +7,17 @@ for it; here every use is listed.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate import access
 from lmablate.files import atomic_write, file_stem, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
 FOLDER = "studies"  # no run directory: it holds no result.json
 
 
@@ -31,17 +34,43 @@ def write_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) ->
     return path
 
 
+def save_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) -> None:
+    """The same at work: a file that cannot be written costs the overview, and not the runs."""
+    try:
+        write_study(results_dir, sweep, content)
+    except OSError as error:
+        log.warning(
+            "%s: not written, so that reports know its runs and not its arms (%s)",
+            study_path(results_dir, sweep),
+            access.reason(error),
+        )
+
+
 def load_studies(results_dir: str | Path) -> dict[str, dict[str, Any]]:
-    """The studies of a results directory by the name of their sweep; damaged files are left out."""
+    """The studies of a results directory by the name of their sweep; damaged files are left out, and said."""
     found = {}
-    for path in sorted((Path(results_dir) / FOLDER).glob("*.json")):
+    for path in _files(Path(results_dir) / FOLDER):
         try:
             content = read_json(path)
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and _has_runs(content):
+            if not (isinstance(content, dict) and _has_runs(content)):
+                raise ValueError("it does not say of which study it is, and which runs it has")
             found[content["sweep"]] = content
+        except (OSError, ValueError) as error:
+            _left_out(path, error)
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return access.listed(folder, "*.json")
+    except OSError as error:
+        _left_out(folder, error)
+        return []
+
+
+def _left_out(path: Path, error: OSError | ValueError) -> None:
+    why = access.reason(error) if isinstance(error, OSError) else error
+    log.warning("%s: left out (%s)", path, why)
 
 
 def _has_runs(content: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from lmablate.sweeper.settings import (
     generation,
     seed_pairs,
 )
-from lmablate.sweeper.store import write_study
+from lmablate.sweeper.store import save_study
 from lmablate.sweeper.tuning import Cell, Tuning
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class Study:
 
     def save(self) -> None:
         """Write what is known to RESULTS_DIR/studies/<sweep>.json."""
-        write_study(self.results_dir, self.name, record.content(self))
+        save_study(self.results_dir, self.name, record.content(self))
 
 
 def seed_word(init: int, data: int) -> str:
