@@ -12,17 +12,26 @@ from pathlib import Path
 Random = random.Random
 NUMBERS = ["0", "-1", "1.5", "nan", "inf", "-inf", "1e3", "", "six", "0x10", "１２", "1_0", "None", "true", "null", "1,2", "[1]", "'5'",
            "1e-400", "${seed}", "${nothing}", "-0.0", "1e400", "{a:1}", "3-", "2**3"]  # fmt: skip
-ODD = ["'", '"', "[", "]", "{", "}", "(", ")", ",", "，", "=", "==", " ", "\t", "\n", "\\", "$", "${", "~", "@", "#", "%", "%s", "é", "\u202e", "\x1b[31m",
-       "\udce9", "日本", "🦙", ":", "../", "/", ";", "*", "?", "|", "&", "--", "-", "+", "++", "[/x]", "[bold]", "\x00"]  # fmt: skip
-WORDS = ["", "-", "--", "=", "--nothing", "-x", "norm", "norm=", "=rms", "norm=null", "norm=[rms]", "norm=1", "~norm", "~model", "+norm=rms", "++seed=1", "+a.b=1",
-         "hydra.run.dir=x", "hydra/launcher=gang", "hydra/launcher=nothing", "hydra/sweeper=study", "hydra/sweeper=optuna", "--multirun", "-m", "--cfg", "--cfg=job",
-         "--info", "--config-name=x", "--config-dir=nothing", "--config-dir", "-cn", "-c", "--resolve", "--version", "--trust", "--trust=nothing", "--trust=os", "sweeps=nothing",
-         "sweeps=norm", "sweeps=mine,norm", "preset=gpt2", "preset=nothing", "scale=laptop", "scale=x", "results_dir=", "results_dir=/proc/none", "results_dir=text/doc00.txt",
-         "results_dir=~/r", "data.paths=nothing/*.txt", "data.paths=[]", "data.paths=results", "tokenizer=pretrained", "tokenizer.path=rows.jsonl", "lr=1", "n_layers=2",
-         "model=", "model.d_model", "seed=0,1", "seed=1,,2", "norm=rms, layer", "norm=rms,", "norm.eps=1,2", "trainer={steps:3}", "model=null", "optim.lr=rule", "@file", "-v",
-         "--out", "--out=", "--out=text", "--out=text/doc00.txt", "--out=/proc/x", "--json", "--help", "-h", "text", "rows.jsonl", "nothing", "results/nothing", "/", ".",
-         "..", "/dev/null", "~/x", "--seed=-1", "--top-k=0", "--tokens=-3", "--device=cuda", "--device=x", "--threads=0", "sweep.skip=norm=rms", "sweep.zip=norm,seed",
-         "runtime.parallel=ddp", "runtime.wandb=online", "runtime.device=cuda", "runtime.threads=0", "trainer.init_from=x", "diagnostics=standard", "tune=both"]  # fmt: skip
+ODD = [
+    "'", '"', "[", "]", "{", "}", "(", ")", ",", "，", "=", "==", " ", "\t", "\n", "\\", "$", "${", "~", "@", "#", "%", "%s", "é",
+    "\u202e", "\x1b[31m", "\udce9", "日本", "🦙", ":", "../", "/", ";", "*", "?", "|", "&", "--", "-", "+", "++", "[/x]", "[bold]",
+]  # fmt: skip
+WORDS = ["", "norm=rms, layer", *"""
+    - -- = --nothing -x norm norm= =rms norm=null norm=[rms] norm=1 ~norm ~model +norm=rms ++seed=1 +a.b=1
+    hydra.run.dir=x hydra/launcher=gang hydra/launcher=nothing hydra/sweeper=study hydra/sweeper=optuna --multirun
+    -m --cfg --cfg=job --info --config-name=x --config-dir=nothing --config-dir -cn -c --resolve --version --trust
+    --trust=nothing --trust=os sweeps=nothing sweeps=norm sweeps=mine,norm preset=gpt2 preset=nothing scale=laptop
+    scale=x results_dir= results_dir=/proc/none results_dir=text/doc00.txt results_dir=~/r data.paths=nothing/*.txt
+    data.paths=[] data.paths=results tokenizer=pretrained tokenizer.path=rows.jsonl lr=1 n_layers=2 model=
+    model.d_model seed=0,1 seed=1,,2 norm=rms, norm.eps=1,2 trainer={steps:3} model=null optim.lr=rule @file -v
+    --out --out= --out=text --out=text/doc00.txt --out=/proc/x --json --help -h text rows.jsonl nothing
+    results/nothing / . .. /dev/null ~/x --seed=-1 --top-k=0 --tokens=-3 --device=cuda --device=x --threads=0
+    sweep.skip=norm=rms sweep.zip=norm,seed runtime.parallel=ddp runtime.wandb=online runtime.device=cuda
+    runtime.threads=0 trainer.init_from=x diagnostics=standard tune=both
+""".split()]  # fmt: skip
+# Words that make a small command line train for long, and commands of which any other word does.
+LONG = {"sweeps=norm", "preset=gpt2", "scale=laptop", "tune=both", "hydra/sweeper=optuna", "hydra/sweeper=study"}
+FIXED = ("lmablate.demo",)
 ENVIRONMENT: dict[str, list[str | None]] = {
     "HOME": [None, "", "/nonexistent", "relative", "text/doc00.txt", "/proc"],
     "COLUMNS": ["", "0", "1", "20", "80", "-5", "abc", "99999999999999999999", "１２"],
@@ -59,7 +68,19 @@ ENVIRONMENT: dict[str, list[str | None]] = {
 }  # fmt: skip
 STREAMS = ["file", "pty", "full", "closed", "left", "stderr closed", "both closed", "no input"]
 RC = "text.usetex: True\nfont.size: enormous\naxes.grid maybe\nbackend: nonsense\nsavefig.directory: [\n\xff"
-SCRAPS = [b"", b"\x00\xff\xfe", b"{", b"[]", b"null", b"a: [1\n\tb: 2\n", b'{"status": "completed"}\n', b"- 1\n", b"\xef\xbb\xbf{}", b"key: !!python/none x\n", b"1e999"]
+SCRAPS = [
+    b"",
+    b"\x00\xff\xfe",
+    b"{",
+    b"[]",
+    b"null",
+    b"a: [1\n\tb: 2\n",
+    b'{"status": "completed"}\n',
+    b"- 1\n",
+    b"\xef\xbb\xbf{}",
+    b"key: !!python/none x\n",
+    b"1e999",
+]
 
 
 @dataclass
@@ -85,8 +106,11 @@ def break_line(line: Line, r: Random, files: list[str]) -> None:
 
 def _words(line: Line, r: Random, files: list[str]) -> None:
     words = line.words
+    if line.module in FIXED:
+        return
     if not words or r.random() < 0.2:
-        words.insert(r.randint(0, len(words)), r.choice(WORDS))
+        allowed = [word for word in WORDS if line.module != "lmablate.train" or word not in LONG]
+        words.insert(r.randint(0, len(words)), r.choice(allowed))
         return
     i = r.randrange(len(words))
     way = r.choice([_typo, _typo, _odd, _odd, _value, _value, _value, _other_file, _quoted])
@@ -98,7 +122,7 @@ def _words(line: Line, r: Random, files: list[str]) -> None:
     elif r.random() < 0.1:
         words.insert(r.randint(0, len(words)), words[i])
     else:
-        words[i] = way(words[i], r, files).replace("\x00", "")
+        words[i] = way(words[i], r, files)
 
 
 def _typo(word: str, r: Random, files: list[str]) -> str:
@@ -129,7 +153,20 @@ def _other_file(word: str, r: Random, files: list[str]) -> str:
 
 def _quoted(word: str, r: Random, files: list[str]) -> str:
     key, equals, value = word.partition("=")
-    left, right = r.choice([("'", "'"), ('"', '"'), ("'", ""), ("", '"'), ("[", "]"), ("[", ""), ("{", "}"), ("“", "”"), ("\\'", "\\'"), ("(", ")")])
+    left, right = r.choice(
+        [
+            ("'", "'"),
+            ('"', '"'),
+            ("'", ""),
+            ("", '"'),
+            ("[", "]"),
+            ("[", ""),
+            ("{", "}"),
+            ("“", "”"),
+            ("\\'", "\\'"),
+            ("(", ")"),
+        ]
+    )
     return f"{key}={left}{value}{right}" if equals else f"{left}{word}{right}"
 
 
@@ -143,12 +180,16 @@ def _environment(line: Line, r: Random, files: list[str]) -> None:
 def _files(line: Line, r: Random, files: list[str]) -> None:
     name = r.choice(files)
     if r.random() < 0.4:  # what is read first
-        names = [each for each in files if each.endswith((".json", ".yaml", ".txt", "results", "text", ".tar", ".jsonl"))]
+        names = [
+            each for each in files if each.endswith((".json", ".yaml", ".txt", "results", "text", ".tar", ".jsonl"))
+        ]
         name = r.choice(names)
     line.damages.append(
         r.choice([
-            ("remove", name), ("chmod", name, r.choice(["000", "000", "400", "500", "200", "300"])), ("scrap", name, str(r.randrange(len(SCRAPS)))),
-            ("truncate", name), ("folder", name), ("loop", name), ("write", "matplotlibrc", RC), ("chmod", ".", r.choice(["500", "000", "300"])),
+            ("remove", name), ("chmod", name, r.choice(["000", "000", "400", "500", "200", "300"])),
+            ("scrap", name, str(r.randrange(len(SCRAPS)))),
+            ("truncate", name), ("folder", name), ("loop", name), ("write", "matplotlibrc", RC),
+            ("chmod", ".", r.choice(["500", "000", "300"])),
             ("gone",),
         ])
     )  # fmt: skip

@@ -25,12 +25,12 @@ from typing import NamedTuple
 from fuzz.breaking import Line, do_damage
 
 # What takes long to import. Not what reads the environment or the working folder as it is imported: matplotlib, wandb.
-HEAVY = (
-    "torch", "pandas", "scipy.stats", "pydantic", "hydra.main", "hydra._internal.utils", "omegaconf", "rich.console", "rich.table", "rich.live", "tokenizers",
-    "datasets", "jinja2", "lmablate.config.compose", "lmablate.jobs", "lmablate.run", "lmablate.trainer", "lmablate.results",
-    "lmablate.launcher.scheduler", "lmablate.sweeper.plugin", "lmablate.budget.measured", "lmablate.evaluate.of_run", "lmablate.stats.planning",
-    "lmablate.decoding.generate", "lmablate.claims.evidence", "torch.optim", "torch.nn",
-)  # fmt: skip
+HEAVY = """
+    torch pandas scipy.stats pydantic hydra.main hydra._internal.utils omegaconf rich.console rich.table rich.live
+    tokenizers datasets jinja2 lmablate.config.compose lmablate.jobs lmablate.run lmablate.trainer lmablate.results
+    lmablate.launcher.scheduler lmablate.sweeper.plugin lmablate.budget.measured lmablate.evaluate.of_run
+    lmablate.stats.planning lmablate.decoding.generate lmablate.claims.evidence
+""".split()
 KEPT = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "PYTHONPATH")
 
 
@@ -58,7 +58,12 @@ def prepare() -> None:
 
 def environment(root: Path, line: Line) -> dict[str, str]:
     own = {name: os.environ[name] for name in KEPT if name in os.environ}
-    own |= {"HOME": str(root / "home"), "TMPDIR": str(root / "tmp"), "LMABLATE_CACHE": str(root / "cache"), "OMP_NUM_THREADS": "1"}
+    own |= {
+        "HOME": str(root / "home"),
+        "TMPDIR": str(root / "tmp"),
+        "LMABLATE_CACHE": str(root / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     own |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "USER": "me"}
     for name, value in line.environment.items():
         if value is None:
