@@ -48,7 +48,7 @@ def comparison(runs: pd.DataFrame, history: pd.DataFrame | None = None, title: s
         rows = 0.26 * min(MOST, max(4, len(styles)))
         stacked = max(map(len, styles)) > 36  # long names would squeeze the panels side by side
         figure = new_figure(height=3.3 + rows + (3.4 if stacked else 0))
-        if history is None or history.empty:
+        if history is None or not history["run_id"].isin(runs["run_id"]).any():
             draw_finals(figure.subplots(), runs, styles)
         else:
             shape = (
@@ -63,7 +63,7 @@ def comparison(runs: pd.DataFrame, history: pd.DataFrame | None = None, title: s
 
 def loss_curves(runs: pd.DataFrame, history: pd.DataFrame, title: str = "") -> Figure:
     """Validation loss (and, thin, training loss) of every run against training tokens, with a legend of arms."""
-    if runs.empty or history.empty:
+    if runs.empty or not history["run_id"].isin(runs["run_id"]).any():
         return message(NOTHING if runs.empty else "No training records to draw.")
     runs = _named(runs)
     styles = arm_styles(runs["arm"])

@@ -86,7 +86,7 @@ class Question:
         return Shown(importlib.import_module(f"lmablate.analysis.{self.sweep}").figure(runs))
 
     def verdicts(self) -> pd.DataFrame:
-        """A row a test of each claim that the sweep names, on all finished runs of the folder."""
+        """A row a test of each claim that the sweep names, on its own finished runs."""
         from lmablate.claims import judge
         from lmablate.claims.reading import evidence
         from lmablate.claims.table import verdict_table
@@ -97,8 +97,10 @@ class Question:
         if not asked or self.runs.empty:
             return pd.DataFrame(columns=COLUMNS)
         studies = list(load_studies(self.results_dir).values())
-        found = judge(evidence(load_runs(self.results_dir), studies), studies=studies, asked=asked)
-        return verdict_table([claim for claim in found if claim["id"] in asked])[COLUMNS]
+        found = judge(evidence(load_runs(self.results_dir), studies), studies=studies, asked={self.sweep: asked})
+        return verdict_table([claim for claim in found if claim["study"] == self.sweep and claim["id"] in asked])[
+            COLUMNS
+        ]
 
     def _repr_html_(self) -> str:
         from html import escape

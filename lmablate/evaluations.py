@@ -174,13 +174,17 @@ def _common(content: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Every readable evaluation of finished runs, the oldest first."""
+    """Every readable evaluation of finished runs, the oldest first; of a run in several folders, of the copy that counts."""
+    from lmablate.duplicates import counted
     from lmablate.results import SkippedFile, result_folders
 
-    found = []
-    for folder in result_folders(results_dir):
+    found, folders = [], result_folders(results_dir)
+    counts = counted(folders)
+    for folder in folders:
         paths = [path for run, why in access.folders(folder) if not why for path in _files(run / FOLDER)]
         for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)):
+            if counts.get(path.parents[1].name, folder) != folder:
+                continue
             content = read_evaluation(path)
             if content is None:
                 warnings.warn(f"{path}: left out (not an evaluation that can be read)", SkippedFile, stacklevel=3)

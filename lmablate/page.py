@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.arms import show
 from lmablate.display import accuracy
+from lmablate.page_claims import by_study, headline, minus, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("report_series.js", "report_curves.js", "report.js")
 SEED_COLUMNS = 5  # with more seeds than this the headline table gives their range instead
 SEEDS = ["seed", "init_seed", "data_seed"]
+TITLED = 6  # questions that the title names
 STILL_ROWS = 200  # rows of a table that the page shows without its script; all stand in tables/
 
 
@@ -45,14 +47,16 @@ def content(
     asked = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
     alone = asked[0] if len(asked) == 1 else None
     return {
-        "title": alone["title"] if alone else f"{len(asked)} questions",
+        "title": alone["title"] if alone else _title([one["name"] for one in asked]),
         "alone": alone,
         "questions": asked,
-        "n_runs": sum(one["n_runs"] for one in asked),
+        "n_runs": len({run_id for one in questions for run_id in one.runs["run_id"]}),  # a run may serve two of them
         "n_arms": sum(one["n_arms"] for one in asked),
-        "n_tuned": sum(one["n_tuned"] for one in asked),
+        "n_tuned": len({run_id for one in questions for run_id in one.tuned["run_id"]}),
         "notices": notices,
-        "claims": [{**claim, "tests": [_test_words(claim, test) for test in claim["tests"]]} for claim in claims],
+        "judged": headline(claims) if claims else "",
+        "groups": by_study(claims),
+        "several": len({claim["study"] for claim in claims if claim["scope"] == "asked"}) > 1,
         "grades": GRADES,
         "survey": survey,
         "defined": [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
@@ -86,15 +90,15 @@ def render_markdown(told: Row) -> str:
 def _environment(html: bool) -> Any:
     import jinja2
 
-    from lmablate import summary
+    from lmablate.reproduce import command
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=html, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     filters: dict[str, Callable[..., str]] = {
-        "show": show, "loss": _loss, "signed": _signed, "count": _count, "accuracy": accuracy, "short": _short,
-        "command": summary.command, "cell": _cell, "code": _code,
+        "show": show, "loss": _loss, "signed": signed, "minus": minus, "count": _count, "accuracy": accuracy, "short": _short,
+        "command": command, "cell": _cell, "code": _code,
     }  # fmt: skip
     environment.filters |= filters
     return environment
@@ -103,6 +107,7 @@ def _environment(html: bool) -> Any:
 def _question(question: Question, drawn: list[Drawn]) -> Row:
     from lmablate import summary
     from lmablate.analysis.differences import name as comparison_name
+    from lmablate.questions import Missing
     from lmablate.study_report import spread_words
 
     runs, arms = question.runs, question.arms
@@ -119,11 +124,12 @@ def _question(question: Question, drawn: list[Drawn]) -> Row:
         "n_tuned": len(question.tuned),
         "n_arms": len(arms),
         "notices": question.notices,
-        "missing": question.missing + [f"{one.caption}: {one.problem}." for one in drawn if one.problem],
+        "missing": question.missing + [Missing(f"{one.caption}: {one.problem}.") for one in drawn if one.problem],
         "colors": _colors(arms["arm"]),
         "arms": _with_seeds(arms.head(STILL_ROWS), runs),
         "seeds": _seed_names(runs),
         "tasks": "val_accuracy" in arms,
+        "numerics": runs["numerics"].nunique() > 1,
         "unigram": _common(runs, "data.unigram_val_loss"),
         "headline": [one for one in drawn if one.kind == "headline"],
         "figures": {one.kind: one for one in drawn},
@@ -134,29 +140,17 @@ def _question(question: Question, drawn: list[Drawn]) -> Row:
         "varied": summary.varied(runs),
         "followed": summary.followed(runs),
         "equal": summary.held_equal(runs),
-        "commands": summary.commands(runs),
+        "commands": question.commands,
         "runs": rows[:STILL_ROWS],
         "diverged": [row for row in rows if row["status"] != "completed"][:STILL_ROWS],
         "n_diverged": sum(row["status"] != "completed" for row in rows),
     }
 
 
-def _test_words(claim: Row, test: Row) -> Row:
-    """A test of a claim with what its table cells say; published effects are of a claim's first test."""
-    unit = "%" if test["unit"] == "per cent" else "points"
-    first = test["says"] == claim["tests"][0]["says"]
-    published = [one for one in claim["published"] if one["effect"] is not None] if first else []
-    interval = [_signed(end, 2) for end in test["interval_95"] or ()]
-    return {
-        **test,
-        "effect_words": "–" if test["effect"] is None else f"{_signed(test['effect'], 2)} {unit}",
-        "published_words": "; ".join(f"{_signed(one['effect'], 2)} {unit} ({one['grade']})" for one in published)
-        or "–",
-        "margin_words": f"{show(test['margin'])} {unit}",
-        "interval_words": " to ".join(interval) or "–",
-        "where_words": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in test["where"].items()),
-        "arms_words": f"{', '.join(test['plus'])} − {', '.join(test['minus'])}",
-    }
+def _title(names: Sequence[str | None]) -> str:
+    """The studies by name where they are few."""
+    known = [name or "runs of no sweep" for name in names]
+    return f"{len(known)} questions" + (f": {', '.join(known)}" if len(known) <= TITLED else "")
 
 
 def _colors(arms: pd.Series) -> dict[str, str]:
@@ -226,10 +220,6 @@ def _common(runs: pd.DataFrame, column: str) -> float | None:
 
 def _loss(value: Any, digits: int = 4) -> str:
     return "–" if show(value) == "-" else f"{value:.{digits}f}"
-
-
-def _signed(value: Any, digits: int = 4) -> str:
-    return "–" if show(value) == "-" else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _short(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from lmablate.arms import is_missing
+from lmablate.duplicates import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ CONFIG = "config.yaml"
 # A run in the page's JSON is a list of these, in this order; templates/report.js reads it by the same names.
 FIELDS = (
     *("id", "arm", "seed", "stage", "status", "val_loss", "train_loss", "init_val_loss", "val_bpb", "val_accuracy"),
-    *("tokens", "wall_seconds", "diverged_at_step", "folder", "words", "curves"),
+    *("tokens", "wall_seconds", "diverged_at_step", "folder", "numerics", "words", "curves"),
 )
 
 RUN_COLUMNS = ("run_id", "init_seed", "data_seed", "provenance.overrides", *FIELDS)
@@ -63,16 +64,19 @@ def page_data(questions: Sequence[Question], history: pd.DataFrame, links: Row) 
 
 def config_links(run_ids: Sequence[str], folders: Sequence[str | Path], out: Path) -> dict[str, str | None]:
     """For each run the folder of its config.yaml as a relative link from `out`; None where there is no such file, or where
-    the results lie elsewhere than beside the page, inside it or around it, so that a page that is moved would lose them."""
-    here = out.resolve()
+    the results lie elsewhere than beside the page, inside it or around it, so that a page that is moved would lose them.
+    Of a run in several folders it is the copy that counts."""
+    here, resolved = out.resolve(), [Path(folder).resolve() for folder in folders]
     links: dict[str, str | None] = dict.fromkeys(run_ids)
-    for folder in reversed([Path(folder).resolve() for folder in folders]):
+    counts = counted(resolved)
+    for folder in reversed(resolved):
         near = here.parent in (folder, *folder.parents) or folder in here.parents
         if not near:
             continue
         link = quote(Path(os.path.relpath(folder, here)).as_posix())
         link = link if link.startswith(".") else f"./{link}"  # never taken for a scheme
-        links |= {run_id: link for run_id in run_ids if (folder / run_id / CONFIG).is_file()}
+        own = [run_id for run_id in run_ids if counts.get(run_id, folder) == folder]
+        links |= {run_id: link for run_id in own if (folder / run_id / CONFIG).is_file()}
     return links
 
 
@@ -98,11 +102,13 @@ def _question(question: Question, records: dict[Any, Records], most: int, places
     order = {arm: i for i, arm in enumerate(sorted(looks))}
     grids: dict[tuple[tuple[int, ...], tuple[float, ...]], int] = {}
     words: dict[str, int] = {}
+    numerics: dict[str, int] = {}
     rows = []
     for frame in (question.runs, question.tuned):
         for run in frame[[name for name in RUN_COLUMNS if name in frame]].to_dict("records"):
             curves = [_curve(records.get(run["run_id"]), column, most, grids) for column in KINDS.values()]
-            rows.append(_run(run, arms.index(str(run["arm"])), words, places, curves))
+            number = numerics.setdefault(str(run.get("numerics")), len(numerics))
+            rows.append(_run(run | {"numerics": number}, arms.index(str(run["arm"])), words, places, curves))
     return {
         "arms": [
             {"name": arm, "hue": PALETTE.index(looks[arm].color), "turn": order[arm] // len(PALETTE) % 3, "mean": _number(mean)}
@@ -112,6 +118,7 @@ def _question(question: Question, records: dict[Any, Records], most: int, places
         "evaluated": len(question.runs),  # the first so many runs are those that arms consist of
         "tasks": bool("val_accuracy" in question.arms),
         "grids": [{"steps": steps, "tokens": tokens} for steps, tokens in grids],
+        "numerics": list(numerics),  # a column of the table where there are several
         "words": list(words),
         "runs": rows,
     }  # fmt: skip

@@ -101,12 +101,12 @@ def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
 def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     """The spread of a paired difference in finished runs, pooled over every comparison of two arms, and where it is from."""
     from lmablate.claims.reading import evidence
-    from lmablate.results import load_runs
+    from lmablate.results import load_runs, result_folders
     from lmablate.study_report import compared, shown
-    from lmablate.sweeper.store import load_studies
+    from lmablate.sweeper.store import studies_in
 
     runs = load_runs(results_dir)
-    studies = [study for folder in results_dir for study in load_studies(folder).values()]
+    studies = studies_in(result_folders(results_dir))
     rows = compared(shown(evidence(runs, studies)), studies) if len(runs) else []
     found = [row for row in rows if row["n_pairs"] > 1]
     if not found:

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lmablate.arms import is_missing, keys
+from lmablate.arms import keys
 from lmablate.claims.reading import EVALUATED
+from lmablate.duplicates import counted
+from lmablate.page_claims import DECIDED
+from lmablate.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,19 +25,28 @@ Row = dict[str, Any]
 TUNED = ("tune", "search")
 
 
+class Missing(NamedTuple):
+    """Something that is not there, and where a command would mend it that command with what it is `for_`."""
+
+    words: str
+    command: str = ""
+    for_: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """`name`: the stored sweep, None for runs of no sweep. `runs`: those that are compared, with their arms (as from
     study_report.shown); `tuned`: those that only chose a learning rate. `comparisons` and `rates` as from study_report,
-    `missing` and `warnings`: sentences."""
+    `warnings`: sentences, `commands`: what makes its runs again."""
 
     name: str | None
     runs: pd.DataFrame
     tuned: pd.DataFrame
     comparisons: list[Row]
     rates: list[Row]
-    missing: list[str]
+    missing: list[Missing]
     warnings: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
 
     @cached_property
     def arms(self) -> pd.DataFrame:
@@ -69,12 +82,35 @@ def questions(
     unfinished: Sequence[Row],
     history: pd.DataFrame,
     claims: Sequence[Row] = (),
+    folders: Sequence[Path] = (Path("results"),),
 ) -> list[Question]:
-    """One question for each sweep of `every` (as from claims.reading.evidence), by name, and one for the runs of none."""
-    recorded = set(history["run_id"])
+    """One question for each sweep of `every` (as from claims.reading.evidence), by name, and one for the runs of none.
+    `folders`: where the results lie."""
+    recorded, counts = set(history["run_id"]), counted(folders)
     names = sorted({str(name) for name in keys(every, "sweep") if name is not None})
-    found = [_question(name, every, studies, unfinished, recorded, claims) for name in names]
-    return found + ([_question(None, every, studies, (), recorded, ())] if every["sweep"].isna().any() else [])
+    found = []
+    for name in [*names, *([None] if every["sweep"].isna().any() else [])]:
+        scope = "asked" if name else "not asked"
+        own = [claim for claim in claims if (claim["study"], claim["scope"]) == (name, scope)]
+        rows = every[[one == name for one in keys(every, "sweep")]].reset_index(drop=True)
+        rows.attrs.update(every.attrs)
+        places = _places(rows, folders, counts)
+        found.append(_question(name, rows, every, studies, unfinished if name else (), recorded, own, places))
+    return found
+
+
+def _places(rows: pd.DataFrame, folders: Sequence[Path], counts: Mapping[str, Path]) -> list[tuple[Path, pd.DataFrame]]:
+    """The rows by the folder that they lie in."""
+    if len(folders) == 1:
+        return [(folders[0], rows)]
+    out = []
+    for folder in folders:
+        here = [
+            counts.get(run_id, folder) == folder and RunDirectory(folder, run_id).result_path.exists()
+            for run_id in rows["run_id"]
+        ]
+        out += [(folder, rows[here])] if any(here) else []
+    return out
 
 
 def without_runs(studies: Sequence[Mapping[str, Any]], asked: Sequence[Question]) -> list[str]:
@@ -90,29 +126,34 @@ def without_runs(studies: Sequence[Mapping[str, Any]], asked: Sequence[Question]
 
 def _question(
     name: str | None,
+    rows: pd.DataFrame,
     every: pd.DataFrame,
     studies: Sequence[Mapping[str, Any]],
     unfinished: Sequence[Row],
     recorded: set[str],
     claims: Sequence[Row],
+    places: Sequence[tuple[Path, pd.DataFrame]],
 ) -> Question:
     from lmablate.common_targets import on_common_targets
+    from lmablate.reproduce import commands
     from lmablate.study_notices import STAGES, missing, study_notices
     from lmablate.study_report import compared, sensitivities, shown
 
-    rows = every[[one == name for one in keys(every, "sweep")]].reset_index(drop=True)
     own = [study for study in studies if study["sweep"] == name]
-    rows.attrs.update(every.attrs | {"searched": _searched(own, studies)})
+    rows.attrs["searched"] = _searched(own, studies)
     runs = on_common_targets(shown(rows))
     tuned = rows[rows["stage"].isin(TUNED)] if "stage" in rows and len(rows) > len(runs) else rows[:0]
     rates = sensitivities(rows, own)
+    again = [line for folder, here in places for line in commands(here, folder)]
+    lost = [
+        Missing(words, again[0] if len(again) == 1 else "")
+        for words in missing(every, own, unfinished, stages=tuple(STAGES))
+    ]
     return Question(
         name, runs, tuned, compared(runs, own), rates,
-        missing=[
-            *missing(every, own, unfinished, stages=tuple(STAGES)),
-            *_missing(rows, own, recorded, claims),
-        ],
+        missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, places)],
         warnings=study_notices(every, own, unfinished, rates),
+        commands=again,
     )  # fmt: skip
 
 
@@ -122,15 +163,8 @@ def _searched(own: Sequence[Mapping[str, Any]], studies: Sequence[Mapping[str, A
     return len({use["run_id"] for study in own for use in study["runs"] if use["stage"] in EVALUATED} & guided)
 
 
-def _missing(
-    rows: pd.DataFrame,
-    own: Sequence[Mapping[str, Any]],
-    recorded: set[str],
-    claims: Sequence[Row],
-) -> list[str]:
-    """Runs without records, a study that is not done, and claims that could not be judged."""
-    from lmablate.summary import sweep_claims
-
+def _missing(rows: pd.DataFrame, own: Sequence[Mapping[str, Any]], recorded: set[str]) -> list[Missing]:
+    """A study that is not done, and runs without records."""
     found = [
         f"The study is not done: it is at the stage {study['stage']}."
         for study in own
@@ -141,13 +175,25 @@ def _missing(
             f"studies/{rows['sweep'].iloc[0]}.json is not there, so it is unknown which runs this study asked for and how it tuned."
         )
     silent = sorted(set(rows["run_id"]) - recorded)
-    if silent:
+    if silent and len(silent) == rows["run_id"].nunique():
+        found.append("No run has training records (history.jsonl; an archive keeps none), so there are no loss curves.")
+    elif silent:
         named = ", ".join(silent[:6]) + (f" and {len(silent) - 6} more" if len(silent) > 6 else "")
         found.append(f"No training records (history.jsonl), so no curve, of {named}.")
-    name = next((one for one in keys(rows, "sweep") if not is_missing(one)), None)
-    about = set(sweep_claims(str(name))) if name is not None else set()
-    return found + [
-        f"No verdict on claim {claim['id']}: {claim['reason']}."
-        for claim in claims
-        if claim["id"] in about and claim["verdict"] not in ("supported", "contradicted", "no difference")
-    ]
+    return [Missing(words) for words in found]
+
+
+def _undecided(runs: pd.DataFrame, claims: Sequence[Row], places: Sequence[tuple[Path, pd.DataFrame]]) -> list[Missing]:
+    """The claims that could not be judged, with the command that adds the seeds they need."""
+    from lmablate.reproduce import with_more_seeds
+
+    found = []
+    for claim in claims:
+        if claim["verdict"] in DECIDED:
+            continue
+        more = claim["more_seeds"] if claim["verdict"] == "not decided" and len(places) == 1 else None
+        command = with_more_seeds(runs, more, places[0][0]) if more else ""
+        found.append(
+            Missing(f"No verdict on {claim['id']} ({claim['statement']}): {claim['reason']}.", command, claim["id"])
+        )
+    return found

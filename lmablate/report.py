@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from lmablate.questions import Question
 
-VERDICTS_SCHEMA = 2
+VERDICTS_SCHEMA = 3
+KEPT = 4  # columns of the table of arms that the narrowest terminal shows
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
 
@@ -61,11 +63,12 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     from lmablate.claims.reading import evidence, noise
     from lmablate.claims.reading import verdicts as judged
     from lmablate.common_targets import on_common_targets
+    from lmablate.page_claims import lines
     from lmablate.questions import questions, without_runs
-    from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished
+    from lmablate.results import SkippedFile, check_writable, load_history, load_runs, load_unfinished, result_folders
     from lmablate.study_report import shown
     from lmablate.survey import judged as surveyed
-    from lmablate.sweeper.store import load_studies
+    from lmablate.sweeper.store import studies_in
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SkippedFile)
@@ -78,11 +81,12 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     for folder in (out, out / "figures", out / "tables"):
         check_writable(folder, "--out")
 
-    studies = [study for folder in results_dir for study in load_studies(folder).values()]
+    folders = result_folders(results_dir)
+    studies = studies_in(folders)
     every = evidence(runs, studies)
     claims = judged(every, history, studies)
     runs = on_common_targets(shown(every))
-    asked = questions(every, studies, unfinished, history, claims)
+    asked = questions(every, studies, unfinished, history, claims, folders)
     notices = [*without_runs(studies, asked), *skipped]
     _write_tables(runs, every, claims, out / "tables")
     verdicts = {
@@ -98,7 +102,13 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
         asked, claims, every, history,
         unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
     )  # fmt: skip
-    said = [*_table(runs), "", *_verdict_lines(claims), *(f"note: {line}" for line in [*_noted(asked), *notices])]
+    said = [
+        *_tables(asked),
+        "",
+        *lines(claims),
+        *_mends(asked),
+        *(f"note: {line}" for line in [*_noted(asked), *notices]),
+    ]
     where = f"wrote {out / PAGES[page]}, and figures, tables and verdicts.json beside it"
     return [*said, f"{_count(runs, every, unfinished)}: {where}"]
 
@@ -159,33 +169,49 @@ def _comparisons(asked: Sequence[Question]) -> list[dict[str, Any]]:
     return rows
 
 
-def _table(runs: pd.DataFrame) -> list[str]:
+def _tables(asked: Sequence[Question]) -> list[str]:
+    """The arms of each question as lines of text, best first, under its name where there are several."""
+    out: list[str] = []
+    for question in asked:
+        if len(asked) > 1:
+            out += [*([""] if out else []), f"{question.name or 'no sweep'}: {question.title}"]
+        out += _table(question)
+    return [*out, "(nats per token; means over the runs that finished)"]
+
+
+def _table(question: Question) -> list[str]:
     """The arms as lines of text, best first, and what a unigram model reaches."""
     from lmablate.arms import show
     from lmablate.display import accuracy
-    from lmablate.summary import arms_table
 
+    runs, arms = question.runs, question.arms
     rows: list[tuple[str, ...]] = [
         ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "params", "FLOPs/token")
     ]
-    arms = arms_table(runs)
     if tasks := "val_accuracy" in arms:  # which have no bytes
         rows = [tuple("accuracy" if name == "bits/byte" else name for name in rows[0])]
     for arm in arms.to_dict("records"):
         loss, sd, bpb = (f"{arm[key]:.4f}" if show(arm[key]) != "-" else "-" for key in ("mean", "sd", "val_bpb"))
         sizes = (f"{arm[key]:,}" for key in ("n_params", "flops_per_token"))
         second = accuracy(arm) if tasks else bpb
-        rows.append((arm["arm"], loss, sd, str(arm["n"]), str(arm["diverged"]), second, *sizes))
+        name = arm["arm"].removeprefix(f"{question.name}: ")
+        rows.append((name, loss, sd, str(arm["n"]), str(arm["diverged"]), second, *sizes))
     known = runs["data.unigram_val_loss"].dropna().unique() if "data.unigram_val_loss" in runs else []
     rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return [*lines, "(nats per token; means over the runs that finished)"]
+    room = shutil.get_terminal_size((sum(widths) + 2 * len(widths), 0)).columns
+    while len(widths) > KEPT and sum(widths) + 2 * (len(widths) - 1) > room:
+        widths.pop()  # from the right: a narrow terminal keeps names and losses, the files have all
+    rows = [row[: len(widths)] for row in rows]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
-def _verdict_lines(claims: list[dict[str, Any]]) -> list[str]:
-    lines = [f"{claim['id']}: {claim['verdict']} ({claim['reason']})" for claim in claims]
-    return [*lines, ""] if lines else []
+def _mends(asked: Sequence[Question]) -> list[str]:
+    """The commands that would train what is missing, each once, with what it is for."""
+    commands: dict[str, dict[str, None]] = {}
+    for one in (one for question in asked for one in question.missing if one.command):
+        commands.setdefault(one.command, {})[one.for_] = None
+    return [*(f"for {', '.join(names)}: {line}" for line, names in commands.items()), *([""] if commands else [])]
 
 
 def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]], skipped: list[str]) -> str:
@@ -200,11 +226,12 @@ def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]]
 
 
 def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, Any]]) -> str:
-    n, arms = len(runs), runs["arm"].nunique()
+    n, arms = runs["run_id"].nunique(), runs["arm"].nunique()
     words = f"{n} run{'s' * (n != 1)} of {arms} arm{'s' * (arms != 1)}"
     did = {"tune": "tuned them", "search": "were searched by"}
-    stages = [] if "stage" not in every or len(every) == n else [s for s in did if (every["stage"] == s).any()]
-    words += "".join(f", and {(every['stage'] == stage).sum()} that {did[stage]}" for stage in stages)
+    counts = {stage: every.loc[every["stage"] == stage, "run_id"].nunique() if "stage" in every else 0 for stage in did}
+    if len(every) > len(runs):
+        words += "".join(f", and {counts[stage]} that {did[stage]}" for stage in did if counts[stage])
     return words + (f" ({len(unfinished)} more not finished)" if unfinished else "")
 
 
@@ -212,7 +239,8 @@ def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str
     import pandas as pd
 
     from lmablate.claims.table import verdict_table
-    from lmablate.summary import arms_table, command
+    from lmablate.reproduce import command
+    from lmablate.summary import arms_table
 
     tuned = every[every["stage"].isin(["tune", "search"])] if "stage" in every and len(every) > len(runs) else every[:0]
     table = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()

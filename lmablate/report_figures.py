@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 STILL_RUNS = 200  # runs in a still figure of curves; the page's own curves have all
 LARGEST_SVG = 1_500_000  # characters; a larger figure stands in the page as pixels
-GENERAL = ("final_losses", "loss_curves", "differences")
 
 
 class Drawn(NamedTuple):
-    """A figure: the stem of its files, what it is of ("headline", a word of GENERAL, "verdicts"), what it shows, and what
-    kept it from being drawn."""
+    """A figure: the stem of its files, what it is of (headline, final_losses, loss_curves, differences, verdicts), what it
+    shows, and what kept it from being drawn."""
 
     stem: str
     kind: str
@@ -39,8 +38,10 @@ class Drawn(NamedTuple):
 
 def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
     """The stored sweeps among `names` that have an analysis of their own: lmablate.analysis.<sweep> with a figure()."""
+    from lmablate.sweeper.store import stored_sweep
+
     found = {}
-    for sweep in sorted({name for name in names if isinstance(name, str) and name.isidentifier()}):
+    for sweep in sorted({name for one in names if isinstance(one, str) and (name := stored_sweep(one)).isidentifier()}):
         if not sweep.startswith("_") and importlib.util.find_spec(f"lmablate.analysis.{sweep}"):
             module = importlib.import_module(f"lmablate.analysis.{sweep}")
             if hasattr(module, "figure"):
@@ -55,23 +56,21 @@ def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: 
     from lmablate.analysis.differences import differences
 
     out = []
-    for name, module in analyses([question.name]).items():
-        rows = _whole(every, name)
+    for module in analyses([question.name]).values():
+        rows = _whole(every, str(question.name))
         drawn = _or_why(lambda module=module, rows=rows: module.figure(rows, history))  # type: ignore[misc]
-        out.append(Drawn(name, "headline", question.title, *drawn))
+        out.append(Drawn(file_stem(str(question.name)), "headline", question.title, *drawn))
     few, words = _few(question)
-    captions = (
-        "Final validation loss of every arm and seed",
-        f"Loss against training tokens{words}",
-        "Differences between arms, same seed",
-    )
-    draws = (
-        lambda: final_losses(question.runs),
-        lambda: loss_curves(few, history[history["run_id"].isin(few["run_id"])]),
-        lambda: differences(question.comparisons),
-    )
-    for kind, caption, make in zip(GENERAL, captions, draws, strict=True):
-        if kind != "differences" or question.comparisons:
+    records = history[history["run_id"].isin(few["run_id"])]
+    draws: dict[str, tuple[str, bool, Callable[[], Figure]]] = {  # by kind: its caption, and whether there is anything in it
+        "final_losses": ("Final validation loss of every arm and seed", True, lambda: final_losses(question.runs)),
+        "loss_curves": (f"Loss against training tokens{words}", len(records) > 0, lambda: loss_curves(few, records)),
+        "differences": (
+            "Differences between arms, same seed", bool(question.comparisons), lambda: differences(question.comparisons)
+        ),
+    }  # fmt: skip
+    for kind, (caption, something, make) in draws.items():
+        if something:
             stem = kind if alone else f"{question.name or 'no_sweep'}_{kind}"
             out.append(Drawn(file_stem(stem), kind, caption, *_or_why(make)))
     return out

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate import access
+from lmablate import access, duplicates
 from lmablate.arms import arm_columns, arm_label, axes_that_vary, with_arms
 from lmablate.config_file import MOST_BYTES
 from lmablate.errors import ConfigError
@@ -58,7 +58,7 @@ ResultsDir = str | Path | Iterable[str | Path]
 
 
 class SkippedFile(UserWarning):
-    """A file of a results directory was left out, being damaged or read already; the message names it."""
+    """Files of a results directory were left out, being damaged or of runs that count elsewhere; the message names them."""
 
 
 def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None = None) -> pd.DataFrame:
@@ -71,25 +71,29 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
     ``config.<name>`` if it says something else. `code` names the modules of a run that were not as shipped, with their
     fingerprints (``mypackage.norms=0123456789ab``), and `stale` says whether today's code would compute other numbers.
 
-    `results_dir` may be several folders; a run found twice with the same numerics is counted once. `status` keeps one
-    status or several. Damaged files are left out with a SkippedFile warning. Raises ConfigError if a folder is missing.
+    `results_dir` may be several folders; a run that stands in several counts once (lmablate/duplicates.py), and a
+    SkippedFile warning says which copy does. `status` keeps one status or several. Damaged files are left out with a
+    SkippedFile warning. Raises ConfigError if a folder is missing.
     """
     import pandas as pd
 
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     axes: dict[str, None] = {}
     folders = result_folders(results_dir)
+    twice = duplicates.choices(folders)
     for folder in folders:
         for path in _in_runs(folder, "result.json"):
+            if path.parent.name in twice and twice[path.parent.name].taken.folder != folder:
+                continue
             row, problem = read_result_file(path)
             if row is None or row["run_id"] != path.parent.name:  # the id becomes part of paths
                 problem = problem or "its run_id is not the name of its folder"
                 warnings.warn(f"{path}: left out ({problem})", SkippedFile, stacklevel=2)
                 continue
             axes |= dict.fromkeys(row["choices"])
-            flat = _flatten(row)
-            if rows.setdefault((flat["run_id"], flat["numerics"]), flat) is not flat:
-                warnings.warn(f"{path}: left out (run {flat['run_id']} was read already)", SkippedFile, stacklevel=2)
+            rows[row["run_id"]] = _flatten(row)
+    for sentence in duplicates.sentences(twice):
+        warnings.warn(sentence, SkippedFile, stacklevel=2)
     wanted = STATUSES if status is None else {status} if isinstance(status, str) else set(status)
     if unknown := set(wanted) - set(STATUSES):
         raise ConfigError(f"status={', '.join(sorted(unknown))}: unknown; there are {', '.join(STATUSES)}")
@@ -121,16 +125,19 @@ def load_history(
     Columns: run_id, step (optimizer steps done), tokens (seen in training), seconds (of training), train_loss and
     val_loss (nats per token), lr, grad_norm, tokens_per_second, val_bpb (bits per byte), and whatever else was
     recorded; NaN where a record does not say. `run_ids` keeps some runs, `columns` some columns (run_id always stays).
-    A last line torn by a kill is dropped; a file damaged elsewhere is left out with a SkippedFile warning.
+    A last line torn by a kill is dropped; a file damaged elsewhere is left out with a SkippedFile warning. Of a run in
+    several folders the records are those of the copy that counts (load_runs).
     """
     import pandas as pd
 
     wanted = None if run_ids is None else set(run_ids)
     records: dict[str, list[dict[str, Any]]] = {}
-    for folder in result_folders(results_dir):
+    folders = result_folders(results_dir)
+    counts = duplicates.counted(folders)
+    for folder in folders:
         for path in _in_runs(folder, "history.jsonl", wanted):
             run_id = path.parent.name
-            if run_id in records:
+            if run_id in records or counts.get(run_id, folder) != folder:
                 continue
             try:
                 rows = read_jsonl(path)
@@ -166,18 +173,21 @@ def _in_runs(folder: Path, name: str, wanted: Collection[str] | None = None) -> 
 
 
 def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
-    """Run folders without a readable result.json: `run_id`, `state` (as the heartbeat has it, ``not started`` without
-    one, ``damaged`` where result.json cannot be read or the folder may not be entered), `error`, `step`, `steps`,
-    `overrides`, and the `log` path."""
+    """Runs without a readable result.json in any of the folders: `run_id`, `state` (as the heartbeat has it, ``not
+    started`` without one, ``damaged`` where result.json cannot be read or the folder may not be entered), `error`, `step`,
+    `steps`, `overrides`, and the `log` path."""
     import yaml
 
-    rows = []
-    for folder in result_folders(results_dir):
+    rows: dict[str, dict[str, Any]] = {}
+    folders = result_folders(results_dir)
+    for folder in folders:
         for path, why in access.folders(folder):
             directory = RunDirectory(folder, path.name)
             marks = (directory.config_path, directory.history_path, directory.status_path, directory.result_path)
             begun = RUN_ID.fullmatch(path.name) if why else any(access.there(mark) for mark in marks)
-            if not begun or directory.is_done:
+            if path.name in rows or not begun:
+                continue
+            if any(RunDirectory(other, path.name).is_done for other in folders):
                 continue
             status = directory.read_status()
             config = _mapping(directory.config_path, yaml.safe_load)
@@ -186,10 +196,10 @@ def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
             said: dict[str, Any] = {key: _if(status.get(key), int) for key in ("step", "steps")}
             said["error"] = why or _if(status.get("error"), str)
             overrides = tuple(str(word) for word in _if(config.get("overrides"), list) or ())
-            rows.append(
-                {"run_id": path.name, "state": state, **said, "overrides": overrides, "log": directory.log_path}
-            )
-    return rows
+            rows[path.name] = {
+                "run_id": path.name, "state": state, **said, "overrides": overrides, "log": directory.log_path
+            }  # fmt: skip
+    return list(rows.values())
 
 
 def _is_number(value: Any) -> bool:
@@ -198,8 +208,9 @@ def _is_number(value: Any) -> bool:
 
 
 def result_folders(results_dir: ResultsDir) -> list[Path]:
-    """The folders named; raises ConfigError for one that is none."""
-    folders = [Path(results_dir)] if isinstance(results_dir, str | Path) else [Path(folder) for folder in results_dir]
+    """The folders named, each once; raises ConfigError for one that is none."""
+    named = [results_dir] if isinstance(results_dir, str | Path) else results_dir
+    folders = list({Path(folder).resolve(): Path(folder) for folder in reversed(list(named))}.values())[::-1]
     for folder in folders:
         check_readable(folder)
     return folders

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +56,10 @@ def sweep_claims(sweep: str) -> list[str]:
 def _sweep_node(sweep: str) -> Row:
     import yaml
 
+    from lmablate.sweeper.store import stored_sweep
+
     for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
-        path = folder / f"{sweep}.yaml"
+        path = folder / f"{stored_sweep(sweep)}.yaml"
         if path.is_file():
             return (yaml.safe_load(path.read_text()) or {}).get("sweep") or {}
     return {}
@@ -129,9 +129,7 @@ def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
         )
     found += _searched(runs)
     if runs["numerics"].nunique() > 1:
-        found.append(
-            f"Numerics differ between runs ({'; '.join(sorted(runs['numerics'].unique()))}): such runs are not paired."
-        )
+        found.append(_numerics(runs))
     for column, what in (("data.fingerprint", "texts"), ("data.tokenizer", "tokenizers")):
         if column in runs and runs[column].nunique() > 1:
             found.append(
@@ -147,6 +145,20 @@ def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
         )
     found += _weak_arms(runs, arms)
     return found
+
+
+def _numerics(runs: pd.DataFrame) -> str:
+    """That runs differ in their numerics, and the arms that do so within themselves."""
+    mixed = [
+        f"arm {arm} has {', '.join(f'{n} {words}' for words, n in sorted(group['numerics'].value_counts().items()))}"
+        for arm, group in runs.groupby("arm")
+        if group["numerics"].nunique() > 1
+    ]
+    some = "; ".join(mixed[:4]) + (f"; {len(mixed) - 4} more arms are mixed" if len(mixed) > 4 else "")
+    kinds = "; ".join(sorted(runs["numerics"].unique()))
+    return f"Numerics differ between runs ({kinds}): such runs are not paired." + (
+        f" Within one arm: {some}." if some else ""
+    )
 
 
 def _searched(runs: pd.DataFrame) -> list[str]:
@@ -200,39 +212,6 @@ def seed_word(row: Row) -> str:
     if not is_missing(row["seed"]):
         return str(row["seed"])
     return "?" if is_missing(row["init_seed"]) else f"{row['init_seed']}/{row['data_seed']}"
-
-
-def command(overrides: Any) -> str:
-    """The command that makes a run again, ready to paste."""
-    words = () if is_missing(overrides) else overrides
-    return shlex.join(["python", "-m", "lmablate.train", *words])
-
-
-def commands(runs: pd.DataFrame) -> list[str]:
-    """Commands that make all of `runs` again: one for each stored sweep, and a grid for the others where they are one."""
-    out = []
-    for sweep in dict.fromkeys(keys(runs, "sweep")):
-        rows = runs[[name == sweep for name in keys(runs, "sweep")]]
-        words = [() if is_missing(item) else tuple(item) for item in rows.get("provenance.overrides", ())]
-        common = [word for word in (words[0] if words else ()) if all(word in other for other in words)]
-        if sweep is not None:
-            common = [word for word in common if not word.startswith(("sweeps=", "results_dir="))]
-            out.append(shlex.join(["python", "-m", "lmablate.train", f"sweeps={sweep}", *common]))
-        elif grid := _grid(words):
-            out.append(shlex.join(["python", "-m", "lmablate.train", "-m", *grid, *common]))
-    return out
-
-
-def _grid(words: list[tuple[str, ...]]) -> list[str]:
-    """``key=a,b`` for every override that varies, if the runs are all combinations of them; otherwise nothing."""
-    settings = [dict(word.partition("=")[::2] for word in run) for run in words]
-    names = [name for name in (settings[0] if settings else {}) if len({run.get(name) for run in settings}) > 1]
-    options = {name: list(dict.fromkeys(str(run.get(name)) for run in settings)) for name in names}
-    whole = math.prod(map(len, options.values())) == len(settings) > 1 and all(
-        run.keys() == settings[0].keys() for run in settings
-    )
-    plain = not any("," in value for values in options.values() for value in values)
-    return [f"{name}={','.join(sorted(values))}" for name, values in options.items()] if whole and plain else []
 
 
 def provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:

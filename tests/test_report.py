@@ -15,8 +15,9 @@ import pytest
 
 from lmablate.report import main
 from lmablate.report_figures import analyses
+from lmablate.reproduce import commands
 from lmablate.results import load_runs, with_arms
-from lmablate.summary import arms_table, commands, followed, held_equal, notices, question, varied
+from lmablate.summary import arms_table, followed, held_equal, notices, question, varied
 
 VOID = {"meta", "link", "br"}
 
@@ -164,7 +165,7 @@ def test_tables_hold_the_numbers(written):
 
 def test_comparisons_without_a_margin_are_undecided_and_complete(written):
     verdicts = json.loads((written[1] / "verdicts.json").read_text())
-    assert verdicts["schema"] == 2
+    assert verdicts["schema"] == 3
     assert [(row["axis"], row["where"]) for row in verdicts["comparisons"]] == [
         ("norm", {"activation": "gelu"}), ("norm", {"activation": "swiglu"}),
         ("activation", {"norm": "layer"}), ("activation", {"norm": "rms"}),
@@ -216,7 +217,11 @@ def for_layer(**changes):
         ({"change": lambda row: row.update(science_version=0)}, "8 of 8 runs are stale"),
         (
             {"change": for_layer(numerics=lambda row: {**row["numerics"], "compiled": True})},
-            "(cpu bf16 compiled; cpu bf16 eager)",
+            "(cpu bf16 compiled; cpu bf16 eager): such runs are not paired.",
+        ),
+        (
+            {"change": lambda row: row["seed"] == 1 and row["numerics"].update(compiled=True)},
+            "Within one arm: arm layer · gelu has 1 cpu bf16 compiled, 1 cpu bf16 eager",
         ),
         (
             {"change": for_layer(data=lambda row: {**row["data"], "fingerprint": "other"})},
@@ -282,11 +287,18 @@ def test_a_sweep_without_an_analysis_gets_the_general_figures(tmp_path):
     assert "python -m lmablate.train sweeps=no_such_sweep" in page.text
 
 
-def test_one_run_makes_a_report(tmp_path):
-    fake_results.write_fake_results(tmp_path / "results", {}, seeds=(0,), sweep=None)
+def test_one_run_makes_a_report_and_without_records_there_is_no_empty_chart(tmp_path):
+    (row,) = fake_results.write_fake_results(tmp_path / "results", {}, seeds=(0,), sweep=None)
+    (tmp_path / "results" / row["run_id"] / "history.jsonl").unlink()
     page = report(tmp_path / "results", tmp_path / "out")
     assert "1 run of 1 arm" in page.text
     assert json.loads((tmp_path / "out" / "verdicts.json").read_text())["comparisons"] == []
+    assert "Loss curves" not in page.text and "No training records" not in page.text
+    assert not (tmp_path / "out" / "figures" / "loss_curves.png").exists()
+    assert 'class="chart"' not in (tmp_path / "out" / "index.html").read_text()
+    assert (
+        "No run has training records (history.jsonl; an archive keeps none), so there are no loss curves." in page.text
+    )
 
 
 def test_rows_with_the_contract_keys_alone_make_a_report(tmp_path):

@@ -221,7 +221,10 @@ def test_markdown_has_tables_figures_and_commands_and_no_markup_of_names(tmp_pat
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1, block
         assert re.match(r"\| -", block.splitlines()[1])
-    assert "```\npython -m lmablate.train sweeps=norm_and_activation\n```" in text
+    again = f"python -m lmablate.train sweeps=norm_and_activation results_dir={tmp_path / 'results'}"
+    assert f"```\n{again}\n```" in text
+    more = again.replace(" results_dir", " seed=0,1,2,3 results_dir")
+    assert "No verdict on N7 (RMSNorm matches LayerNorm in loss" in text and f"The command for it: `{more}`" in text
     assert "\\<b\\>a\\|b\\</b\\>" in text
     arms = with_arms(load_runs(tmp_path / "results"))
     assert all(f"| {mean:.4f} |" in text for mean in arms.groupby("arm")["val_loss"].mean())

@@ -8,6 +8,7 @@ from test_report import read_csv, report
 
 from lmablate.claims import load_claims
 from lmablate.claims.reading import evidence, verdicts
+from lmablate.page_claims import minus
 from lmablate.paths import ROOT
 from lmablate.results import load_history, load_runs
 from lmablate.study_report import compared, sensitivities, shown
@@ -75,13 +76,20 @@ def test_learning_rates_and_their_sensitivity_stand_in_the_report(studied):
 def test_verdicts_come_first_with_what_a_reader_needs_beside_them(studied):
     _, out, page = studied
     text = page.text
-    assert text.index("Verdicts on the claims") < text.index("Before you believe it") < text.index("Lowest mean")
+    order = [
+        "Of 2 claims: 2 supported.",
+        "figures/verdicts.svg",
+        "Two arms that cannot differ",
+        "Reasons, notes, margins",
+        "Before you",
+    ]
+    assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
     by_id = {claim["id"]: claim for claim in json.loads((out / "verdicts.json").read_text())["claims"]}
     assert by_id["AA"]["verdict"] == "supported" and by_id["R2"]["verdict"] in text
     (test,) = by_id["R2"]["tests"]
     low, high = test["interval_95"]
     for words in (
-        f"+{test['effect']:.2f} %", "+4.53 % (R)", f"{test['correlation']:.2f}", "1 of 8 against 0 of 8 runs diverged",
+        f"+{test['effect']:.2f} %", "+4.53 % (R)", minus(f"{test['correlation']:.2f}"), "1 of 8 against 0 of 8 runs diverged",
         "Over the 7 pairs that finished the effect is", "FLOPs per token: the matrix products", "Parameters: every learned number once",
         "correlate by",
     ):  # fmt: skip
@@ -120,10 +128,11 @@ def test_a_study_that_was_only_tuned_is_reported_too(tmp_path):
 def test_every_key_of_verdicts_json_is_documented(studied):
     words = (ROOT / "docs" / "verdicts.md").read_text()
     content = json.loads((studied[1] / "verdicts.json").read_text())
-    assert content.pop("schema") == 2 and "Schema 2" in words
+    assert content.pop("schema") == 3 and "Schema 3" in words
     rows = [row for part in content.values() for row in part]
     rows += [test for claim in content["claims"] for test in claim["tests"]]
     rows += [one for claim in content["claims"] for one in claim["published"]]
+    rows += [row["joint"] for row in rows if row.get("joint")]
     keys = {*content, *(key for row in rows for key in row)}
     assert len(keys) > 60
     assert {key for key in keys if f"`{key}`" not in words} == set()

@@ -237,28 +237,68 @@ def test_an_empty_directory_has_the_columns_and_a_missing_one_is_an_error(tmp_pa
                 load(tmp_path / bad)
 
 
-def test_several_directories_load_as_one_and_a_run_counts_once(tmp_path):
+def test_several_directories_load_as_one(tmp_path):
     fake_results.write_fake_results(tmp_path / "a", {"norm": ("rms",)})
     fake_results.write_fake_results(tmp_path / "b", {"norm": ("layer",)})
-    both = [tmp_path / "a", str(tmp_path / "b")]
+    both = [tmp_path / "a", str(tmp_path / "b"), tmp_path / "b" / ".." / "a"]
     assert sorted(load_runs(both)["norm"]) == ["layer", "layer", "rms", "rms"]
     assert load_history(both)["run_id"].nunique() == 4
-    with pytest.warns(SkippedFile, match="was read already"):
-        assert len(load_runs([tmp_path / "a", tmp_path / "a"])) == 2
-    on_gpu = {
-        "device": "NVIDIA H200",
-        "precision": "bf16",
-        "compiled": True,
-        "gang": True,
-        "threads": 2,
-        "microbatch_size": 4,
-    }
-    fake_results.write_fake_results(
-        tmp_path / "gpu", {"norm": ("rms",)}, change=lambda row: row.update(numerics=on_gpu)
+
+
+def copies(tmp_path, **changes):
+    """Two folders with the same two runs; those of `b` were changed."""
+    for name, change in (("a", {}), ("b", changes)):
+        fake_results.write_fake_results(
+            tmp_path / name, {"norm": ("rms",)}, change=lambda row, new=change: row.update(new)
+        )
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+COMPILED = {"device": "cpu", "precision": "bf16", "compiled": True, "gang": False, "threads": 1}
+
+
+def test_a_run_in_several_folders_counts_once_and_it_is_said_which(tmp_path):
+    folders = copies(tmp_path, numerics=COMPILED, val_loss=3.9715)
+    with pytest.warns(SkippedFile) as said:
+        runs = load_runs(folders)
+    assert list(runs["numerics"]) == ["cpu bf16 eager"] * 2 and runs["run_id"].is_unique
+    (words,) = (str(one.message) for one in said)
+    assert (
+        f"2 runs stand in both {folders[0]} and {folders[1]}: those of {folders[0]} count, being named first." in words
     )
-    runs = load_runs([tmp_path / "a", tmp_path / "gpu"])
-    assert len(runs) == 4
-    assert set(runs["numerics"]) == {"cpu bf16 eager", "NVIDIA H200 bf16 compiled gang threads=2 microbatch=4"}
+    own = runs.set_index("run_id")["val_loss"]
+    for run_id in runs["run_id"]:
+        assert f"{run_id}: {own[run_id]:.4f} (cpu bf16 eager) counts, 3.9715 (cpu bf16 compiled) does not" in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"science_version": 0}, "being of the present code"),
+        ({"status": "failed", "val_loss": None}, "since the others failed"),
+        (None, "having training records"),
+    ],
+)
+def test_of_two_copies_the_one_that_is_worth_more_counts(tmp_path, changes, why):
+    worse, better = copies(tmp_path)[::-1]
+    for path in worse.glob("*/result.json"):
+        if changes is None:
+            (path.parent / "history.jsonl").unlink()
+        else:
+            fake_results.edit_result(worse, path.parent.name, tokens=1, **changes)
+    with pytest.warns(SkippedFile, match=f"those of {better} count, {why}. "):
+        assert set(load_runs([worse, better])["tokens"]) == {819_200}
+    assert len(load_history([worse, better])) == len(load_history(better))
+
+
+def test_records_and_unfinished_runs_are_of_the_copy_that_is_done(tmp_path):
+    stopped, done = copies(tmp_path)
+    for path in stopped.glob("*/result.json"):
+        path.unlink()
+        history = path.parent / "history.jsonl"
+        history.write_text(history.read_text().splitlines()[0] + "\n")
+    assert load_unfinished([stopped, done]) == [] and len(load_unfinished(stopped)) == 2
+    assert len(load_history([stopped, done])) == len(load_history(done))
 
 
 # Reading histories

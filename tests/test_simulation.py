@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from lmablate import power, simulation
-from lmablate.claims import verdict
+from lmablate.claims import families
 from lmablate.paths import ROOT
 
 SETS = 80
@@ -61,7 +61,7 @@ def test_a_pipeline_that_forgets_holm_is_caught(monkeypatch):
     null = "Holm: any of ten nulls is refuted, 10 claims, 6 pairs"
     assert within(kept[null])
     assert not within(kept["without Holm: any of ten nulls is refuted, 10 claims, 6 pairs"]._replace(expected=0.05))
-    monkeypatch.setattr(verdict, "holm", list)
+    monkeypatch.setattr(families, "holm", list)
     refuted = [
         any(row["verdict"] in simulation.DECIDED for row in rows) for rows in simulation._reports(20, 10, 6, 0.0, 1)
     ]

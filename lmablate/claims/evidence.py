@@ -34,12 +34,13 @@ class Arm(NamedTuple):
 
 class Sample(NamedTuple):
     """The arms of a hypothesis in one setting. `where`: what tells this setting from others; `notes`: what a reader must
-    know; `sweeps`: who trained the runs."""
+    know; `sweeps`: who trained the runs; `picked`: an arm had several runs of one seed, of which one was taken."""
 
     where: dict[str, str]
     arms: list[Arm]
     notes: list[str]
     sweeps: tuple[str, ...]
+    picked: bool
 
     @property
     def pairs(self) -> list[Pair]:
@@ -154,10 +155,12 @@ def _samples(test: Hypothesis, terms: list[list[Row]], where: dict[str, str]) ->
             notes.append(
                 f"{clash.name} has several runs of one seed, of which the first is used: they differ in {_differ(clash)}"
             )
+            # What is not used is no part of the sample: it is not counted, named or remarked on.
+            arms = [arm._replace(rows={pair: own[:1] for pair, own in arm.rows.items()}) for arm in arms]
         sweeps = {
             str(row["sweep"]) for arm in arms for r in arm.rows.values() for row in r if not is_missing(row["sweep"])
         }
-        out.append(Sample(where | extra, arms, notes, tuple(sorted(sweeps))))
+        out.append(Sample(where | extra, arms, notes, tuple(sorted(sweeps)), clash is not None))
     return out
 
 

@@ -22,9 +22,8 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mappin
     `compute`, its effect as the baseline's tokens."""
     from lmablate.summary import sweep_claims
 
-    sweeps = sorted({name for name in runs["sweep"] if isinstance(name, str)})
-    asked = [claim for sweep in sweeps for claim in sweep_claims(sweep)]
-    found = judge(runs, studies=studies, asked=asked)
+    sweeps = {name for name in runs["sweep"] if isinstance(name, str)}
+    found = judge(runs, studies=studies, asked={sweep: sweep_claims(sweep) for sweep in sweeps})
     for claim in found:
         for test in claim["tests"]:
             test["compute"] = _compute(test, runs, history)
@@ -32,7 +31,7 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mappin
 
 
 def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """`runs`, once for each stage that a study used them in, and runs of no study as they are.
+    """`runs`, once for each study and stage that used them, and runs of no study as they are.
 
     What one study tuned on may be evidence in another that evaluates it: there nothing was chosen by it. What a search was
     trained for never is, since what it found may be an arm here; ``attrs["searched"]`` counts the runs left out for that.
@@ -47,7 +46,7 @@ def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.Dat
         return runs
     rest = runs[~runs["run_id"].isin(known)]
     joined = pd.concat([frame for frame in (*used, rest) if len(frame)], ignore_index=True)
-    joined = joined.drop_duplicates(["run_id", "numerics", "stage"], ignore_index=True)
+    joined = joined.drop_duplicates(["run_id", "stage", "sweep"], ignore_index=True)
     searched = {use["run_id"] for study in studies if study.get("search") for use in study["runs"]}
     chosen_by = joined["run_id"].isin(searched) & joined["stage"].isin(EVALUATED)
     joined = joined[~chosen_by].reset_index(drop=True)

@@ -22,16 +22,34 @@ class Table(NamedTuple):
     def of(cls, runs: pd.DataFrame) -> Table:
         columns = [*axis_columns(runs), *config_columns(runs), "science_version"]
         rows, longer = runs.to_dict("records"), _through_longer_windows(runs)
-        longest = _longest(rows)
         for row in rows:
             row |= longer.get(row["run_id"], {})
-            if row.get("trunk") in longest:
-                row["trunk_share"] = row["trainer.steps"] / longest[row["trunk"]]
-        return cls(rows, [column for column in columns if column in runs])
+        return cls(_with_shares(rows), [column for column in columns if column in runs])
+
+    def of_sweep(self, sweep: str | None) -> Table:
+        """The rows of one stored sweep alone (None: of no sweep), as a report on nothing else would have them."""
+        rows = [row for row in self.rows if (None if is_missing(row["sweep"]) else row["sweep"]) == sweep]
+        return Table(_with_shares(rows), self.columns)
+
+    def each_run_once(self) -> Table:
+        """The rows without the further ones of runs that several studies share."""
+        rows: dict[tuple[str, str], Row] = {}
+        for row in self.rows:
+            rows.setdefault((row["run_id"], str(row.get("stage"))), row)
+        return Table(list(rows.values()), self.columns)
+
+
+def _with_shares(rows: Sequence[Row]) -> list[Row]:
+    """Copies of `rows`; of runs that branch off a trunk with ``trunk_share``, which part of its steps they have."""
+    longest = _longest(rows)
+    shares = [
+        {"trunk_share": r["trainer.steps"] / longest[r["trunk"]]} if r.get("trunk") in longest else {} for r in rows
+    ]
+    return [row | share for row, share in zip(rows, shares, strict=True)]
 
 
 def _longest(rows: Sequence[Row]) -> dict[str, int]:
-    """The steps of the longest run of every trunk (lmablate/branches.py), of which ``trunk_share`` is a run's share."""
+    """The steps of the longest run of every trunk (lmablate/branches.py)."""
     out: dict[str, int] = {}
     for row in rows:
         if not is_missing(row.get("trunk")):

@@ -9,30 +9,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    *(
-        "claim",
-        "verdict",
-        "test",
-        "test_verdict",
-        "where",
-        "effect",
-        "low",
-        "high",
-        "unit",
-        "margin",
-        "n",
-        "correlation",
-    ),
-    *(
-        "p_holm",
-        "p_claim_holm",
-        "diverged_plus",
-        "diverged_minus",
-        "unpaired",
-        "more_seeds",
-        "published_effect",
-        "reason",
-    ),
+    *("study", "scope", "claim", "verdict", "joint_verdict", "test", "test_verdict", "test_joint_verdict", "where"),
+    *("effect", "low", "high", "unit", "margin", "n", "correlation", "p_holm", "p_claim_holm", "diverged_plus"),
+    *("diverged_minus", "unpaired", "more_seeds", "published_effect", "reason"),
 )
 
 
@@ -43,13 +22,14 @@ def verdict_table(claims: Sequence[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for claim in claims:
         published = next((entry["effect"] for entry in claim["published"] if entry["effect"] is not None), None)
-        about = {"claim": claim["id"], "verdict": claim["verdict"], "published_effect": published}
+        about = {"claim": claim["id"], "published_effect": published, "joint_verdict": _joint(claim)}
+        about |= {key: claim[key] for key in ("study", "scope", "verdict")}
         for test in claim["tests"]:
             low, high = test["interval_95"] or (None, None)
             same = ("effect", "unit", "margin", "n", "correlation", "p_holm", "p_claim_holm", "unpaired", "more_seeds")
             rows.append(
                 about | {key: test[key] for key in same}
-                | {"test": test["says"], "test_verdict": test["verdict"], "low": low, "high": high}
+                | {"test": test["says"], "test_verdict": test["verdict"], "test_joint_verdict": _joint(test), "low": low, "high": high}
                 | {"where": " ".join(f"{key}={value}" for key, value in test["where"].items())}
                 | {f"diverged_{side}": count[0] for side, count in test["diverged"].items()}
                 | {"reason": "; ".join([test["reason"], *test["notes"]])}
@@ -57,3 +37,7 @@ def verdict_table(claims: Sequence[dict[str, Any]]) -> pd.DataFrame:
         if not claim["tests"]:
             rows.append({**about, "reason": claim["reason"]})
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _joint(row: dict[str, Any]) -> str | None:
+    return row["joint"] and row["joint"]["verdict"]

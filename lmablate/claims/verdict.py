@@ -1,17 +1,17 @@
-"""Verdicts: what finished runs say of each claim, at one error rate for the whole report."""
+"""Verdicts: what finished runs say of each claim, at one error rate for each study, and beside it at one for the report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmablate.arms import is_missing
 from lmablate.claims.data import Claim, Hypothesis, load_claims
-from lmablate.claims.evidence import Found, Sample, find
+from lmablate.claims.evidence import Sample
+from lmablate.claims.families import Asked, Corrected, Group, Judged, correct, groups, p_claim
 from lmablate.claims.matching import words
-from lmablate.claims.measure import Estimate, Looks, measure
+from lmablate.claims.measure import Estimate
 from lmablate.claims.rows import Table
-from lmablate.stats.families import holm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,81 +25,53 @@ GRAVITY: tuple[Verdict, ...] = (
 ALPHA = 0.05
 
 
-class Judged(NamedTuple):
-    """A hypothesis in one setting, before the family is corrected; `sample` is null where no runs could be compared."""
-
-    claim: Claim
-    test: Hypothesis
-    sample: Sample | None
-    estimate: Estimate
-    problem: str
-
-
 def judge(
     runs: pd.DataFrame,
     *,
     studies: Iterable[Mapping[str, Any]] = (),
-    asked: Iterable[str] = (),
+    asked: Asked | None = None,
     claims: Mapping[str, Claim] | None = None,
     alpha: float = ALPHA,
 ) -> list[Row]:
     """The claims that `runs` (load_runs) touch, each with its verdict and the tests behind it; JSON values only.
 
-    `studies`: contents of studies/<sweep>.json, for learning rates at an edge and early looks; claims that they name, or
-    that `asked` names, are judged even without a run that bears on them. Holm's correction (1979) runs over all tests of
-    a difference, and over all one-sided and equivalence tests, in this list.
+    A row is what one study (stored sweep) says of one claim, on its own runs. `studies`: contents of studies/<sweep>.json,
+    for learning rates at an edge, early looks and the claims that they name; `asked`: more claims by sweep, None for runs
+    of no sweep. Those are judged even without a run that bears on them. Others that the runs touch follow as ``scope``
+    "not asked", and those that only runs of several studies touch as "across studies".
+
+    A verdict is corrected by Holm (1979) within its study and scope. ``joint`` is the verdict when all tests that studies
+    asked for are corrected together; it is null for the others, which are no part of that family.
     """
     studies = list(studies)
     known = load_claims() if claims is None else claims
-    named = {*asked, *(name for study in studies for name in study.get("claims", ()))}
-    looks = {study["sweep"]: found for study in studies if (found := _looks(study))}
-    table = Table.of(runs)
-    judged = [one for claim in known.values() for one in _measure(claim, table, claim.id in named, looks)]
-    # What cannot be measured costs no other test anything.
-    measured = [one for one in judged if one.estimate.effect is not None]
-    p = holm([_p_against(one.test, one.estimate) for one in measured])
-    q = holm([_p_claim(one.test, one.estimate) for one in measured])
-    family = max(1, len(measured))
-    rows: dict[str, list[Row]] = {}
-    corrected = iter(zip(p, q, strict=True))
-    for one in judged:
-        ps = next(corrected) if one.estimate.effect is not None else None
-        rows.setdefault(one.claim.id, []).append(_row(one, ps, family, studies, alpha))
-    for claim in known.values():
-        if claim.id in named and claim.untested:
-            rows[claim.id] = []
-    return [_claim_row(known[name], tests) for name, tests in rows.items()]
+    wanted: dict[str | None, set[str]] = {sweep: set(names) for sweep, names in (asked or {}).items()}
+    for study in studies:
+        wanted.setdefault(study["sweep"], set()).update(study.get("claims", ()))
+    found = groups(Table.of(runs), known, studies, wanted)
+    joint = [one for group in found if group.scope == "asked" for one in group.measured]
+    corrected = {id(one): ps for one, ps in zip(joint, correct(joint), strict=True)}
+    return [row for group in found for row in _rows(group, known, wanted, corrected, studies, alpha)]
 
 
-def _measure(claim: Claim, runs: Table, named: bool, looks: Mapping[str, Looks]) -> list[Judged]:
-    found: list[tuple[Hypothesis, Found]] = [(test, find(runs, test)) for test in claim.tests]
-    if not named and not any(f.samples for _, f in found):
-        return []
-    out = []
-    for test, f in found:
-        out += [
-            Judged(claim, test, s, measure(s, test, next((looks[x] for x in s.sweeps if x in looks), None)), "")
-            for s in f.samples
-        ]
-        if not f.samples:
-            out.append(Judged(claim, test, None, Estimate(), f.problem))
-    return out
-
-
-def _looks(study: Mapping[str, Any]) -> Looks | None:
-    asked = study.get("looks") or {}
-    if not asked.get("planned"):
-        return None
-    return Looks(asked.get("rule") or "obrien_fleming", tuple(asked["planned"]))
-
-
-def _p_against(test: Hypothesis, estimate: Estimate) -> float:
-    """Of what a difference would show: that there is one, or where only one beyond the margin counts, that it lies there."""
-    return estimate.p_beyond if test.direction in ("equal", "not_higher") else estimate.p
-
-
-def _p_claim(test: Hypothesis, estimate: Estimate) -> float:
-    return estimate.p_not_higher if test.direction == "not_higher" else estimate.p_equal
+def _rows(
+    group: Group,
+    known: Mapping[str, Claim],
+    wanted: Mapping[str | None, set[str]],
+    joint: Mapping[int, Corrected],
+    studies: list[Mapping[str, Any]],
+    alpha: float,
+) -> list[Row]:
+    """The claims of one group; `joint` holds the report's correction of what studies asked for, by the id of the test."""
+    own = {id(one): ps for one, ps in zip(group.measured, correct(group.measured), strict=True)}
+    tests: dict[str, list[Row]] = {}
+    for one in group.tests:
+        row = _row(one, own.get(id(one)), studies, alpha)
+        row["joint"] = None if group.scope != "asked" else _joint(one, joint.get(id(one)), alpha)
+        tests.setdefault(one.claim.id, []).append(row)
+    asked = wanted.get(group.study, set()) if group.scope == "asked" else set()
+    untested = [claim.id for claim in known.values() if claim.id in asked and claim.untested]
+    return [_claim_row(known[name], group, tests.get(name, [])) for name in [*tests, *untested]]
 
 
 def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALPHA) -> tuple[Verdict, str]:
@@ -136,32 +108,49 @@ def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALP
     return "not decided", f"neither a difference nor its absence within {margin} is shown"
 
 
-def _row(
-    one: Judged, ps: tuple[float, float] | None, family: int, studies: list[Mapping[str, Any]], alpha: float
-) -> Row:
-    from lmablate.claims.words import diverged_words, more_seeds, no_pair, remarks
+def _verdict(one: Judged, ps: Corrected | None, alpha: float) -> tuple[Verdict, str, int | None]:
+    """The verdict on one test at the p values of a family, its reason, and how many more seeds would decide it."""
+    from lmablate.claims.words import diverged_words, more_seeds, no_pair
 
     test, e, sample = one.test, one.estimate, one.sample
-    n = len(e.values)
-    verdict: Verdict = "not decided"
-    more = None
+    n, least = len(e.values), one.claim.minimum_seeds
     if sample is None:
-        reason = one.problem
-    elif ps is None:
-        reason = no_pair(sample, e)
-    elif one.claim.smallest_params and (size := _size(sample)) < one.claim.smallest_params:
-        verdict = "not testable at this scale"
-        reason = f"said of models from {one.claim.smallest_params:,} parameters; these have {size:,}"
-    elif n < one.claim.minimum_seeds and test.metric != "diverged":
-        more = one.claim.minimum_seeds - n
-        reason = f"{n} paired seed{'s' * (n != 1)}, of at least {one.claim.minimum_seeds}: a difference cannot be told from noise"
-    else:
-        verdict, reason = decide(test, e, *ps, alpha)
-        if test.metric != "diverged" and (lost := diverged_words(e.diverged)):
-            reason += f", where {lost}"
-        if verdict == "not decided":
-            more, said = more_seeds(test, e, n, alpha / family)
-            reason += f"; {said}"
+        return "not decided", one.problem, None
+    if ps is None:
+        return "not decided", no_pair(sample, e), None
+    if one.claim.smallest_params and (size := _size(sample)) < one.claim.smallest_params:
+        said = f"said of models from {one.claim.smallest_params:,} parameters; these have {size:,}"
+        return "not testable at this scale", said, None
+    if n < least and test.metric != "diverged":
+        said = f"{n} paired seed{'s' * (n != 1)}, of at least {least}: a difference cannot be told from noise"
+        return "not decided", said, least - n
+    verdict, reason = decide(test, e, ps.p, ps.q, alpha)
+    if test.metric != "diverged" and (lost := diverged_words(e.diverged)):
+        reason += f", where {lost}"
+    if verdict != "not decided":
+        return verdict, reason, None
+    more, said = more_seeds(test, e, n, alpha / ps.family)
+    return verdict, f"{reason}; {said}", more
+
+
+def _joint(one: Judged, ps: Corrected | None, alpha: float) -> Row:
+    """What the verdict on one test is among all that the studies of a report asked for."""
+    verdict, reason, more = _verdict(one, ps, alpha)
+    return {"verdict": verdict, "reason": reason, "more_seeds": more} | _corrected(ps)
+
+
+def _corrected(ps: Corrected | None) -> Row:
+    return {"p_holm": ps.p, "p_claim_holm": ps.q, "family": ps.family} if ps else _UNCORRECTED
+
+
+_UNCORRECTED = {"p_holm": None, "p_claim_holm": None, "family": None}
+
+
+def _row(one: Judged, ps: Corrected | None, studies: list[Mapping[str, Any]], alpha: float) -> Row:
+    from lmablate.claims.words import remarks
+
+    test, e, sample = one.test, one.estimate, one.sample
+    verdict, reason, more = _verdict(one, ps, alpha)
     notes = [*(sample.notes if sample else ()), *e.notes, *remarks(one.claim, test, sample, e, studies)]
     interval = list(e.interval) if e.interval else None
     return {
@@ -171,10 +160,9 @@ def _row(
         "verdict": verdict, "reason": reason, "notes": notes, "more_seeds": more,
         "effect": e.effect, "interval_95": interval, "bootstrap_95": list(e.bootstrap) if e.bootstrap else None,
         "effect_in_units": None if e.effect is None or e.scale is None else e.effect * e.scale,
-        "values": e.values if test.metric != "diverged" else [], "sd": e.sd, "n": n, "correlation": e.correlation,
-        "p": e.p if sample else None, "p_holm": ps[0] if ps else None, "p_beyond": e.p_beyond if sample else None,
-        "p_sign_flip": e.p_sign_flip,
-        "p_claim": _p_claim(test, e) if sample else None, "p_claim_holm": ps[1] if ps else None, "family": family,
+        "values": e.values if test.metric != "diverged" else [], "sd": e.sd, "n": len(e.values), "correlation": e.correlation,
+        "p": e.p if sample else None, "p_beyond": e.p_beyond if sample else None, "p_sign_flip": e.p_sign_flip,
+        "p_claim": p_claim(test, e) if sample else None, **_corrected(ps),
         "pooled": e.pooled._asdict() if e.pooled else None,
         "diverged": {side: list(count) for side, count in e.diverged.items()},
         "unpaired": sample.unpaired if sample else 0, "sweeps": list(sample.sweeps) if sample else [],
@@ -182,25 +170,30 @@ def _row(
     }  # fmt: skip
 
 
-def _claim_row(claim: Claim, tests: list[Row]) -> Row:
-    verdict: Verdict = "not testable at this scale"
-    reason = claim.untested or ""
-    if tests:
-        verdict = min((test["verdict"] for test in tests), key=GRAVITY.index)
-        deciding = [test for test in tests if test["verdict"] == verdict]
-        reason = "; ".join(dict.fromkeys(test["reason"] for test in deciding))
-        if len(deciding) < len(tests):
-            reason = f"{len(deciding)} of {len(tests)} tests: {reason}"
-    more = [test["more_seeds"] for test in tests if test["more_seeds"] is not None]
+def _claim_row(claim: Claim, group: Group, tests: list[Row]) -> Row:
     kept = ("id", "group", "priority", "statement", "expected", "sweep", "minimum_seeds")
     return {
         **{key: getattr(claim, key) for key in kept},
+        "study": group.study,
+        "scope": group.scope,
         "published": [entry.model_dump() for entry in claim.published],
-        "verdict": verdict,
-        "reason": reason,
-        "more_seeds": max(more) if more else None,
+        **_worst(claim, tests),
+        "joint": _worst(claim, [test["joint"] for test in tests]) if group.scope == "asked" else None,
         "tests": tests,
     }
+
+
+def _worst(claim: Claim, tests: Sequence[Row]) -> Row:
+    """The verdict on a claim from those on its tests, with its reason."""
+    if not tests:
+        return {"verdict": "not testable at this scale", "reason": claim.untested or "", "more_seeds": None}
+    verdict = min((test["verdict"] for test in tests), key=GRAVITY.index)
+    deciding = [test for test in tests if test["verdict"] == verdict]
+    reason = "; ".join(dict.fromkeys(test["reason"] for test in deciding))
+    if len(deciding) < len(tests):
+        reason = f"{len(deciding)} of {len(tests)} tests: {reason}"
+    more = [test["more_seeds"] for test in tests if test["more_seeds"] is not None]
+    return {"verdict": verdict, "reason": reason, "more_seeds": max(more) if more else None}
 
 
 def _side(sample: Sample | None, sign: int) -> list[str]:

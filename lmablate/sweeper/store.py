@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FOLDER = "studies"  # no run directory: it holds no result.json
+AT = " @ "  # between a stored sweep and its folder, where several folders have a study of it
 
 
 def study_path(results_dir: str | Path, sweep: str) -> Path:
@@ -71,6 +73,33 @@ def _files(folder: Path) -> list[Path]:
 def _left_out(path: Path, error: OSError | ValueError) -> None:
     why = access.reason(error) if isinstance(error, OSError) else error
     log.warning("%s: left out (%s)", path, why)
+
+
+def studies_in(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The studies of several results directories. Where two hold the same study, the one that lists more runs counts; where
+    two hold different studies of one stored sweep (another scale), each has its folder in its name (AT)."""
+    found: list[tuple[str | Path, dict[str, Any]]] = []
+    for folder in folders:
+        for study in load_studies(folder).values():
+            own = {use["run_id"] for use in study["runs"]}
+            alike = [other for _, other in found if other["sweep"] == study["sweep"]]
+            if any(own <= {use["run_id"] for use in other["runs"]} for other in alike):
+                continue
+            found = [
+                one for one in found
+                if one[1]["sweep"] != study["sweep"] or not {use["run_id"] for use in one[1]["runs"]} <= own
+            ]  # fmt: skip
+            found.append((folder, study))
+    names = [study["sweep"] for _, study in found]
+    return [
+        {**study, "sweep": f"{study['sweep']}{AT}{folder}"} if names.count(study["sweep"]) > 1 else study
+        for folder, study in found
+    ]
+
+
+def stored_sweep(name: str) -> str:
+    """The stored sweep that a study of this name is of."""
+    return name.partition(AT)[0]
 
 
 def _has_runs(content: dict[str, Any]) -> bool:

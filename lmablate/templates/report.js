@@ -43,7 +43,8 @@ function table(box, question, curves) {
     question.tasks ? number("val_accuracy", "accuracy", percent) : number("val_bpb", "bits/byte", loss),
     number("tokens", "tokens", count),
     number("wall_seconds", "seconds", count),
-    { words: "command", value: command, cell: (run) => element("code", null, command(run)) },
+    question.numerics.length > 1 ? { words: "numerics", value: (run) => question.numerics[get(run, "numerics")] } : null,
+    { words: "command", value: command, cell: shownCommand },
   ].filter(Boolean);
   const words = (run) => columns.map((column) => column.value(run) ?? "").join(" ").toLowerCase();
   const rows = question.runs.map((run) => ({ run, text: words(run) }));
@@ -52,6 +53,9 @@ function table(box, question, curves) {
   function command(run) {
     return ["python -m lmablate.train", ...get(run, "words").map((i) => question.words[i])].join(" ");
   }
+  function shownCommand(run) {
+    return element("details", { class: "command" }, element("summary", null, "show"), element("code", null, command(run)));
+  }
   function configLink(run) {
     const id = get(run, "id"), words = element("code", null, id), folder = data.folders[get(run, "folder")];
     const href = `${folder}/${encodeURIComponent(id)}/config.yaml`;
@@ -59,11 +63,13 @@ function table(box, question, curves) {
       curves.pin(run);
       render();
     };
+    const shown = folder === undefined ? words : element("a", { href, title: "its configuration" }, words);
+    if (!curves) return shown;
     const button = element("button", {
       type: "button", class: "show", click, disabled: !get(run, "curves").some(Boolean), "aria-pressed": String(curves.pinned() === run),
       "aria-label": "curve of run " + id,
     }, "curve");
-    return element("span", null, folder === undefined ? words : element("a", { href, title: "its configuration" }, words), " ", button);
+    return element("span", null, shown, " ", button);
   }
   function compare(a, b) {
     const [x, y] = [state.by.value(a.run), state.by.value(b.run)];
@@ -124,10 +130,11 @@ function table(box, question, curves) {
 
 data.questions.forEach((question, i) => {
   const box = (name) => document.querySelector(`.${name}[data-question="${i}"]`);
-  table(box("runs"), question, chart(box("chart"), question));
+  table(box("runs"), question, box("chart") && chart(box("chart"), question));
 });
 const still = [...document.querySelectorAll("details.still")]; // on paper the still figures stand, as without a script
-const show = (open) => () => still.forEach((one) => { one.open = open; });
-show(false)();
-window.addEventListener("beforeprint", show(true));
-window.addEventListener("afterprint", show(false));
+const folded = [...still, ...document.querySelectorAll("details.paper")];
+const show = (some, open) => () => some.forEach((one) => { one.open = open; });
+show(still, false)();
+window.addEventListener("beforeprint", show(folded, true));
+window.addEventListener("afterprint", show(folded, false));
