@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lmablate.errors import ConfigError, in_words
-from lmablate.files import write_together
+from lmablate.files import make_folder, write_together
 from lmablate.paths import given_path
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def run(draw: Callable[[str], Figure], purpose: str, argv: Sequence[str] | None 
     words = parser.parse_args(argv)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     figure = draw(str(words.results_dir))
-    words.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(words.out.parent)
     stem = words.out.with_suffix("") if words.out.suffix in (".png", ".svg") else words.out
     print("\n".join(map(str, save(figure, stem))))
     return 0

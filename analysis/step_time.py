@@ -16,6 +16,7 @@ import yaml
 
 from lmablate.analysis._style import INK, MUTED, PALETTE, PAPER, entitle, new_figure, percent, read_table, save, style
 from lmablate.errors import in_words
+from lmablate.files import make_folder
 from lmablate.paths import given_path
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     split = read_table(words.folder / "split.csv", ("config", "mode"))
     parts = words.folder / "parts.csv"
     drawn = figure(split, read_table(parts, ("config", "mode", "part")) if parts.is_file() else None)
-    words.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(words.out.parent)
     print("\n".join(map(str, save(drawn, words.out.with_suffix("")))))
     return 0
 

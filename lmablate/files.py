@@ -14,6 +14,26 @@ from typing import Any
 MOST_JSON = 64 << 20  # bytes of a file that holds one value
 MOST_LINES = 4 << 30  # of a file with one a line
 DEEPEST = 100  # lists and objects within each other
+_made: list[Path] = []  # folders of the present command, the inner ones after the outer ones
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents for the output of a command; where that is refused, those still empty go again.
+
+    Raises OSError.
+    """
+    new = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+    folder.mkdir(parents=True, exist_ok=True)
+    _made.extend(reversed(new))
+
+
+def settle_folders(*, refused: bool) -> None:
+    """Remove the folders that a refused command made and left empty; keep those of others."""
+    while _made:
+        folder = _made.pop()
+        if refused:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

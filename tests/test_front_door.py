@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import yaml
+from fuzz.valid import commands
 from hydra import compose as their_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,11 +22,11 @@ from lmablate.config.quoting import text_keys
 from lmablate.config.synonyms import SYNONYMS
 from lmablate.config.words import rewrite
 from lmablate.errors import ConfigError, explained, in_words
+from lmablate.files import make_folder
 from lmablate.flags import split
-from lmablate.paths import ROOT, given_path
+from lmablate.paths import given_path
 from lmablate.run_directory import below, check_writable, run_path
 
-INTERNAL = ("lmablate.launcher.", "lmablate.tracking")  # processes that our own start
 SMALL = (
     "data=synthetic",
     "tokenizer=bytes",
@@ -34,19 +35,6 @@ SMALL = (
     "model.n_heads=2",
     "trainer.steps=6",
 )
-
-
-def commands() -> list[str]:
-    """Every module that runs as a program."""
-    found = []
-    for place, package in ((ROOT / "lmablate", "lmablate"), (ROOT / "analysis", "lmablate.analysis")):
-        for path in sorted(place.rglob("*.py")):
-            name = ".".join([package, *path.relative_to(place).with_suffix("").parts])
-            _, program, does = path.read_text().rpartition('if __name__ == "__main__":\n')
-            if program and not name.startswith(INTERNAL):
-                assert does.strip() == "sys.exit(main())", f"{name}: its exit code is lost"
-                found.append(name)
-    return found
 
 
 def not_yaml() -> Exception:
@@ -422,6 +410,26 @@ def test_a_grid_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
     assert "norm=foo" in told(capsys, "-m", "norm=rms,foo")
     check_writable(tmp_path / "a" / "b", keep=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_command_that_is_refused_takes_its_empty_folders_back(tmp_path, code):
+    """Whatever it is refused for after the check of --out; folders that were there, or hold something, stay."""
+    (tmp_path / "before").mkdir()
+
+    @in_words
+    def command() -> int:
+        check_writable(tmp_path / "a" / "b", "--out")
+        check_writable(tmp_path / "before", "--out")
+        make_folder(tmp_path / "full" / "inner")
+        (tmp_path / "full" / "file").write_text("kept")
+        if code:
+            raise ConfigError("no run is there")
+        return 0
+
+    assert command() == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["before", "full"] if code else ["a", "before", "full"])
+    assert (tmp_path / "full/inner").exists() is (code == 0)
 
 
 def test_compose_leaves_another_hydra_program_alone(tmp_path):

@@ -35,7 +35,7 @@ if __name__ == "__main__":
         os.execvp("setpriv", ["setpriv", f"--bounding-set={POWERS}", f"--inh-caps={POWERS}", sys.executable, *sys.argv])
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from fuzz.breaking import SCRAPS, Line, break_line, do_damage  # noqa: E402
+from fuzz.breaking import SCRAPS, Line, break_line, concerns_the_folder, do_damage  # noqa: E402
 from fuzz.child import Outcome, carry_out, environment, prepare  # noqa: E402
 from fuzz.place import build, contents, remove, runs  # noqa: E402
 from fuzz.valid import may_write, valid  # noqa: E402
@@ -75,7 +75,9 @@ def faults(line: Line, outcome: Outcome, before: dict[str, str], after: dict[str
     new = [name for name in new if not name.startswith(("home/.cache", "home/.config"))]
     if outcome.code == 2 and new:
         found.append(f"refused, and yet written: {', '.join(sorted(new)[:4])}")
-    elif alien := [name for name in new if not (name.startswith("work") and may_write(line.module, line.words, name))]:
+        return found
+    named = [*line.words, *(value for value in line.environment.values() if value)]
+    if alien := [name for name in new if not (name.startswith("work") and may_write(line.module, named, name))]:
         found.append(f"not asked for: {', '.join(sorted(alien)[:4])}")
     return found
 
@@ -113,7 +115,7 @@ class Fuzz:
         place = self.root / "place"
         shutil.copytree(self.template, place)
         for damage in line.damages:
-            if damage != ("gone",):
+            if not concerns_the_folder(damage):
                 do_damage(damage, place / "work")
         before = contents(place)
         if ("gone",) in line.damages:

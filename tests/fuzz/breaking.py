@@ -200,11 +200,15 @@ def _streams(line: Line, r: Random, files: list[str]) -> None:
     line.columns = r.choice([1, 2, 10, 20, 40, 79, 80, 81, 120, 300])
 
 
+def concerns_the_folder(damage: tuple[str, ...]) -> bool:
+    """Whether a damage is to the working folder itself, which comes once the command stands in it."""
+    return damage == ("gone",) or damage[:2] == ("chmod", ".")
+
+
 def do_damage(damage: tuple[str, ...], work: Path) -> None:
     """Carry out one damage to the files."""
     kind, *rest = damage
     if kind == "gone":
-        os.chdir(work)
         os.rename(work, f"{work}.gone")
         shutil.rmtree(f"{work}.gone")
         return

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from fuzz.breaking import Line, do_damage
+from fuzz.breaking import Line, concerns_the_folder, do_damage
 
 # What takes long to import. Not what reads the environment or the working folder as it is imported: matplotlib, wandb.
 HEAVY = """
@@ -160,7 +160,7 @@ def _as_command(line: Line, root: Path, limit: float) -> int:
     """Become ``python -m MODULE WORDS``; returns the exit code that it would have."""
     os.chdir(root / "work")
     for damage in line.damages:
-        if damage == ("gone",):
+        if concerns_the_folder(damage):
             do_damage(damage, root / "work")
     own = environment(root, line)
     os.environ.clear()

@@ -13,7 +13,7 @@ from lmablate.axes import AXES
 from lmablate.paths import CONF_DIR, ROOT
 
 Random = random.Random
-INNER = ("lmablate.launcher.", "lmablate.source", "lmablate.tracking")  # processes of commands, and tools of the house
+INNER = ("lmablate.launcher.", "lmablate.tracking", "lmablate.source")  # processes of commands, and a tool of the house
 # What a command writes where nobody says otherwise.
 DEFAULTS = {
     "lmablate.train": ("results", "outputs", "wandb"),
@@ -28,15 +28,14 @@ DEFAULTS = {
 
 @cache
 def commands() -> tuple[str, ...]:
-    """The modules that ``python -m`` runs, found as the package has them."""
+    """The modules that run as a program, found as the package has them."""
     found = []
     for folder, package in ((ROOT / "lmablate", "lmablate"), (ROOT / "analysis", "lmablate.analysis")):
         for path in sorted(folder.rglob("*.py")):
-            if '__name__ == "__main__"' not in path.read_text() and path.name != "__main__.py":
-                continue
-            parts = path.relative_to(folder).with_suffix("").parts
-            name = ".".join([package, *(part for part in parts if part != "__main__")])
-            if not name.startswith(INNER):
+            name = ".".join([package, *path.relative_to(folder).with_suffix("").parts])
+            _, program, does = path.read_text().rpartition('if __name__ == "__main__":\n')
+            if program and not name.startswith(INNER):
+                assert does.strip() == "sys.exit(main())", f"{name}: its exit code is lost"
                 found.append(name)
     return tuple(found)
 
@@ -226,7 +225,7 @@ SHARES = {
 
 def valid(r: Random, runs: list[str]) -> tuple[str, list[str]]:
     """A command and its arguments."""
-    modules = commands()
+    modules = [name.removesuffix(".__main__") for name in commands()]
     shares = [
         SHARES.get(m, SHARES.get(m.rpartition(".")[0], 2) if m.startswith("lmablate.analysis.") else 2) for m in modules
     ]
@@ -236,8 +235,7 @@ def valid(r: Random, runs: list[str]) -> tuple[str, list[str]]:
     return module, words
 
 
-def may_write(module: str, words: list[str], entry: str) -> bool:
-    """Whether a line names a file or folder of the working folder, or writes to it by default."""
-    parts = Path(entry).parts[1:]
-    top = parts[0] if parts else ""
-    return top in DEFAULTS.get(module, ()) or any(top in word for word in words)
+def may_write(module: str, named: list[str], entry: str) -> bool:
+    """Whether a file or folder of the working folder is among those `named`, with an ending perhaps, or is a default."""
+    top = Path(entry).parts[1:2]
+    return not top or top[0] in DEFAULTS.get(module, ()) or any(Path(top[0]).stem in word for word in named)
