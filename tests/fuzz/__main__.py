@@ -138,6 +138,7 @@ def main() -> int:
     parser.add_argument(
         "--limit", type=float, default=60.0, metavar="SECONDS", help="of one line (default: %(default)s)"
     )
+    parser.add_argument("--all", action="store_true", help="also show lines that end as they should, shortly")
     parser.add_argument("--keep", action="store_true", help="keep the folder of the last line")
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
@@ -151,6 +152,11 @@ def main() -> int:
         line, outcome, found = fuzz.run(seed, number, keep=args.keep)
         codes[outcome.code] += 1
         spent[line.module] += outcome.seconds
+        if args.all and not found:
+            last = (outcome.errors.strip() or outcome.output.strip() or "-").splitlines()[-1]
+            print(
+                f"{number} {outcome.seconds:.1f} s\n{as_shell(line, fuzz.root / 'place')}\n  {outcome.code}: {ascii(last)[1:-1]}"
+            )
         if found or args.line is not None:
             bad += bool(found)
             print(
