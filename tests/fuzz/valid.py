@@ -88,7 +88,13 @@ def _plan(r: Random) -> list[str]:
 def _budget(r: Random) -> list[str]:
     axis = r.choice(list(AXES))
     return r.choice(
-        [_overrides(r), _grid(r), [*TINY, *TEXT, f"{axis}={r.choice(_options(axis))}"], ["preset=gpt2", "shrink=tiny", *TEXT], ["--help"]]
+        [
+            _overrides(r),
+            _grid(r),
+            [*TINY, *TEXT, f"{axis}={r.choice(_options(axis))}"],
+            ["preset=gpt2", "shrink=tiny", *TEXT],
+            ["--help"],
+        ]
     )
 
 
