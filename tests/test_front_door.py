@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import os
 import sys
 import threading
 
@@ -21,6 +22,7 @@ from lmablate.config.hints import known_keys, unknown_key
 from lmablate.config.quoting import text_keys
 from lmablate.config.synonyms import SYNONYMS
 from lmablate.config.words import rewrite
+from lmablate.console import VERBOSE
 from lmablate.errors import ConfigError, explained, in_words
 from lmablate.files import make_folder
 from lmablate.flags import split
@@ -410,6 +412,19 @@ def test_a_grid_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
     assert "norm=foo" in told(capsys, "-m", "norm=rms,foo")
     check_writable(tmp_path / "a" / "b", keep=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "++hydra.sweep.dir", "hydra.output_subdir"])
+def test_a_folder_of_hydras_is_refused_with_ours(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    assert "write results_dir=PATH" in told(capsys, f"{key}=x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_that_takes_overrides_takes_v(monkeypatch):
+    monkeypatch.delenv(VERBOSE, raising=False)
+    assert split(["-v", "norm=layer"]).overrides == ["norm=layer"]
+    assert os.environ.pop(VERBOSE) == "1"
 
 
 @pytest.mark.parametrize("code", [0, 2])

@@ -28,7 +28,7 @@ def test_broken_lines_are_refused_in_words_and_leave_nothing():
 def test_every_command_has_valid_lines():
     """A command that is new has to say what a user would give it; figures of analysis/ all take the same."""
     own = [name.removesuffix(".__main__") for name in commands() if not name.startswith("lmablate.analysis.")]
-    assert set(own) == set(GENERATORS)
+    assert set(own) == {name for name in GENERATORS if ".analysis." not in name}
     r = random.Random(0)
     assert {valid(r, ["0" * 12, "1" * 12])[0] for _ in range(2000)} >= set(GENERATORS)
 

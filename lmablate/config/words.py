@@ -43,6 +43,9 @@ LOOKALIKES = {
 }
 ZIP, SKIP = "sweep.zip", "sweep.skip"
 
+# Where Hydra would make folders of its own, which stay empty.
+HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
+
 
 def explicit(words: Sequence[str]) -> dict[str, Any]:
     """Return the keys set by override strings, with their values as text; a value of null counts as not set."""
@@ -64,6 +67,8 @@ def rewrite(words: list[str]) -> list[str]:
             raise ConfigError(
                 f"{key}: a class is chosen by an option, so that the option's name says what was run; add a YAML file to conf/ for yours"
             )
+        if key in HYDRAS_FOLDERS:
+            raise ConfigError(f"{key}: nothing is kept there, runs are in results_dir/<run_id>; write results_dir=PATH")
     out = [_own(word) for word in _arrangement(words) if not _is_off(word)]
     if "scale" in keys:
         out = [word for word in out if not word.startswith("scale=")]

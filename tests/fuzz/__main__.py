@@ -38,7 +38,7 @@ if __name__ == "__main__":
 from fuzz.breaking import SCRAPS, Line, break_line, concerns_the_folder, do_damage  # noqa: E402
 from fuzz.child import Outcome, carry_out, environment, prepare  # noqa: E402
 from fuzz.place import build, contents, remove, runs  # noqa: E402
-from fuzz.valid import may_write, valid  # noqa: E402
+from fuzz.valid import is_right, may_write, valid  # noqa: E402
 
 WHOLE = 0.06  # of the lines stay as they are
 TRACES = ("Traceback (most recent call last)", "Exception ignored", "Error in atexit", "Fatal Python error")
@@ -50,7 +50,9 @@ def line_of(seed: int, number: int, names: list[str], files: list[str]) -> Line:
     r = random.Random(f"{seed}-{number}")
     module, words = valid(r, names)
     line = Line(module, words)
-    if r.random() >= WHOLE or "norm=nothing" in words:
+    if not is_right(module, words):
+        line.broken = 1
+    if r.random() >= WHOLE:
         break_line(line, r, files)
     return line
 

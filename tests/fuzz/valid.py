@@ -217,6 +217,7 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "lmablate.axes": _plain([[], ["notes.md"]]),
     "lmablate.claims.lecture": _plain([["results", "--out", "lecture.md"]]),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
+    "lmablate.analysis.survey": _plain([["--out", "figure"]]),
     "lmablate.demo": _plain([["--help"], ["norm=nothing"]]),
 }
 # The demo trains for minutes: of its lines, those that end at once.
@@ -239,6 +240,13 @@ def valid(r: Random, runs: list[str]) -> tuple[str, list[str]]:
     generator = GENERATORS.get(module)
     words = generator(r, runs) if generator else ["results", "--out", "figure"]
     return module, words
+
+
+def is_right(module: str, words: list[str]) -> bool:
+    """Whether a line may be expected to end with 0: not of figures of something else than runs, nor with a size too small."""
+    other = module in ("lmablate.analysis.gradient_norm", "lmablate.analysis.step_time")
+    small = any(word.startswith(("aspect_ratio=r", "attention=pattern", "norm=nothing")) for word in words)
+    return not other and not small
 
 
 def may_write(module: str, named: list[str], entry: str) -> bool:
