@@ -277,6 +277,8 @@ def test_home_is_home_in_every_path(monkeypatch, tmp_path):
     for word in ("results_dir='~/x'", "results_dir=~/x"):
         assert compose([word]).results_dir == str(tmp_path / "x")
     assert given_path("~/x") == tmp_path / "x"
+    with pytest.raises(argparse.ArgumentTypeError, match="empty"):  # --out "$FOLDER"
+        given_path("")
 
 
 GRIDS = [

@@ -173,4 +173,4 @@ def test_a_stored_sweep_says_its_question_and_has_its_analysis(path):
 
 def test_the_readme_shows_the_axes_as_they_are():
     readme = (ROOT / "README.md").read_text()
-    assert axes.renew(readme) == readme, "renew it with: python -m lmablate.axes README.md"
+    assert axes.renew(readme, "README.md") == readme, "renew it with: python -m lmablate.axes README.md"

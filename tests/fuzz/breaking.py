@@ -189,8 +189,7 @@ def _files(line: Line, r: Random, files: list[str]) -> None:
             ("remove", name), ("chmod", name, r.choice(["000", "000", "400", "500", "200", "300"])),
             ("scrap", name, str(r.randrange(len(SCRAPS)))),
             ("truncate", name), ("folder", name), ("loop", name), ("write", "matplotlibrc", RC),
-            ("chmod", ".", r.choice(["500", "000", "300"])),
-            ("gone",),
+            ("gone",) if r.random() < 0.3 else ("chmod", ".", r.choice(["500", "000", "300"])),
         ])
     )  # fmt: skip
 

@@ -252,4 +252,9 @@ def is_right(module: str, words: list[str]) -> bool:
 def may_write(module: str, named: list[str], entry: str) -> bool:
     """Whether a file or folder of the working folder is among those `named`, with an ending perhaps, or is a default."""
     top = Path(entry).parts[1:2]
-    return not top or top[0] in DEFAULTS.get(module, ()) or any(Path(top[0]).stem in word for word in named)
+    return (
+        not top
+        or "." in named
+        or top[0] in DEFAULTS.get(module, ())
+        or any(Path(top[0]).stem in word for word in named)
+    )
