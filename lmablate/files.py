@@ -46,7 +46,7 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
     aside: dict[Path, Path] = {}
     try:
         for path, data in files.items():
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            handle, temporary = _aside(path)
             aside[path] = Path(temporary)
             _fill(handle, data.encode() if isinstance(data, str) else data, path)
             os.chmod(temporary, 0o666 & ~_umask())
@@ -61,6 +61,15 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
         raise
     for folder in {path.parent for path in files}:
         _sync_folder(folder)
+
+
+def _aside(path: Path) -> tuple[int, str]:
+    """Open a new file beside `path`; an OSError names `path`, the file that it is for."""
+    try:
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _fill(handle: int, raw: bytes, path: Path) -> None:

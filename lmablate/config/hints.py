@@ -144,7 +144,7 @@ def explain(error: ValidationError) -> str:
             mend = f" in the option chosen; {group}={' or '.join(having)} has it" if having else hint(place)
             lines.append(f"{place}: unknown key{mend}")
         elif item["type"] == "missing":
-            lines.append(f"{place}: missing")
+            lines.append(f"{place}: missing, and every run needs it: give {place}=VALUE")
         elif item["type"] == "value_error":
             lines.append(message if not place or message.startswith(place) else f"{place}: {message}")
         else:

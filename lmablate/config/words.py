@@ -22,15 +22,8 @@ from lmablate.errors import ConfigError
 from lmablate.paths import SWEEPS_DIR
 
 # What a keyboard or a word processor writes for signs of the grammar.
-LOOKALIKES = {
-    "，": ",",
+LOOKALIKES = {chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)} | {  # of full width, and others
     "、": ",",
-    "＝": "=",
-    "：": ":",
-    "［": "[",
-    "］": "]",
-    "（": "(",
-    "）": ")",
     "“": '"',
     "”": '"',
     "‘": "'",
@@ -107,7 +100,7 @@ def _check_spaces(words: Sequence[str]) -> None:
             )
         if "=" in after[:1] or (before == "=" and i > 1):
             continue  # its neighbour is told
-        raise ConfigError(f"{word}: an override is key=value, such as norm=layer{_meant(word)}")
+        raise ConfigError(f"{word or '(nothing)'}: an override is key=value, such as norm=layer{_meant(word)}")
 
 
 def _meant(word: str) -> str:
@@ -166,6 +159,10 @@ def _check(word: str) -> None:
     if override is None:
         raise ConfigError(f"{word}: {_unreadable(word)}")
     group = override.key_or_group
+    if override.is_delete() and group not in off_groups() and (options := options_of(group)):
+        raise ConfigError(
+            f"{word}: a run has one option of each group; choose another of {group}: {', '.join(options)}"
+        )
     if override.is_delete() or not (options := options_of(group)):
         return
     value = override.value()

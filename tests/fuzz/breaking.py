@@ -208,6 +208,7 @@ def do_damage(damage: tuple[str, ...], work: Path) -> None:
     """Carry out one damage to the files."""
     kind, *rest = damage
     if kind == "gone":
+        os.chmod(work, 0o700)
         os.rename(work, f"{work}.gone")
         shutil.rmtree(f"{work}.gone")
         return

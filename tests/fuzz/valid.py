@@ -51,7 +51,7 @@ def _overrides(r: Random) -> list[str]:
     extra = [
         [], [], ["norm=layer"], ["seed=1"], ["results_dir=results"], ["results_dir=new"], ["-v"], ["norm=rms", "seed=0"],
         ["data.paths=[text/*.txt,rows.jsonl]"], ["data.paths=rows.jsonl"], ["--trust", "mypackage", "norm=max"],
-        ["schedule.warmup_steps=2"], ["optim.lr=1e-3"], ["model.n_kv_heads=1", "attention=gqa"], ["runtime.workers=1"],
+        ["schedule.warmup_steps=2"], ["optim.lr=1e-3"], ["attention=mqa"], ["runtime.workers=1"],
     ]  # fmt: skip
     return [*words, *r.choice(extra)]
 
