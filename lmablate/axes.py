@@ -38,9 +38,12 @@ def default_choices() -> dict[str, str]:
     return {group: option for group, option in pairs if option and "/" not in group and group != "tune"}
 
 
-def options(group: str) -> dict[str, str]:
-    """The options of a group, each with what its file says of it (the first comment line, without the example)."""
-    return {path.stem: _says(path) for path in sorted((CONF_DIR / group).glob("*.yaml"), key=_natural)}
+def options(group: str, *, shipped: bool = False) -> dict[str, str]:
+    """The options of a group, each with what its file says of it (the first comment line, without the example). Those of the
+    current folder's conf/ are among them, unless only the shipped ones are wanted."""
+    folders = [CONF_DIR] if shipped else [Path.cwd() / "conf", CONF_DIR]
+    found = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
+    return {path.stem: _says(path) for path in sorted(found.values(), key=_natural)}
 
 
 def _natural(path: Path) -> tuple[str, int]:
@@ -70,7 +73,7 @@ def markdown() -> str:
     rows = ["| axis | options (default in bold) |", "|---|---|"]
     for axis in AXES:
         default = default_choices()[axis]
-        words = [f"**{option}**" if option == default else option for option in options(axis)]
+        words = [f"**{option}**" if option == default else option for option in options(axis, shipped=True)]
         rows.append(f"| `{axis}` | {' · '.join(words)} |")
     return "\n".join(rows)
 

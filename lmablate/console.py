@@ -32,6 +32,11 @@ def plain(text: str) -> str:
     return STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def prose(docstring: str | None) -> str:
+    """Return a docstring as a reader of ``--help`` wants it: without the marks of code."""
+    return (docstring or "").replace("`", "")
+
+
 def width() -> int:
     """Return the columns there are: those of COLUMNS, else of the terminal; a file or a pipe takes lines of any length."""
     asked = os.environ.get("COLUMNS", "")

@@ -126,6 +126,7 @@ def _act(words: argparse.Namespace, sweep: Sweep) -> int:
         built = specification(sweep, words.entity or "", words.project or sweep.project)
         atomic_write(target, json.dumps(built, indent=1, sort_keys=True) + "\n")
         print(f"wrote {target}: the workspace and the report of {sweep.name}, as wandb's library writes them")
+        print("\n".join(outline(sweep)))
     else:
         print("\n".join(_publish(sweep, words.entity, words.project or sweep.project)))
     return 0
@@ -230,6 +231,12 @@ def specification(sweep: Sweep, entity: str, project: str) -> dict[str, Any]:
     views = _views()
     workspace, report = views.workspace(sweep, entity, project), views.report(sweep, entity, project)
     return {"workspace": views.as_json(workspace), "report": views.as_json(report)}
+
+
+def outline(sweep: Sweep) -> list[str]:
+    """What a dashboard of `sweep` shows: its sections, and the panels of each."""
+    views = _views()
+    return list(views.outline(views.workspace(sweep, "", sweep.project)))
 
 
 def _publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:

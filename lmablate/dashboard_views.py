@@ -26,6 +26,11 @@ TITLES = {
 }
 
 
+KINDS: dict[type, str] = {
+    wr.LinePlot: "curves", wr.ScatterPlot: "scatter plot", wr.ParallelCoordinatesPlot: "parallel coordinates"
+}  # fmt: skip
+
+
 class Column(wr.ParallelCoordinatesPlotColumn):
     """A column over a flat configuration key."""
 
@@ -99,6 +104,17 @@ def report(sweep: Sweep, entity: str, project: str) -> wr.Report:
         project=project, entity=entity, title=f"{sweep.name}: {sweep.question}"[:128], description="Made by lmablate.dashboard",
         blocks=blocks, width="fluid",
     )  # fmt: skip
+
+
+def outline(view: ws.Workspace) -> list[str]:
+    """The sections of a workspace with the panels of each, a line each."""
+    lines = []
+    for section in view.sections:
+        lines.append(section.name)
+        for panel in section.panels:
+            kind = next(word for kind, word in KINDS.items() if isinstance(panel, kind))
+            lines.append(f"  {kind}: {getattr(panel, 'title', '')}")
+    return lines
 
 
 def publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:

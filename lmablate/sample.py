@@ -76,9 +76,9 @@ def _sample(asked: argparse.Namespace) -> None:
     draw = Draw(asked.temperature, asked.top_k, asked.top_p)
     if draw.temperature == 0 and asked.n > 1:
         raise ConfigError(f"--n {asked.n}: at --temperature 0 all texts are the same one; leave --n out, or raise it")
-    from lmablate.model.parts import trust
+    from lmablate.cli import trust_packages
 
-    trust(*asked.trust)
+    trust_packages(asked.trust)
     texts = write(
         asked.run_dir,
         _prompt(asked),

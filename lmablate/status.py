@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate import access
+from lmablate.console import prose
 from lmablate.errors import ConfigError, in_words
 from lmablate.labels import of_grid, of_overrides
 from lmablate.ledger import STATES, Sweep, load_sweeps, look
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.status", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lmablate.status", description=prose(__doc__))
     parser.add_argument("results_dir", nargs="?", type=given_path, default="results")
     parser.add_argument("--sweep", metavar="NAME", help="only this one")
     parser.add_argument("--all", action="store_true", help="list finished runs too")

@@ -94,7 +94,7 @@ def test_duplicates_are_merged(grid):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("norm=batch", "norm has layer, none, rms"),
+        ("norm=batch", "norm=batch: no such option; norm has "),
         ("nrom=rms", "did you mean norm"),
         ("model.d_modle=64", "did you mean model.d_model"),
         ("model.n_layers=minus", "model.n_layers=minus"),
@@ -198,14 +198,14 @@ def test_a_variant_of_the_users_own_needs_one_yaml_and_one_class(grid, tmp_path)
         "    def forward(self, x):\n        return x / (x.abs().amax(-1, keepdim=True) + self.eps)\n"
     )
     (tmp_path / "conf" / "norm").mkdir(parents=True)
-    (tmp_path / "conf" / "norm" / "max.yaml").write_text(
-        "# Largest entry. norm=max\n_target_: scaled_norms.MaxNorm\neps: 1.0e-6\n"
+    (tmp_path / "conf" / "norm" / "users_own.yaml").write_text(
+        "# Largest entry. norm=users_own\n_target_: scaled_norms.MaxNorm\neps: 1.0e-6\n"
     )
     rest = [word for word in words[3:] if not word.startswith(("results_dir", "activation"))]
-    arguments = ("norm=max", *rest, f"results_dir={tmp_path}/results")
+    arguments = ("norm=users_own", *rest, f"results_dir={tmp_path}/results")
     refused = command("lmablate.train", *arguments, cwd=tmp_path)
     assert refused.returncode == 2
     assert "--trust scaled_norms" in refused.stderr
     done = command("lmablate.train", *arguments, "--trust", "scaled_norms", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert load_runs(tmp_path / "results")["norm"].tolist() == ["max"]
+    assert load_runs(tmp_path / "results")["norm"].tolist() == ["users_own"]

@@ -39,7 +39,7 @@ def run(*words):
 
 
 @pytest.fixture
-def built(tmp_path, monkeypatch):
+def built(tmp_path, monkeypatch, capsys):
     """A dry run of a sweep, once for all tests; it asks no server."""
 
     def refuse(*_):
@@ -51,6 +51,9 @@ def built(tmp_path, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(socket.socket, "connect", refuse)
                 assert run(*words, "--dry-run", "--out", str(out)) == 0
+            outline = capsys.readouterr().out
+            assert "What it varies\n  parallel coordinates: What it varies\nCurves by " in outline
+            assert "  curves: Validation loss (nats per token), by " in outline
             SPECS[words] = json.loads(out.read_text())
         return SPECS[words]
 

@@ -4,69 +4,20 @@ import pytest
 import torch
 from reference_models import randomise
 from scipy import stats
-from tiny import config, every_option, option_cases, scaled_model
+from tiny import config, every_option, scaled_model
 from variants import variant
 
 from lmablate.budget import kv_bytes, kv_bytes_per_token
+from lmablate.check.reading import CUTS, LONG, decoded, some_tokens
 from lmablate.decoding import Decoder, Draw, LayerCache, generate
 from lmablate.errors import ConfigError
 from lmablate.model import build_model, posemb
 from lmablate.model.attention import Reach
 
-LONG = 33  # beyond the window of 7, the context of 24 and the 10 tokens that scaled positions are good for
-CUTS = {
-    "whole": [LONG],
-    "pieces": [5, 1, 9, 1, 1, 2, 14],  # below, at and beyond the window, after single tokens and pieces
-    "tokens": [1] * LONG,
-}
-
-
-def some_tokens(rows=2, length=LONG, seed=1):
-    return torch.randint(0, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def furthest(model, tokens, cuts, prefix=None):
-    """The largest difference between the logits of each piece and those of the whole text so far, over the largest logit."""
-    decoder = Decoder(model, len(tokens), tokens.shape[1] + 2)
-    at, gap = 0, 0.0
-    for n in cuts:
-        found = decoder.feed(tokens[:, at : at + n], prefix if not at else None)
-        given = None if prefix is None else torch.full((len(tokens),), prefix)
-        with torch.no_grad():
-            wanted = model(tokens[:, : at + n], given)[:, at:]
-        assert found.shape == wanted.shape
-        gap = max(gap, float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max())))
-        at += n
-    return gap
-
-
-def shortened(cuts, length):
-    """The same pieces for a text of `length` tokens."""
-    out = []
-    for n in cuts:
-        out.append(min(n, length - sum(out)))
-    return [n for n in out if n > 0]
-
 
 def agree(cfg, prefix=None, kinds=tuple(CUTS)):
-    model = scaled_model(cfg, 5.0).eval()
-    for name, parameter in model.named_parameters():  # biases and gains that do something
-        if parameter.ndim == 1:
-            with torch.no_grad():
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
-    length = cfg.model.context_length if model.posemb.bounded else LONG
-    for kind in kinds:
-        assert furthest(model, some_tokens(length=length), shortened(CUTS[kind], length), prefix) < 1e-4, kind
-
-
-@pytest.mark.parametrize(("axis", "option"), option_cases(), ids=lambda word: word)
-def test_every_option_reads_piece_by_piece_as_at_once(axis, option):
-    cfg = variant(**{axis: option}, model={"bias": True})
-    if any(getattr(module, "reads_whole_texts", False) for module in build_model(cfg, device="meta").modules()):
-        with pytest.raises(ConfigError, match="cannot be read piece by piece"):
-            Decoder(build_model(cfg).eval(), 1, 9)
-        return
-    agree(cfg, kinds=("pieces",) if axis == "activation" else tuple(CUTS))
+    for kind, gap in decoded(cfg, prefix, kinds).items():
+        assert gap < 1e-4, kind
 
 
 @pytest.mark.slow

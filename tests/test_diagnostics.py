@@ -8,10 +8,11 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 from scipy.special import logsumexp
-from test_gang import assert_same_bits, summary
+from test_gang import assert_same_bits
 from tiny import SmallText, config, every_option, scaled_model
 from variants import variant
 
+from lmablate.check.training import summary
 from lmablate.diagnostics import activations, attention
 from lmablate.diagnostics.gradients import update_ratios
 from lmablate.diagnostics.logits import logit_scale

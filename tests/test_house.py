@@ -172,5 +172,15 @@ def test_a_stored_sweep_says_its_question_and_has_its_analysis(path):
 
 
 def test_the_readme_shows_the_axes_as_they_are():
+    """The table may lag behind options that are not committed."""
+    done = subprocess.run(["git", "ls-files", "conf"], cwd=ROOT, capture_output=True, text=True)
+    committed = set(done.stdout.split())
     readme = (ROOT / "README.md").read_text()
-    assert axes.renew(readme, "README.md") == readme, "renew it with: python -m lmablate.axes README.md"
+    shown, there = (
+        dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M)) for text in (readme, axes.renew(readme, "README.md"))
+    )
+    for axis, words in there.items():
+        stems = {word: f"conf/{axis}/{word.strip('*')}.yaml" for word in words.split(" · ")}
+        said = shown[axis].split(" · ")
+        due = [word for word, path in stems.items() if word in said or not committed or path in committed]
+        assert due == said, "renew it with: python -m lmablate.axes README.md"

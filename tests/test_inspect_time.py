@@ -114,6 +114,7 @@ def test_names_that_a_compiler_makes():
     assert kind_of("cudaLaunchKernel") == HOST and kind_of("aten::mul_") == POINTWISE
     assert kind_of("aten::_scaled_dot_product_flash_attention_for_cpu") == ATTENTION
     assert kind_of("aten::something_new") == OTHER
+    assert kind_of("aten::sgn") == kind_of("aten::atan_") == POINTWISE  # by torch's own tag
 
 
 def together(*axes):

@@ -1,9 +1,11 @@
 """A variant of the user's own is part of the experiment: its code, its draws, its counts, its state."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -240,23 +242,37 @@ def test_a_stated_count_that_is_not_built_is_refused(package, corpus):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_commands_agree_to_the_bit_on_any_number_of_workers(tmp_path, corpus, workers):
+def test_commands_agree_to_the_bit_on_any_number_of_workers_and_after_a_kill(tmp_path, corpus):
+    """Three commands on one worker, on two, and on two that were killed at work and started again."""
     write_package(tmp_path)
-    found = []
-    for call in range(2):
-        words = [*SIZES, f"data.paths={corpus}/*.txt", "attention=gated", "seed=0,1", f"results_dir=r{call}"]
-        command = [
-            sys.executable,
-            "-m",
-            "lmablate.train",
-            "-m",
-            *words,
-            f"runtime.workers={workers}",
-            "--trust",
-            "mypackage",
-        ]
-        subprocess.run(command, cwd=tmp_path, check=True)
-        rows = [json.loads(path.read_text()) for path in sorted(Path(tmp_path / f"r{call}").glob("*/result.json"))]
-        found.append([(row["run_id"], row["val_loss"], row["train_loss"]) for row in rows])
-    assert found[0] == found[1] and len(found[0]) == 2
+    sizes = [word for word in SIZES if not word.startswith("trainer.steps")]
+    words = [
+        *sizes,
+        f"data.paths={corpus}/*.txt",
+        "attention=gated",
+        "seed=0,1",
+        "trainer.steps=200",
+        "runtime.checkpoint_seconds=0",
+    ]
+
+    def command(folder, workers):
+        own = ["-m", *words, f"results_dir={folder}", f"runtime.workers={workers}", "--trust", "mypackage"]
+        return subprocess.Popen([sys.executable, "-m", "lmablate.train", *own], cwd=tmp_path, start_new_session=True)
+
+    def rows(folder):
+        found = [json.loads(path.read_text()) for path in sorted((tmp_path / folder).glob("*/result.json"))]
+        return [(row["run_id"], row["val_loss"], row["train_loss"]) for row in found]
+
+    for folder, workers in (("one", 1), ("two", 2)):
+        assert command(folder, workers).wait(300) == 0
+    killed = command("killed", 2)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("*/checkpoint/step-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(60)
+    assert len(rows("killed")) < 2
+    assert command("killed", 2).wait(300) == 0
+    assert rows("one") == rows("two") == rows("killed")
+    assert len(rows("one")) == 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.claims.data import Claim, load_claims
+from lmablate.console import prose
 from lmablate.errors import ConfigError, in_words
 from lmablate.files import atomic_write
 from lmablate.paths import given_path
@@ -108,7 +109,7 @@ def _effect(test: Mapping[str, Any]) -> str:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.claims.lecture RESULTS --out FILE``"""
-    parser = argparse.ArgumentParser(prog="python -m lmablate.claims.lecture", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lmablate.claims.lecture", description=prose(__doc__))
     parser.add_argument(
         "results", type=given_path, help="the folder of published results, with a verdicts.json for each sweep"
     )

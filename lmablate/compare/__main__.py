@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.cli import trust_packages
 from lmablate.errors import ConfigError, in_words
 from lmablate.paths import given_path
 from lmablate.run_directory import run_path
@@ -32,6 +33,7 @@ BY = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare two runs; returns the exit code."""
     asked = _parser().parse_args(argv)
+    trust_packages(asked.trust)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     print("\n".join(compare(asked)))
     return 0
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where page and tables go (default: %(default)s)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    add("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of your own")
     return parser
 
 

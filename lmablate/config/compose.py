@@ -52,8 +52,11 @@ def compose(overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def request(words: Iterable[str]) -> dict[str, Any]:
-    """What a command line asks for as plain values, in the shape of a RunRequest but not yet checked."""
-    return to_request(_composed(words))
+    """What a command line asks for as plain values, in the shape of a RunRequest but not yet checked. Raises ConfigError."""
+    try:
+        return to_request(_composed(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise in_words(error) from error
 
 
 def _composed(words: Iterable[str]) -> DictConfig:

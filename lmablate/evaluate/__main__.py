@@ -85,12 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 def _evaluate(asked: argparse.Namespace) -> None:
     import torch
 
+    from lmablate.cli import trust_packages
     from lmablate.evaluate.of_run import evaluate_run
     from lmablate.evaluations import finite, write_evaluation
-    from lmablate.model.parts import trust
     from lmablate.run_directory import check_writable, unwritable
 
-    trust(*asked.trust)
+    trust_packages(asked.trust)
     times = _times(asked.lengths)
     if asked.threads < 1:
         raise ConfigError(f"--threads {asked.threads}: give 1 or more")

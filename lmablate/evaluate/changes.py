@@ -72,8 +72,10 @@ def _same_kind(cfg: RunConfig, other: RunConfig) -> None:
 
 def _option(group: str, name: Any, own: dict[str, Any], lengths: dict[str, float]) -> dict[str, Any]:
     """The keys of another option, for a run that was trained with `own`."""
-    if name not in options(group):
-        raise ConfigError(f"--set {group}={name}: no such option; {group} has {', '.join(options(group))}")
+    if name not in options(group, shipped=True):
+        raise ConfigError(
+            f"--set {group}={name}: no such option; {group} has {', '.join(options(group, shipped=True))}"
+        )
     raw = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
     if "_target_" not in raw:
         raise ConfigError(f"--set {group}={name}: this option has sizes of its own, so that it needs a run of its own")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.console import Line
+from lmablate.console import Line, prose
 from lmablate.errors import ConfigError, in_words
 from lmablate.paths import given_path
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect init", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect init", description=prose(__doc__).splitlines()[0])
     add = parser.add_argument
     add("overrides", nargs="*", help=f"words as for lmablate.train; a,b makes arms (default: {DEFAULT})")
     add("--depths", default=",".join(map(str, DEPTHS)), help="numbers of layers (default: %(default)s)")

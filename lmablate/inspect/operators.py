@@ -64,7 +64,8 @@ _NAMES = {
         softplus_backward sqrt square std sub sum tanh tanh_backward threshold_backward tril triu true_divide trunc var
         var_mean xlogy _fused_dropout masked_scale where masked_fill sort topk searchsorted bucketize
         _foreach_add _foreach_mul _foreach_div _foreach_norm _foreach_sqrt _foreach_lerp _foreach_addcdiv _foreach_addcmul
-        _fused_adamw _fused_adam _fused_sgd
+        _fused_adamw _fused_adam _fused_sgd hardsigmoid_backward hardtanh_backward leaky_relu_backward glu_backward
+        softshrink_backward hardshrink_backward _prelu_kernel _prelu_kernel_backward
     """,
     MOVEMENT: """
         _to_copy _copy_from cat clone constant_pad_nd copy embedding_dense_backward fill flip full gather index index_add
@@ -116,7 +117,17 @@ def kind_of(name: str) -> str:
     bare = name.removeprefix("aten::")
     if kind := _KIND.get(bare) or _KIND.get(bare.removesuffix("_")):
         return kind
+    if name.startswith("aten::") and (_is_pointwise(bare) or _is_pointwise(bare.removesuffix("_"))):
+        return POINTWISE
     return next((kind for kind, pattern in _PATTERNS if re.match(pattern, name)), OTHER)
+
+
+def _is_pointwise(word: str) -> bool:
+    """Whether torch itself says so of an operator that the table does not name, as a part of a user's own may have."""
+    import torch
+
+    found = getattr(torch.ops.aten, word, None)
+    return found is not None and any(torch.Tag.pointwise in getattr(found, own).tags for own in found.overloads())
 
 
 def _fused_kind(words: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from lmablate.cli import trust_packages
 from lmablate.errors import ConfigError, in_words
 from lmablate.paths import given_path
 from lmablate.run_directory import run_path
@@ -24,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub too, as a private model")
     parser.add_argument("--public", action="store_true", help="with --push: as a public model")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="with parts of your own")
     asked = parser.parse_args(argv)
+    trust_packages(asked.trust)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if asked.public and not asked.push:
         raise ConfigError("--public says how to push, and --push is not given: add --push USER/NAME, or leave it out")

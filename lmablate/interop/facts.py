@@ -148,10 +148,10 @@ def _attention(cfg: RunConfig) -> dict[str, Any]:
     option, settings = parts.resolve(cfg.attention, "attention")
     given = _settings("attention", settings)
     width = cfg.model.head_dim
-    if issubclass(option, LatentAttention):
+    if issubclass(option, LatentAttention) and option.forward is LatentAttention.forward:
         width += settings["rope_head_dim"]
         given |= {"attention": "mla", "attention.v_head_dim": settings["v_head_dim"] or cfg.model.head_dim}
-    elif issubclass(option, HeadAttention):
+    elif issubclass(option, HeadAttention) and option.forward is HeadAttention.forward:
         reach = [option.reach(layer, settings) for layer in range(cfg.model.n_layers)]
         spans = {r.window or r.stride for r in reach} - {None}
         letters = "".join("l" if r.window else "s" if r.stride else "g" for r in reach)

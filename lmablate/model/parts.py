@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from lmablate.errors import ConfigError
+from lmablate.model.contracts import check_contract
 from lmablate.source import is_shipped
 
 _TORCH = frozenset(
@@ -37,7 +38,7 @@ def _import(path: str, place: str) -> Any:
     if not (home or path in _TORCH or root in _trusted):
         raise ConfigError(
             f"{place}._target_={path} is not one of ours: allowed are objects defined in lmablate.model, the activation functions of "
-            f"torch.nn.functional, and packages you open by name with --trust {root}"
+            f"torch.nn.functional, and packages opened by name; if {root} is yours, add --trust {root}"
         )
     try:
         target = getattr(importlib.import_module(module), name)
@@ -62,6 +63,7 @@ def resolve(part: dict[str, Any], place: str) -> tuple[Any, dict[str, Any]]:
     if part["_target_"] in _TORCH:
         _probe(target, given, place)
         return target, given
+    check_contract(target, place)
     own, optional, adapters = _schema(target)
     for key, value in given.items():
         if key not in own:

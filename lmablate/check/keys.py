@@ -1,0 +1,144 @@
+"""Every key, changed alone, changes the training record or is refused.
+
+A dead key gives the same numbers to the bit, so "changes" means any difference at all, on weights scaled until it shows.
+"""
+
+from __future__ import annotations
+
+import copy
+import typing
+from typing import Any, get_type_hints
+
+from lmablate.check.finding import Finding, check, fails, holds
+from lmablate.check.small import config, distance, request, training_record
+from lmablate.check.subject import Subject, get, put
+from lmablate.check.training import SCALES
+from lmablate.config.schema import RunRequest
+from lmablate.errors import ConfigError
+from lmablate.model import parts
+
+# Keys that act in a scene of their own: the definition of divergence needs a run that diverges.
+_WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule.warmup_fraction": 0.8}
+SCENES: dict[str, dict[str, Any]] = {
+    "trainer.divergence_smoothing": {**_WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.3},
+    "schedule.warmup_fraction": {"trainer.steps": 12},
+    # the ramp between fast and slow pairs moves by whole pairs; a short text is one that is not long
+    "posemb.original_length": {"posemb.rope_theta": 100.0},
+    "posemb.beta_fast": {"posemb.original_length": 2000},
+    "posemb.short_factor": {"posemb.original_length": 100, "posemb.short_factor": 2.0},
+    "schedule.final_fraction": {"trainer.steps": 12},
+    "schedule.decay_fraction": {"trainer.steps": 12},
+    # 1 + w is the same function; w near 0 is only rounded more finely, which takes some steps to show
+    "norm.unit_offset": {"trainer.steps": 40},
+    "trainer.divergence_patience": {**_WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.0},
+}
+# Values of keys that hold free text, or where true is what most options do anyway.
+_TEXTS: dict[str, list[Any]] = {"attention.pattern": ["ls", "sg"], "model.final_norm": [True, False]}
+_WHEN_NULL: dict[type, tuple[Any, ...]] = {int: (1, 2, 3, 48), float: (0.37, 3.0), bool: (True,)}
+
+
+def leaves(node: Any, path: str) -> list[str]:
+    """Dotted paths of all values below `node`, class paths left out."""
+    if not isinstance(node, dict):
+        return [path]
+    return [leaf for key, value in node.items() if not key.startswith("_") for leaf in leaves(value, f"{path}.{key}")]
+
+
+def _words_in(annotation: Any) -> list[Any]:
+    """The types and literals of an annotation, however nested."""
+    inner = typing.get_args(annotation)
+    return [annotation] if not inner else [word for part in inner for word in _words_in(part)]
+
+
+def _declared(raw: dict[str, Any], path: str) -> list[Any]:
+    """What the schema says of a key, or the signature of the part that it belongs to."""
+    *way, key = path.split(".")
+    if "_target_" in (part := get(raw, ".".join(way)) if way else {}):
+        target = parts.target(part, way[-1])
+        return _words_in(get_type_hints(getattr(target, "__init__", target)).get(key))
+    kind: Any = RunRequest
+    for key in path.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if key not in fields:
+            return []
+        kind = fields[key].annotation
+    return _words_in(kind)
+
+
+def other_values(raw: dict[str, Any], path: str) -> list[Any]:
+    """Values to try in the place of a key's own."""
+    value = get(raw, path)
+    if path in _TEXTS:
+        return _TEXTS[path]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [v for v in (value + 1, value * 2, value // 2) if v != value]
+    if isinstance(value, float):
+        return [v for v in (value * 30, value * 3, value / 2, 0.3) if v != value]
+    said = _declared(raw, path)
+    if isinstance(value, str):
+        return [word for word in said if isinstance(word, str) and word != value] or [f"not {value}"]
+    if path in ("stability.qk_norm", "stability.v_norm"):
+        return [request("stability=qk_norm")["stability"]["qk_norm"]]
+    words = [word for word in said if isinstance(word, str | bool)]
+    return words + [v for kind in (int, float, bool) if kind in said for v in _WHEN_NULL[kind]]
+
+
+class Records:
+    """Training records of one request with a key changed, by the scale of the weights; its own are made once."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        self.raw, self._own = raw, {}  # type: ignore[var-annotated]
+
+    def own(self, scale: float) -> Any:
+        if scale not in self._own:
+            self._own[scale] = training_record(config(raw=copy.deepcopy(self.raw)), scale)
+        return self._own[scale]
+
+    def changed(self, path: str, value: Any, scale: float) -> Any:
+        raw = copy.deepcopy(self.raw)
+        put(raw, path, value)
+        return training_record(config(raw=raw, given={path: value}), scale)
+
+
+def dead(records: Records, path: str) -> list[Any]:
+    """The values that a key accepts and that change nothing; empty where one changes something, or all are refused."""
+    raw = records.raw
+    if path in SCENES:
+        raw = copy.deepcopy(raw)
+        for key, value in SCENES[path].items():
+            put(raw, key, value)
+        records = Records(raw)
+    accepted = other_values(raw, path)
+    for scale in SCALES:
+        left = []
+        for value in accepted:
+            try:
+                found = records.changed(path, value, scale)
+            except ConfigError:
+                continue
+            if distance(found, records.own(scale)) > 0:
+                return []
+            left.append(value)
+        if not left:
+            return []
+        accepted = left
+    return accepted
+
+
+@check(
+    "keys",
+    asks="each key of the option and of the model changes the training record, or is refused",
+    cost="an experiment that varies the key compares a model with itself",
+    mend="use the key, drop it, or raise ConfigError for values that mean nothing",
+)
+def keys(subject: Subject) -> Finding:
+    raw = subject.raw
+    records = Records(raw)
+    paths = [*leaves(raw[subject.axis], subject.axis), *leaves(raw["model"], "model")]
+    idle = {path: values for path in paths if (values := dead(records, path))}
+    if not idle:
+        return holds(f"{len(paths)} of them")
+    said = [f"{path} accepts {', '.join(map(str, values))} and changes nothing" for path, values in idle.items()]
+    return fails("; ".join(said))

@@ -1,0 +1,129 @@
+"""Small configurations, a small text, and the training record of a run: what the checks and the project's tests work on."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmablate.config.compose import explicit, from_request
+from lmablate.config.compose import request as composed
+from lmablate.config.schema import RunConfig
+from lmablate.model import build_model
+from lmablate.model.primitives import Matrix
+from lmablate.model.transformer import TransformerLM
+from lmablate.trainer import Trainer
+
+VOCAB = 64
+# Two layers, and windows and bucket ranges shorter than the text, so that every option has something to do.
+SMALL = (
+    "model.d_model=32",
+    "model.n_layers=2",
+    "model.context_length=24",
+    "trainer.batch_size=4",
+    "trainer.precision=fp32",
+    "trainer.steps=4",
+    "runtime.log_every=1",
+    "runtime.evaluations=2",
+    "runtime.device=cpu",
+)
+SHORT: dict[str, dict[str, Any]] = {
+    "attention": {"window": 7},
+    "posemb": {"max_distance": 20, "n_buckets": 16, "original_length": 10},
+    "ffn": {"leaks": True},
+}
+
+
+@cache
+def _request(folder: Path, *overrides: str) -> dict[str, Any]:
+    raw = composed(overrides)
+    given = explicit(overrides)
+    for group, keys in SHORT.items():
+        raw[group] |= {key: value for key, value in keys.items() if key in raw[group] and f"{group}.{key}" not in given}
+    if raw["tokenizer"].get("kind") == "bpe":
+        raw["tokenizer"]["vocab_size"] = 300
+    return raw
+
+
+def request(*overrides: str) -> dict[str, Any]:
+    """A small RunRequest as plain values, free to be changed. Raises ConfigError for overrides that do not compose."""
+    keys = explicit(overrides)
+    shaped = keys.get("aspect_ratio", "none") != "none"
+    dropped = {*keys, *(("model.d_model", "model.n_layers") if shaped else ())}
+    sizes = [word for word in SMALL if word.partition("=")[0] not in dropped]
+    return copy.deepcopy(_request(Path.cwd(), *sizes, *overrides))
+
+
+def config(*overrides: str, raw: dict[str, Any] | None = None, given: dict[str, Any] | None = None) -> RunConfig:
+    """A small, resolved RunConfig with a vocabulary of VOCAB."""
+    raw = request(*overrides) if raw is None else raw
+    cfg = from_request(raw, explicit(raw["overrides"]) | (given or {}))
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": VOCAB})})
+
+
+class SmallText:
+    """The part of TokenData that training uses, over a short random text with structure to learn."""
+
+    fingerprint, tokenizer_fingerprint = "text", "tokenizer"
+
+    def __init__(self, length: int = 3000) -> None:
+        rng = np.random.default_rng(0)
+        self.train = self.tokens = (np.cumsum(rng.integers(0, 3, length)) % VOCAB).astype(np.int64)
+        self.val_bytes = 200
+
+    def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:
+        starts = np.random.default_rng([data_seed, step]).integers(0, len(self.tokens) - context_length - 1, batch_size)
+        return self.tokens[starts[:, None] + np.arange(context_length + 1)]
+
+    def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = self.tokens[: 2 * context_length + 1]
+        return rows[:-1].reshape(2, -1), rows[1:].reshape(2, -1)
+
+
+def tokens_for(cfg: RunConfig, rows: int = 3) -> torch.Tensor:
+    """The first batch of the small text: int64 ``[rows, T + 1]``."""
+    batch = SmallText().batch(0, data_seed=0, batch_size=rows, context_length=cfg.model.context_length)
+    return torch.from_numpy(batch)
+
+
+def scaled_model(cfg: RunConfig, scale: float = 1.0) -> TransformerLM:
+    """A model whose matrices are `scale` times larger than at initialisation."""
+    model = build_model(cfg)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Matrix):
+                module.weight.mul_(scale)
+    return model
+
+
+def trainer_of(cfg: RunConfig, scale: float = 1.0, folder: Path | None = None) -> Trainer:
+    """A trainer on the small text."""
+    return Trainer(scaled_model(cfg, scale), SmallText(), cfg, folder)  # type: ignore[arg-type]
+
+
+def training_record(cfg: RunConfig, scale: float = 1.0) -> SimpleNamespace:
+    """Loss and gradient norm of every step, the last validation loss and what became of the run."""
+    trainer = trainer_of(cfg, scale)
+    records = list(trainer.records())
+    numbers = [record.get(key) for record in records for key in ("train_loss", "grad_norm", "val_loss")]
+    return SimpleNamespace(
+        numbers=[x for x in numbers if x is not None],
+        diverged=trainer.progress.diverged_at_step,
+        tokens=records[-1].get("tokens"),
+    )
+
+
+def distance(a: SimpleNamespace, b: SimpleNamespace) -> float:
+    """The largest relative difference between two records; infinite if they differ in length or fate."""
+    if len(a.numbers) != len(b.numbers) or a.diverged != b.diverged or a.tokens != b.tokens:
+        return float("inf")
+    x, y = np.array(a.numbers, dtype=float), np.array(b.numbers, dtype=float)
+    both_nan = np.isnan(x) & np.isnan(y)
+    gap = np.abs(x - y) / np.maximum(np.abs(y), 1e-12)
+    gap[both_nan] = 0.0
+    return float("inf") if np.isnan(gap).any() else float(gap.max())

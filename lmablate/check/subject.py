@@ -1,0 +1,123 @@
+"""The option under test, in a small model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmablate.axes import AXES, options
+from lmablate.check.small import config, request, scaled_model, tokens_for
+from lmablate.config.compose import explicit
+from lmablate.config.schema import RunConfig
+from lmablate.errors import ConfigError
+from lmablate.model import parts
+from lmablate.model.transformer import TransformerLM
+
+# The part of an axis that a class or function computes, where it is not the axis's own.
+_INSIDE = {"activation": "fn", "stability": "qk_norm"}
+
+
+class Subject:
+    """An option of an axis beside other overrides. Every check asks it for configurations and fresh models."""
+
+    def __init__(self, axis: str, option: str, overrides: Sequence[str] = ()) -> None:
+        self.axis, self.option, self.overrides = axis, option, tuple(overrides)
+
+    @cached_property
+    def raw(self) -> dict[str, Any]:
+        """The request as plain values; not to be changed."""
+        return request(f"{self.axis}={self.option}", *self.overrides)
+
+    @cached_property
+    def cfg(self) -> RunConfig:
+        """The small configuration with the option."""
+        return self.config()
+
+    def config(self, keys: Mapping[str, Any] | None = None, **chosen: str) -> RunConfig:
+        """The same with other values of `keys` (dotted paths), and with other options of groups, ``norm_position="sandwich"``.
+
+        Raises ConfigError where they cannot meet."""
+        raw = copy.deepcopy(self.raw)
+        for group, option in chosen.items():
+            raw[group] = request(f"{group}={option}")[group]
+            raw["choices"][group] = option
+        for path, value in (keys or {}).items():
+            put(raw, path, value)
+        return config(raw=raw, given=dict(keys or {}))
+
+    def model(self, scale: float = 1.0, cfg: RunConfig | None = None) -> TransformerLM:
+        """A fresh model whose matrices are `scale` times larger than at initialisation."""
+        return scaled_model(cfg or self.cfg, scale)
+
+    def tokens(self, rows: int = 3) -> torch.Tensor:
+        """Int64 ``[rows, T]``."""
+        return tokens_for(self.cfg, rows)[:, :-1]
+
+    def siblings(self) -> list[str]:
+        """The other options of the axis, those of the current folder among them."""
+        return [word for word in options(self.axis) if word != self.option]
+
+    def beside(self, sibling: str) -> Subject:
+        """Another option of the axis in the same model."""
+        kept = [word for word in self.overrides if not word.lstrip("+").startswith(f"{self.axis}.")]
+        return Subject(self.axis, sibling, kept)
+
+    def target(self) -> Any:
+        """The class or function of the option; None where it has no code of its own."""
+        node = self.raw[self.axis]
+        if inside := _INSIDE.get(self.axis):
+            node = node[inside] or {}
+        return parts.target(node, self.axis) if "_target_" in node else None
+
+    def where(self) -> str:
+        """The class of the option and its place in a file."""
+        target = self.target()
+        if target is None:
+            return f"conf/{self.axis}/{self.option}.yaml"
+        name = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else str(target)
+        try:
+            path, line = inspect.getsourcefile(target), inspect.getsourcelines(target)[1]
+        except (TypeError, OSError):
+            return name
+        return f"{name} ({_near(path)}, line {line})"
+
+
+def _near(path: str | None) -> str:
+    """A path from the current folder where it lies below that."""
+    found = Path(path or "")
+    return str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else str(found)
+
+
+def get(raw: dict[str, Any], path: str) -> Any:
+    """The value of a dotted path."""
+    for key in path.split("."):
+        raw = raw[key]
+    return raw
+
+
+def put(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value of a dotted path."""
+    *way, last = path.split(".")
+    node = get(raw, ".".join(way)) if way else raw
+    node[last] = value
+
+
+def subject_of(overrides: Sequence[str]) -> Subject:
+    """The subject that a command line names: its first axis, in a model with the other overrides. Raises ConfigError."""
+    given = explicit(overrides)
+    if not (axes := [key for key in given if key in AXES]):
+        raise ConfigError(
+            "no option to check: name one of an axis, e.g. norm=rms or attention=mine --trust mypackage; "
+            f"the axes are {', '.join(AXES)}"
+        )
+    axis, option = axes[0], given[axes[0]]
+    if many := [f"{key}={value}" for key, value in given.items() if "," in str(value) and "[" not in str(value)]:
+        raise ConfigError(f"{many[0]}: check takes one option at a time; run the command once for each")
+    rest = [word for word in overrides if word.lstrip("+").partition("=")[0] != axis]
+    return Subject(axis, str(option), rest)
