@@ -42,7 +42,12 @@ from fuzz.valid import is_right, may_write, valid  # noqa: E402
 
 WHOLE = 0.06  # of the lines stay as they are
 TRACES = ("Traceback (most recent call last)", "Exception ignored", "Error in atexit", "Fatal Python error")
-FAILS = ("lmablate.train", "lmablate.status", "lmablate.demo")  # commands that train, of which a job may fail
+FAILS = (
+    "lmablate.train",
+    "lmablate.status",
+    "lmablate.demo",
+    "lmablate.check",
+)  # commands that end with 1 where a job or a check fails
 
 
 def line_of(seed: int, number: int, names: list[str], files: list[str]) -> Line:

@@ -31,6 +31,7 @@ WORDS = ["", "norm=rms, layer", *"""
 """.split()]  # fmt: skip
 # Words that make a small command line train for long, and commands of which any other word does.
 LONG = {"sweeps=norm", "preset=gpt2", "scale=laptop", "tune=both", "hydra/sweeper=optuna", "hydra/sweeper=study"}
+ONLY = ("--only", "builds")  # of all checks of an option, which take a minute
 FIXED = ("lmablate.demo",)
 ENVIRONMENT: dict[str, list[str | None]] = {
     "HOME": [None, "", "/nonexistent", "relative", "text/doc00.txt", "/proc"],
@@ -102,6 +103,8 @@ def break_line(line: Line, r: Random, files: list[str]) -> None:
     for _ in range(r.choice([1, 1, 1, 2, 2, 3])):
         r.choices(ways, [6, 2, 2, 1])[0](line, r, files)
         line.broken += 1
+    if line.module == "lmablate.check" and not {"--only", "--list"} & set(line.words):
+        line.words += ONLY
 
 
 def _words(line: Line, r: Random, files: list[str]) -> None:

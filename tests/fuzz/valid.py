@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from fuzz.breaking import ONLY
 from fuzz.place import TEXT, TINY
 
 from lmablate.axes import AXES
@@ -217,6 +218,9 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "lmablate.axes": _plain([[], ["notes.md"]]),
     "lmablate.claims.lecture": _plain([["results", "--out", "lecture.md"]]),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
+    "lmablate.check": _plain(
+        [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=max", "--only", "gradients"]]
+    ),
     "lmablate.analysis.survey": _plain([["--out", "figure"]]),
     "lmablate.demo": _plain([["--help"], ["norm=nothing"]]),
 }
