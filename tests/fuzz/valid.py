@@ -110,7 +110,6 @@ def _status(r: Random, runs: list[str]) -> list[str]:
             [],
             ["results", "--all"],
             ["results", "--json"],
-            ["results", "--all", "-v"],
             ["--retry", "failed"],
         ]
     )
