@@ -101,7 +101,7 @@ def break_line(line: Line, r: Random, files: list[str]) -> None:
     """Break a line once to three times; `files` are those of its working folder."""
     ways: list[Callable[[Line, Random, list[str]], None]] = [_words, _environment, _files, _streams]
     for _ in range(r.choice([1, 1, 1, 2, 2, 3])):
-        r.choices(ways, [6, 2, 2, 1])[0](line, r, files)
+        r.choices(ways, [6, 2, 4, 1])[0](line, r, files)
         line.broken += 1
     if line.module == "lmablate.check" and not {"--only", "--list"} & set(line.words):
         line.words += ONLY
