@@ -417,6 +417,41 @@ def test_a_grid_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: 3}}", "hydra.sweeper.params=3: give keys and values"),
+        # as a list of options it was one run of both, mixed
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: [rms, layer]}}}", "a run has one option of norm"),
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 'rms,'}}}", "norm=rms,: cannot be read"),
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 3}}}", "norm=3: no such option"),
+        ("# @package _global_\nhydra: {mode: NOTHING}", "expected one of [RUN, MULTIRUN] (hydra.mode)"),
+        ("sweep: {question: x}", "begins with the line # @package _global_"),
+    ],
+)  # fmt: skip
+def test_a_stored_sweep_that_is_not_right_is_told_as_words_would_be(tmp_path, monkeypatch, capsys, text, says):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "x.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    shown = told(capsys, "sweeps=x")
+    assert says in shown and "object_type" not in shown
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("def x(:", "SyntaxError: invalid syntax"), ("import sys; sys.exit(3)", "SystemExit: 3"), ("1 / 0", "ZeroDivisionError")],
+)  # fmt: skip
+def test_a_package_that_cannot_be_read_is_told_in_words(tmp_path, monkeypatch, capsys, code, says):
+    (tmp_path / "conf/norm").mkdir(parents=True)
+    (tmp_path / "conf/norm/broken.yaml").write_text("_target_: broken_parts.Norm\n")
+    (tmp_path / "broken_parts.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    importlib.invalidate_caches()
+    shown = told(capsys, *SMALL, "--trust", "broken_parts", "norm=broken")
+    assert f"norm._target_=broken_parts.Norm cannot be imported: {says}" in shown
+
+
 @pytest.mark.parametrize("key", ["hydra.run.dir", "++hydra.sweep.dir", "hydra.output_subdir"])
 def test_a_folder_of_hydras_is_refused_with_ours(tmp_path, monkeypatch, capsys, key):
     monkeypatch.chdir(tmp_path)
