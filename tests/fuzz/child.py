@@ -77,7 +77,7 @@ def carry_out(line: Line, root: Path, limit: float) -> Outcome:
     """Run a line in `root`, of which nobody else knows; returns what became of it."""
     paths = [root / "stdout", root / "stderr"]
     for path in paths:
-        path.touch()
+        path.write_bytes(b"")
     master, slave = pty.openpty() if line.streams == "pty" else (-1, -1)
     if slave >= 0:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, line.columns, 0, 0))

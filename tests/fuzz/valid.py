@@ -246,9 +246,11 @@ def valid(r: Random, runs: list[str]) -> tuple[str, list[str]]:
 
 
 def is_right(module: str, words: list[str]) -> bool:
-    """Whether a line may be expected to end with 0: not of figures of something else than runs, nor with a size too small."""
+    """Whether a line may be expected to end with 0: not of figures of something else than runs, nor of options that want more."""
     other = module in ("lmablate.analysis.gradient_norm", "lmablate.analysis.step_time")
-    small = any(word.startswith(("aspect_ratio=r", "attention=pattern", "norm=nothing")) for word in words)
+    small = any(
+        word.startswith(("aspect_ratio=r", "attention=pattern", "ffn=expert_choice", "norm=nothing")) for word in words
+    )
     return not other and not small
 
 
