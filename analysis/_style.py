@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lmablate.errors import ConfigError, in_words
-from lmablate.files import write_together
+from lmablate.files import make_folder, write_together
 from lmablate.paths import given_path
 
 if TYPE_CHECKING:
@@ -169,16 +170,21 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return list(files)
 
 
+def parser_of(purpose: str | None) -> argparse.ArgumentParser:
+    """Make the parser of an analysis, which calls itself what a user types."""
+    return argparse.ArgumentParser(prog=f"python -m lmablate.analysis.{Path(sys.argv[0]).stem}", description=purpose)
+
+
 @in_words
 def run(draw: Callable[[str], Figure], purpose: str, argv: Sequence[str] | None = None) -> int:
     """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG; returns the exit code."""
-    parser = argparse.ArgumentParser(description=purpose)
+    parser = parser_of(purpose)
     parser.add_argument("results_dir", type=given_path)
     parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
     words = parser.parse_args(argv)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     figure = draw(str(words.results_dir))
-    words.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(words.out.parent)
     stem = words.out.with_suffix("") if words.out.suffix in (".png", ".svg") else words.out
     print("\n".join(map(str, save(figure, stem))))
     return 0

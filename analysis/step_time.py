@@ -5,7 +5,6 @@ The tables: ``python -m lmablate.inspect time``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,21 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import yaml
 
-from lmablate.analysis._style import INK, MUTED, PALETTE, PAPER, entitle, new_figure, percent, read_table, save, style
+from lmablate.analysis._style import (
+    INK,
+    MUTED,
+    PALETTE,
+    PAPER,
+    entitle,
+    new_figure,
+    parser_of,
+    percent,
+    read_table,
+    save,
+    style,
+)
 from lmablate.errors import in_words
+from lmablate.files import make_folder
 from lmablate.paths import given_path
 
 if TYPE_CHECKING:
@@ -150,14 +162,14 @@ def _draw_parts(axes: Axes, parts: pd.DataFrame) -> None:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.step_time DIR --out FILE``: DIR as ``lmablate.inspect time`` left it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=given_path)
     parser.add_argument("--out", type=given_path, required=True, metavar="FILE", help="writes FILE.png and FILE.svg")
     words = parser.parse_args(argv)
     split = read_table(words.folder / "split.csv", ("config", "mode"))
     parts = words.folder / "parts.csv"
     drawn = figure(split, read_table(parts, ("config", "mode", "part")) if parts.is_file() else None)
-    words.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(words.out.parent)
     print("\n".join(map(str, save(drawn, words.out.with_suffix("")))))
     return 0
 

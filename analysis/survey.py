@@ -5,7 +5,6 @@ The table: ``python -m lmablate.survey --out DIR``, which draws these figures to
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import statistics
@@ -19,7 +18,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from lmablate.analysis._style import GRID, INK, MUTED, PALETTE, PAPER, entitle, new_figure, save, side_column, style
+from lmablate.analysis._style import (
+    GRID,
+    INK,
+    MUTED,
+    PALETTE,
+    PAPER,
+    entitle,
+    new_figure,
+    parser_of,
+    save,
+    side_column,
+    style,
+)
 from lmablate.errors import in_words
 from lmablate.paths import given_path
 from lmablate.survey.table import Row, by_year
@@ -249,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lmablate.results import check_writable
     from lmablate.survey import judged, systems
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=given_path, required=True, metavar="DIR")
     out = parser.parse_args(argv).out
     logging.getLogger("matplotlib").setLevel(logging.ERROR)

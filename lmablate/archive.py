@@ -185,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.verb == "save":
         print(f"{asked.archive}: {save(asked.results_dir, asked.archive, asked.sweep)} runs")
     else:
+        for archive in asked.archives:  # all are read before the first is restored
+            load(archive)
         for archive in asked.archives:
             made, there = restore(archive, asked.results_dir)
             print(f"{archive}: {made} runs restored to {asked.results_dir}, {there} were there")

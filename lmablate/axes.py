@@ -78,12 +78,12 @@ def markdown() -> str:
     return "\n".join(rows)
 
 
-def renew(document: str) -> str:
-    """Return `document` with the table between its markers made anew."""
+def renew(document: str, name: str) -> str:
+    """Return `document` with the table between its markers made anew. Raises ConfigError that names the file."""
     before, begin, rest = document.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise ConfigError(f"the file has no table to renew: it needs the lines {_BEGIN} and {_END}")
+        raise ConfigError(f"{name}: there is no table to renew: it needs the lines {_BEGIN} and {_END}")
     return f"{before}{begin}\n{markdown()}\n{end}{after}"
 
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if target is None:
         print(markdown())
     else:
-        target.write_text(renew(target.read_text(encoding="utf-8")), encoding="utf-8")
+        target.write_text(renew(target.read_text(encoding="utf-8"), str(target)), encoding="utf-8")
     return 0
 
 

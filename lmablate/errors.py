@@ -68,12 +68,16 @@ def in_words(main: Callable[P, int]) -> Callable[P, int]:
 
     @wraps(main)
     def told(*args: P.args, **kwargs: P.kwargs) -> int:
+        from lmablate.files import settle_folders
         from lmablate.streams import guard_streams
 
         guard_streams()
+        refused = True
         try:
             check_here()
-            return main(*args, **kwargs)
+            code = main(*args, **kwargs)
+            refused = bool(code)
+            return code
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
@@ -82,6 +86,8 @@ def in_words(main: Callable[P, int]) -> Callable[P, int]:
                 raise
             print(f"error: {said}", file=sys.stderr)
             return 1 if getattr(error, "errno", None) in FAILED else 2
+        finally:  # also where argparse leaves
+            settle_folders(refused=refused)
 
     return told
 

@@ -14,6 +14,26 @@ from typing import Any
 MOST_JSON = 64 << 20  # bytes of a file that holds one value
 MOST_LINES = 4 << 30  # of a file with one a line
 DEEPEST = 100  # lists and objects within each other
+_made: list[Path] = []  # folders of the present command, the inner ones after the outer ones
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents for the output of a command; where that is refused, those still empty go again.
+
+    Raises OSError.
+    """
+    new = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+    folder.mkdir(parents=True, exist_ok=True)
+    _made.extend(reversed(new))
+
+
+def settle_folders(*, refused: bool) -> None:
+    """Remove the folders that a refused command made and left empty; keep those of others."""
+    while _made:
+        folder = _made.pop()
+        if refused:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -26,7 +46,7 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
     aside: dict[Path, Path] = {}
     try:
         for path, data in files.items():
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            handle, temporary = _aside(path)
             aside[path] = Path(temporary)
             _fill(handle, data.encode() if isinstance(data, str) else data, path)
             os.chmod(temporary, 0o666 & ~_umask())
@@ -41,6 +61,15 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
         raise
     for folder in {path.parent for path in files}:
         _sync_folder(folder)
+
+
+def _aside(path: Path) -> tuple[int, str]:
+    """Open a new file beside `path`; an OSError names `path`, the file that it is for."""
+    try:
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _fill(handle: int, raw: bytes, path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lmablate.console import VERBOSE
 from lmablate.errors import ConfigError
 
 MULTIRUN = ("-m", "--multirun")
@@ -56,6 +58,8 @@ def split(words: Sequence[str]) -> Flags:
             if not package:
                 raise ConfigError("--trust needs the name of a package, e.g. --trust mypackage")
             found.trusted.extend(package.split(","))
+        elif word in ("-v", "--verbose"):
+            os.environ[VERBOSE] = "1"
         elif word == "--again":
             found.overrides.append("runtime.again=true")
         elif word in SWITCHES:

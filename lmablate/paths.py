@@ -1,5 +1,6 @@
 """Where the configuration stands (in a checkout or installed) and where prepared data is kept."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -11,7 +12,12 @@ SWEEPS_DIR = ROOT / "sweeps"
 
 
 def given_path(text: str) -> Path:
-    """Return a path as a user gives it to a command: ``~`` is the home, where the shell has left it (``--out=~/x``)."""
+    """Return a path as a user gives it to a command: ``~`` is the home, where the shell has left it (``--out=~/x``).
+
+    Raises ArgumentTypeError for an empty one, which a shell makes of a variable that is not set.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; the current folder is .")
     return Path(os.path.expanduser(text))
 
 

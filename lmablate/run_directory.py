@@ -21,7 +21,7 @@ from typing import Any
 
 from lmablate import access
 from lmablate.errors import ConfigError
-from lmablate.files import append_line, atomic_write, parsed, read_json
+from lmablate.files import append_line, atomic_write, make_folder, parsed, read_json
 from lmablate.locks import NAME as LOCK
 from lmablate.paths import given_path
 from lmablate.secrets import redacted
@@ -165,7 +165,8 @@ def holds_runs(folder: Path) -> bool:
 
 
 def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool = True) -> None:
-    """Make `folder` if it is missing and write a probe into it; without `keep`, remove what was made for that.
+    """Make `folder` if it is missing and write a probe into it; without `keep`, remove what was made for that. What is kept
+    goes with a command that is refused (files.make_folder).
 
     Raises ConfigError that names the folder, the reason and the mend (`key`=...), also for an ``--out`` among runs.
     """
@@ -186,7 +187,7 @@ def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool =
 def unwritable(folder: Path) -> str:
     """Why nothing can be written to `folder`, which is made if it is missing, or ""."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
             return ""
     except PermissionError as error:

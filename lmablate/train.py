@@ -43,10 +43,9 @@ def train_study(study: Study, launcher: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script ``lmablate-train``; returns the exit code."""
     from lmablate.cli import main as front_door
-    from lmablate.console import own_flags
     from lmablate.launcher.processes import started_early
 
-    words, _ = own_flags(list(sys.argv[1:] if argv is None else argv))
+    words = list(sys.argv[1:] if argv is None else argv)
     purpose = "train language models that differ in one thing"
     with started_early(words):
         return front_door("lmablate.train", purpose, train, words, study=train_study)

@@ -271,20 +271,28 @@ def test_explore_notebook_finds_the_runs_and_shows_every_arm(tmp_path, monkeypat
     assert "grad_clip 0.05" in table and "grad_clip -" in table
 
 
-def test_a_matplotlib_that_does_not_start_is_said_in_words(monkeypatch):
+def test_settings_that_keep_matplotlib_from_starting_cost_nothing(monkeypatch, tmp_path):
     import builtins
 
     import lmablate.analysis as package
 
-    def refuse(*given):
-        raise ValueError("Key backend: 'nonsense' is not a valid value")
+    tried = []
+
+    def start(name, *rest):
+        if name == "matplotlib":
+            tried.append((os.environ.get("MPLBACKEND"), os.environ.get("MATPLOTLIBRC"), Path.cwd()))
+            if len(tried) == 1:
+                raise ValueError("Key backend: 'nonsense' is not a valid value")
+            return None
+        return real(name, *rest)
 
     monkeypatch.setenv("MPLBACKEND", "nonsense")
-    monkeypatch.setattr(
-        builtins, "__import__", lambda name, *rest: refuse() if name == "matplotlib" else real(name, *rest)
-    )
-    with pytest.raises(ConfigError, match=r"MPLBACKEND=nonsense \(Key backend"):
-        package._start_matplotlib()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.setattr(builtins, "__import__", start)
+    package._start_matplotlib()
+    assert tried == [("nonsense", None, tmp_path), (None, os.devnull, ROOT / "analysis")]
+    assert (os.environ["MPLBACKEND"], os.environ.get("MATPLOTLIBRC"), Path.cwd()) == ("nonsense", None, tmp_path)
 
 
 real = __import__

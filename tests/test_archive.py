@@ -73,6 +73,13 @@ def test_failed_runs_are_no_results(tmp_path):
         archive.save(tmp_path / "r", tmp_path / "kept")
 
 
+def test_an_archive_that_is_none_keeps_those_before_it_from_being_restored(results, tmp_path, capsys):
+    archive.save(results, tmp_path / "kept")
+    assert archive.main(["restore", str(tmp_path / "kept"), str(tmp_path / "none"), str(tmp_path / "back")]) == 2
+    assert "none: not an archive of runs" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
+
+
 def test_errors_name_what_there_is(results, tmp_path, capsys):
     assert archive.main(["save", str(results), str(tmp_path / "k"), "--sweep", "nope"]) == 2
     assert "it has one, other" in capsys.readouterr().err

@@ -127,6 +127,7 @@ def test_a_folder_of_runs_tables_and_a_figure(trained, tmp_path, capsys):
     ("argv", "said"),
     [
         (["{none}"], "no run is there"),
+        (["{run}", "{run}x"], "no run is there"),  # before the first is evaluated: what is shown begins with it
         (["{run}", "--lengths", "1,x"], "--lengths 1,x: give multiples"),
         (["{run}", "--lengths", "999"], "fewer than one window of 31,968"),
         (["{run}", "--stride", "40"], "--stride=40: windows that overlap move on by 1 to 31"),

@@ -3,11 +3,13 @@
 import argparse
 import errno
 import importlib
+import os
 import sys
 import threading
 
 import pytest
 import yaml
+from fuzz.valid import commands
 from hydra import compose as their_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -20,12 +22,13 @@ from lmablate.config.hints import known_keys, unknown_key
 from lmablate.config.quoting import text_keys
 from lmablate.config.synonyms import SYNONYMS
 from lmablate.config.words import rewrite
+from lmablate.console import VERBOSE
 from lmablate.errors import ConfigError, explained, in_words
+from lmablate.files import make_folder
 from lmablate.flags import split
-from lmablate.paths import ROOT, given_path
+from lmablate.paths import given_path
 from lmablate.run_directory import below, check_writable, run_path
 
-INTERNAL = ("lmablate.launcher.", "lmablate.tracking")  # processes that our own start
 SMALL = (
     "data=synthetic",
     "tokenizer=bytes",
@@ -34,19 +37,6 @@ SMALL = (
     "model.n_heads=2",
     "trainer.steps=6",
 )
-
-
-def commands() -> list[str]:
-    """Every module that runs as a program."""
-    found = []
-    for place, package in ((ROOT / "lmablate", "lmablate"), (ROOT / "analysis", "lmablate.analysis")):
-        for path in sorted(place.rglob("*.py")):
-            name = ".".join([package, *path.relative_to(place).with_suffix("").parts])
-            _, program, does = path.read_text().rpartition('if __name__ == "__main__":\n')
-            if program and not name.startswith(INTERNAL):
-                assert does.strip() == "sys.exit(main())", f"{name}: its exit code is lost"
-                found.append(name)
-    return found
 
 
 def not_yaml() -> Exception:
@@ -195,6 +185,9 @@ def test_flags_are_split_from_overrides_in_any_order():
         ("norm =rms", "write norm=rms"),
         ("-m norm=rms, layer", "write norm=rms,layer"),
         ("-m norm=rms，layer", "'，' is not ',': write norm=rms,layer"),
+        ("model.d_model=１２", "'１' is not '1', '２' is not '2': write model.d_model=12"),
+        ("~norm", "~norm: a run has one option of each group; choose another of norm: layer"),
+        ("~seed", "seed: missing, and every run needs it: give seed=VALUE"),
         ("norm＝rms", "write norm=rms"),
         ("norm", "an override is key=value"),
         ("norm=rms,layer", "add -m in front of the overrides"),
@@ -285,6 +278,8 @@ def test_home_is_home_in_every_path(monkeypatch, tmp_path):
     for word in ("results_dir='~/x'", "results_dir=~/x"):
         assert compose([word]).results_dir == str(tmp_path / "x")
     assert given_path("~/x") == tmp_path / "x"
+    with pytest.raises(argparse.ArgumentTypeError, match="empty"):  # --out "$FOLDER"
+        given_path("")
 
 
 GRIDS = [
@@ -420,6 +415,74 @@ def test_a_grid_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
     assert "norm=foo" in told(capsys, "-m", "norm=rms,foo")
     check_writable(tmp_path / "a" / "b", keep=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: 3}}", "hydra.sweeper.params=3: give keys and values"),
+        # as a list of options it was one run of both, mixed
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: [rms, layer]}}}", "a run has one option of norm"),
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 'rms,'}}}", "norm=rms,: cannot be read"),
+        ("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {norm: 3}}}", "norm=3: no such option"),
+        ("# @package _global_\nhydra: {mode: NOTHING}", "expected one of [RUN, MULTIRUN] (hydra.mode)"),
+        ("sweep: {question: x}", "begins with the line # @package _global_"),
+    ],
+)  # fmt: skip
+def test_a_stored_sweep_that_is_not_right_is_told_as_words_would_be(tmp_path, monkeypatch, capsys, text, says):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "x.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    shown = told(capsys, "sweeps=x")
+    assert says in shown and "object_type" not in shown
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("def x(:", "SyntaxError: invalid syntax"), ("import sys; sys.exit(3)", "SystemExit: 3"), ("1 / 0", "ZeroDivisionError")],
+)  # fmt: skip
+def test_a_package_that_cannot_be_read_is_told_in_words(tmp_path, monkeypatch, capsys, code, says):
+    (tmp_path / "conf/norm").mkdir(parents=True)
+    (tmp_path / "conf/norm/broken.yaml").write_text("_target_: broken_parts.Norm\n")
+    (tmp_path / "broken_parts.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    importlib.invalidate_caches()
+    shown = told(capsys, *SMALL, "--trust", "broken_parts", "norm=broken")
+    assert f"norm._target_=broken_parts.Norm cannot be imported: {says}" in shown
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "++hydra.sweep.dir", "hydra.output_subdir"])
+def test_a_folder_of_hydras_is_refused_with_ours(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    assert "write results_dir=PATH" in told(capsys, f"{key}=x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_that_takes_overrides_takes_v(monkeypatch):
+    monkeypatch.delenv(VERBOSE, raising=False)
+    assert split(["-v", "norm=layer"]).overrides == ["norm=layer"]
+    assert os.environ.pop(VERBOSE) == "1"
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_command_that_is_refused_takes_its_empty_folders_back(tmp_path, code):
+    """Whatever it is refused for after the check of --out; folders that were there, or hold something, stay."""
+    (tmp_path / "before").mkdir()
+
+    @in_words
+    def command() -> int:
+        check_writable(tmp_path / "a" / "b", "--out")
+        check_writable(tmp_path / "before", "--out")
+        make_folder(tmp_path / "full" / "inner")
+        (tmp_path / "full" / "file").write_text("kept")
+        if code:
+            raise ConfigError("no run is there")
+        return 0
+
+    assert command() == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["before", "full"] if code else ["a", "before", "full"])
+    assert (tmp_path / "full/inner").exists() is (code == 0)
 
 
 def test_compose_leaves_another_hydra_program_alone(tmp_path):

@@ -64,3 +64,9 @@ def test_what_stood_there_stays(tmp_path):
     with no_room_beyond(100):
         write_together({tmp_path / "a": "new", tmp_path / "b": "x" * 200})
     assert content(tmp_path) == {"a": b"old"}
+
+
+def test_a_file_that_cannot_be_begun_is_named_and_not_the_one_beside_it(tmp_path):
+    with pytest.raises(OSError) as failed:
+        atomic_write(tmp_path / "none" / "page.html", "new")
+    assert failed.value.filename == str(tmp_path / "none" / "page.html")

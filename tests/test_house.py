@@ -176,7 +176,9 @@ def test_the_readme_shows_the_axes_as_they_are():
     done = subprocess.run(["git", "ls-files", "conf"], cwd=ROOT, capture_output=True, text=True)
     committed = set(done.stdout.split())
     readme = (ROOT / "README.md").read_text()
-    shown, there = (dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M)) for text in (readme, axes.renew(readme)))
+    shown, there = (
+        dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M)) for text in (readme, axes.renew(readme, "README.md"))
+    )
     for axis, words in there.items():
         stems = {word: f"conf/{axis}/{word.strip('*')}.yaml" for word in words.split(" · ")}
         said = shown[axis].split(" · ")

@@ -142,9 +142,11 @@ def explain(error: ValidationError) -> str:
             having = owners(place)
             group = place.rpartition(".")[0]
             mend = f" in the option chosen; {group}={' or '.join(having)} has it" if having else hint(place)
+            if place == "sweeps":
+                mend = "; the file of a stored sweep begins with the line # @package _global_"
             lines.append(f"{place}: unknown key{mend}")
         elif item["type"] == "missing":
-            lines.append(f"{place}: missing")
+            lines.append(f"{place}: missing, and every run needs it: give {place}=VALUE")
         elif item["type"] == "value_error":
             lines.append(message if not place or message.startswith(place) else f"{place}: {message}")
         else:
@@ -184,4 +186,5 @@ def in_words(error: Exception, words: Sequence[str] = ()) -> ConfigError:
     said = (
         (str(error) or str(error.__cause__ or "")).split("Config search path")[0].split("See https://hydra")[0].strip()
     )
+    said = re.sub(r"\s*\n\s*full_key: (.*)", r" (\1)", re.sub(r"\n\s*object_type=.*", "", said))
     return ConfigError(said or f"{type(error).__name__} of the configuration; HYDRA_FULL_ERROR=1 shows where")

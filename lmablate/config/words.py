@@ -22,15 +22,8 @@ from lmablate.errors import ConfigError
 from lmablate.paths import SWEEPS_DIR
 
 # What a keyboard or a word processor writes for signs of the grammar.
-LOOKALIKES = {
-    "，": ",",
+LOOKALIKES = {chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)} | {  # of full width, and others
     "、": ",",
-    "＝": "=",
-    "：": ":",
-    "［": "[",
-    "］": "]",
-    "（": "(",
-    "）": ")",
     "“": '"',
     "”": '"',
     "‘": "'",
@@ -42,6 +35,9 @@ LOOKALIKES = {
     "\u3000": " ",
 }
 ZIP, SKIP = "sweep.zip", "sweep.skip"
+
+# Where Hydra would make folders of its own, which stay empty.
+HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 
 
 def explicit(words: Sequence[str]) -> dict[str, Any]:
@@ -64,6 +60,8 @@ def rewrite(words: list[str]) -> list[str]:
             raise ConfigError(
                 f"{key}: a class is chosen by an option, so that the option's name says what was run; add a YAML file to conf/ for yours"
             )
+        if key in HYDRAS_FOLDERS:
+            raise ConfigError(f"{key}: nothing is kept there, runs are in results_dir/<run_id>; write results_dir=PATH")
     out = [_own(word) for word in _arrangement(words) if not _is_off(word)]
     if "scale" in keys:
         out = [word for word in out if not word.startswith("scale=")]
@@ -102,7 +100,7 @@ def _check_spaces(words: Sequence[str]) -> None:
             )
         if "=" in after[:1] or (before == "=" and i > 1):
             continue  # its neighbour is told
-        raise ConfigError(f"{word}: an override is key=value, such as norm=layer{_meant(word)}")
+        raise ConfigError(f"{word or '(nothing)'}: an override is key=value, such as norm=layer{_meant(word)}")
 
 
 def _meant(word: str) -> str:
@@ -161,6 +159,10 @@ def _check(word: str) -> None:
     if override is None:
         raise ConfigError(f"{word}: {_unreadable(word)}")
     group = override.key_or_group
+    if override.is_delete() and group not in off_groups() and (options := options_of(group)):
+        raise ConfigError(
+            f"{word}: a run has one option of each group; choose another of {group}: {', '.join(options)}"
+        )
     if override.is_delete() or not (options := options_of(group)):
         return
     value = override.value()

@@ -148,13 +148,16 @@ def _device(asked: str) -> str:
 
 
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
-    """Run directories; a results directory stands for its runs that completed, of which some may be left out."""
+    """Run directories, all of which are there; a results directory stands for its runs that completed, of which some may be
+    left out."""
+    from lmablate.interop.export import run_there
     from lmablate.run_directory import RunDirectory, below
 
     found: list[Path] = []
     searched = False
     for folder in given:
         if access.there(folder / "config.yaml") is not False or not folder.is_dir():
+            run_there(folder)
             found.append(folder)
             continue
         completed = []

@@ -32,12 +32,8 @@ class Exported(NamedTuple):
     difference: float
 
 
-def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
-    """The model of a run with its last weights, and its tokens. Raises ConfigError for a folder that is none."""
-    from lmablate.checkpoint import checkpoints, load_weights
-    from lmablate.model import build_model
-    from lmablate.run import load_data, read_config
-
+def run_there(run_dir: Path) -> RunDirectory:
+    """Return the directory of a run that a user named. Raises ConfigError for a folder that is none."""
     directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
     if access.there(directory.config_path) is None:
         raise ConfigError(f"{run_dir}: {access.closed(directory.path)}")
@@ -45,6 +41,16 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
         raise ConfigError(
             f"{run_dir}: no run is there; give the folder of one, RESULTS_DIR/<run_id>, which holds config.yaml and checkpoint/"
         )
+    return directory
+
+
+def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
+    """The model of a run with its last weights, and its tokens. Raises ConfigError for a folder that is none."""
+    from lmablate.checkpoint import checkpoints, load_weights
+    from lmablate.model import build_model
+    from lmablate.run import load_data, read_config
+
+    directory = run_there(run_dir)
     found = checkpoints(directory.checkpoint_dir)
     if not found:
         raise ConfigError(

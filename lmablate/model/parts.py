@@ -42,8 +42,9 @@ def _import(path: str, place: str) -> Any:
         )
     try:
         target = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{place}._target_={path} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever a user's module does as it is read
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{place}._target_={path} cannot be imported: {kind}{error}") from None
     # A name that lmablate.model merely imports (torch, a loader) must not pass as one of its parts.
     if home and not getattr(target, "__module__", "").startswith("lmablate.model."):
         raise ConfigError(f"{place}._target_={path} is not defined in lmablate.model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
@@ -127,7 +127,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         assert self.config is not None and self.launcher is not None  # Hydra calls setup first
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        words = [*_overrides(self.params), *arguments]
         values: dict[str, list[str]] = {}
         for override in OverridesParser.create(config_loader=self.loader).parse_overrides(words):
             if override.key_or_group not in (ZIP, SKIP):  # of the grid, not of its jobs
@@ -139,6 +139,15 @@ class GridSweeper(Sweeper):
         settings = read_grid(_plain(node) if node is not None else {})
         jobs = combinations(values, settings.zip, settings.skip)
         self.launcher.launch([[f"{key}={value}" for key, value in job.items()] for job in jobs], initial_job_idx=0)
+
+
+def _overrides(params: Any) -> list[str]:
+    """``hydra.sweeper.params`` as overrides, held to what those of a command line are. Raises ConfigError."""
+    if not isinstance(params, Mapping):
+        raise ConfigError(
+            f"hydra.sweeper.params={params}: give keys and values, such as {{norm: 'rms,layer', seed: '0,1'}}"
+        )
+    return rewrite([f"{key}={'null' if value is None else value}" for key, value in params.items()])
 
 
 def _plain(node: Any) -> dict[str, Any]:
