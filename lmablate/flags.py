@@ -15,7 +15,6 @@ VALUED = {
     **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
     **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
     **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
-    **dict.fromkeys(("--experimental-rerun",), ()),
 }
 OPTIONAL = ("--info", "-i")  # their value may be left out
 NAMES = {
@@ -68,6 +67,10 @@ def split(words: Sequence[str]) -> Flags:
             if not equals and rest and _is_value(rest[0], name):
                 value = rest.pop(0)
             found.valued[NAMES.get(name, name)] = _checked(name, value)
+        elif name == "--experimental-rerun":
+            raise ConfigError(
+                "--experimental-rerun reads a pickle, which runs what it holds: give the overrides again instead"
+            )
         elif word.startswith("-"):
             raise ConfigError(_unknown(word, rest))
         else:

@@ -150,6 +150,7 @@ def test_the_configuration_is_shown_wherever_the_flag_stands(words, shows, capsy
         ("-norm=rms", "write norm=rms"),
         ("--learning-rate 1", "did you mean optim.lr? there are -m"),
         ("--cfg foo", "it takes job or hydra or all"),
+        ("--experimental-rerun config.pickle", "reads a pickle"),
         ("--cfg", "nothing follows it"),
         ("--trust", "needs the name of a package"),
         ("norm=rms --resolve", "only be used in conjunction"),
