@@ -130,7 +130,7 @@ def numbers(results, run_id):
 GRID = [(f"trainer.precision={precision}", f"seed={seed}") for precision in ("fp32", "bf16") for seed in range(3)]
 
 
-def test_forked_runs_have_the_numbers_of_spawned_ones_to_the_bit(text, tmp_path, monkeypatch, request):
+def test_forked_runs_have_the_numbers_of_spawned_ones_to_the_bit(text, tmp_path, monkeypatch):
     forked = jobs_of(text, tmp_path / "forked", *GRID)
     assert run_jobs(forked) == 0
     assert [job.row["status"] for job in forked] == ["completed"] * 6
@@ -144,9 +144,15 @@ def test_forked_runs_have_the_numbers_of_spawned_ones_to_the_bit(text, tmp_path,
         assert twin.row["numerics"] == job.row["numerics"]
         assert numbers(tmp_path / "forked", job.run_id).equals(numbers(tmp_path / "spawned", job.run_id))
     assert forked[0].row["val_loss"] != forked[1].row["val_loss"]
-    monkeypatch.delenv("LMABLATE_START")
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_runs_of_a_template_have_the_numbers_of_forked_ones_to_the_bit(text, tmp_path, request, precision):
+    grid = [(f"trainer.precision={precision}", f"seed={seed}") for seed in range(2)]
+    forked = jobs_of(text, tmp_path / "forked", *grid)
+    assert run_jobs(forked) == 0
     request.getfixturevalue("one_graph_an_option")
-    templated = jobs_of(text, tmp_path / "templated", *GRID)
+    templated = jobs_of(text, tmp_path / "templated", *grid)
     assert run_jobs(templated) == 0
     for job, twin in zip(templated, forked, strict=True):
         assert twin.row["val_loss"] == job.row["val_loss"]
