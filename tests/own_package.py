@@ -75,7 +75,7 @@ class Miscounted(Gated):
         return super().n_vector_params(shape, settings)
 '''
 OPTIONS = {
-    "norm/max": "# Mine. norm=max\n_target_: mypackage.parts.MaxNorm\neps: 1.0e-6\n",
+    "norm/largest": "# Mine. norm=largest\n_target_: mypackage.parts.MaxNorm\neps: 1.0e-6\n",
     "attention/gated": "# Mine. attention=gated\n_target_: mypackage.parts.Gated\nscale: null\n",
     "activation/snake": "# Mine. activation=snake\ngated: false\nfn:\n  _target_: mypackage.parts.Snake\n",
     "ffn/maxout": "# Mine. ffn=maxout\n_target_: mypackage.parts.Maxout\n",

@@ -63,24 +63,24 @@ def identity(corpus, *words):
 
 
 def test_edited_code_is_another_run_and_reformatted_code_is_the_same(package, corpus):
-    first, shipped = identity(corpus, "norm=max"), identity(corpus)
+    first, shipped = identity(corpus, "norm=largest"), identity(corpus)
     package.write_text(
         PARTS.replace("Parts of my own.", "Said otherwise.").replace("(x.abs()", "(  # of all\n            x.abs()")
     )
-    assert identity(corpus, "norm=max") == first
+    assert identity(corpus, "norm=largest") == first
     package.write_text(PARTS.replace("helpers.FACTOR * x", "3 * x"))
-    assert identity(corpus, "norm=max") != first
+    assert identity(corpus, "norm=largest") != first
     package.write_text(PARTS)
     (package.parent / "helpers.py").write_text(
         "FACTOR = 2.0\n"
     )  # a module of the package that the part's module imports
-    assert identity(corpus, "norm=max") != first
+    assert identity(corpus, "norm=largest") != first
     assert identity(corpus) == shipped
 
 
 def test_a_command_says_what_is_not_as_shipped_and_rows_carry_it(package, corpus, tmp_path, caplog):
     caplog.set_level("INFO", "lmablate")
-    (job,), _ = prepare_jobs([config(corpus, "norm=max", f"results_dir={tmp_path / 'results'}")])
+    (job,), _ = prepare_jobs([config(corpus, "norm=largest", f"results_dir={tmp_path / 'results'}")])
     assert "not as shipped, so part of the run id by content: mypackage.helpers, mypackage.parts" in caplog.text
     assert run_jobs([job]) == 0
     assert set(job.row["code"]) == {"mypackage.parts", "mypackage.helpers"}
@@ -105,29 +105,25 @@ def test_a_finished_run_is_trained_again_on_purpose(corpus, tmp_path):
     assert json.loads((kept / "result.json").read_text())["val_loss"] == again.row["val_loss"]
 
 
-NORM = (ROOT / "lmablate/model/norm.py").read_text() if (ROOT / "lmablate").is_dir() else ""
-ADDED = NORM + "\n\nclass MaxNorm(nn.Module):\n    pass\n"
+OPTIM = (source.HERE / "optim.py").read_text()
+ADDED = OPTIM + "\n\nclass Mine:\n    pass\n"
 
 
 @pytest.mark.parametrize(
     ("text", "different", "changed"),
     [
-        (
-            NORM.replace('"""Axis', '"""The axis').replace("super().__init__()", "super().__init__()  # torch's"),
-            set(),
-            False,
-        ),
-        (ADDED, {"MaxNorm"}, False),
-        (NORM.replace("y = rms_norm(x, self.eps)", "y = 3 * rms_norm(x, self.eps)"), {"RMSNorm"}, True),
-        (ADDED.replace("MaxNorm", "RMSNorm"), {"RMSNorm"}, True),  # it takes the place of the one before
+        (OPTIM.replace('"""Fused AdamW', '"""AdamW').replace("return 1.0", "return 1.0  # the peak"), set(), False),
+        (ADDED, {"Mine"}, False),
+        (OPTIM.replace("return 1.0", "return 2.0"), {"lr_factor"}, True),
+        (ADDED.replace("class Mine", "class set_lr"), {"set_lr"}, True),  # it takes the place of the one before
     ],
     ids=["words", "added", "changed", "replaced"],
 )
 def test_a_file_of_ours_is_held_against_what_was_shipped(text, different, changed, tmp_path):
-    path = tmp_path / "norm.py"
+    path = tmp_path / "optim.py"
     path.write_text(text)
-    shipped = json.loads(source.MANIFEST.read_text())["lmablate.model.norm"]
-    state = source._compared("lmablate.model.norm", path, shipped)
+    shipped = json.loads(source.MANIFEST.read_text())["lmablate.optim"]
+    state = source._compared("lmablate.optim", path, shipped)
     assert (state.different, state.changed) == (different, changed)
 
 
@@ -144,6 +140,16 @@ def test_what_was_shipped_is_the_code_that_is_here():
         "these decide numbers and are not as lmablate/shipped.json has them: raise SCIENCE_VERSION if numbers move, "
         "then run python -m lmablate.source"
     )
+
+
+def test_an_option_here_that_the_projects_own_hides_is_refused(package, corpus):
+    """conf/norm/rms.yaml of a user's folder was not read, and nothing said so."""
+    (package.parents[1] / "conf/norm/rms.yaml").write_text(
+        "# Mine. norm=rms\n_target_: mypackage.parts.MaxNorm\neps: 1.0\n"
+    )
+    config(corpus, "norm=layer")
+    with pytest.raises(ConfigError, match=r"norm=rms: conf/norm/rms\.yaml of this folder is not read"):
+        config(corpus, "norm=rms")
 
 
 # --- Draws, noise and state -----------------------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ def test_plain_torch_parts_resume_to_the_bit(package, corpus, tmp_path):
 def test_plain_torch_parts_train_alone(package, corpus):
     cfg, data = config(corpus, "attention=gated"), SimpleNamespace(fingerprint="", tokenizer_fingerprint="")
     assert graph_key(cfg, data) is None
-    assert graph_key(config(corpus, "norm=max"), data) is not None
+    assert graph_key(config(corpus, "norm=largest"), data) is not None
 
 
 # --- Counts ---------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from lmablate import secrets
+from lmablate.config.foreign import refuse_hidden
 from lmablate.config.hints import explain, in_words
 from lmablate.config.matching import reference_words
 from lmablate.config.preset import with_preset
@@ -100,6 +101,7 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     """What Hydra composed as plain values, in the shape of a RunRequest but not yet checked."""
     try:
         words = list(composed.hydra.overrides.task)
+        refuse_hidden(explicit(words))
         choices = dict(composed.hydra.runtime.choices)
         if stray := {ZIP, SKIP} & explicit(words).keys():  # a grid has taken out its own
             raise ConfigError(

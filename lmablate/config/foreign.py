@@ -8,13 +8,14 @@ options of a launcher or sweeper, and the parameters of a sweep.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lmablate.errors import ConfigError
+from lmablate.paths import CONF_DIR, SWEEPS_DIR
 
 MOST_BYTES = 1 << 20  # of a file
 MOST_ALIASES = 100  # of a file: each may stand for all that was said before
@@ -34,6 +35,19 @@ def check_folders(folders: Iterable[Path], own: Iterable[Path] = ()) -> None:
             for path in sorted(folder.rglob("*.y*ml")):
                 if path.is_file():
                     check_file(path, path.relative_to(folder).as_posix())
+
+
+def refuse_hidden(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an option or stored sweep that was asked for and stands both here and in the project, whose own is the
+    one that is read: an edit of the other would do nothing. `given` maps override keys to values."""
+    for group, option in given.items():
+        name = f"{option}.yaml" if group == "sweeps" else f"{group}/{option}.yaml"
+        home = SWEEPS_DIR if group == "sweeps" else CONF_DIR
+        mine, ours = Path.cwd() / home.name / name, home / name
+        if ours.is_file() and mine.is_file() and not mine.samefile(ours) and mine.read_bytes() != ours.read_bytes():
+            raise ConfigError(
+                f"{group}={option}: {home.name}/{name} of this folder is not read, since lmablate has one of that name: give yours another"
+            )
 
 
 def named_folders(words: Sequence[str]) -> list[Path]:

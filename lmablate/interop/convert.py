@@ -107,7 +107,6 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
             "to_hf: objective=rtd trains two models, and transformers has a class for each: use "
             "lmablate.interop.electra.to_electra, or python -m lmablate.interop"
         )
-    _check_parts(cfg)
     facts = known.of(cfg)
     among = [family for family in FAMILIES if name in (None, family.name)]
     if not among:
@@ -124,19 +123,6 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
             target.copy_(values[key])
     theirs.tie_weights()
     return theirs.eval()
-
-
-def _check_parts(cfg: RunConfig) -> None:
-    """Raise ConfigError for a part of the user's own: no class of theirs computes it, whatever it is called or inherits."""
-    nodes = {
-        axis: getattr(cfg, axis) for axis in ("norm", "norm_position", "posemb", "attention", "block_layout", "ffn")
-    }
-    nodes |= {"activation": cfg.activation.fn, "stability": cfg.stability.qk_norm or cfg.stability.v_norm}
-    for axis, part in nodes.items():
-        if part is not None and part["_target_"].partition(".")[0] not in ("lmablate", "torch"):
-            raise ConfigError(
-                f"to_hf: {axis}={cfg.choices.get(axis)} is {part['_target_']}, a part of your own, and no class of transformers computes it"
-            )
 
 
 def _best(facts: Facts, cfg: RunConfig, among: Sequence[Family]) -> tuple[Family, Any, Facts]:
