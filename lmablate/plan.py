@@ -137,12 +137,12 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
         state = when if open_ else _state(job)
         price = "-" if seconds is None else f"{seconds:,.0f}"
         cells.append(
-            ("-" if open_ else job.run_id, job.label, f"{counts.total:,}", price, state, *(f"{n:,}" for n in sizes))
+            ("-" if open_ else job.run_id, job.label, state, f"{counts.total:,}", price, *(f"{n:,}" for n in sizes))
         )
     columns = (
-        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("params", keep=True),
-        Column("seconds", keep=True),
-        Column("state", left=True), *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
+        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("state", keep=True, left=True),
+        Column("params", keep=True), Column("seconds", keep=True),
+        *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
     )  # fmt: skip
     return table(columns, cells)
 
