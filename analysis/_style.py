@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -161,6 +162,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         "svg": {"metadata": {"Date": None, "Creator": "lmablate"}},
     }
     files = {}
+    os.environ.pop("SOURCE_DATE_EPOCH", None)  # figures carry no date, and matplotlib stops at one that is no number
     with style():
         for ending, settings in how.items():
             buffer = io.BytesIO()

@@ -185,9 +185,12 @@ def check_size(path: Path, model: nn.Module) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Fill `model` from one checkpoint file, for evaluation and sampling."""
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(file.get_tensor(f"model.{name}"))
-        for name, buffer in own_buffers(model).items():
-            buffer.copy_(file.get_tensor(f"buffer.{name}"))
+    """Fill `model` from one checkpoint file, for evaluation and sampling. Raises ConfigError for a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(file.get_tensor(f"model.{name}"))
+            for name, buffer in own_buffers(model).items():
+                buffer.copy_(file.get_tensor(f"buffer.{name}"))
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: damaged ({error}): train the run again, with --again") from None

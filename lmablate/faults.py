@@ -29,6 +29,8 @@ _DISK = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
+    errno.EISDIR,
+    errno.EEXIST,
     errno.EROFS,
     errno.ENOENT,
     errno.ENOTDIR,

@@ -184,10 +184,11 @@ def test_differences_draw_each_pair_and_its_interval(grid):
     ]  # fmt: skip
 
 
-def test_figures_leave_pyplot_alone_and_are_reproducible(grid, tmp_path):
+def test_figures_leave_pyplot_alone_and_are_reproducible(grid, tmp_path, monkeypatch):
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "no number")
     before = dict(mpl.rcParams)
     written = [_style.save(norm_and_activation.figure(*grid), tmp_path / name)[1].read_bytes() for name in ("a", "b")]
     assert written[0] == written[1]

@@ -12,7 +12,7 @@ from chaos.mutations import config_problem, edited, result_problem
 from corpus import QUICK, write_corpus
 
 from lmablate import faults
-from lmablate.checkpoint import Damaged, checkpoints, read_checkpoint, save_checkpoint
+from lmablate.checkpoint import Damaged, checkpoints, load_weights, read_checkpoint, save_checkpoint
 from lmablate.config import compose
 from lmablate.config_file import read_config, write_config
 from lmablate.errors import ConfigError
@@ -270,3 +270,17 @@ def test_a_byte_of_a_checkpoints_header_is_refused_or_changes_nothing(tmp_path):
             assert again == state and all(torch.equal(others[name], tensors[name]) for name in tensors)
             assert raw[at : at + 1] == b" ", "only the padding may be anything"
     assert refused > 100
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.EEXIST])
+def test_something_else_in_the_place_of_a_runs_file_is_told_in_words(number):
+    said = faults.failure(OSError(number, os.strerror(number), "results/0123456789ab/result.json"))
+    assert said["kind"] == faults.DISK
+    assert "results/0123456789ab/result.json" in said["error"]
+
+
+def test_a_damaged_checkpoint_is_named_where_it_is_read(tmp_path):
+    path = tmp_path / "step-000000006.safetensors"
+    path.write_bytes(b"key: !!python/none x\n")
+    with pytest.raises(ConfigError, match=r"step-000000006\.safetensors: damaged .*train the run again"):
+        load_weights(path, torch.nn.Linear(1, 1))
