@@ -84,7 +84,9 @@ def faults(line: Line, outcome: Outcome, before: dict[str, str], after: dict[str
         found.append(f"refused, and yet written: {', '.join(sorted(new)[:4])}")
         return found
     named = [*line.words, *(value for value in line.environment.values() if value)]
-    if alien := [name for name in new if not (name.startswith("work") and may_write(line.module, named, name))]:
+    at_home = [name for name in new if name.startswith("home/") and any(f"~/{Path(name).parts[1]}" in w for w in named)]
+    inside = [name for name in new if name.startswith("work") and may_write(line.module, named, name)]
+    if alien := set(new) - {*at_home, *inside}:
         found.append(f"not asked for: {', '.join(sorted(alien)[:4])}")
     return found
 
@@ -143,7 +145,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time; it is printed")
     parser.add_argument("--line", type=int, metavar="I", help="only this one")
     parser.add_argument(
-        "--limit", type=float, default=60.0, metavar="SECONDS", help="of one line (default: %(default)s)"
+        "--limit", type=float, default=120.0, metavar="SECONDS", help="of one line (default: %(default)s)"
     )
     parser.add_argument("--all", action="store_true", help="also show lines that end as they should, shortly")
     parser.add_argument("--keep", action="store_true", help="keep the folder of the last line")

@@ -211,7 +211,10 @@ def do_damage(damage: tuple[str, ...], work: Path) -> None:
     """Carry out one damage to the files."""
     kind, *rest = damage
     if kind == "gone":
-        os.chmod(work, 0o700)
+        if not work.is_dir():  # it has gone already
+            return
+        for folder, _, _ in os.walk(work):
+            os.chmod(folder, 0o700)
         os.rename(work, f"{work}.gone")
         shutil.rmtree(f"{work}.gone")
         return

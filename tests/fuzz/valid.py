@@ -127,15 +127,9 @@ def _report(r: Random, runs: list[str]) -> list[str]:
 
 
 def _sample(r: Random, runs: list[str]) -> list[str]:
-    flags = [
-        ["--prompt", "in the"],
-        ["--temperature", "0"],
-        ["--top-k", "3"],
-        ["--top-p", "0.9"],
-        ["--seed", "1"],
-        ["--n", "2"],
-    ]
-    return [_run(r, runs), "--tokens", "5", *r.choice(flags), *r.choice(flags)]
+    draws = [["--temperature", "0"], ["--top-k", "3"], ["--top-p", "0.9"], []]
+    others = [["--prompt", "in the"], ["--seed", "1"], ["--n", "2"]]
+    return [_run(r, runs), "--tokens", "5", *r.choice(draws), *r.choice(others)]
 
 
 def _power(r: Random, runs: list[str]) -> list[str]:
