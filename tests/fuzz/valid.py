@@ -153,16 +153,10 @@ def _archive(r: Random, runs: list[str]) -> list[str]:
 
 def _dashboard(r: Random, runs: list[str]) -> list[str]:
     sweep = r.choice(["norm", "activation", "norm_and_activation", "mine"])
-    return [
-        sweep,
-        *r.choice(
-            [
-                ["--dry-run", "--out", "board.json"],
-                ["--wandb-sweep", "wandb.yaml"],
-                ["--dry-run", "--out", "board.json", "--entity", "me"],
-            ]
-        ),
-    ]
+    ways = [["--dry-run", "--out", "board.json"], ["--dry-run", "--out", "board.json", "--entity", "me"]]
+    if sweep not in ("norm", "activation"):  # a study is no grid of wandb's
+        ways.append(["--wandb-sweep", "wandb.yaml"])
+    return [sweep, *r.choice(ways)]
 
 
 def _compare(r: Random, runs: list[str]) -> list[str]:
