@@ -26,7 +26,7 @@ from lmablate.console import VERBOSE
 from lmablate.errors import ConfigError, explained, in_words
 from lmablate.files import make_folder
 from lmablate.flags import split
-from lmablate.paths import given_path
+from lmablate.paths import CONF_DIR, given_path
 from lmablate.run_directory import below, check_writable, run_path
 
 SMALL = (
@@ -37,6 +37,8 @@ SMALL = (
     "model.n_heads=2",
     "trainer.steps=6",
 )
+
+NORMS = ", ".join(sorted(path.stem for path in (CONF_DIR / "norm").glob("*.yaml")))
 
 
 def not_yaml() -> Exception:
@@ -171,7 +173,7 @@ def test_flags_are_split_from_overrides_in_any_order():
     [
         # options that are no words
         ("posemb=null", "posemb=null: no such option, did you mean none?"),
-        ("norm=true", "norm has layer, none, rms"),
+        ("norm=true", f"norm has {NORMS}"),
         ("attention=1", "attention has gqa"),
         ("activation=1e3", "activation=1e3: no such option"),
         ("-m norm=null,rms", "norm=null: no such option, did you mean none?"),
@@ -179,7 +181,7 @@ def test_flags_are_split_from_overrides_in_any_order():
         ("hydra/launcher=null", "hydra/launcher has gang"),
         ("preset=gpt5", "did you mean gpt2 or gpt1"),
         ("sweeps=norn", "did you mean norm"),
-        ("norm=rsm", "did you mean rms? norm has layer, none, rms"),
+        ("norm=rsm", f"did you mean rms? norm has {NORMS}"),
         # the grammar
         ("norm = rms", "write norm=rms"),
         ("norm= rms", "write norm=rms"),
