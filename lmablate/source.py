@@ -38,6 +38,7 @@ SCIENCE = (
     *("model", "objective", "data/skills", "data/tokens.py", "evaluate/validation.py", "evaluate/scoring.py"),
     *("trainer.py", "optim.py", "divergence.py", "cross_entropy.py", "gang.py"),
 )
+NEW = "a new file"
 # Modules of which a run uses those alone that its options name.
 AXIS_MODULES = tuple(
     f"lmablate.model.{axis}"
@@ -243,7 +244,7 @@ def module_name(path: Path) -> str:
 def _states() -> dict[str, State]:
     shipped: dict[str, Any] = json.loads(MANIFEST.read_text())
     return {
-        module: _compared(module, path, shipped[module]) if module in shipped else State({"a new file"}, changed=False)
+        module: _compared(module, path, shipped[module]) if module in shipped else State({NEW}, changed=False)
         for module, path in science_modules().items()
     } | {module: State(changed=True) for module in shipped if module not in science_modules()}
 
@@ -298,8 +299,8 @@ class _Closure:
             return {}
         for module, name in self.targets:
             self._visit(module, name)
-        for module in _states():
-            if not module.startswith(AXIS_MODULES):
+        for module, state in _states().items():
+            if not module.startswith(AXIS_MODULES) and NEW not in state.different:  # a new file counts where it is used
                 self._visit(module, None)
         return self.found
 
@@ -342,7 +343,7 @@ class _Closure:
 
     @staticmethod
     def _uses_new(state: State, module: str, name: str | None) -> bool:
-        return "a new file" in state.different or (name is not None and name in state.different)
+        return NEW in state.different or (name is not None and name in state.different)
 
 
 def _opaque(module: str, path: Path | None, name: str | None) -> str:

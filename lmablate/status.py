@@ -212,18 +212,12 @@ def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -
 
 def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequence[str]) -> int:
     """Train the runs in the states `wanted`, each with the configuration it was asked for with; the exit code of training."""
-    from lmablate.cli import speak
+    from lmablate.cli import speak, trust_packages
     from lmablate.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 
     speak()
-    if trusted:
-        import os
-
-        from lmablate.model.parts import trust
-
-        trust(*trusted)
-        sys.path.insert(0, os.getcwd())
+    trust_packages(trusted)
     accepted = set(RETRIED if "all" in wanted else wanted)
     configs: dict[str, RunConfig] = {}
     for sweep in chosen(folder, name):

@@ -127,6 +127,16 @@ def test_a_file_of_ours_is_held_against_what_was_shipped(text, different, change
     assert (state.different, state.changed) == (different, changed)
 
 
+def test_a_new_file_of_ours_counts_for_the_runs_that_use_it_alone(monkeypatch):
+    """Beside the shipped modules it orphaned every run, whatever its options."""
+    states = {**source._states(), "lmablate.model.mine": source.State({source.NEW})}
+    monkeypatch.setattr(source, "_states", lambda: states)
+    path = source.HERE / "optim.py"  # any code will do
+    monkeypatch.setattr(source, "_find", lambda module: path if module == "lmablate.model.mine" else None)
+    assert source._Closure([("lmablate.model.norm", "RMSNorm")]).counted() == {}
+    assert set(source._Closure([("lmablate.model.mine", "Mine")]).counted()) == {"lmablate.model.mine"}
+
+
 def test_what_was_shipped_is_the_code_that_is_here():
     """Of files that are not committed, additions may be the user's own variants."""
     done = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain"], capture_output=True, text=True)
