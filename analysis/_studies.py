@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from lmablate.arms import with_arms
+from lmablate.results.arms import with_arms
 from lmablate.stats import interval
 
 EVALUATE = ("evaluate", "evaluate_shared")
@@ -31,7 +31,7 @@ class Effect(NamedTuple):
 def load(results_dir: str, sweep: str) -> pd.DataFrame:
     """The runs of one study, with the arms and stages that it gave them; of a grid, with what tells its runs apart."""
     from lmablate.results import load_runs
-    from lmablate.sweeper.store import load_studies, study_runs
+    from lmablate.results.studies import load_studies, study_runs
 
     runs, studies = load_runs(results_dir), load_studies(results_dir)
     if sweep in studies:

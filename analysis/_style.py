@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from lmablate.errors import ConfigError, in_words
-from lmablate.files import make_folder, write_together
-from lmablate.paths import given_path
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import make_folder, write_together
+from lmablate.core.paths import given_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -27,7 +27,7 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis.finals import MOST, arm_names, draw_finals, matched_note
-from lmablate.arms import with_arms
+from lmablate.results.arms import with_arms
 
 NOTHING = "No finished runs to draw."
 

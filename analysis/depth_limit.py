@@ -14,8 +14,8 @@ import pandas as pd
 from lmablate.analysis._studies import arm_of, arms_in_order, increases, stage
 from lmablate.analysis._style import MUTED, arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING, lost_words, note
+from lmablate.report.summary import sweep_question
 from lmablate.stats import interval
-from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from lmablate.analysis._style import (
     signed,
     style,
 )
-from lmablate.arms import arm_label, show
+from lmablate.results.arms import arm_label, show
 
 MOST = 36  # rows that can be read on a page
 

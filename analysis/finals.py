@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, percent, side_column
-from lmablate.common_targets import OWN
+from lmablate.results.common_targets import OWN
 
 MOST = 60  # arms that can be read one below the other
 

@@ -18,8 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from lmablate.analysis._studies import arm_of, published, stage
 from lmablate.analysis._style import MUTED, PAPER, Arm, arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING
+from lmablate.report.summary import sweep_question
 from lmablate.stats import interval
-from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ CHANGES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3, 10)
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     """The evaluations of the study's runs, which load_runs notes the folders of, beside the published curves."""
-    from lmablate.results import load_evaluations, load_positions
+    from lmablate.results.load import load_evaluations, load_positions
 
     own = stage(runs, "evaluate")
     folders = runs.attrs.get("folders", [])

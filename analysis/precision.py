@@ -27,8 +27,8 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis.study_figures import NOTHING
+from lmablate.report.summary import sweep_question
 from lmablate.stats import interval
-from lmablate.summary import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

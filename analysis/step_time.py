@@ -26,9 +26,9 @@ from lmablate.analysis._style import (
     save,
     style,
 )
-from lmablate.errors import in_words
-from lmablate.files import make_folder
-from lmablate.paths import given_path
+from lmablate.core.errors import in_words
+from lmablate.core.files import make_folder
+from lmablate.core.paths import given_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,8 +31,8 @@ from lmablate.analysis._style import (
     side_column,
     style,
 )
-from lmablate.errors import in_words
-from lmablate.paths import given_path
+from lmablate.core.errors import in_words
+from lmablate.core.paths import given_path
 from lmablate.survey.table import Row, by_year
 
 # Panels of `figure`: a column, its title, and the options from the oldest habit to the newest, with their names.
@@ -257,7 +257,7 @@ def draw(table: Sequence[Row], judged: Sequence[Mapping[str, Any]], folder: Path
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.survey --out DIR``: the figures alone."""
-    from lmablate.results import check_writable
+    from lmablate.results.load import check_writable
     from lmablate.survey import judged, systems
 
     parser = parser_of(__doc__)

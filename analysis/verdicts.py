@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lmablate.analysis._style import GRID, INK, MUTED, PALETTE, PAPER, entitle, message, new_figure, side_column, style
-from lmablate.page_claims import DECIDED, group_words
+from lmablate.report.claim_tables import DECIDED, group_words
 
 MOST = 40  # tests; the tables have all
 LABEL = 56  # characters of a test's words in a line

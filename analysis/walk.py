@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lmablate.analysis._style import arm_colours
-from lmablate.errors import ConfigError
-from lmablate.summary import sweep_claims, sweep_question
+from lmablate.core.errors import ConfigError
+from lmablate.report.summary import sweep_claims, sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,10 +88,10 @@ class Question:
     def verdicts(self) -> pd.DataFrame:
         """A row a test of each claim that the sweep names, on its own finished runs."""
         from lmablate.claims import judge
-        from lmablate.claims.reading import evidence
+        from lmablate.claims.report_verdicts import evidence
         from lmablate.claims.table import verdict_table
         from lmablate.results import load_runs
-        from lmablate.sweeper.store import load_studies
+        from lmablate.results.studies import load_studies
 
         asked = list(sweep_claims(self.sweep))
         if not asked or self.runs.empty:

@@ -30,7 +30,7 @@ def stepper(shape: Shape, *words: str) -> Callable[[int], Any]:
     """A run that takes one step of training a call, with the record of it."""
     from benchmarks.ours import config
     from lmablate.model import build_model
-    from lmablate.trainer import Trainer
+    from lmablate.training.trainer import Trainer
 
     cfg = config(shape, "runtime.compile=false", "runtime.evaluations=1", "runtime.log_every=1", *words)
     tokens: Any = Tokens(shape.vocab)

@@ -31,7 +31,7 @@ ROUNDS = {"C0": 60, "C1": 20, "C2": 8, "C3": 6}
 def members(shape: Shape, tokens: Tokens, size: int, *, compiled: bool = False) -> list[Any]:
     """Trainers that differ in seed and learning rate."""
     from lmablate.model import build_model
-    from lmablate.trainer import Trainer
+    from lmablate.training.trainer import Trainer
 
     out = []
     for k in range(size):
@@ -45,7 +45,7 @@ class Ganged:
     """`size` members in one program; a step is one optimizer step of each."""
 
     def __init__(self, shape: Shape, tokens: Tokens, size: int, *, compiled: bool = False) -> None:
-        from lmablate.gang import Stack
+        from lmablate.training.gang import Stack
 
         self.trainers = members(shape, tokens, size, compiled=compiled)
         self.stack = Stack(list(self.trainers), compiled=compiled)
@@ -159,7 +159,7 @@ def run(shape: Shape, sizes: list[int], *, quick: bool) -> dict[str, Any]:
 
 def plan(shape: Shape, tokens: Tokens, runs: int, rounds: int, *, compiled: bool) -> dict[str, Any]:
     """What the planner chooses for `runs` eager or compiled runs, and how fast that is beside such runs one by one."""
-    from lmablate.gang_run import plan_size
+    from lmablate.runs.gang_run import plan_size
 
     jobs = [(trainer.cfg, tokens) for trainer in members(shape, tokens, runs, compiled=compiled)]
     size, why = plan_size(jobs)  # type: ignore[arg-type]

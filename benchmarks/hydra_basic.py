@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lmablate.config.compose import register_resolvers, to_run_config  # noqa: E402
-from lmablate.launcher.local import register  # noqa: E402
-from lmablate.paths import CONF_DIR  # noqa: E402
-from lmablate.run import execute, load_data  # noqa: E402
+from lmablate.core.paths import CONF_DIR  # noqa: E402
+from lmablate.launcher.hydra_launchers import register  # noqa: E402
+from lmablate.runs.run import execute, load_data  # noqa: E402
 from lmablate.sweeper.plugin import register_sweeper  # noqa: E402
 
 register_resolvers()

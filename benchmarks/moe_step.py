@@ -23,12 +23,12 @@ OUT = ROOT / "benchmarks" / "out"
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from lmablate.allocator import keep_freed_memory  # noqa: E402
 from lmablate.config import compose  # noqa: E402
 from lmablate.model.factory import ffn_option, ffn_shape  # noqa: E402
 from lmablate.model.init import initialise  # noqa: E402
 from lmablate.model.posemb import Positions  # noqa: E402
 from lmablate.model.primitives import set_compute_dtype  # noqa: E402
+from lmablate.training.memory import keep_freed_memory  # noqa: E402
 
 WARM = 40  # steps in which most numbers of rows are met once
 WORDS = ("model.d_model=256", "model.context_length=128", "trainer.precision=fp32", "runtime.device=cpu")

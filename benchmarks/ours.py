@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from benchmarks.shapes import Shape, Tokens
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
-    from lmablate.trainer import Trainer
+    from lmablate.schema.run_config import RunConfig
+    from lmablate.training.trainer import Trainer
 
 
 def compile_word(wanted: bool) -> str:
@@ -29,7 +29,7 @@ class Ours:
 
     def __init__(self, shape: Shape, tokens: Tokens, *, precision: str | None, compiled: bool, **fields: int) -> None:
         from lmablate.model import build_model
-        from lmablate.trainer import Trainer
+        from lmablate.training.trainer import Trainer
 
         words = [f"runtime.compile={compile_word(compiled)}", *(f"{key}={value}" for key, value in fields.items())]
         if precision:

@@ -60,7 +60,7 @@ def write_tokens(path: Path) -> int:
     import numpy as np
 
     from lmablate.config import compose
-    from lmablate.run import load_data
+    from lmablate.runs.run import load_data
 
     data = load_data(compose([*SHAPE.overrides(), "data=kjv", "tokenizer=bytes"]))
     np.savez(path, train=np.asarray(data.train), val=data.val)
@@ -85,7 +85,7 @@ def shell(script: str, folder: Path, threads: int, cache: Path | None = None) ->
 
 def fresh_cache(folder: Path) -> Path:
     """A cache with the text as tokens and what is known of the machine, and nothing compiled."""
-    from lmablate.paths import cache_dir
+    from lmablate.core.paths import cache_dir
 
     shutil.copytree(cache_dir(), folder / "cache", ignore=shutil.ignore_patterns("inductor"))
     return folder / "cache"

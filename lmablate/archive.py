@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmablate import access
-from lmablate.errors import ConfigError, in_words
-from lmablate.evaluations import ARCHIVE as EVALUATIONS
-from lmablate.evaluations import evaluations_of, restore_evaluations
-from lmablate.files import read_json, read_jsonl, write_together
-from lmablate.paths import given_path
-from lmablate.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
+from lmablate.core import access
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import read_json, read_jsonl, write_together
+from lmablate.core.paths import given_path
+from lmablate.results.evaluations import ARCHIVE as EVALUATIONS
+from lmablate.results.evaluations import evaluations_of, restore_evaluations
+from lmablate.runs.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
 
 ROWS, STUDY = "rows.jsonl", "study.json"
 SCHEMA_VERSION = 1
@@ -37,7 +37,7 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
 
     Raises ConfigError where there are none. Failed runs are left out: they are not results.
     """
-    from lmablate.sweeper.store import load_studies
+    from lmablate.results.studies import load_studies
 
     check_readable(results_dir, "")
     rows = {row["run_id"]: public(row) for row in _readable(results_dir) if row["status"] != "failed"}
@@ -97,7 +97,7 @@ def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
 
     What is there stays: a run that this machine finished is never replaced.
     """
-    from lmablate.sweeper.store import study_path, write_study
+    from lmablate.results.studies import study_path, write_study
 
     rows, study = load(archive)
     check_writable(results_dir)

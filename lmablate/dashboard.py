@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError, in_words
-from lmablate.paths import given_path
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import given_path
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
 SEEDS = ("seed", "init_seed", "data_seed")
@@ -56,7 +56,7 @@ class Sweep:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 with an error in words."""
-    from lmablate.cli import main as front_door
+    from lmablate.cli.front_door import main as front_door
 
     words, overrides = _parser().parse_known_args(argv)
     _check(words, overrides)
@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
     """What can be told before anything is composed. Raises ConfigError."""
-    from lmablate.results import check_writable
-    from lmablate.wandb_account import configured_mode
+    from lmablate.results.load import check_writable
+    from lmablate.runs.tracking.account import configured_mode
 
     if flags := [word for word in overrides if word.startswith("-")]:
         raise ConfigError(f"{flags[0]}: no such flag; see --help")
@@ -116,7 +116,7 @@ def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _act(words: argparse.Namespace, sweep: Sweep) -> int:
-    from lmablate.files import atomic_write
+    from lmablate.core.files import atomic_write
 
     target = words.wandb_sweep or words.out
     if words.wandb_sweep is not None:
@@ -133,8 +133,8 @@ def _act(words: argparse.Namespace, sweep: Sweep) -> int:
 
 
 def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
-    from lmablate.config.words import explicit
-    from lmablate.summary import sweep_question
+    from lmablate.config.overrides import explicit
+    from lmablate.report.summary import sweep_question
 
     values: dict[str, set[str | None]] = {}
     for cfg in configs:
@@ -146,7 +146,7 @@ def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
 
 
 def _of_study(study: Study) -> Sweep:
-    from lmablate.config.words import explicit
+    from lmablate.config.overrides import explicit
 
     study.check()
     keys = [list(explicit(list(words))) for words in study.words.values()]
@@ -160,8 +160,8 @@ def _of_study(study: Study) -> Sweep:
 
 def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, ...]:
     """`keys` as runs record them: for one that is resolved away (``model.ff_ratio``) what differs in its group instead."""
-    from lmablate.settings import BOOKKEEPING
-    from lmablate.tracking import flatten
+    from lmablate.core.settings import BOOKKEEPING
+    from lmablate.runs.tracking.worker import flatten
 
     rows = [{**flatten(cfg.model_dump(exclude=set(BOOKKEEPING))), **cfg.choices} for cfg in configs]
     found: dict[str, None] = {}
@@ -180,7 +180,7 @@ def wandb_sweep_text(sweep: Sweep, entity: str | None = None, project: str | Non
     """
     import yaml
 
-    from lmablate.config.words import explicit
+    from lmablate.config.overrides import explicit
 
     if sweep.study:
         raise ConfigError(
@@ -252,10 +252,10 @@ def _publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:
 def _views() -> Any:
     """The module that knows wandb's library. Raises ConfigError where that is missing."""
     try:
-        from lmablate import dashboard_views
+        from lmablate.runs.tracking import dashboard_panels
     except ImportError as error:
         raise ConfigError(f"a dashboard needs wandb-workspaces ({error}): {INSTALL}") from error
-    return dashboard_views
+    return dashboard_panels
 
 
 if __name__ == "__main__":

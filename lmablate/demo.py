@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmablate.errors import in_words
+from lmablate.core.errors import in_words
 
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
 SIZE = ("trainer.steps=200", "runtime.wandb=disabled", "runtime.evaluations=8")
@@ -27,8 +27,8 @@ Next, one thing of your own, which four seeds can decide in some minutes:
 
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
-    from lmablate.cli import main as front_door
-    from lmablate.report import main as report
+    from lmablate.cli.front_door import main as front_door
+    from lmablate.report.__main__ import main as report
     from lmablate.train import train
 
     words = list(sys.argv[1:] if argv is None else argv)

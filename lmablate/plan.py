@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lmablate.errors import in_words
+from lmablate.core.errors import in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
-    from lmablate.jobs import Job
+    from lmablate.launcher.jobs import Job
+    from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
 CALIBRATION_SECONDS = 2.0
@@ -23,8 +23,8 @@ CALIBRATION_SECONDS = 2.0
 
 def plan(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print one row a job and the totals; returns the exit code."""
-    from lmablate.jobs import prepare_jobs
-    from lmablate.run import foreign_vocabulary
+    from lmablate.launcher.jobs import prepare_jobs
+    from lmablate.runs.run import foreign_vocabulary
 
     counted = [cfg for cfg in configs if foreign_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))]
     if counted:
@@ -39,7 +39,7 @@ def plan(configs: Sequence[RunConfig], launcher: str) -> int:
 def tell_own_parts(jobs: Sequence[Job], launcher: str) -> None:
     """What holds for parts of the user's own: FLOPs that were counted and not stated, and runs that no gang takes."""
     from lmablate.budget.measured import measures_flops
-    from lmablate.model.citizens import why_alone
+    from lmablate.model.plain_torch import why_alone
 
     own = [job.cfg for job in jobs if job.cfg.code]
     counted = dict.fromkeys(f"{axis}={cfg.choices.get(axis)}" for cfg in own for axis in measures_flops(cfg))
@@ -81,7 +81,7 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
 
 def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, TokenData]]:
     """A study's jobs whose identity is known now, those that hang on the results of these, and the data of both by run id."""
-    from lmablate.jobs import prepare_jobs
+    from lmablate.launcher.jobs import prepare_jobs
     from lmablate.sweeper.study import seed_word
 
     study.check()
@@ -109,7 +109,7 @@ def show(
 ) -> None:
     """Print the table and the price. `later`: jobs that are not known exactly yet, with the word for `when` they will be.
     `folded`: one row for each arm of a study."""
-    from lmablate.console import console
+    from lmablate.core.console import console
 
     todo = [*(job for job in jobs if not job.done), *later]
     speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
@@ -128,7 +128,7 @@ def _seconds(job: Job, speed: float) -> float | None:
 def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
     """A row a run; those from number `known` on have no identity yet."""
     from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
-    from lmablate.console import Column, table
+    from lmablate.core.console import Column, table
 
     cells = []
     for number, (job, seconds) in enumerate(priced):
@@ -148,7 +148,7 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
 
 
 def _state(job: Job) -> str:
-    from lmablate.identity import is_stale
+    from lmablate.schema.identity import is_stale
 
     if job.done:
         state = "done, stale" if is_stale(job.row) else str(job.row["status"])
@@ -160,7 +160,7 @@ def _state(job: Job) -> str:
 def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
     """A row an arm: its runs of each stage, how many of them are done, and what the others take."""
     from lmablate.budget import parameters
-    from lmablate.console import Column, table
+    from lmablate.core.console import Column, table
 
     arms: dict[str, list[tuple[Job, float | None]]] = {}
     for job, seconds in priced:
@@ -180,8 +180,8 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
 def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:
     """What it comes to, line by line."""
     from lmablate.budget import DEFINITIONS
-    from lmablate.console import VERBOSE, duration
-    from lmablate.jobs import closed
+    from lmablate.core.console import VERBOSE, duration
+    from lmablate.launcher.jobs import closed
     from lmablate.launcher.scheduler import slots
 
     n = slots(todo) or 1
@@ -205,7 +205,7 @@ def calibrate(job: Job, data: TokenData) -> float:
 
     from lmablate.budget import flops_per_token
     from lmablate.model import build_model
-    from lmablate.trainer import Trainer
+    from lmablate.training.trainer import Trainer
 
     torch.set_num_threads(job.cfg.runtime.threads)
     cfg = job.cfg
@@ -217,12 +217,12 @@ def calibrate(job: Job, data: TokenData) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.plan <the overrides of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
     columns, ``--all`` prices every stored sweep. Returns the exit code."""
-    from lmablate.cli import main as front_door
-    from lmablate.console import own_flags
+    from lmablate.cli.front_door import main as front_door
+    from lmablate.core.console import own_flags
 
     words, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
     if "--all" in flags and "--help" not in words:
-        from lmablate.plan_all import plan_all
+        from lmablate.launcher.pricing import plan_all
 
         return plan_all(words)
     study, purpose = (

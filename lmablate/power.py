@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate.errors import ConfigError, in_words
-from lmablate.paths import given_path
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import given_path
 from lmablate.stats import planning
 
 if TYPE_CHECKING:
-    from lmablate.simulation import Rate
+    from lmablate.claims.simulation import Rate
 
 PAIRS = (3, 4, 5, 6, 8, 10, 12, 16)
 TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in sd of a pair -> pairs for 90 % power
@@ -100,10 +100,10 @@ def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
 
 def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     """The spread of a paired difference in finished runs, pooled over every comparison of two arms, and where it is from."""
-    from lmablate.claims.reading import evidence
-    from lmablate.results import load_runs, result_folders
-    from lmablate.study_report import compared, shown
-    from lmablate.sweeper.store import studies_in
+    from lmablate.claims.report_verdicts import evidence
+    from lmablate.report.tuned_studies import compared, shown
+    from lmablate.results.load import load_runs, result_folders
+    from lmablate.results.studies import studies_in
 
     runs = load_runs(results_dir)
     studies = studies_in(result_folders(results_dir))
@@ -173,7 +173,7 @@ def _detectable(words: argparse.Namespace, sd: float) -> list[str]:
 
 def simulate(folder: Path, sets: int) -> list[str]:
     """Simulate everything with `sets` made-up studies a rate, into `folder`; returns the rates as text."""
-    from lmablate.results import check_writable
+    from lmablate.results.load import check_writable
 
     if sets < 10:
         raise ConfigError(f"--sets {sets}: a rate needs at least 10 made-up studies")
@@ -187,7 +187,7 @@ def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
 
     from lmablate.analysis._style import save
     from lmablate.analysis.simulation import figure
-    from lmablate.files import atomic_write
+    from lmablate.core.files import atomic_write
 
     table = pd.DataFrame(rates)
     atomic_write(folder / "rates.csv", table.round(5).to_csv(index=False))
@@ -203,7 +203,7 @@ def simulated(sets: int) -> list[Rate]:
 
 def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
     """What is simulated, each part on its own."""
-    from lmablate import simulation as s
+    from lmablate.claims import simulation as s
 
     return {
         "false positives": lambda: s.false_positives(sets),

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmablate.axes import AXES
-from lmablate.errors import ConfigError, in_words
-from lmablate.paths import CONF_DIR
+from lmablate.core.axes import AXES
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import CONF_DIR
 
 if TYPE_CHECKING:
-    from lmablate.config.preset import Published
-    from lmablate.config.schema import RunConfig
+    from lmablate.config.presets import Published
+    from lmablate.schema.run_config import RunConfig
 
 # The axes of a row; heads are shown as query/key-value x head_dim.
 SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout")
@@ -50,7 +50,7 @@ def _file(group: str, option: str) -> dict[str, Any]:
 
 def facts(name: str) -> Published:
     """What the file of a preset says of its system."""
-    from lmablate.config.preset import published
+    from lmablate.config.presets import published
 
     path: Path = CONF_DIR / "preset" / f"{name}.yaml"
     if not path.is_file():
@@ -60,9 +60,9 @@ def facts(name: str) -> Published:
 
 def config(name: str, shrink: str | None = None) -> RunConfig:
     """The configuration of ``preset=<name> shrink=<shrink>`` in fp32 on the CPU, without the half second that Hydra takes."""
-    from lmablate.config.preset import with_preset
+    from lmablate.config.presets import with_preset
     from lmablate.config.resolve import resolve
-    from lmablate.config.schema import RunRequest
+    from lmablate.schema.run_config import RunRequest
 
     raw, file = _defaults(shrink or "tiny"), _file("preset", name)
     chosen = {key.removeprefix("override /"): option for entry in file["defaults"] for key, option in entry.items()}
@@ -153,7 +153,7 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
 
 def show(table: Sequence[dict[str, Any]]) -> None:
     """Print the table, as much of it as the terminal has room for."""
-    from lmablate import console
+    from lmablate.core import console
 
     kept = ("preset", "what it chooses", "parameters", "announced")
     columns = [

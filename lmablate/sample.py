@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate import access
-from lmablate.errors import ConfigError, in_words
-from lmablate.run_directory import run_path
+from lmablate.core import access
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.runs.run_directory import run_path
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
     from lmablate.decoding import Draw
+    from lmablate.schema.run_config import RunConfig
 
 EXAMPLES = """examples:
   python -m lmablate.sample results/0123456789ab --prompt 'In the beginning'
@@ -76,7 +76,7 @@ def _sample(asked: argparse.Namespace) -> None:
     draw = Draw(asked.temperature, asked.top_k, asked.top_p)
     if draw.temperature == 0 and asked.n > 1:
         raise ConfigError(f"--n {asked.n}: at --temperature 0 all texts are the same one; leave --n out, or raise it")
-    from lmablate.cli import trust_packages
+    from lmablate.cli.front_door import trust_packages
 
     trust_packages(asked.trust)
     texts = write(
@@ -121,9 +121,9 @@ def write(
     import torch
 
     from lmablate.decoding import generate
-    from lmablate.evaluate.of_run import check_finished, ready
     from lmablate.interop.export import load_run
     from lmablate.objective import OBJECTIVES, Objective
+    from lmablate.runs.evaluate_run import check_finished, ready
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch sees no CUDA GPU: use --device cpu")
@@ -148,8 +148,8 @@ def write(
 
 def _check_text(run_dir: Path) -> None:
     """Refuse runs that write no text, before their data is opened."""
-    from lmablate.run import read_config
-    from lmablate.run_directory import RunDirectory
+    from lmablate.runs.run import read_config
+    from lmablate.runs.run_directory import RunDirectory
 
     path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path
     if not access.there(path):
@@ -163,12 +163,12 @@ def _check_text(run_dir: Path) -> None:
 
 def _check_length(cfg: RunConfig, prompt: int, tokens: int) -> None:
     """Refuse a text that a table of positions cannot hold; say where one outgrows what the run was trained on."""
-    from lmablate.model import parts
+    from lmablate.model import components
 
     trained = cfg.model.context_length
     if prompt + tokens - 1 <= trained:  # the last token is written and not read
         return
-    if not parts.target(cfg.posemb, "posemb").bounded:
+    if not components.target(cfg.posemb, "posemb").bounded:
         print(
             f"note: the prompt has {prompt} tokens, and {tokens} more go beyond the {trained} of the run's training texts",
             file=sys.stderr,

@@ -6,22 +6,22 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmablate import distributed
-from lmablate.errors import in_words
+from lmablate.core.errors import in_words
+from lmablate.training import distributed
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
 
 def train(configs: Sequence[RunConfig], launcher: str) -> int:
     """Train what is missing of `configs`; returns the exit code."""
-    from lmablate.jobs import prepare_jobs
     from lmablate.launcher.engine import engine_of
+    from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 
     if distributed.asked(configs):
-        from lmablate.distributed.command import train_together
+        from lmablate.launcher.torchrun import train_together
 
         return train_together(configs, launcher)
     engine = engine_of(launcher)
@@ -42,7 +42,7 @@ def train_study(study: Study, launcher: str) -> int:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script ``lmablate-train``; returns the exit code."""
-    from lmablate.cli import main as front_door
+    from lmablate.cli.front_door import main as front_door
     from lmablate.launcher.processes import started_early
 
     words = list(sys.argv[1:] if argv is None else argv)

@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
+from lmablate.core.paths import CONF_DIR
 from lmablate.data.documents import Corpus, collect
-from lmablate.data.settings import (
+from lmablate.schema.data import (
     BpeTokenizer,
     BytesTokenizer,
     FilesData,
@@ -16,7 +17,6 @@ from lmablate.data.settings import (
     PretrainedTokenizer,
     SyntheticData,
 )
-from lmablate.paths import CONF_DIR
 
 
 def defaults(name: str) -> dict[str, Any]:

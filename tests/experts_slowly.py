@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from lmablate.core.paths import CONF_DIR
 from lmablate.model import ffn
 from lmablate.model.ffn.hashing import normal, read_so_far, spread
 from lmablate.model.init import initialise
 from lmablate.model.posemb import Positions
-from lmablate.paths import CONF_DIR
 
 D_MODEL, D_FF, LENGTH, TEXTS = 12, 16, 10, 3
 OF_TOKENS = {

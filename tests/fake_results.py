@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from lmablate.identity import SCIENCE_VERSION
-from lmablate.run_directory import RunDirectory
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.identity import SCIENCE_VERSION
 
 Row = dict[str, Any]
 GRID = {"norm": ("rms", "layer"), "activation": ("swiglu", "gelu")}

@@ -6,10 +6,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from lmablate.config.schema import RunRequest
-from lmablate.model import parts
-from lmablate.paths import CONF_DIR
-from lmablate.settings import Settings
+from lmablate.core.paths import CONF_DIR
+from lmablate.core.settings import Settings
+from lmablate.model import components
+from lmablate.schema.run_config import RunRequest
 from lmablate.sweeper.optuna_space import SearchSettings
 from lmablate.sweeper.settings import StudySettings, TuneSettings
 
@@ -50,6 +50,6 @@ def _of_parts(node: Any, place: str) -> list[str]:
         return own
     if node["_target_"].startswith("torch."):  # written in C, without a signature
         return own + [f"{place}.{name}" for name, value in node.items() if isinstance(value, int | float)]
-    target = parts.target(node, place)
+    target = components.target(node, place)
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)
-    return own + [key for name in parts._schema(target)[0] for key in _of_type(hints.get(name), f"{place}.{name}")]
+    return own + [key for name in components._schema(target)[0] for key in _of_type(hints.get(name), f"{place}.{name}")]

@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from lmablate import source
+from lmablate.core import source_code
 
 PARTS = '''
 """Parts of my own."""
@@ -102,4 +102,4 @@ def as_new_process() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "mypackage"]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    source._read.cache_clear()
+    source_code._read.cache_clear()

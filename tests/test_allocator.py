@@ -9,7 +9,7 @@ import pytest
 STEP = """
 import sys, torch
 if {keep}:
-    from lmablate.allocator import keep_freed_memory
+    from lmablate.training.memory import keep_freed_memory
     assert keep_freed_memory()
 torch.set_num_threads(1)
 torch.manual_seed(0)

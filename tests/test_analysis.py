@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from lmablate.analysis import _style, curves, differences, norm_and_activation
-from lmablate.errors import ConfigError
-from lmablate.results import load_history, load_runs, with_arms
+from lmablate.core.errors import ConfigError
+from lmablate.results import load_history, load_runs
+from lmablate.results.load import with_arms
 from lmablate.stats import comparisons
 
 ROOT = Path(__file__).parents[1]
@@ -351,7 +352,7 @@ def test_results_are_found_in_the_notebooks_folder_or_above_it(tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["lecture", "question"])
 def test_notebooks_run_on_published_results(name, tmp_path, monkeypatch):
     from lmablate.archive import main as archive
-    from lmablate.paths import SWEEPS_DIR
+    from lmablate.core.paths import SWEEPS_DIR
 
     for sweep in ("activation", "head_dim"):
         archive(["restore", str(ROOT / "docs" / "results" / sweep), str(tmp_path / "results")])

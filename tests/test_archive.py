@@ -5,9 +5,9 @@ import json
 import pytest
 
 from lmablate import archive
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.results import load_runs
-from lmablate.sweeper.store import load_studies, write_study
+from lmablate.results.studies import load_studies, write_study
 from tests.fake_results import write_fake_results
 
 

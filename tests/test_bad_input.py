@@ -8,12 +8,13 @@ import pytest
 from test_report import report
 
 from lmablate.claims import load_claims
-from lmablate.claims.reading import evidence, verdicts
-from lmablate.results import load_history, load_runs, load_unfinished
-from lmablate.study_notices import study_notices
-from lmablate.study_report import compared, sensitivities, shown
-from lmablate.summary import arms_table, notices
-from lmablate.sweeper.store import load_studies
+from lmablate.claims.report_verdicts import evidence, verdicts
+from lmablate.report.notices import study_notices
+from lmablate.report.summary import arms_table, notices
+from lmablate.report.tuned_studies import compared, sensitivities, shown
+from lmablate.results import load_history, load_runs
+from lmablate.results.load import load_unfinished
+from lmablate.results.studies import load_studies
 
 ARMS = {
     "rope": {"posemb": "rope"},

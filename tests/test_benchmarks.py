@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lmablate.paths import ROOT
+from lmablate.core.paths import ROOT
 
 sys.path.insert(0, str(ROOT))
 
@@ -278,7 +278,7 @@ def test_equality_is_told_from_difference(monkeypatch):
     shape = SHAPES["C0"]
     tokens = Tokens(shape.vocab)
     assert equality(shape, tokens, 1, size=2)["relative"] < 1e-3
-    from lmablate.gang import Stack
+    from lmablate.training.gang import Stack
 
     plain = Stack.backward
     monkeypatch.setattr(Stack, "backward", lambda self, rows: plain(self, [row.flip(0).roll(1, 1) for row in rows]))

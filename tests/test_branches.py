@@ -7,12 +7,12 @@ import pytest
 from corpus import QUICK, command, write_corpus
 from test_resume import start_and_stop
 
-from lmablate.branches import expand, trunk_id
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.jobs import prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_history, load_runs
-from lmablate.run import RunSession, load_data
+from lmablate.runs.run import RunSession, load_data
+from lmablate.runs.wsd_branches import expand, trunk_id
 from lmablate.stats import paired_differences
 
 STEPS = (12, 30, 60)

@@ -15,7 +15,7 @@ from lmablate.budget import (
 )
 from lmablate.budget.flops import SOFTMAX_OPERATIONS, reaches, softmax_flops
 from lmablate.budget.trace import Work, all_flops_per_token, trace
-from lmablate.cli import main as front_door
+from lmablate.cli.front_door import main as front_door
 from lmablate.model import build_model
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.objective import Causal

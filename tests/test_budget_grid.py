@@ -13,7 +13,7 @@ from variants import variant
 from lmablate.budget import ff_width, flops_per_token, forward_products, keys_read, kv_bytes_per_token, parameters
 from lmablate.budget.flops import reaches
 from lmablate.config import compose
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.ffn import GatedFFN, PlainFFN
 

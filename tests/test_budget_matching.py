@@ -11,18 +11,18 @@ from tiny import options
 from torch.utils.flop_counter import FlopCounterMode
 from variants import option
 
-from lmablate import timing
 from lmablate.budget import COSTS, around, forward_products, keys_read, kv_bytes_per_token, meet
 from lmablate.budget.flops import reaches
 from lmablate.budget.search import Missed
 from lmablate.config import compose
+from lmablate.config.budget_matching import reference_words
 from lmablate.config.compose import _composed, rewrite, to_request
-from lmablate.config.matching import reference_words
 from lmablate.config.resolve import resolve
-from lmablate.config.schema import RunRequest
-from lmablate.console import VERBOSE
-from lmablate.errors import ConfigError
+from lmablate.core.console import VERBOSE
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
+from lmablate.schema.run_config import RunRequest
+from lmablate.training import step_time
 
 
 def built_parameters(cfg):
@@ -201,7 +201,7 @@ def test_a_run_equal_to_its_reference_stays_as_it_is():
 def test_only_what_is_solved_is_part_of_the_run(monkeypatch):
     from types import SimpleNamespace
 
-    from lmablate.identity import run_id
+    from lmablate.schema.identity import run_id
 
     data = SimpleNamespace(fingerprint="text", tokenizer_fingerprint="tokens")
     cfg = compose(["attention=mqa", "budget=params"])
@@ -287,7 +287,7 @@ def test_the_search_brackets_its_target():
 
 def test_wall_time_gives_the_steps_of_equal_seconds(monkeypatch):
     speed = {"mha": 0.030, "mqa": 0.020}
-    monkeypatch.setattr(timing, "seconds_per_step", lambda cfg: speed[cfg.choices["attention"]])
+    monkeypatch.setattr(step_time, "seconds_per_step", lambda cfg: speed[cfg.choices["attention"]])
     cfg = compose(["attention=mqa", "budget=wall_time", "trainer.steps=100"])
     assert cfg.trainer.steps == 150
     assert cfg.schedule.warmup_steps == round(0.05 * 150)
@@ -304,24 +304,24 @@ def test_wall_time_gives_the_steps_of_equal_seconds(monkeypatch):
 
 def test_a_step_is_timed_once_for_a_shape(monkeypatch, tmp_path):
     measured = []
-    monkeypatch.setattr(timing, "_measure", lambda cfg: measured.append(cfg) or 0.01 * len(measured))
+    monkeypatch.setattr(step_time, "_measure", lambda cfg: measured.append(cfg) or 0.01 * len(measured))
     words = [f"runtime.cache_dir={tmp_path}", "trainer.precision=fp32"]
-    first = timing.seconds_per_step(compose(words))
+    first = step_time.seconds_per_step(compose(words))
     for same in ("seed=3", "optim.lr=1e-3", "trainer.steps=7", "runtime.log_every=3"):
-        assert timing.seconds_per_step(compose([*words, same])) == first
+        assert step_time.seconds_per_step(compose([*words, same])) == first
     others = ("model.d_ff=64", "norm=layer", "trainer.batch_size=3", "runtime.threads=2", "tokenizer.vocab_size=512")
-    assert len({timing.seconds_per_step(compose([*words, other])) for other in others}) == len(others)
+    assert len({step_time.seconds_per_step(compose([*words, other])) for other in others}) == len(others)
     assert len(measured) == 1 + len(others)
     (tmp_path / "timings.json").write_text("{half")
-    assert timing.seconds_per_step(compose(words)) not in (None, first)
+    assert step_time.seconds_per_step(compose(words)) not in (None, first)
     assert len(json.loads((tmp_path / "timings.json").read_text())) == 1
 
 
 def test_a_step_that_is_really_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "BUDGET_SECONDS", 0.05)
+    monkeypatch.setattr(step_time, "BUDGET_SECONDS", 0.05)
     small = ["model.d_model=16", "model.n_heads=2", "model.n_layers=1", "trainer.batch_size=2", "runtime.device=cpu"]
     threads = torch.get_num_threads()
-    assert 0 < timing.seconds_per_step(compose([*small, f"runtime.cache_dir={tmp_path}"])) < 60
+    assert 0 < step_time.seconds_per_step(compose([*small, f"runtime.cache_dir={tmp_path}"])) < 60
     assert torch.get_num_threads() == threads
     assert (tmp_path / "timings.json").is_file()
 
@@ -329,8 +329,8 @@ def test_a_step_that_is_really_timed(tmp_path, monkeypatch):
 def test_commands_say_what_was_solved(capsys, tmp_path, caplog, monkeypatch):
     from corpus import QUICK, write_corpus
 
-    from lmablate import jobs
-    from lmablate.cli import main as front_door
+    from lmablate.cli.front_door import main as front_door
+    from lmablate.launcher import jobs
     from lmablate.plan import plan
 
     jobs._told.clear()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binned_statistic
 
-from lmablate.calibration import calibration
+from lmablate.evaluate.calibration import calibration
 
 
 def test_a_coin_that_is_always_surer_than_right_has_its_excess_as_error():

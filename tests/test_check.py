@@ -5,8 +5,8 @@ import pytest
 
 from lmablate.check import CHECKS, FAILS, Subject
 from lmablate.check.__main__ import main
-from lmablate.errors import ConfigError
-from lmablate.model import parts
+from lmablate.core.errors import ConfigError
+from lmablate.model import components
 
 NORM, ATTENTION = "eps: 1.0e-6\n", "scale: null\n"
 # Class, axis, keys of its YAML, the check that must name the fault, and its words.
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(parts, "_trusted", {"broken"})
+    monkeypatch.setattr(components, "_trusted", {"broken"})
     broken.OneForAll.gains.clear()
     broken.OneStorage.gains.clear()
 
@@ -120,8 +120,8 @@ CONTRACTS = [
 def test_a_class_that_is_no_option_is_refused_with_the_contract(axis, code, says, monkeypatch):
     scope = {"__name__": "mine"}
     exec("from torch import nn\n" + code, scope)  # noqa: S102 - of this file
-    monkeypatch.setattr(parts, "_import", lambda path, place: scope["Mine"])
+    monkeypatch.setattr(components, "_import", lambda path, place: scope["Mine"])
     with pytest.raises(ConfigError, match=r"docs/extend.md") as refused:
-        parts.resolve({"_target_": "mine.Mine"}, axis)
+        components.resolve({"_target_": "mine.Mine"}, axis)
     assert says in str(refused.value)
     assert f"an option of {axis} is a subclass of " in str(refused.value)

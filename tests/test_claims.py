@@ -11,15 +11,15 @@ import pytest
 from scipy import stats
 
 from lmablate.claims import judge, lecture, load_claims
-from lmablate.claims.data import GRADES, Hypothesis
+from lmablate.claims.claim import GRADES, Hypothesis
 from lmablate.claims.evidence import find
-from lmablate.claims.reading import evidence
+from lmablate.claims.report_verdicts import evidence
 from lmablate.claims.rows import Table
 from lmablate.claims.table import verdict_table
-from lmablate.errors import ConfigError
-from lmablate.paths import ROOT
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import ROOT
 from lmablate.stats import estimates, sequential
-from lmablate.stats.families import holm
+from lmablate.stats.multiplicity import holm
 
 # Priority of every claim of the list, by id: 23 of priority 1, 23 of priority 2, 13 of priority 3.
 PRIORITIES = {
@@ -156,9 +156,9 @@ def test_a_wrong_hypothesis_is_refused(change, words):
 
 
 def test_a_wrong_file_of_claims_is_named(tmp_path, monkeypatch):
-    from lmablate.claims import data
+    from lmablate.claims import claim
 
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    monkeypatch.setattr(claim, "FOLDER", tmp_path)
     (tmp_path / "odd.yaml").write_text("group: g\nclaims:\n  - id: Q1\n    priority: 9\n")
     with pytest.raises(ConfigError, match=r"odd\.yaml, claim Q1"):
         load_claims.__wrapped__()
@@ -363,7 +363,7 @@ def test_losses_through_longer_windows_are_evidence_of_what_holds_there(monkeypa
             (4.0, False, "", there[name] + 0.01 * (i % 3)), (4.0, True, "", 99.0), (4.0, False, "posemb=x", 99.0), (1.0, False, "", 4.0)
         ]
     ]  # fmt: skip
-    monkeypatch.setattr("lmablate.evaluations.load_evaluations", lambda folders: pd.DataFrame(longer))
+    monkeypatch.setattr("lmablate.results.evaluations.load_evaluations", lambda folders: pd.DataFrame(longer))
     fails, holds = next(row for row in judge(frame, asked={None: ["R3"]}) if row["id"] == "R3")["tests"]
     assert fails["effect"] == pytest.approx(20, abs=0.5) and fails["verdict"] == "supported"
     assert holds["effect"] == pytest.approx(100 * (5 / 4.05 - 1), abs=0.5) and holds["verdict"] == "supported"

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from test_claims import arm, said, verdict
 
-from lmablate.paths import CONF_DIR, ROOT
+from lmablate.core.paths import CONF_DIR, ROOT
 
 SWEEP = yaml.safe_load((ROOT / "sweeps" / "moe.yaml").read_text())["sweep"]
 SEEDS = 4

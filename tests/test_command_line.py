@@ -6,7 +6,7 @@ import pytest
 from corpus import QUICK, command, write_corpus
 
 from lmablate.config import compose
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.results import load_history, load_runs
 
 

@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 from made_up import frame, rows
 
-from lmablate.common_targets import objective_notices, on_common_targets
-from lmablate.display import outcome
-from lmablate.equal_sizes import matched_size, size_notices
-from lmablate.summary import arms_table, question
+from lmablate.launcher.progress import outcome
+from lmablate.report.summary import arms_table, question
+from lmablate.results.common_targets import objective_notices, on_common_targets
+from lmablate.results.size_matching import matched_size, size_notices
 
 
 def arm(name, own, half, objective, **columns):

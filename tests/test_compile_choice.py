@@ -6,9 +6,9 @@ import logging
 import pytest
 from corpus import QUICK, write_corpus
 
-from lmablate import machine
 from lmablate.config import compose
-from lmablate.jobs import prepare_jobs
+from lmablate.core import hardware
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
 
 
@@ -54,7 +54,7 @@ def test_without_a_compiler_it_is_eager_and_the_row_says_so(text, tmp_path, monk
 
 def test_precision_follows_the_measured_products(tmp_path, monkeypatch):
     for rates, wanted in (({"fp32": 1e9, "bf16": 2e9}, "bf16"), ({"fp32": 1e9, "bf16": 1.1e9}, "fp32")):
-        monkeypatch.setattr(machine, "_measure", lambda r=rates: r)
+        monkeypatch.setattr(hardware, "_measure", lambda r=rates: r)
         cache = tmp_path / wanted
         words = ["trainer.precision=auto", "runtime.device=cpu", f"runtime.cache_dir={cache}"]
         assert compose(words).trainer.precision == wanted
@@ -63,12 +63,12 @@ def test_precision_follows_the_measured_products(tmp_path, monkeypatch):
 
 
 def test_what_was_measured_is_remembered_and_damage_is_measured_again(tmp_path, monkeypatch):
-    first = machine.matmul_rates(tmp_path)
+    first = hardware.matmul_rates(tmp_path)
     assert 1e8 < first["fp32"] < 1e13
-    monkeypatch.setattr(machine, "_measure", lambda: {"fp32": 1.0, "bf16": 2.0})
-    machine.matmul_rates.cache_clear()
-    assert machine.matmul_rates(tmp_path) == first
+    monkeypatch.setattr(hardware, "_measure", lambda: {"fp32": 1.0, "bf16": 2.0})
+    hardware.matmul_rates.cache_clear()
+    assert hardware.matmul_rates(tmp_path) == first
     (tmp_path / "machine.json").write_text('{"torn')
-    machine.matmul_rates.cache_clear()
-    assert machine.matmul_rates(tmp_path)["bf16"] == 2.0
-    machine.matmul_rates.cache_clear()
+    hardware.matmul_rates.cache_clear()
+    assert hardware.matmul_rates(tmp_path)["bf16"] == 2.0
+    hardware.matmul_rates.cache_clear()

@@ -9,8 +9,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from lmablate.config.compose import register_resolvers
+from lmablate.core.paths import CONF_DIR
 from lmablate.launcher.composer import Composer
-from lmablate.paths import CONF_DIR
 
 JOBS = [
     ["seed=0"],

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from lmablate import console, streams
-from lmablate.console import Column, duration, table
+from lmablate.core import console, streams
+from lmablate.core.console import Column, duration, table
 
 COLUMNS = (
     Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("loss", keep=True),
@@ -109,7 +109,7 @@ def test_details_are_said_with_v_alone(monkeypatch):
 
 def test_a_current_folder_that_was_removed_is_said_in_words(monkeypatch, capsys):
     from lmablate import presets, train
-    from lmablate.cli import main
+    from lmablate.cli.front_door import main
 
     monkeypatch.setattr(os, "getcwd", lambda: os.readlink("/no such folder"))
     assert presets.main([]) == main("lmablate.train", "", train.train, []) == 2
@@ -135,7 +135,7 @@ def test_a_stream_that_fails_costs_what_is_shown_and_nothing_else():
 
 SCRIPT = """
 import sys
-from lmablate.streams import guard_streams
+from lmablate.core.streams import guard_streams
 guard_streams()
 for i in range(3000):
     print(i, "\\u00b7", "caf\\udce9")

@@ -13,13 +13,14 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb_workspaces.reports.v2 import internal as report_model
 from wandb_workspaces.workspaces import internal as workspace_model
 
-from lmablate import dashboard, dashboard_views
+from lmablate import dashboard
 from lmablate.config import compose
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import BOOKKEEPING
 from lmablate.dashboard import Sweep, main
-from lmablate.errors import ConfigError
-from lmablate.run import execute, load_data
-from lmablate.settings import BOOKKEEPING
-from lmablate.tracking import read_offline
+from lmablate.runs.run import execute, load_data
+from lmablate.runs.tracking import dashboard_panels
+from lmablate.runs.tracking.worker import read_offline
 
 GRID = """\
 # @package _global_
@@ -209,7 +210,7 @@ def commands(node):
 
 def jobs(argv):
     """The configurations of a command, by the words that Hydra gave each."""
-    from lmablate.cli import main as front_door
+    from lmablate.cli.front_door import main as front_door
 
     found = []
     assert front_door("x", "y", lambda configs, _: found.extend(configs) or 0, argv) == 0
@@ -268,8 +269,8 @@ def test_errors_in_words(words, said, capsys):
 
 def test_the_missing_library_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.expr", None)
-    monkeypatch.delitem(sys.modules, "lmablate.dashboard_views")
-    monkeypatch.delattr("lmablate.dashboard_views")
+    monkeypatch.delitem(sys.modules, "lmablate.runs.tracking.dashboard_panels")
+    monkeypatch.delattr("lmablate.runs.tracking.dashboard_panels")
     assert run("norm_and_activation", "--dry-run", "--out", str(tmp_path / "x.json")) == 2
     assert dashboard.INSTALL in capsys.readouterr().err
 
@@ -278,6 +279,6 @@ def test_trouble_with_the_server_is_one_paragraph(monkeypatch):
     def lost(*_):
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr(dashboard_views, "publish", lost)
+    monkeypatch.setattr(dashboard_panels, "publish", lost)
     with pytest.raises(ConfigError, match=r"wandb took no dashboard for us/p \(OSError: no route to host\)"):
         dashboard._publish(STUDY, "us", "p")

@@ -15,12 +15,12 @@ import yaml
 from data_support import bpe, byte_level, defaults, files, hub, kjv, synthetic, texts, write
 from pydantic import TypeAdapter, ValidationError
 
+from lmablate.core.paths import CONF_DIR
 from lmablate.data import DataError, prepare
 from lmablate.data.kjv import Kjv
 from lmablate.data.local_files import LocalFiles
-from lmablate.data.settings import DataSettings, FilesData, TokenizerSettings
 from lmablate.data.synthetic import Markov, entropy_rate
-from lmablate.paths import CONF_DIR
+from lmablate.schema.data import DataSettings, FilesData, TokenizerSettings
 
 
 def read(paths: str | Path | list[str], **changes: Any) -> list[str]:

@@ -9,8 +9,8 @@ from variants import variant
 
 from lmablate.budget import kv_bytes, kv_bytes_per_token
 from lmablate.check.reading import CUTS, LONG, decoded, some_tokens
+from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder, Draw, LayerCache, generate
-from lmablate.errors import ConfigError
 from lmablate.model import build_model, posemb
 from lmablate.model.attention import Reach
 

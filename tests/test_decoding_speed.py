@@ -13,9 +13,9 @@ from variants import variant
 
 from lmablate.analysis.decode import figure
 from lmablate.budget import kv_bytes
+from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
 from lmablate.decoding.roofline import Cost, prefill_cost, step_cost, weight_bytes
-from lmablate.errors import ConfigError
 from lmablate.inspect import __main__ as door
 from lmablate.inspect import decoding
 from lmablate.model import build_model

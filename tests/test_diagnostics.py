@@ -16,17 +16,17 @@ from lmablate.check.training import summary
 from lmablate.diagnostics import activations, attention
 from lmablate.diagnostics.gradients import update_ratios
 from lmablate.diagnostics.logits import logit_scale
+from lmablate.diagnostics.module_names import branches, groups, layers
 from lmablate.diagnostics.norms import gains
-from lmablate.diagnostics.places import branches, groups, layers
 from lmablate.diagnostics.probe import look_inside
-from lmablate.diagnostics.settings import TOLD, DiagnosticsSettings
 from lmablate.diagnostics.spikes import DEVIATIONS, LEAST, WINDOW, spike_scores, spikes
-from lmablate.gang import Gang
 from lmablate.model import build_model
 from lmablate.model.posemb import Positions
 from lmablate.model.primitives import Gain
 from lmablate.objective import Batch
-from lmablate.trainer import Trainer
+from lmablate.schema.diagnostics import TOLD, DiagnosticsSettings
+from lmablate.training.gang import Gang
+from lmablate.training.trainer import Trainer
 
 ALL = DiagnosticsSettings(
     measures=["gradients", "updates", "activations", "ffn", "attention", "logits", "norms"], every=2, sequences=2

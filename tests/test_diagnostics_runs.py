@@ -7,15 +7,15 @@ import pytest
 import yaml
 from corpus import QUICK, write_corpus
 
-from lmablate.branches import expand
 from lmablate.config import compose
-from lmablate.diagnostics.completion import SecondMaking
-from lmablate.diagnostics.settings import DiagnosticsSettings, covers
-from lmablate.errors import ConfigError
-from lmablate.jobs import prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_history, load_runs
-from lmablate.run import RunSession, execute, load_data
-from lmablate.trainer import Interrupted
+from lmablate.runs.complete_diagnostics import SecondMaking
+from lmablate.runs.run import RunSession, execute, load_data
+from lmablate.runs.wsd_branches import expand
+from lmablate.schema.diagnostics import DiagnosticsSettings, covers
+from lmablate.training.trainer import Interrupted
 
 ON = ("diagnostics=standard", "diagnostics.every=4", "diagnostics.sequences=2")
 SAME = ["run_id", "val_loss", "val_bpb", "train_loss", "init_val_loss", "tokens"]
@@ -203,7 +203,7 @@ def test_a_second_making_reads_the_first_ones_row(tmp_path):
 
 
 def test_config_yaml_keeps_what_was_asked_for(composed, tmp_path):
-    from lmablate.run import read_config, write_config
+    from lmablate.runs.run import read_config, write_config
 
     at, _ = composed
     write_config(at(tmp_path, on=True), tmp_path / "config.yaml")

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 from corpus import QUICK, write_corpus
 
-from lmablate import display, labels, plan
+from lmablate import plan
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.jobs import Job, prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.core.signals import asked_to_stop
+from lmablate.launcher import labels, progress
+from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.launcher.scheduler import offline_hint, run_jobs
-from lmablate.run_directory import RunDirectory
-from lmablate.stopping import asked_to_stop
-from lmablate.time_left import Todo, evaluations_left, run_left, time_left
+from lmablate.launcher.time_left import Todo, evaluations_left, run_left, time_left
+from lmablate.runs.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def lines(capsys):
 
 def test_a_run_is_announced_when_it_begins_and_says_where_it_goes_on_from(capsys):
     one = job()
-    board = display.Board([one], [one])
+    board = progress.Board([one], [one])
     board.started(one)
     board.update(one, {"state": "starting", "step": 0, "steps": 60})
     assert lines(capsys) == []  # its process imports
@@ -64,7 +65,7 @@ def test_a_run_is_announced_when_it_begins_and_says_where_it_goes_on_from(capsys
 
 def test_what_a_run_is_doing_is_said_once(capsys):
     one = job()
-    board = display.Board([one], [one])
+    board = progress.Board([one], [one])
     board.started(one)
     for _ in range(3):
         board.update(one, {"state": "starting", "step": 0, "steps": 60, "doing": "trying 5 runs as one program"})
@@ -73,8 +74,8 @@ def test_what_a_run_is_doing_is_said_once(capsys):
 
 def test_a_validation_loss_says_which_step_it_is_of():
     status = {"step": 20, "train_loss": 5.638, "val_loss": 6.971, "val_step": 0}
-    assert display._losses(status) == "train 5.638  val 6.971 (step 0)"
-    assert display._losses(status | {"val_step": 20}) == "train 5.638  val 6.971"
+    assert progress._losses(status) == "train 5.638  val 6.971 (step 0)"
+    assert progress._losses(status | {"val_step": 20}) == "train 5.638  val 6.971"
 
 
 def test_time_left_counts_evaluations_and_is_of_the_whole_command():
@@ -93,7 +94,7 @@ def test_time_left_counts_evaluations_and_is_of_the_whole_command():
 
 def test_done_is_said_once_and_the_time_left_says_of_what(capsys):
     first, second = job("a" * 12, "rms"), job("b" * 12, "layer")
-    board = display.Board([first, second], [first, second])
+    board = progress.Board([first, second], [first, second])
     for one in (first, second):
         board.started(one)
         board.update(one, {"step": 30, "steps": 60, "seconds": 3.0, "from": 0})
@@ -112,7 +113,7 @@ def test_the_live_table_keeps_names_and_steps_and_shows_what_is_done(monkeypatch
 
     monkeypatch.setenv("COLUMNS", "90")
     status = {"step": 30, "steps": 60, "train_loss": 5.6, "val_loss": 6.9, "val_step": 0, "tokens_per_second": 1e4}
-    shown = printed(display.live_table([(job(label="[/x]"), status), (job(), {"doing": "compiling"})]))
+    shown = printed(progress.live_table([(job(label="[/x]"), status), (job(), {"doing": "compiling"})]))
     assert shown[1].split() == ["6f7374e61214", "[/x]", "30/60", "5.600", "6.900", "(step", "0)", "10,000", "━━━━━"]
     assert "rms swiglu: compiling" in shown[2] and "…" not in "".join(shown)
 
@@ -204,11 +205,13 @@ def test_the_plan_of_a_study_is_a_row_an_arm():
 
 
 def test_the_demo_has_a_help_of_its_own_and_ends_with_what_to_open_and_to_try(tmp_path, monkeypatch, capsys):
-    from lmablate import cli, demo, report
+    from lmablate import demo
+    from lmablate.cli import front_door
+    from lmablate.report import __main__ as report
 
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(cli, "main", lambda *words, **keys: asked.append("train") or 0)
+    monkeypatch.setattr(front_door, "main", lambda *words, **keys: asked.append("train") or 0)
     monkeypatch.setattr(report, "main", lambda words: asked.append("report") or 0)
     assert demo.main(["--help"]) == 0 and asked == []
     assert "lmablate.demo:" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -13,17 +13,18 @@ import pytest
 import torch
 from corpus import QUICK, command, write_corpus
 
-from lmablate import distributed
-from lmablate.checkpoint import checkpoints
 from lmablate.config import compose
-from lmablate.distributed import asked, check
-from lmablate.errors import ConfigError
-from lmablate.identity import run_id
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
-from lmablate.results import load_history, load_runs, numerics_words
-from lmablate.run import execute, load_data, with_data
-from lmablate.run_directory import RunDirectory
-from lmablate.trainer import Interrupted, Trainer
+from lmablate.results import load_history, load_runs
+from lmablate.results.load import numerics_words
+from lmablate.runs.run import execute, load_data, with_data
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.identity import run_id
+from lmablate.training import distributed
+from lmablate.training.checkpoint import checkpoints
+from lmablate.training.distributed import asked, check
+from lmablate.training.trainer import Interrupted, Trainer
 
 WORDS = (
     *QUICK,
@@ -108,7 +109,7 @@ def alone(tmp_path_factory):
     """A process group of this process alone."""
     import torch.distributed as dist
 
-    from lmablate.distributed.ranks import Ranks, set_ranks
+    from lmablate.training.distributed.ranks import Ranks, set_ranks
 
     store = tmp_path_factory.mktemp("group") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
@@ -128,8 +129,8 @@ def trained(kind, cfg, data, folder, until=None):
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
 def test_in_a_group_of_one_the_curve_and_the_checkpoints_are_the_solo_ones(text, tmp_path, alone, way):
-    from lmablate.distributed.checkpoint import shard_folders
-    from lmablate.distributed.trainer import RankTrainer
+    from lmablate.training.distributed.checkpoint import shard_folders
+    from lmablate.training.distributed.trainer import RankTrainer
 
     cfg = compose([*SHORT, f"data.paths={text}/*.txt", "runtime.microbatch_size=4"])
     data = load_data(cfg)
@@ -161,8 +162,8 @@ def test_in_a_group_of_one_the_curve_and_the_checkpoints_are_the_solo_ones(text,
 
 
 def test_damaged_parts_send_a_run_back_to_the_checkpoint_before(text, tmp_path, alone):
-    from lmablate.distributed.checkpoint import shard_folders
-    from lmablate.distributed.trainer import RankTrainer
+    from lmablate.training.distributed.checkpoint import shard_folders
+    from lmablate.training.distributed.trainer import RankTrainer
 
     cfg = compose([*SHORT, f"data.paths={text}/*.txt", "runtime.checkpoint_seconds=0", "runtime.keep_checkpoints=2"])
     data = load_data(cfg)
@@ -180,7 +181,7 @@ def test_damaged_parts_send_a_run_back_to_the_checkpoint_before(text, tmp_path, 
 
 
 def test_a_run_that_goes_on_from_parts_says_from_which_step_and_leaves_none_of_them(text, tmp_path, alone):
-    from lmablate.distributed.trainer import RankTrainer
+    from lmablate.training.distributed.trainer import RankTrainer
 
     cfg = compose([*SHORT, f"data.paths={text}/*.txt", f"results_dir={tmp_path}"])
     data = load_data(cfg)

@@ -12,17 +12,17 @@ from variants import variant
 from lmablate import presets
 from lmablate.budget import flops_per_token, keys_of_layers, kv_bytes_per_token, parameters
 from lmablate.config import compose
-from lmablate.config.training import ObjectiveSettings
+from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
-from lmablate.errors import ConfigError
 from lmablate.evaluate import evaluate
-from lmablate.gang import Gang
 from lmablate.interop import from_hf, to_hf
 from lmablate.model import build_model
 from lmablate.model.attention import Reach, attend, explicit_attention, visible
 from lmablate.objective import IGNORE, MaskedLM, objective_of
 from lmablate.objective.masking import chosen, fractions, raw, segments
-from lmablate.trainer import Trainer
+from lmablate.schema.training_config import ObjectiveSettings
+from lmablate.training.gang import Gang
+from lmablate.training.trainer import Trainer
 
 MLM = {"kind": "mlm", "mask_share": 0.15, "random_share": 0.1, "kept_share": 0.1}
 

@@ -16,15 +16,15 @@ import pytest
 from corpus import QUICK, command, write_corpus
 
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.faults import HELD
-from lmablate.jobs import prepare_jobs
+from lmablate.core.errors import ConfigError
 from lmablate.launcher import engine as engines
 from lmablate.launcher import remote
 from lmablate.launcher.engine import Launcher, engine_of, words_of
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.task import NO_FOLDER, Task, _parser
 from lmablate.results import load_history
+from lmablate.runs.recovery import HELD
 from lmablate.train import train
 
 RAY = {"address": None, "cpus": None, "gpus": None, "at_once": None, "retries": 2}

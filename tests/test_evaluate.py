@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 from lmablate.analysis import length as figures
 from lmablate.archive import restore, save
 from lmablate.config import compose
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.evaluate.__main__ import main
-from lmablate.gang_run import train_group
-from lmablate.jobs import prepare_jobs
-from lmablate.results import load_evaluations, load_positions, load_runs
-from lmablate.run import execute, load_data
-from lmablate.run_directory import RunDirectory
+from lmablate.launcher.jobs import prepare_jobs
+from lmablate.results import load_runs
+from lmablate.results.load import load_evaluations, load_positions
+from lmablate.runs.gang_run import train_group
+from lmablate.runs.run import execute, load_data
+from lmablate.runs.run_directory import RunDirectory
 
 ASKED = ("runtime.evaluate_lengths=[1,2,4]", "runtime.evaluate_stride=48")
 
@@ -81,7 +82,7 @@ def test_a_finished_run_that_lacks_its_evaluation_is_made_up_for(words, tmp_path
     before = directory.result_path.read_bytes(), directory.history_path.read_bytes()
     assert job.run_id == row["run_id"]
     assert not job.done
-    monkeypatch.setattr("lmablate.trainer.Trainer.backward", None)  # nothing is trained
+    monkeypatch.setattr("lmablate.training.trainer.Trainer.backward", None)  # nothing is trained
     train_group([(job.cfg, stores[job.run_id])])
     assert job.done
     assert (directory.result_path.read_bytes(), directory.history_path.read_bytes()) == before
@@ -212,7 +213,7 @@ def test_an_evaluation_that_fails_costs_no_training(words, tmp_path, monkeypatch
     cfg = compose([*words, *ASKED, f"results_dir={tmp_path}"])
     data = load_data(cfg)
     with monkeypatch.context() as patch:
-        patch.setattr("lmablate.evaluate.of_run.at_lengths", lambda *_, **__: 1 / 0)
+        patch.setattr("lmablate.runs.evaluate_run.at_lengths", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             execute(cfg, data)
     (job,), _ = prepare_jobs([cfg])

@@ -10,7 +10,7 @@ from tiny import SmallText, config
 
 from lmablate.model import build_model, ffn
 from lmablate.model.ffn.balance import Balance, losses, move_bias
-from lmablate.trainer import Trainer
+from lmablate.training.trainer import Trainer
 
 BALANCES = {
     "switch": {"balance_loss": 0.3, "k": 1, "normalise": False},

@@ -5,7 +5,7 @@ from tiny import config, options, tokens_for, training_record
 
 from lmablate.budget import flops_per_token, parameters
 from lmablate.config import compose
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model, ffn
 from lmablate.objective import Causal
 

@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import config
 
+from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
-from lmablate.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.ffn.hashing import mix, normal, read_so_far, spread
 from lmablate.model.ffn.mixture import ChosenByExperts

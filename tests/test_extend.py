@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from lmablate.axes import AXES
 from lmablate.check import Subject, builds, counts
 from lmablate.check.__main__ import main
 from lmablate.check.small import training_record
-from lmablate.errors import ConfigError
+from lmablate.core.axes import AXES
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR, ROOT
 from lmablate.interop import to_hf
-from lmablate.model import parts
-from lmablate.paths import CONF_DIR, ROOT
+from lmablate.model import components
 
 FILE = re.compile(r"`((?:conf|mypackage)/[\w/]+\.(?:yaml|py))`:\n\n```\w+\n(.*?)```", re.S)
 PAGES = {"README.md": 2, "docs/extend.md": 18}
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(parts, "_trusted", {"mypackage"})
+    monkeypatch.setattr(components, "_trusted", {"mypackage"})
 
 
 def test_every_axis_has_an_example_and_the_readmes_is_that_of_the_page():

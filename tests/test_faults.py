@@ -11,19 +11,19 @@ import torch
 from chaos.mutations import config_problem, edited, result_problem
 from corpus import QUICK, write_corpus
 
-from lmablate import faults
-from lmablate.checkpoint import Damaged, checkpoints, load_weights, read_checkpoint, save_checkpoint
 from lmablate.config import compose
-from lmablate.config_file import read_config, write_config
-from lmablate.errors import ConfigError
-from lmablate.jobs import prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.core.locks import FileLock, Held
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
-from lmablate.ledger import look
-from lmablate.locks import FileLock, Held
+from lmablate.launcher.sweep_manifest import look
 from lmablate.results import load_history
-from lmablate.run import RunSession, execute, load_data
-from lmablate.run_directory import RunDirectory
-from lmablate.trainer import Trainer
+from lmablate.runs import recovery
+from lmablate.runs.config_file import read_config, write_config
+from lmablate.runs.run import RunSession, execute, load_data
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.training.checkpoint import Damaged, checkpoints, load_weights, read_checkpoint, save_checkpoint
+from lmablate.training.trainer import Trainer
 
 SAME = ["step", "tokens", "train_loss", "lr", "grad_norm", "val_loss", "val_bpb"]
 
@@ -95,7 +95,7 @@ def no_room_for(monkeypatch, most):
     real = Trainer.backward
 
     def backward(self, rows):
-        if faults.pass_size(self.cfg) > most and self.progress.step >= 2:
+        if recovery.pass_size(self.cfg) > most and self.progress.step >= 2:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
                 "allocate 4294967296 bytes. Error code 12 (Cannot allocate memory)"
@@ -121,7 +121,7 @@ def test_out_of_memory_is_a_failure_that_names_the_size(text, tmp_path, monkeypa
     cfg, data = made(text, tmp_path)
     with pytest.raises(RuntimeError) as caught:
         execute(cfg, data)
-    said = faults.failure(caught.value, cfg)
+    said = recovery.failure(caught.value, cfg)
     assert said["kind"] == "out_of_memory"
     assert said["tried"] == {"microbatch_size": 4, "context_length": 32, "bytes": 4294967296}
     assert "4 sequences of 32 tokens in one pass" in said["error"]
@@ -137,18 +137,18 @@ def test_out_of_memory_is_a_failure_that_names_the_size(text, tmp_path, monkeypa
     ],
 )
 def test_lack_of_memory_is_recognised(error, size):
-    assert faults.is_out_of_memory(error)
-    assert faults.allocation(error) == size
+    assert recovery.is_out_of_memory(error)
+    assert recovery.allocation(error) == size
 
 
 def test_other_errors_are_no_lack_of_memory_and_a_disk_is_told_in_words(text, tmp_path):
-    assert not faults.is_out_of_memory(RuntimeError("shapes differ"))
-    assert not faults.is_out_of_memory(ValueError("out of memory"))
+    assert not recovery.is_out_of_memory(RuntimeError("shapes differ"))
+    assert not recovery.is_out_of_memory(ValueError("out of memory"))
     cfg, _ = made(text, tmp_path)
-    said = faults.failure(OSError(errno.ENOSPC, "No space left on device", "a/history.jsonl"), cfg)
+    said = recovery.failure(OSError(errno.ENOSPC, "No space left on device", "a/history.jsonl"), cfg)
     assert said["kind"] == "disk"
     assert said["error"].startswith("no space left on device (a/history.jsonl): free some room")
-    assert faults.failure(ConfigError("norm=x"), cfg)["kind"] == "config"
+    assert recovery.failure(ConfigError("norm=x"), cfg)["kind"] == "config"
 
 
 def test_two_processes_cannot_train_one_run_and_a_made_one_is_not_made_again(text, tmp_path, undisturbed):
@@ -274,8 +274,8 @@ def test_a_byte_of_a_checkpoints_header_is_refused_or_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EISDIR, errno.EEXIST])
 def test_something_else_in_the_place_of_a_runs_file_is_told_in_words(number):
-    said = faults.failure(OSError(number, os.strerror(number), "results/0123456789ab/result.json"))
-    assert said["kind"] == faults.DISK
+    said = recovery.failure(OSError(number, os.strerror(number), "results/0123456789ab/result.json"))
+    assert said["kind"] == recovery.DISK
     assert "results/0123456789ab/result.json" in said["error"]
 
 

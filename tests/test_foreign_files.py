@@ -9,18 +9,20 @@ import fake_results
 import pytest
 from corpus import QUICK, write_corpus
 
-from lmablate import archive, cli, status
+from lmablate import archive, status
+from lmablate.cli import front_door
 from lmablate.config import compose
-from lmablate.config_file import read_config, write_config
-from lmablate.console import plain
-from lmablate.errors import ConfigError, DataError
-from lmablate.evaluations import load_evaluations
-from lmablate.files import DEEPEST, file_stem, read_json, read_jsonl
-from lmablate.ledger import load_sweeps
-from lmablate.report import main as report
-from lmablate.results import load_history, load_unfinished
-from lmablate.run_directory import RunDirectory
-from lmablate.sweeper.store import load_studies, study_path, write_study
+from lmablate.core.console import plain
+from lmablate.core.errors import ConfigError, DataError
+from lmablate.core.files import DEEPEST, file_stem, read_json, read_jsonl
+from lmablate.launcher.sweep_manifest import load_sweeps
+from lmablate.report.__main__ import main as report
+from lmablate.results import load_history
+from lmablate.results.evaluations import load_evaluations
+from lmablate.results.load import load_unfinished
+from lmablate.results.studies import load_studies, study_path, write_study
+from lmablate.runs.config_file import read_config, write_config
+from lmablate.runs.run_directory import RunDirectory
 
 SCRIPT = "<script>alert(1)</script>"
 MARKUP = f"x\n```\n{SCRIPT}`a` [link](javascript:x) \x1b[31mred"
@@ -108,8 +110,8 @@ def test_values_nested_without_end_are_damage_and_no_crash(folder, tmp_path):
 
 def test_a_file_larger_than_any_of_ours_is_not_read(tmp_path):
     """A sparse file: what is refused by its size costs no memory."""
-    from lmablate.data.settings import PretrainedTokenizer
     from lmablate.data.tokenizer import load_pretrained
+    from lmablate.schema.data import PretrainedTokenizer
 
     large = tmp_path / "tokenizer.json"
     with large.open("wb") as file:
@@ -132,7 +134,7 @@ def test_a_results_directory_has_a_name(tmp_path, name):
 
 
 def test_results_dir_without_a_value_is_refused(capsys):
-    assert cli.main("lmablate.plan", "", lambda configs, launcher: pytest.fail("taken"), ["results_dir="]) == 2
+    assert front_door.main("lmablate.plan", "", lambda configs, launcher: pytest.fail("taken"), ["results_dir="]) == 2
     assert "is no name of a folder" in capsys.readouterr().err
 
 
@@ -170,7 +172,7 @@ def test_what_a_grid_writes_down_before_its_jobs_are_checked_holds_no_secret(tmp
     text = write_corpus(tmp_path / "text")
     words = ["-m", *QUICK, f"data.paths={text}/*.txt", "seed=0,1", f"results_dir={tmp_path / 'results'}"]
     words.append(f"runtime.wandb_project={key}")
-    assert cli.main("lmablate.train", "", lambda configs, launcher: pytest.fail("taken"), words) == 2
+    assert front_door.main("lmablate.train", "", lambda configs, launcher: pytest.fail("taken"), words) == 2
     told = capsys.readouterr()
     assert "WANDB_API_KEY" in told.err and key not in told.err + told.out
     written = [path.read_text() for path in (tmp_path / "results").rglob("*") if path.is_file()]

@@ -16,18 +16,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.version import VersionBase
 
-from lmablate import cli, usage
+from lmablate.cli import front_door, usage
+from lmablate.cli.flags import split
 from lmablate.config import compose
 from lmablate.config.hints import known_keys, unknown_key
+from lmablate.config.overrides import rewrite
 from lmablate.config.quoting import text_keys
 from lmablate.config.synonyms import SYNONYMS
-from lmablate.config.words import rewrite
-from lmablate.console import VERBOSE
-from lmablate.errors import ConfigError, explained, in_words
-from lmablate.files import make_folder
-from lmablate.flags import split
-from lmablate.paths import CONF_DIR, given_path
-from lmablate.run_directory import below, check_writable, run_path
+from lmablate.core.console import VERBOSE
+from lmablate.core.errors import ConfigError, explained, in_words
+from lmablate.core.files import make_folder
+from lmablate.core.paths import CONF_DIR, given_path
+from lmablate.runs.run_directory import below, check_writable, run_path
 
 SMALL = (
     "data=synthetic",
@@ -85,7 +85,7 @@ def test_every_command_tells_failures_in_words(name, monkeypatch, capsys):
             raise failure
 
         monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", fail)
-        monkeypatch.setattr(cli, "split", fail)
+        monkeypatch.setattr(front_door, "split", fail)
         assert (main() if name == "lmablate.demo" else main(words)) == code
         told = capsys.readouterr().err
         assert told.startswith("error: ") and says in told and told.count("error: ") == 1
@@ -110,7 +110,7 @@ def test_an_error_of_ours_keeps_its_trace(monkeypatch):
 def asked(*words: str) -> tuple[int, list]:
     """The configurations that a command line hands to its command, and the exit code."""
     got: list = []
-    code = cli.main(
+    code = front_door.main(
         "lmablate.plan", "", lambda configs, _: got.extend(configs) or 0, words, study=lambda s, _: got.append(s) or 0
     )
     return code, got
@@ -551,7 +551,7 @@ def test_the_beginning_of_an_id_finds_its_run(tmp_path):
 
 def test_runs_one_level_down_are_pointed_at_and_no_output_goes_among_runs(tmp_path, capsys):
     from lmablate.archive import main as archive
-    from lmablate.report import main as report
+    from lmablate.report.__main__ import main as report
     from lmablate.status import main as status
 
     run = tmp_path / "demo" / "results" / "0123456789ab"

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from lmablate import archive
 from lmablate.analysis._style import save
-from lmablate.files import atomic_write, write_together
-from lmablate.sweeper.store import write_study
+from lmablate.core.files import atomic_write, write_together
+from lmablate.results.studies import write_study
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from tiny import SmallText, config
 from lmablate.check.training import STEPS, members, unlike
 from lmablate.check.training import alone as solo
 from lmablate.check.training import together as gang
-from lmablate.gang import Gang, graph_key
 from lmablate.model import build_model
-from lmablate.trainer import Trainer
+from lmablate.training.gang import Gang, graph_key
+from lmablate.training.trainer import Trainer
 
 
 def members_of(*overrides, count=3):
@@ -78,7 +78,7 @@ def of_lengths(*steps):
 
 def test_slots_of_a_compiled_gang_stay_until_half_are_free(monkeypatch):
     built = []
-    monkeypatch.setattr("lmablate.gang.compile_blocks", lambda model, cfg, step: built.append(step()))
+    monkeypatch.setattr("lmablate.training.gang.compile_blocks", lambda model, cfg, step: built.append(step()))
     cfgs = of_lengths(6, 20, 3, 11)
     for mine, alone in zip(gang(cfgs, compiled=True), map(solo, cfgs), strict=True):
         assert_same_bits(mine, alone)

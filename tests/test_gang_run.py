@@ -5,10 +5,10 @@ import json
 import pytest
 from corpus import QUICK, write_corpus
 
-from lmablate import gang_run
 from lmablate.config import compose
 from lmablate.results import load_history, load_runs
-from lmablate.run import execute, load_data
+from lmablate.runs import gang_run
+from lmablate.runs.run import execute, load_data
 
 
 @pytest.fixture(scope="module")

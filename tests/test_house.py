@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmablate import axes
-from lmablate.paths import CONF_DIR, ROOT, SWEEPS_DIR
+from lmablate.core import axes
+from lmablate.core.paths import CONF_DIR, ROOT, SWEEPS_DIR
 
 PACKAGE = ROOT / "lmablate"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 BOUNDARY = {
     "config/compose.py",
     "config/quoting.py",
-    "config/words.py",
-    "cli.py",
+    "config/overrides.py",
+    "cli/front_door.py",
     "launcher/composer.py",
-    "launcher/local.py",
+    "launcher/hydra_launchers.py",
     "sweeper/plugin.py",
     "sweeper/optuna_plugin.py",
 }  # where Hydra and OmegaConf may be met
@@ -45,16 +45,18 @@ def imports(path: Path) -> set[str]:
 def test_hydra_only_at_the_boundary_and_wandb_only_in_tracking(path):
     if name_of(path) not in BOUNDARY:
         assert not imports(path) & {"hydra", "omegaconf"}
-    if name_of(path) != "tracking.py":
+    if name_of(path) != "runs/tracking/worker.py":
         assert "wandb" not in imports(path)
-    if name_of(path) != "dashboard_views.py":  # builds panels with wandb's library, and never runs beside training
+    if (
+        name_of(path) != "runs/tracking/dashboard_panels.py"
+    ):  # builds panels with wandb's library, and never runs beside training
         assert "wandb_workspaces" not in imports(path)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_tables_are_made_in_one_place_which_takes_strings_as_they_are(path):
     made = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
-    if name_of(path) != "console.py":
+    if name_of(path) != "core/console.py":
         assert not re.search(r"\.add_(row|column)\(|\bConsole\(", path.read_text())
         assert not {"rich.markup", "rich.columns", "rich.tree", "rich.panel", "rich"} & made
 
@@ -104,7 +106,7 @@ def test_every_option_says_what_it_is_and_how_to_call_it(path):
 
 def test_nothing_depends_on_how_a_parameter_is_called_but_out_proj():
     """Decay goes by dimension, and init by the one tested contract."""
-    text = (PACKAGE / "optim.py").read_text() + (PACKAGE / "trainer.py").read_text()
+    text = (PACKAGE / "training/optim.py").read_text() + (PACKAGE / "training/trainer.py").read_text()
     assert "named_parameters" not in text
     assert set(re.findall(r'"(\w*proj)"', (PACKAGE / "model" / "init.py").read_text())) == {"out_proj"}
 
@@ -133,7 +135,7 @@ def test_the_model_knows_no_option_by_name(path):
 
 def test_starting_the_command_line_imports_nothing_heavy():
     heavy = ("torch", "wandb", "datasets", "pandas", "matplotlib")
-    code = f"import lmablate.train, lmablate.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import lmablate.train, lmablate.cli.front_door, sys; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
@@ -141,7 +143,7 @@ def test_starting_the_command_line_imports_nothing_heavy():
 
 def test_training_imports_no_plotting_no_tables_no_datasets():
     code = (
-        "import lmablate.trainer, lmablate.run, lmablate.model, lmablate.launcher.worker, sys;"
+        "import lmablate.training.trainer, lmablate.runs.run, lmablate.model, lmablate.launcher.worker, sys;"
         "print([m for m in ('wandb', 'datasets', 'pandas', 'matplotlib', 'seaborn', 'transformers') if m in sys.modules])"
     )
     assert (
@@ -183,4 +185,4 @@ def test_the_readme_shows_the_axes_as_they_are():
         stems = {word: f"conf/{axis}/{word.strip('*')}.yaml" for word in words.split(" · ")}
         said = shown[axis].split(" · ")
         due = [word for word, path in stems.items() if word in said or not committed or path in committed]
-        assert due == said, "renew it with: python -m lmablate.axes README.md"
+        assert due == said, "renew it with: python -m lmablate.core.axes README.md"

@@ -6,8 +6,8 @@ import pytest
 from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
-from lmablate.identity import run_id
-from lmablate.run import load_data, read_config, with_data, write_config
+from lmablate.runs.run import load_data, read_config, with_data, write_config
+from lmablate.schema.identity import run_id
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,18 @@ import pytest
 import torch
 from corpus import QUICK, write_corpus
 
-from lmablate.checkpoint import checkpoints, load_weights
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.gang import graph_key
-from lmablate.gang_run import train_group
-from lmablate.identity import science
-from lmablate.jobs import prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.model import build_model
 from lmablate.results import load_history, load_runs
-from lmablate.run import RunSession, execute, load_data, with_data
-from lmablate.run_directory import RunDirectory
-from lmablate.trainer import Interrupted, Trainer
+from lmablate.runs.gang_run import train_group
+from lmablate.runs.run import RunSession, execute, load_data, with_data
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.identity import science
+from lmablate.training.checkpoint import checkpoints, load_weights
+from lmablate.training.gang import graph_key
+from lmablate.training.trainer import Interrupted, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_children_of_different_parents_train_in_one_gang_to_the_same_bits(world,
     data = world[3]
     configs = [with_data(cfg, data) for cfg in configs]
     assert len({graph_key(cfg, data) for cfg in configs}) == 1
-    monkeypatch.setattr("lmablate.gang_run.plan_size", lambda runs: (2, "as the test wants"))
+    monkeypatch.setattr("lmablate.runs.gang_run.plan_size", lambda runs: (2, "as the test wants"))
     train_group([(cfg, data) for cfg in configs])
     runs = load_runs(configs[0].results_dir)
     ganged = runs[(runs["optim.lr"] == 4e-3)].sort_values("init_seed")

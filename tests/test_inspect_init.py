@@ -15,12 +15,12 @@ from variants import variant
 
 from lmablate.analysis.gradient_norm import exponent, figure
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.identity import science
+from lmablate.core.errors import ConfigError
 from lmablate.inspect.__main__ import main
 from lmablate.inspect.initialisation import arms, by_layer, one, summarise
 from lmablate.model import build_model
-from lmablate.run import load_data, with_data
+from lmablate.runs.run import load_data, with_data
+from lmablate.schema.identity import science
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from variants import variant
 from lmablate.analysis.step_time import COLORS, figure, published
 from lmablate.budget import flops_per_token
 from lmablate.budget.trace import all_flops_per_token, trace
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.inspect import measured, profiling, step_time
 from lmablate.inspect.accounted import COMPILED, PLAIN, WRITTEN_OUT, flops_by_kind
 from lmablate.inspect.measured import measure, own_times, train_step

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
-from lmablate.data.settings import PretrainedTokenizer
+from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import ByteTokenizer, load_pretrained, train_bpe
-from lmablate.errors import ConfigError
 from lmablate.interop import __main__ as command
 from lmablate.interop import export
 from lmablate.interop.tokenizer import as_hf, byte_characters
-from lmablate.run import execute, load_data
-from lmablate.run_directory import RunDirectory
+from lmablate.runs.run import execute, load_data
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.data import PretrainedTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 HARD = "Plain text, Ünïcödé \U0001f600, tabs\tand\r\nlines  , <|endoftext|> in words, and 0123456789."

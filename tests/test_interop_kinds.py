@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_interop_export import refused, trained
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.interop import __main__ as command
 from lmablate.interop import export, from_hf, to_hf
 from lmablate.interop.electra import from_electra

@@ -12,8 +12,8 @@ from torch import nn
 from variants import variant
 
 from lmablate import presets
-from lmablate.errors import ConfigError
-from lmablate.interop import facts, from_hf, to_hf
+from lmablate.core.errors import ConfigError
+from lmablate.interop import from_hf, model_spec, to_hf
 from lmablate.model import build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,7 +95,7 @@ def test_there_and_back_are_the_same_bits_and_the_same_configuration(name):
     again = dict(back.named_parameters())
     assert set(again) == {key for key, _ in model.named_parameters()}
     assert all(torch.equal(value, again[key]) for key, value in model.named_parameters())
-    assert facts.of(back.config) == facts.of(cfg)
+    assert model_spec.of(back.config) == model_spec.of(cfg)
     for group in ("norm", "norm_position", "posemb", "attention", "block_layout", "activation"):
         assert getattr(back.config, group) == getattr(cfg, group)
 
@@ -252,7 +252,7 @@ def test_without_transformers_the_message_says_how_to_get_it():
     code = (
         "import sys; sys.modules['transformers'] = None\n"
         "from lmablate.interop import from_hf\n"
-        "from lmablate.errors import ConfigError\n"
+        "from lmablate.core.errors import ConfigError\n"
         "try: from_hf('somewhere')\n"
         "except ConfigError as error: print(error)"
     )
@@ -295,6 +295,6 @@ def test_a_preset_is_its_published_class(name):
     from lmablate.interop.families import FAMILIES
 
     cfg = presets.config(name)
-    family, config, _ = _best(facts.of(cfg), cfg, FAMILIES)
+    family, config, _ = _best(model_spec.of(cfg), cfg, FAMILIES)
     assert family.name == PUBLISHED[name]
     assert config.vocab_size == cfg.model.vocab_size

@@ -8,8 +8,8 @@ from tiny import options, request
 
 from lmablate.check.keys import Records, dead, leaves
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.model import parts
+from lmablate.core.errors import ConfigError
+from lmablate.model import components
 
 SCIENCE = ("init_seed", "data_seed", "model", "stability", "objective", "optim", "schedule", "trainer", "aspect_ratio")
 
@@ -35,7 +35,7 @@ def test_keys_of_an_objective(option):
 
 
 def test_a_dead_key_is_caught(monkeypatch):
-    monkeypatch.setattr(parts, "_trusted", {"broken"})
+    monkeypatch.setattr(components, "_trusted", {"broken"})
     raw = request()
     raw["norm"] = {"_target_": f"{'broken'}.DeadKey", "eps": 1e-6, "strength": 1.0}
     assert dead(Records(raw), "norm.eps") == []

@@ -14,16 +14,16 @@ import pytest
 from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.jobs import prepare_jobs
+from lmablate.core.errors import ConfigError
 from lmablate.launcher import processes
 from lmablate.launcher import warm as warm_processes
-from lmablate.launcher.handover import prepare
+from lmablate.launcher.job_files import prepare
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import heaviest_first, run_jobs
 from lmablate.launcher.warm import WarmProcess
-from lmablate.model import parts
+from lmablate.model import components
 from lmablate.results import load_history
-from lmablate.run import write_config
+from lmablate.runs.run import write_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork is used on Linux alone")
 NUMBERS = ["step", "tokens", "train_loss", "lr", "grad_norm", "val_loss", "val_bpb"]
@@ -113,7 +113,7 @@ def own_parts(tmp_path, monkeypatch):
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(parts, "_trusted", {"own"})
+    monkeypatch.setattr(components, "_trusted", {"own"})
     return tmp_path
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from lmablate.config import compose
 from lmablate.model import build_model
-from lmablate.run import load_data, with_data
-from lmablate.trainer import Trainer
+from lmablate.runs.run import load_data, with_data
+from lmablate.training.trainer import Trainer
 
 MARKOV = (
     "data=synthetic", "tokenizer=bytes", "model.n_layers=1", "model.d_model=64", "model.context_length=64", "trainer.steps=450",

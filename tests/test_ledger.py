@@ -7,13 +7,14 @@ import pytest
 from corpus import QUICK, write_corpus
 from fake_results import write_fake_results
 
-from lmablate import ledger, status
+from lmablate import status
 from lmablate.config import compose
-from lmablate.jobs import prepare_jobs
-from lmablate.ledger import load_sweeps, look, record
-from lmablate.locks import FileLock
+from lmablate.core.locks import FileLock
+from lmablate.launcher import sweep_manifest
+from lmablate.launcher.jobs import prepare_jobs
+from lmablate.launcher.sweep_manifest import load_sweeps, look, record
 from lmablate.results import load_runs
-from lmablate.run_directory import RunDirectory
+from lmablate.runs.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def finished(folder, run_id, **changes):
 
 
 def test_every_state_is_told_by_lock_result_and_last_word(tmp_path):
-    words = {f"{i}" * 8: state for i, state in enumerate(ledger.STATES)}
+    words = {f"{i}" * 8: state for i, state in enumerate(sweep_manifest.STATES)}
     by_state = {state: run_id for run_id, state in words.items()}
     finished(tmp_path, by_state["done"])
     finished(tmp_path, by_state["diverged"], status="diverged", val_loss=None, diverged_at_step=3)

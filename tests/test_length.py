@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny import VOCAB, options, scaled_model
 from variants import variant
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.evaluate import evaluate
 from lmablate.evaluate.changes import changed, rebuilt
 from lmablate.evaluate.lengths import at_lengths
@@ -18,7 +18,7 @@ from lmablate.evaluate.summary import by_position, position_edges, summarise
 from lmablate.evaluate.text import Text
 from lmablate.model import build_model
 from lmablate.objective import objective_of
-from lmablate.protocols import Protocol, check_reach, protocols
+from lmablate.schema.evaluation_windows import Protocol, check_reach, protocols
 
 T = 24  # the training length of tiny.SMALL
 END = VOCAB - 1

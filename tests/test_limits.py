@@ -7,15 +7,15 @@ import yaml
 from numeric_keys import numeric_keys
 from tiny import SMALL, VOCAB, distance, training_record
 
-from lmablate import timing
 from lmablate.config import limits
 from lmablate.config.compose import explicit, from_request, request
 from lmablate.config.limits_table import LIMITS
-from lmablate.errors import ConfigError
-from lmablate.paths import CONF_DIR
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR
 from lmablate.sweeper.optuna_search import Search
 from lmablate.sweeper.optuna_space import read_search
 from lmablate.sweeper.settings import read_study
+from lmablate.training import step_time
 
 STUDY = {
     "sweep": {"question": "?", "claims": [], "scales": {}, "arms": {"a": []}, "seeds": {"values": 4, "mode": "paired"}}
@@ -44,7 +44,7 @@ def small():
 
 @pytest.fixture(autouse=True)
 def a_minute(monkeypatch):
-    monkeypatch.setattr(timing, "guessed_seconds", lambda cfg: 60.0)
+    monkeypatch.setattr(step_time, "guessed_seconds", lambda cfg: 60.0)
 
 
 def composed(plain, words):

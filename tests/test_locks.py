@@ -9,14 +9,15 @@ import sys
 
 import pytest
 
-from lmablate import files, heartbeat, locks
-from lmablate.files import append_line, atomic_write, read_jsonl
-from lmablate.locks import FileLock, Held, is_held, owner
+from lmablate.core import files, locks
+from lmablate.core.files import append_line, atomic_write, read_jsonl
+from lmablate.core.locks import FileLock, Held, is_held, owner
+from lmablate.runs import progress_file
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lmablate.locks import FileLock
+from lmablate.core.locks import FileLock
 FileLock.take(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(100)
@@ -127,14 +128,14 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path, mon
 
 
 def test_the_age_of_a_heartbeat_survives_a_clock_that_jumps(monkeypatch):
-    status = json.loads(json.dumps(heartbeat.now()))
-    monkeypatch.setattr(heartbeat.time, "time", lambda: 0.0)
-    assert 0 <= heartbeat.age(status) < 60
-    monkeypatch.setattr(heartbeat, "_uptime", lambda: status["uptime"] + 90)
-    assert heartbeat.age(status) == pytest.approx(90)
-    monkeypatch.setattr(heartbeat, "_boot", lambda: "another machine")
-    assert heartbeat.age(status) == 0.0  # its clock is ahead of ours: no age below zero
-    monkeypatch.setattr(heartbeat.time, "time", lambda: status["time"] + 7)
-    assert heartbeat.age(status) == pytest.approx(7)
-    assert heartbeat.age({}) is None
-    assert heartbeat.age({"time": "soon", "uptime": 10**400}) is None
+    status = json.loads(json.dumps(progress_file.now()))
+    monkeypatch.setattr(progress_file.time, "time", lambda: 0.0)
+    assert 0 <= progress_file.age(status) < 60
+    monkeypatch.setattr(progress_file, "_uptime", lambda: status["uptime"] + 90)
+    assert progress_file.age(status) == pytest.approx(90)
+    monkeypatch.setattr(progress_file, "_boot", lambda: "another machine")
+    assert progress_file.age(status) == 0.0  # its clock is ahead of ours: no age below zero
+    monkeypatch.setattr(progress_file.time, "time", lambda: status["time"] + 7)
+    assert progress_file.age(status) == pytest.approx(7)
+    assert progress_file.age({}) is None
+    assert progress_file.age({"time": "soon", "uptime": 10**400}) is None

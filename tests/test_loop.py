@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmablate import faults
-from lmablate.launcher import handover, loop, running
+from lmablate.core.locks import FileLock
+from lmablate.launcher import job_files, loop, running_job
 from lmablate.launcher.loop import Loop
-from lmablate.launcher.places import Places
-from lmablate.locks import FileLock
-from lmablate.run_directory import RunDirectory
+from lmablate.launcher.slots import Places
+from lmablate.runs import recovery
+from lmablate.runs.run_directory import RunDirectory
 
 
 class Fake:
@@ -105,10 +105,10 @@ class FakeJob:
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(now=1000.0)
-    for module in (loop, running):
+    for module in (loop, running_job):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.now))
-    monkeypatch.setattr(handover, "write_config", lambda cfg, path: path.write_text("config"))
-    monkeypatch.setattr(faults, "oom_kills", lambda: 5)
+    monkeypatch.setattr(job_files, "write_config", lambda cfg, path: path.write_text("config"))
+    monkeypatch.setattr(recovery, "oom_kills", lambda: 5)
     return now
 
 
@@ -149,7 +149,7 @@ def test_a_mistake_in_words_is_not_tried_again(tmp_path, clock):
     real = process.poll
 
     def poll():
-        job.directory.write_status({"state": "failed", "error": "ConfigError: no", "kind": faults.CONFIG})
+        job.directory.write_status({"state": "failed", "error": "ConfigError: no", "kind": recovery.CONFIG})
         return real()
 
     process.poll = poll
@@ -161,7 +161,7 @@ def test_a_mistake_in_words_is_not_tried_again(tmp_path, clock):
 
 def test_what_the_kernel_killed_for_memory_goes_on_with_less_where_that_is_asked_for(tmp_path, clock, monkeypatch):
     kills = iter(range(100))
-    monkeypatch.setattr(faults, "oom_kills", lambda: next(kills))
+    monkeypatch.setattr(recovery, "oom_kills", lambda: next(kills))
     job = FakeJob(tmp_path, "aaaaaaaa", retries=5)
     engine = FakeEngine(clock, Fake([-signal.SIGKILL]))
     _, board = sweep(engine, job)
@@ -201,7 +201,7 @@ def test_a_run_whose_other_trainer_is_killed_is_taken_over(tmp_path, clock, how)
         lock = FileLock.take(job.directory.lock_path)
         engine = FakeEngine(clock, *processes, on_pause=lambda: clock.now > 1005 and lock.release())
     else:
-        engine = FakeEngine(clock, Fake([faults.HELD]), *processes)
+        engine = FakeEngine(clock, Fake([recovery.HELD]), *processes)
     _, board = sweep(engine, job)
     assert engine.started[-1] == ["aaaaaaaa"]
     assert board.ended["aaaaaaaa"] == {"state": "done"}
@@ -252,5 +252,5 @@ def test_nothing_of_a_launcher_is_left_behind(tmp_path, clock):
 
     process.poll = poll
     sweep(FakeEngine(clock, process), job)
-    assert seen == [f".asked-{handover.launcher_name()}.yaml"]
+    assert seen == [f".asked-{job_files.launcher_name()}.yaml"]
     assert sorted(path.name for path in job.directory.path.iterdir()) == [".lock", "config.yaml", "status.json"]

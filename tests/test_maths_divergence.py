@@ -5,8 +5,8 @@ from functools import cache
 
 from tiny import SmallText, config, request, scaled_model
 
-from lmablate.divergence import DivergenceDetector
-from lmablate.trainer import Trainer
+from lmablate.training.divergence import DivergenceDetector
+from lmablate.training.trainer import Trainer
 
 
 def verdicts(losses, *, initial=5.0, smoothing=0.0, patience=3, norms=None):

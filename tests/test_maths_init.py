@@ -7,7 +7,7 @@ import torch
 from tiny import options, tokens_for
 from variants import base, variant
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.attention import Attention
 from lmablate.model.ffn import GatedFFN, PlainFFN

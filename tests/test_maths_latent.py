@@ -20,7 +20,7 @@ from tiny import config
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmablate.budget import flops_per_token
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model, posemb
 from lmablate.model.attention import LatentAttention
 from lmablate.model.posemb import Positions, PositionShape

@@ -19,7 +19,7 @@ from reference_models import (
 from tiny import config
 
 from lmablate.budget import keys_read
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.attention import GroupedQuery, MultiHead, Patterned, Reach, attend, explicit_attention, visible
 from lmablate.model.norm import RMSNorm

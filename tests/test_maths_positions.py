@@ -7,7 +7,7 @@ import torch
 from reference_models import ATTENTION, D_MODEL, HEAD_DIM, LENGTH, N_HEADS, N_LAYERS, close, hf, hf_config, randomise
 from torch import nn
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.attention import GroupedQuery, MultiHead, SlidingWindow, heads
 from lmablate.model.posemb import (
     ALiBi,

@@ -8,7 +8,7 @@ from reference_models import D_MODEL, HEAD_DIM, LENGTH, N_HEADS, N_LAYERS, close
 from tiny import config, tokens_for
 
 from lmablate.config import compose
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model, posemb
 from lmablate.model.posemb import PositionShape, RoPE, halves_to_pairs, pairs_to_halves
 

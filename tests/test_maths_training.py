@@ -10,12 +10,12 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 from variants import base, variant
 
-from lmablate.checkpoint import checkpoints, load_checkpoint, load_weights, save_checkpoint
-from lmablate.config.training import OptimSettings, ScheduleSettings
 from lmablate.model import build_model
 from lmablate.model.primitives import Bias, Gain, Matrix
-from lmablate.optim import build_optimizer, lr_factor, set_lr
-from lmablate.trainer import Interrupted, Trainer
+from lmablate.schema.training_config import OptimSettings, ScheduleSettings
+from lmablate.training.checkpoint import checkpoints, load_checkpoint, load_weights, save_checkpoint
+from lmablate.training.optim import build_optimizer, lr_factor, set_lr
+from lmablate.training.trainer import Interrupted, Trainer
 
 
 def schedule(kind, warmup, final=None, decay=None):

@@ -11,12 +11,12 @@ from torch import nn
 
 from lmablate.budget import parameters
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.identity import run_id
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.primitives import Bias
 from lmablate.objective import Causal
-from lmablate.optim import build_optimizer, lr_factor, set_lr
+from lmablate.schema.identity import run_id
+from lmablate.training.optim import build_optimizer, lr_factor, set_lr
 
 
 def ends(*words):

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmablate.config import compose
-from lmablate.config_file import write_config
-from lmablate.ledger import load_sweeps, look
+from lmablate.launcher.sweep_manifest import load_sweeps, look
 from lmablate.results import load_history
-from lmablate.run_directory import RunDirectory
+from lmablate.runs.config_file import write_config
+from lmablate.runs.run_directory import RunDirectory
 
 SETTINGS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 SEEDS = st.integers(min_value=0, max_value=2**32)

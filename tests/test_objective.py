@@ -19,17 +19,17 @@ from lmablate.budget import flops_per_token, forward_products, keys_of_layers
 from lmablate.budget.flops import reaches
 from lmablate.budget.trace import trace
 from lmablate.config import compose
-from lmablate.config.training import ObjectiveSettings
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.evaluate import evaluate
-from lmablate.gang import Gang, graph_key
 from lmablate.interop import from_hf, to_hf
 from lmablate.model import build_model
 from lmablate.model.attention import Reach, visible, with_prefix
 from lmablate.model.posemb import ALiBi, PositionShape, T5Bias, TransformerXL
 from lmablate.objective import IGNORE, OBJECTIVES, Batch, Causal, Prefix, member_losses, objective_of, stacked
 from lmablate.objective.prefix import draws
-from lmablate.trainer import Interrupted, Trainer
+from lmablate.schema.training_config import ObjectiveSettings
+from lmablate.training.gang import Gang, graph_key
+from lmablate.training.trainer import Interrupted, Trainer
 
 AHEAD = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH, N_LAYERS, looks_ahead=True)
 

@@ -10,22 +10,22 @@ import pytest
 from corpus import QUICK, write_corpus
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lmablate.claims.reading import evidence, verdicts
-from lmablate.cli import main as front_door
+from lmablate.claims.report_verdicts import evidence, verdicts
+from lmablate.cli.front_door import main as front_door
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.jobs import prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.plan import plan, plan_study
-from lmablate.report import main as report_main
+from lmablate.report.__main__ import main as report_main
+from lmablate.report.summary import arms_table, notices
+from lmablate.report.tuned_studies import shown
 from lmablate.results import load_history, load_runs
-from lmablate.study_report import shown
-from lmablate.summary import arms_table, notices
+from lmablate.results.studies import load_studies
 from lmablate.sweeper.optuna_plugin import _dimension
 from lmablate.sweeper.optuna_search import Search
 from lmablate.sweeper.optuna_space import dimensions, read_search
 from lmablate.sweeper.optuna_table import conclusion
 from lmablate.sweeper.optuna_trials import make_sampler
-from lmablate.sweeper.store import load_studies
 from lmablate.train import train, train_study
 
 LR = {"low": 1e-4, "high": 1e-1, "log": True}

@@ -14,19 +14,19 @@ from corpus import QUICK, write_corpus
 from own_package import PARTS, as_new_process, write_package
 from tiny import SmallText
 
-from lmablate import source
 from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 from lmablate.budget.measured import measures_flops
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.gang import graph_key
-from lmablate.identity import run_id
-from lmablate.jobs import prepare_jobs
+from lmablate.core import source_code
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import ROOT
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
-from lmablate.model import build_model, parts
-from lmablate.paths import ROOT
-from lmablate.run import check_code, load_data, with_data
-from lmablate.trainer import Interrupted, Trainer
+from lmablate.model import build_model, components
+from lmablate.runs.run import check_code, load_data, with_data
+from lmablate.schema.identity import run_id
+from lmablate.training.gang import graph_key
+from lmablate.training.trainer import Interrupted, Trainer
 
 SIZES = [word for word in QUICK if not word.startswith("runtime.wandb")]
 
@@ -42,7 +42,7 @@ def package(tmp_path, monkeypatch):
     module = write_package(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(parts, "_trusted", {"mypackage"})
+    monkeypatch.setattr(components, "_trusted", {"mypackage"})
     as_new_process()
     yield module
     as_new_process()
@@ -84,10 +84,10 @@ def test_a_command_says_what_is_not_as_shipped_and_rows_carry_it(package, corpus
     assert "not as shipped, so part of the run id by content: mypackage.helpers, mypackage.parts" in caplog.text
     assert run_jobs([job]) == 0
     assert set(job.row["code"]) == {"mypackage.parts", "mypackage.helpers"}
-    assert source.changed_since(job.row["code"]) == []
+    assert source_code.changed_since(job.row["code"]) == []
     package.write_text(PARTS.replace("helpers.FACTOR * x", "3 * x"))
-    source._read.cache_clear()
-    assert source.changed_since(job.row["code"]) == ["mypackage.parts"]
+    source_code._read.cache_clear()
+    assert source_code.changed_since(job.row["code"]) == ["mypackage.parts"]
     with pytest.raises(ConfigError, match=r"has changed since it was planned \(.*mypackage.parts.*repeat the command"):
         check_code(job.cfg)
 
@@ -105,7 +105,7 @@ def test_a_finished_run_is_trained_again_on_purpose(corpus, tmp_path):
     assert json.loads((kept / "result.json").read_text())["val_loss"] == again.row["val_loss"]
 
 
-OPTIM = (source.HERE / "optim.py").read_text()
+OPTIM = (source_code.HERE / "training/optim.py").read_text()
 ADDED = OPTIM + "\n\nclass Mine:\n    pass\n"
 
 
@@ -122,19 +122,19 @@ ADDED = OPTIM + "\n\nclass Mine:\n    pass\n"
 def test_a_file_of_ours_is_held_against_what_was_shipped(text, different, changed, tmp_path):
     path = tmp_path / "optim.py"
     path.write_text(text)
-    shipped = json.loads(source.MANIFEST.read_text())["lmablate.optim"]
-    state = source._compared("lmablate.optim", path, shipped)
+    shipped = json.loads(source_code.MANIFEST.read_text())["lmablate.training.optim"]
+    state = source_code._compared("lmablate.training.optim", path, shipped)
     assert (state.different, state.changed) == (different, changed)
 
 
 def test_a_new_file_of_ours_counts_for_the_runs_that_use_it_alone(monkeypatch):
     """Beside the shipped modules it orphaned every run, whatever its options."""
-    states = {**source._states(), "lmablate.model.mine": source.State({source.NEW})}
-    monkeypatch.setattr(source, "_states", lambda: states)
-    path = source.HERE / "optim.py"  # any code will do
-    monkeypatch.setattr(source, "_find", lambda module: path if module == "lmablate.model.mine" else None)
-    assert source._Closure([("lmablate.model.norm", "RMSNorm")]).counted() == {}
-    assert set(source._Closure([("lmablate.model.mine", "Mine")]).counted()) == {"lmablate.model.mine"}
+    states = {**source_code._states(), "lmablate.model.mine": source_code.State({source_code.NEW})}
+    monkeypatch.setattr(source_code, "_states", lambda: states)
+    path = source_code.HERE / "training/optim.py"  # any code will do
+    monkeypatch.setattr(source_code, "_find", lambda module: path if module == "lmablate.model.mine" else None)
+    assert source_code._Closure([("lmablate.model.norm", "RMSNorm")]).counted() == {}
+    assert set(source_code._Closure([("lmablate.model.mine", "Mine")]).counted()) == {"lmablate.model.mine"}
 
 
 def test_what_was_shipped_is_the_code_that_is_here():
@@ -143,12 +143,12 @@ def test_what_was_shipped_is_the_code_that_is_here():
     edited = {(ROOT / line[3:]).resolve() for line in done.stdout.splitlines()} if done.returncode == 0 else set()
     stale = [
         module
-        for module, state in source._states().items()
-        if state.changed or (state.different and source.science_modules()[module].resolve() not in edited)
+        for module, state in source_code._states().items()
+        if state.changed or (state.different and source_code.science_modules()[module].resolve() not in edited)
     ]
     assert not stale, (
         "these decide numbers and are not as lmablate/shipped.json has them: raise SCIENCE_VERSION if numbers move, "
-        "then run python -m lmablate.source"
+        "then run python -m lmablate.core.source_code"
     )
 
 

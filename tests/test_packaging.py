@@ -12,7 +12,7 @@ import pytest
 from corpus import QUICK, write_corpus
 from own_package import write_package
 
-from lmablate.paths import CONF_DIR, ROOT, SWEEPS_DIR
+from lmablate.core.paths import CONF_DIR, ROOT, SWEEPS_DIR
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,8 +7,8 @@ from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
 from lmablate.model import build_model
-from lmablate.run import load_data, with_data
-from lmablate.trainer import Trainer
+from lmablate.runs.run import load_data, with_data
+from lmablate.training.trainer import Trainer
 
 ARMS = (
     "norm=layer",

@@ -11,7 +11,7 @@ from allpairspy import AllPairs
 from tiny import AXES, config, options, scaled_model, tokens_for
 
 from lmablate.budget import parameters
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.objective import objective_of
 
 GROUPS = (*AXES, "objective")

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmablate.errors import ConfigError
-from lmablate.launcher.places import CONTEXT_GIB, GIB, Device, Places, check_fit, how_many
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.slots import CONTEXT_GIB, GIB, Device, Places, check_fit, how_many
 
 TWO = [Device("0", 80 * GIB), Device("1", 40 * GIB)]
 

@@ -85,7 +85,7 @@ def test_runs_without_a_spread_are_said_so(tmp_path, capsys):
 
 
 def test_a_simulation_is_written_as_a_table_and_a_figure(tmp_path, capsys, monkeypatch):
-    from lmablate import simulation
+    from lmablate.claims import simulation
 
     def few(sets):
         return {"power": lambda: simulation.powers(sets, {2.0: 5}), "looks": lambda: simulation.looks(sets)}

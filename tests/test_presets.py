@@ -9,16 +9,16 @@ import yaml
 from corpus import QUICK, command, write_corpus
 
 from lmablate import presets
-from lmablate.arms import with_arms
-from lmablate.axes import AXES
 from lmablate.budget import kv_bytes_per_token, parameters
 from lmablate.config import compose
-from lmablate.config.preset import LEAST_HEAD_DIM, head_width
-from lmablate.errors import ConfigError
+from lmablate.config.presets import LEAST_HEAD_DIM, head_width
+from lmablate.core.axes import AXES
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR
 from lmablate.model import build_model
-from lmablate.paths import CONF_DIR
 from lmablate.results import load_runs
-from lmablate.run import check_vocabulary
+from lmablate.results.arms import with_arms
+from lmablate.runs.run import check_vocabulary
 
 NAMES = presets.names()
 CPU = ("runtime.device=cpu", "trainer.precision=fp32")

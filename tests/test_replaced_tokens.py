@@ -15,14 +15,14 @@ from lmablate import presets
 from lmablate.budget import flops_per_token, parameters
 from lmablate.budget.trace import trace
 from lmablate.config import compose
-from lmablate.config.training import ObjectiveSettings
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.evaluate import evaluate
-from lmablate.gang import graph_key
 from lmablate.model import build_model
-from lmablate.model.families import generator_of
+from lmablate.model.multi_stack import generator_of
 from lmablate.objective import IGNORE, ReplacedTokens, objective_of
 from lmablate.objective.rtd import found_of, rates
+from lmablate.schema.training_config import ObjectiveSettings
+from lmablate.training.gang import graph_key
 
 RTD = {"kind": "rtd", "mask_share": 0.15, "generator_share": 0.5, "discriminator_weight": 50.0}
 

@@ -13,11 +13,12 @@ from html.parser import HTMLParser
 import fake_results
 import pytest
 
-from lmablate.report import main
-from lmablate.report_figures import analyses
-from lmablate.reproduce import commands
-from lmablate.results import load_runs, with_arms
-from lmablate.summary import arms_table, followed, held_equal, notices, question, varied
+from lmablate.report.__main__ import main
+from lmablate.report.figures import analyses
+from lmablate.report.reproduce import commands
+from lmablate.report.summary import arms_table, followed, held_equal, notices, question, varied
+from lmablate.results import load_runs
+from lmablate.results.load import with_arms
 
 VOID = {"meta", "link", "br"}
 

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from test_report import Page, report
 
-from lmablate.page import content, render_html
-from lmablate.page_data import FEWEST, FIELDS, as_json, config_links, page_data
-from lmablate.questions import Question
-from lmablate.report import main
-from lmablate.report_figures import STILL_RUNS, Drawn, _few
-from lmablate.results import load_history, load_runs, with_arms
+from lmablate.report.__main__ import main
+from lmablate.report.figures import STILL_RUNS, Drawn, _few
+from lmablate.report.page import content, render_html
+from lmablate.report.page_data import FEWEST, FIELDS, as_json, config_links, page_data
+from lmablate.report.sections import Question
+from lmablate.results import load_history, load_runs
+from lmablate.results.load import with_arms
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script>"
 LARGEST = 6_000_000  # bytes of a page of 5,000 runs, its still figures apart (each at most 1.5 MB)

@@ -7,12 +7,12 @@ import pytest
 from test_report import read_csv, report
 
 from lmablate.claims import load_claims
-from lmablate.claims.reading import evidence, verdicts
-from lmablate.page_claims import minus
-from lmablate.paths import ROOT
+from lmablate.claims.report_verdicts import evidence, verdicts
+from lmablate.core.paths import ROOT
+from lmablate.report.claim_tables import minus
+from lmablate.report.tuned_studies import compared, sensitivities, shown
 from lmablate.results import load_history, load_runs
-from lmablate.study_report import compared, sensitivities, shown
-from lmablate.sweeper.store import load_studies
+from lmablate.results.studies import load_studies
 
 AGAIN = load_claims()["AA"].tests[0].plus["optim.eps"]
 

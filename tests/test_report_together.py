@@ -9,13 +9,13 @@ from test_claims import arm
 
 from lmablate import archive
 from lmablate.claims import judge, load_claims
-from lmablate.claims.reading import evidence
-from lmablate.page_claims import headline, lines, minus
-from lmablate.paths import ROOT
-from lmablate.reproduce import commands, with_more_seeds
+from lmablate.claims.report_verdicts import evidence
+from lmablate.core.paths import ROOT
+from lmablate.report.claim_tables import headline, lines, minus
+from lmablate.report.reproduce import commands, with_more_seeds
+from lmablate.report.tuned_studies import shown
 from lmablate.results import load_runs
-from lmablate.study_report import shown
-from lmablate.sweeper.store import studies_in
+from lmablate.results.studies import studies_in
 
 PUBLISHED = ("sanity", "activation", "norm", "kv_heads")
 CLAIMS = {name: load_claims()[name] for name in "AA R2 F1 F2 F3 F4 N5 N7 N9 H4 A1 A2 A3".split()}

@@ -8,15 +8,14 @@ import fake_results
 import pandas as pd
 import pytest
 
-from lmablate.errors import ConfigError
-from lmablate.results import (
+from lmablate.core.errors import ConfigError
+from lmablate.results import load_history, load_runs
+from lmablate.results.load import (
     HISTORY_COLUMNS,
     RESULT_KEYS,
     RunDirectory,
     SkippedFile,
     check_writable,
-    load_history,
-    load_runs,
     load_unfinished,
 )
 

@@ -19,17 +19,19 @@ import yaml
 from corpus import QUICK, write_corpus
 from safetensors.torch import save_file
 
-from lmablate import archive, cli, secrets
-from lmablate.checkpoint import load_checkpoint
+from lmablate import archive
+from lmablate.cli import front_door
 from lmablate.config import compose
-from lmablate.config import foreign as foreign_files
-from lmablate.config_file import read_config, write_config
-from lmablate.errors import ConfigError
+from lmablate.config import untrusted_yaml as foreign_files
+from lmablate.core import secrets
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
-from lmablate.optim import build_optimizer
-from lmablate.report import main as report
+from lmablate.report.__main__ import main as report
 from lmablate.results import load_runs
-from lmablate.run_directory import RunDirectory, read_result_file
+from lmablate.runs.config_file import read_config, write_config
+from lmablate.runs.run_directory import RunDirectory, read_result_file
+from lmablate.training.checkpoint import load_checkpoint
+from lmablate.training.optim import build_optimizer
 
 SCRIPT = "<script>alert(1)</script>"
 EVIL = """
@@ -123,7 +125,9 @@ YAMLS = {
 def test_a_strangers_yaml_calls_nothing(canary, capsys, case):
     place, text, words = YAMLS[case]
     put(canary.parent / place, text)
-    code = cli.main("lmablate.plan", "", lambda configs, launcher: pytest.fail("a stranger's words were taken"), words)
+    code = front_door.main(
+        "lmablate.plan", "", lambda configs, launcher: pytest.fail("a stranger's words were taken"), words
+    )
     assert code == 2 and not canary.exists()
     assert "evil" not in sys.modules
     assert {"strange", "evil"} & set(re.split(r"\W+", capsys.readouterr().err))
@@ -138,7 +142,7 @@ def test_without_the_check_these_payloads_would_run(canary, monkeypatch, case):
         warnings.simplefilter("ignore")
         patch.setattr(sys, "argv", ["x"])
         try:
-            cli.main("lmablate.plan", "", lambda configs, launcher: 0, words)
+            front_door.main("lmablate.plan", "", lambda configs, launcher: 0, words)
         except Exception:  # it may well go on to fail
             logging.getLogger(__name__).debug("failed after the payload")
     assert canary.exists()
@@ -149,7 +153,7 @@ def test_without_the_check_these_payloads_would_run(canary, monkeypatch, case):
     ["norm._target_=evil.Norm", "+hydra.callbacks={x:{_target_:evil.touch}}", "+x={_target_:evil.touch}"],
 )
 def test_a_class_cannot_be_named_on_the_command_line(canary, capsys, word):
-    assert cli.main("lmablate.plan", "", lambda configs, launcher: 0, [word]) == 2
+    assert front_door.main("lmablate.plan", "", lambda configs, launcher: 0, [word]) == 2
     assert "a class is chosen by an option" in capsys.readouterr().err and not canary.exists()
 
 
@@ -169,7 +173,7 @@ def test_a_configuration_has_a_size(tmp_path):
 
 
 def test_our_own_files_pass_the_check_of_strangers_ones():
-    from lmablate.paths import CONF_DIR, SWEEPS_DIR
+    from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 
     foreign_files.check_folders([SWEEPS_DIR])
     for path in CONF_DIR.rglob("*.yaml"):
@@ -193,7 +197,7 @@ def test_config_yaml_of_a_run_is_plain_data(canary, text):
 
 @pytest.mark.parametrize(
     "target",
-    ["evil.Norm", "os.system", "torch.nn.parameter.torch.load", "lmablate.model.parts.importlib.import_module",
+    ["evil.Norm", "os.system", "torch.nn.parameter.torch.load", "lmablate.model.components.importlib.import_module",
      "lmablate.model.factory.torch.load", "lmablate.launcher.task.subprocess.run"],
 )  # fmt: skip
 def test_a_run_of_another_cannot_name_any_class(canary, target):
@@ -229,7 +233,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_set_aside_unread(canary, caplo
 
 
 def test_a_checkpoint_in_parts_has_no_pickle_that_is_read(canary):
-    from lmablate.distributed.checkpoint import _checksum
+    from lmablate.training.distributed.checkpoint import _checksum
 
     model, optimizer = model_and_optimizer()
     folder = canary.parent / "checkpoint" / "step-000000007.shards"
@@ -275,9 +279,9 @@ def test_files_have_sizes(tmp_path, caplog):
 
 
 def test_a_tokenizer_folder_with_code_in_it_runs_none(canary):
-    from lmablate.data.settings import PretrainedTokenizer
+    from lmablate.core.errors import DataError
     from lmablate.data.tokenizer import load_pretrained
-    from lmablate.errors import DataError
+    from lmablate.schema.data import PretrainedTokenizer
 
     folder = canary.parent / "tokenizer"
     put(folder / "tokenization_evil.py", EVIL)
@@ -343,7 +347,7 @@ def test_a_row_that_names_another_folder_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "..", "a/../../b"])
 def test_the_name_of_a_sweep_is_no_path(name):
-    from lmablate.config.words import sweep_file
+    from lmablate.config.overrides import sweep_file
 
     with pytest.raises(ConfigError, match="no such stored sweep"):
         sweep_file(name)
@@ -401,7 +405,7 @@ def test_messages_status_results_and_logs_hold_the_name_for_the_value(monkeypatc
     assert directory.read_status()["error"] == "HTTPError: 401 for token <HF_TOKEN>"
     before = sys.stderr, sys.stdout
     try:
-        cli.speak()
+        front_door.speak()
         print(f"token {KEY}", file=sys.stderr)
         logging.getLogger("lmablate").warning("no access with %s", KEY)
     finally:

@@ -9,23 +9,25 @@ from corpus import QUICK, write_corpus
 from fake_results import fake_row, write_fake_results
 from other_user import give_away, without_powers
 
-from lmablate import archive, report, status
-from lmablate.branches import Trunk
-from lmablate.checkpoint import checkpoints
+from lmablate import archive, status
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.evaluations import load_evaluations
-from lmablate.faults import failure
+from lmablate.core.errors import ConfigError
+from lmablate.core.locks import FileLock, Held
 from lmablate.interop.export import load_run
-from lmablate.jobs import prepare_jobs
-from lmablate.launcher.handover import prepare
+from lmablate.launcher.job_files import prepare
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
-from lmablate.ledger import load_sweeps, look
-from lmablate.locks import FileLock, Held
-from lmablate.parent import with_parent
-from lmablate.results import SkippedFile, load_history, load_runs, load_unfinished
-from lmablate.run_directory import RunDirectory
-from lmablate.sweeper.store import load_studies, save_study, write_study
+from lmablate.launcher.sweep_manifest import load_sweeps, look
+from lmablate.report import __main__ as report
+from lmablate.results import load_history, load_runs
+from lmablate.results.evaluations import load_evaluations
+from lmablate.results.load import SkippedFile, load_unfinished
+from lmablate.results.studies import load_studies, save_study, write_study
+from lmablate.runs.init_from import with_parent
+from lmablate.runs.recovery import failure
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.runs.wsd_branches import Trunk
+from lmablate.training.checkpoint import checkpoints
 
 REMEDY = r"belongs to .*\(mode \d+\).*chmod"
 

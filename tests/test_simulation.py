@@ -5,9 +5,9 @@ import csv
 import pytest
 from scipy import stats
 
-from lmablate import power, simulation
-from lmablate.claims import families
-from lmablate.paths import ROOT
+from lmablate import power
+from lmablate.claims import error_rates, simulation
+from lmablate.core.paths import ROOT
 
 SETS = 80
 PUBLISHED = ROOT / "docs" / "results" / "simulation" / "rates.csv"
@@ -61,7 +61,7 @@ def test_a_pipeline_that_forgets_holm_is_caught(monkeypatch):
     null = "Holm: any of ten nulls is refuted, 10 claims, 6 pairs"
     assert within(kept[null])
     assert not within(kept["without Holm: any of ten nulls is refuted, 10 claims, 6 pairs"]._replace(expected=0.05))
-    monkeypatch.setattr(families, "holm", list)
+    monkeypatch.setattr(error_rates, "holm", list)
     refuted = [
         any(row["verdict"] in simulation.DECIDED for row in rows) for rows in simulation._reports(20, 10, 6, 0.0, 1)
     ]

@@ -11,14 +11,14 @@ from scipy import stats
 from tiny import request
 
 from lmablate.config.compose import from_request
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR
 from lmablate.data import prepare
-from lmablate.data.settings import DataSettings
-from lmablate.data.skills.draws import Draws
-from lmablate.data.skills.recall import gap_weights
-from lmablate.data.skills.settings import SOURCES
+from lmablate.data.tasks.philox import Draws
+from lmablate.data.tasks.recall import gap_weights
 from lmablate.data.tokens import IGNORED
-from lmablate.errors import ConfigError
-from lmablate.paths import CONF_DIR
+from lmablate.schema.data import DataSettings
+from lmablate.schema.tasks import SOURCES
 
 LENGTHS = {"modular": 4, "selective_copying": 64, "compression": 32, "memorisation": 32, "mqar": 64}
 TASKS = [

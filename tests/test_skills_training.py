@@ -13,14 +13,14 @@ from tiny import config, scaled_model
 
 from lmablate.budget import flops_per_token, parameters
 from lmablate.data.tokens import IGNORED
-from lmablate.display import outcome, results_table
-from lmablate.evaluate.skills import Answers, answer
-from lmablate.gang import Gang
-from lmablate.jobs import Job
+from lmablate.evaluate.task_accuracy import Answers, answer
+from lmablate.launcher.jobs import Job
+from lmablate.launcher.progress import outcome, results_table
 from lmablate.model import build_model
 from lmablate.results import load_history, load_runs
-from lmablate.run import execute, with_data
-from lmablate.trainer import Trainer
+from lmablate.runs.run import execute, with_data
+from lmablate.training.gang import Gang
+from lmablate.training.trainer import Trainer
 
 
 def setting(name, *words, **changes):
@@ -200,7 +200,7 @@ MQAR = (
 def test_attention_solves_recall_and_a_short_window_does_not():
     """Two layers of attention answer over 99 %; a window that reaches 2 x 3 tokens back, and none at all, do not."""
     from lmablate.config import compose
-    from lmablate.run import load_data
+    from lmablate.runs.run import load_data
 
     found = {}
     for name, words in {
@@ -223,8 +223,8 @@ def test_reports_and_the_figure_tell_accuracy_in_the_place_of_bits_per_byte(tmp_
     from fake_results import write_fake_results
 
     from lmablate.analysis.skills import figure
-    from lmablate.report import write_report
-    from lmablate.results import with_arms
+    from lmablate.report.__main__ import write_report
+    from lmablate.results.load import with_arms
 
     def on_a_task(row):
         right = 0.9 if row["choices"]["attention"] == "mha" else 0.125

@@ -6,7 +6,8 @@ import math
 import fake_results
 import pytest
 
-from lmablate.results import arm_columns, arm_label, axes_that_vary, load_runs, with_arms
+from lmablate.results import load_runs
+from lmablate.results.load import arm_columns, arm_label, axes_that_vary, with_arms
 from lmablate.stats import comparisons, interval, paired_differences
 
 

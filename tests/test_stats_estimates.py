@@ -13,7 +13,7 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from lmablate.stats import curves, estimates, planning
 from lmablate.stats.counts import clopper_pearson, fisher
-from lmablate.stats.families import holm
+from lmablate.stats.multiplicity import holm
 from lmablate.stats.noise import seed_noise
 
 RNG = np.random.default_rng(0)

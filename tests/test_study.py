@@ -10,13 +10,13 @@ from corpus import QUICK, command, write_corpus
 
 from lmablate.budget import flops_per_token, parameters
 from lmablate.config import compose
-from lmablate.errors import ConfigError
-from lmablate.jobs import prepare_jobs
-from lmablate.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_runs
+from lmablate.results.studies import load_studies, study_path, study_runs
 from lmablate.sweeper.rules import rule_of
 from lmablate.sweeper.settings import read_study
-from lmablate.sweeper.store import load_studies, study_path, study_runs
 from lmablate.sweeper.study import Study
 
 ARMS = {"rms": [], "layer": ["norm=layer"]}
@@ -338,7 +338,9 @@ STARTS = {"rms": [], "longer": ["model.context_length=64"], "longest": ["model.c
 
 
 def test_an_arm_starts_from_the_run_of_its_own_seed_and_not_before(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmablate.jobs.with_data", lambda cfg, data: cfg)  # made-up runs have no weights to look at
+    monkeypatch.setattr(
+        "lmablate.launcher.jobs.with_data", lambda cfg, data: cfg
+    )  # made-up runs have no weights to look at
     made = study(text, tmp_path, arms=STARTS, tune="none", starts={"longest": "longer", "longer": "rms"})
     launch = Fake()
     assert made.run(launch) == 0
@@ -353,7 +355,7 @@ def test_an_arm_starts_from_the_run_of_its_own_seed_and_not_before(text, tmp_pat
 
 
 def test_an_arm_whose_start_diverged_is_missing_in_words(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmablate.jobs.with_data", lambda cfg, data: cfg)
+    monkeypatch.setattr("lmablate.launcher.jobs.with_data", lambda cfg, data: cfg)
     made = study(text, tmp_path, arms=STARTS, tune="none", starts={"longer": "rms"})
     made.run(Fake(lambda cfg: None if cfg.init_seed == 1 and cfg.model.context_length != 128 else 2.0))
     assert "longer: 1 run without a result; the runs of rms that it starts from are not all completed" in made.notes()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lmablate.analysis import _studies
 from lmablate.analysis.noise_floor import spread
-from lmablate.paths import SWEEPS_DIR
+from lmablate.core.paths import SWEEPS_DIR
 
 STUDIES = {
     path.stem: yaml.safe_load(path.read_text())["sweep"]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.sweeper.fit import beyond, fit_lr
 from lmablate.sweeper.settings import (
     SeedPair,

@@ -9,8 +9,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lmablate import presets
 from lmablate.analysis import survey as figures
-from lmablate.errors import ConfigError
-from lmablate.paths import ROOT
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import ROOT
 from lmablate.survey import by_year, judged, systems
 from lmablate.survey import judge as judge_module
 from lmablate.survey import table as table_module

@@ -25,7 +25,7 @@ from tracked import (
 )
 from wandb.proto.wandb_internal_pb2 import Record
 
-from lmablate.tracking import _frames, read_offline
+from lmablate.runs.tracking.worker import _frames, read_offline
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_neither_auto_nor_disabled_nor_offline_imports_wandb_into_the_training_p
     code = f"""
 import sys, threading
 from pathlib import Path
-from lmablate.tracking import open_tracker, resolve_mode
+from lmablate.runs.tracking.worker import open_tracker, resolve_mode
 for mode in ("disabled", "auto", "offline"):
     before = threading.active_count()
     names = dict(run_id="a", name="n", group=None, project="p", config={{}}, directory=Path({str(tmp_path)!r}))

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from tracked import ID, KEY, home_without_wandb
 
-from lmablate import wandb_account
-from lmablate.errors import ConfigError
-from lmablate.tracking import flatten, resolve_mode, short_name
+from lmablate.core.errors import ConfigError
+from lmablate.runs.tracking import account
+from lmablate.runs.tracking.worker import flatten, resolve_mode, short_name
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    wandb_account._hint.cache_clear()
+    account._hint.cache_clear()
     return home_without_wandb(tmp_path, monkeypatch)
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from tracked import ID, KEY, SilentServer, WandbServer, home_without_wandb, record, start, sync, warnings_of
 
-from lmablate.tracking import read_offline
+from lmablate.runs.tracking.worker import read_offline
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_a_hanging_wandb_never_holds_up_training(tmp_path, caplog):
 
 
 def test_an_orphan_that_hangs_leaves():
-    code = "from lmablate.tracking import _leave_when_orphaned; _leave_when_orphaned(-1, 0.1)"
+    code = "from lmablate.runs.tracking.worker import _leave_when_orphaned; _leave_when_orphaned(-1, 0.1)"
     assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 1
 
 

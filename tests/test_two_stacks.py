@@ -15,17 +15,17 @@ from lmablate import presets
 from lmablate.budget import flops_per_token, forward_products, keys_of_layers, kv_bytes_per_token, parameters
 from lmablate.budget.trace import trace
 from lmablate.config import compose
-from lmablate.config.training import ObjectiveSettings
+from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
-from lmablate.errors import ConfigError
 from lmablate.evaluate import evaluate
-from lmablate.gang import Gang
 from lmablate.interop import from_hf, to_hf
 from lmablate.model import build_model
-from lmablate.model.families import source_length
+from lmablate.model.multi_stack import source_length
 from lmablate.objective import IGNORE, SpanCorruption, objective_of
 from lmablate.objective.span_corruption import layout
-from lmablate.trainer import Interrupted, Trainer
+from lmablate.schema.training_config import ObjectiveSettings
+from lmablate.training.gang import Gang
+from lmablate.training.trainer import Interrupted, Trainer
 
 SPANS = {"kind": "span_corruption", "mask_share": 0.15, "mean_span": 3.0}
 TWO = {"n_encoder_layers": 1}

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from lmablate.axes import AXES
 from lmablate.check.small import (
     SHORT,
     SMALL,
@@ -17,7 +16,8 @@ from lmablate.check.small import (
     tokens_for,
     training_record,
 )
-from lmablate.paths import CONF_DIR
+from lmablate.core.axes import AXES
+from lmablate.core.paths import CONF_DIR
 
 __all__ = [
     "AXES",

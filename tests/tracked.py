@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lmablate.tracking import open_tracker
+from lmablate.runs.tracking.worker import open_tracker
 
 ID, KEY = "1f2e3d4c5b6a", "0123456789" * 4
 CONFIG = {"norm": "layer", "model.d_model": 128, "optim.lr": 1e-3, "compile": False, "model.d_ff": None}

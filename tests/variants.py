@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 from tiny import SHORT, config
 
-from lmablate.config.schema import ActivationSettings, RunConfig, StabilitySettings
-from lmablate.paths import CONF_DIR
+from lmablate.core.paths import CONF_DIR
+from lmablate.schema.run_config import ActivationSettings, RunConfig, StabilitySettings
 
 base = cache(config)
 

@@ -16,7 +16,7 @@ from lmablate.budget.search import Missed, around, closest, fits, meet
 from lmablate.budget.widths import ff_width, matched_width
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 # What a budget may hold equal, and what it is called.
 COSTS: dict[str, Callable[[RunConfig], int]] = {

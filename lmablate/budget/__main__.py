@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lmablate.errors import in_words
+from lmablate.core.errors import in_words
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 NOTES = (
     "All FLOPs: products, and one for each element that any other operation works on.",
@@ -47,7 +47,7 @@ def sheet(cfg: RunConfig) -> list[tuple[str, str]]:
 def show(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print the account of every distinct model of a command; returns the exit code."""
     from lmablate.budget import DEFINITIONS
-    from lmablate.run import load_data, with_data
+    from lmablate.runs.run import load_data, with_data
 
     told: set[str] = set()
     for cfg in configs:
@@ -66,7 +66,7 @@ def show(configs: Sequence[RunConfig], launcher: str) -> int:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the accounts of a command line; returns the exit code."""
-    from lmablate.cli import main as front_door
+    from lmablate.cli.front_door import main as front_door
 
     return front_door("lmablate.budget", "what a run costs, in parameters, FLOPs, bytes", show, argv)
 

@@ -18,7 +18,7 @@ from lmablate.budget import stacks
 
 if TYPE_CHECKING:
     from lmablate.budget import measured
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 
 def keys_read(length: int, window: int | None = None, stride: int | None = None) -> float:
@@ -43,8 +43,8 @@ def forward_products(cfg: RunConfig) -> tuple[float, list[float]]:
 def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
     """The same of the layers of one stack."""
     from lmablate.budget import measured
-    from lmablate.model.families import layer_order
-    from lmablate.model.shapes import ffn_option, ffn_shape
+    from lmablate.model.dims import ffn_option, ffn_shape
+    from lmablate.model.multi_stack import layer_order
 
     m, order = cfg.model, layer_order(cfg)
     ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
@@ -65,10 +65,10 @@ def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
 def attention_work(cfg: RunConfig, layer: int, *, of_kept: bool = False) -> measured.Work:
     """Multiply-adds of an attention branch for a token and for a pair of query and key; with `of_kept`, in generation."""
     from lmablate.budget import measured
-    from lmablate.model import parts
-    from lmablate.model.shapes import attention_shape
+    from lmablate.model import components
+    from lmablate.model.dims import attention_shape
 
-    option, settings = parts.resolve(cfg.attention, "attention")
+    option, settings = components.resolve(cfg.attention, "attention")
     if not measured.states(option, measured.FLOPS["attention"]):
         return measured.attention_work(cfg, layer)
     shape = attention_shape(cfg)
@@ -79,10 +79,10 @@ def attention_work(cfg: RunConfig, layer: int, *, of_kept: bool = False) -> meas
 def position_work(cfg: RunConfig) -> measured.Work:
     """The same of a position embedding: for a token over all distinct layers, for a pair in one layer."""
     from lmablate.budget import measured
-    from lmablate.model import parts
-    from lmablate.model.shapes import position_shape
+    from lmablate.model import components
+    from lmablate.model.dims import position_shape
 
-    option, settings = parts.resolve(cfg.posemb, "posemb")
+    option, settings = components.resolve(cfg.posemb, "posemb")
     if not measured.states(option, measured.FLOPS["posemb"]):
         work = measured.posemb_work(cfg)
         return work._replace(per_token=work.per_token * (cfg.model.n_distinct_layers or cfg.model.n_layers))
@@ -97,10 +97,10 @@ def _whole(products: float) -> float:
 
 def reaches(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
     """(window, stride) of every layer: the keys a query reads."""
-    from lmablate.model import parts
-    from lmablate.model.families import layer_order
+    from lmablate.model import components
+    from lmablate.model.multi_stack import layer_order
 
-    option, settings = parts.resolve(cfg.attention, "attention")
+    option, settings = components.resolve(cfg.attention, "attention")
     return [tuple(option.reach(block, settings)) for block in layer_order(cfg)]
 
 
@@ -135,7 +135,7 @@ SOFTMAX_OPERATIONS = (
 
 def softmax_flops(cfg: RunConfig) -> float:
     """FLOPs per token of the softmax of attention, both passes: `SOFTMAX_OPERATIONS` for each score that is read."""
-    from lmablate.model.families import generator_of
+    from lmablate.model.multi_stack import generator_of
 
     heads, generator = cfg.model.n_heads, generator_of(cfg)
     of_generator = 0.0 if generator is None else generator.model.n_heads * sum(stack_keys(generator))

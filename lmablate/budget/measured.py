@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmablate.errors import ConfigError
-from lmablate.model import parts
+from lmablate.core.errors import ConfigError
+from lmablate.core.source_code import is_shipped
+from lmablate.model import components
 from lmablate.model.posemb import PosEmb, Positions
-from lmablate.source import is_shipped
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 # By axis, the closed forms of parameters, those of FLOPs, and that of the cache.
 PARAMS = {
@@ -64,7 +64,7 @@ def _says_its_flops(cfg: RunConfig, axis: str) -> bool:
     part = cfg.activation.fn if axis == "activation" else getattr(cfg, axis)
     if part is None or part["_target_"].startswith("torch."):
         return True
-    target = parts.target(part, axis)
+    target = components.target(part, axis)
     return states(target, FLOPS[axis]) if axis in FLOPS else is_shipped(target)
 
 
@@ -104,14 +104,14 @@ def shell_params(cfg: RunConfig) -> int:
 
 
 def _attention(cfg: RunConfig, layer: int) -> nn.Module:
-    from lmablate.model.shapes import attention_shape
+    from lmablate.model.dims import attention_shape
 
     with torch.device("meta"):
-        return parts.build(cfg.attention, "attention")(attention_shape(cfg), layer=layer)
+        return components.build(cfg.attention, "attention")(attention_shape(cfg), layer=layer)
 
 
 def _ffn(cfg: RunConfig, layer: int) -> nn.Module:
-    from lmablate.model.shapes import ffn_option, ffn_shape
+    from lmablate.model.dims import ffn_option, ffn_shape
 
     with torch.device("meta"):
         return ffn_option(cfg).branch(ffn_shape(cfg), layer=layer)
@@ -125,10 +125,10 @@ class _Through(nn.Module):
 
 
 def _shell(cfg: RunConfig) -> nn.Module:
-    new_norm = partial(parts.build(cfg.norm, "norm"), cfg.model.d_model)
-    place = partial(parts.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=cfg.model.n_layers)
+    new_norm = partial(components.build(cfg.norm, "norm"), cfg.model.d_model)
+    place = partial(components.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=cfg.model.n_layers)
     with torch.device("meta"):
-        return parts.build(cfg.block_layout, "block_layout")(_Through(), _Through(), place)
+        return components.build(cfg.block_layout, "block_layout")(_Through(), _Through(), place)
 
 
 # --- Work ----------------------------------------------------------------------------------------------------------------
@@ -174,11 +174,11 @@ def _of_branch(cfg: RunConfig, axis: str, branch: nn.Module) -> Work:
 
 
 def _of_posemb(cfg: RunConfig) -> Work:
-    from lmablate.model.shapes import position_shape
+    from lmablate.model.dims import position_shape
 
     shape = position_shape(cfg)
     with torch.device("meta"):
-        posemb: PosEmb = parts.build(cfg.posemb, "posemb")(shape)
+        posemb: PosEmb = components.build(cfg.posemb, "posemb")(shape)
 
     def run(length: int) -> None:
         heads = torch.zeros(1, shape.n_heads, length, shape.head_dim, device="meta")
@@ -253,17 +253,17 @@ def _first_line(error: Exception) -> str:
 def disagreements(cfg: RunConfig) -> Iterator[tuple[str, Any, int, int]]:
     """(axis, class, stated, built) of every part whose own closed form of its parameters is not what it builds."""
     from lmablate.budget.parameters import attention_params as stated_attention
-    from lmablate.model.shapes import ffn_option, ffn_shape, position_shape
+    from lmablate.model.dims import ffn_option, ffn_shape, position_shape
 
     def differs(axis: str, stated: int, built: int) -> Iterator[tuple[str, Any, int, int]]:
         if stated != built:
-            yield axis, parts.target(getattr(cfg, axis), axis), stated, built
+            yield axis, components.target(getattr(cfg, axis), axis), stated, built
 
     with torch.device("meta"):
-        norm = parts.build(cfg.norm, "norm")(cfg.model.d_model)
-        posemb = parts.build(cfg.posemb, "posemb")(position_shape(cfg))
-    yield from differs("norm", parts.count(cfg.norm, "norm", cfg.model.d_model), n_params(norm))
-    yield from differs("posemb", parts.count(cfg.posemb, "posemb", position_shape(cfg)), n_params(posemb))
+        norm = components.build(cfg.norm, "norm")(cfg.model.d_model)
+        posemb = components.build(cfg.posemb, "posemb")(position_shape(cfg))
+    yield from differs("norm", components.count(cfg.norm, "norm", cfg.model.d_model), n_params(norm))
+    yield from differs("posemb", components.count(cfg.posemb, "posemb", position_shape(cfg)), n_params(posemb))
     yield from differs("attention", stated_attention(cfg), n_params(_attention(cfg, 0)))
     if cfg.ffn is not None:
         layer = cfg.model.n_layers - 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lmablate.budget.flops import reaches
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 CACHE_BYTES = 2  # a number of the cache: bf16, as in published tables, whatever the precision of training
 
@@ -31,10 +31,10 @@ def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
     if cfg.model.n_encoder_layers is not None:
         return _of_two(cfg, length, number)
     from lmablate.budget import measured
-    from lmablate.model import parts
-    from lmablate.model.shapes import attention_shape
+    from lmablate.model import components
+    from lmablate.model.dims import attention_shape
 
-    option, settings = parts.resolve(cfg.attention, "attention")
+    option, settings = components.resolve(cfg.attention, "attention")
     stated = measured.states(option, measured.CACHE)
     numbers = option.cached_numbers(attention_shape(cfg), settings) if stated else measured.cached_numbers(cfg)
     kept = sum(length if window is None else min(window, length) for window, _ in reaches(cfg))
@@ -43,8 +43,8 @@ def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
 
 def _of_two(cfg: RunConfig, length: int, number: int) -> int:
     from lmablate.model.attention import CrossAttention
-    from lmablate.model.families import decoder_of, source_length
-    from lmablate.model.shapes import attention_shape
+    from lmablate.model.dims import attention_shape
+    from lmablate.model.multi_stack import decoder_of, source_length
 
     decoder = decoder_of(cfg)
     source = round(length * source_length(cfg) / cfg.model.context_length)

@@ -6,10 +6,10 @@ import inspect
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmablate.budget import stacks
-from lmablate.source import is_shipped
+from lmablate.core.source_code import is_shipped
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 
 class _Counts(NamedTuple):
@@ -50,17 +50,17 @@ def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
 def attention_params(cfg: RunConfig, layer: int = 0) -> int:
     """Weights, biases and gains of one attention branch, by the closed forms of its class, or built where it has none."""
     from lmablate.budget import measured
-    from lmablate.model import parts
-    from lmablate.model.shapes import attention_shape
+    from lmablate.model import components
+    from lmablate.model.dims import attention_shape
 
-    option, settings = parts.resolve(cfg.attention, "attention")
+    option, settings = components.resolve(cfg.attention, "attention")
     if not measured.states(option, measured.PARAMS["attention"]):
         return measured.attention_params(cfg, layer)
     shape = attention_shape(cfg)
     total = option.weights_per_token(shape, settings) + option.n_vector_params(shape, settings)
     for name, widths in zip(("qk_norm", "v_norm"), option.norm_widths(shape, settings), strict=True):
         norm = getattr(cfg.stability, name)
-        total += sum(parts.count(norm, f"stability.{name}", width) for width in widths) if norm else 0
+        total += sum(components.count(norm, f"stability.{name}", width) for width in widths) if norm else 0
     return total
 
 
@@ -76,17 +76,17 @@ class Stack(NamedTuple):
 def stack_params(cfg: RunConfig) -> Stack:
     """Those of one stack of layers, without its ends."""
     from lmablate.budget import measured
-    from lmablate.model import parts
-    from lmablate.model.shapes import ffn_option, ffn_shape, has_final_norm, position_shape
+    from lmablate.model import components
+    from lmablate.model.dims import ffn_option, ffn_shape, has_final_norm, position_shape
 
     m = cfg.model
-    one_norm = parts.count(cfg.norm, "norm", m.d_model)
-    positions = parts.count(cfg.posemb, "posemb", position_shape(cfg))
-    table = positions if parts.target(cfg.posemb, "posemb").is_token_table else 0
+    one_norm = components.count(cfg.norm, "norm", m.d_model)
+    positions = components.count(cfg.posemb, "posemb", position_shape(cfg))
+    table = positions if components.target(cfg.posemb, "posemb").is_token_table else 0
 
     ffn, sizes, layers = ffn_option(cfg), ffn_shape(cfg), range(m.n_distinct_layers or m.n_layers)
     branches = len(layers) * shell_params(cfg) + sum(attention_params(cfg, i) for i in layers)
-    fn = parts.target(cfg.activation.fn, "activation.fn")
+    fn = components.target(cfg.activation.fn, "activation.fn")
     if measured.states(type(ffn), measured.PARAMS["ffn"]) and not inspect.isclass(fn):
         branches += sum(ffn.n_params(sizes, layer=i) for i in layers)
     else:  # an activation that is a module may have weights
@@ -98,18 +98,18 @@ def stack_params(cfg: RunConfig) -> Stack:
 def shell_params(cfg: RunConfig) -> int:
     """Learned numbers of a block beside its branches: those of its norms."""
     from lmablate.budget import measured
-    from lmablate.model import parts
+    from lmablate.model import components
 
-    position = parts.target(cfg.norm_position, "norm_position")
-    layout = parts.target(cfg.block_layout, "block_layout")
+    position = components.target(cfg.norm_position, "norm_position")
+    layout = components.target(cfg.block_layout, "block_layout")
     if not (is_shipped(position) and is_shipped(layout)):
         return measured.shell_params(cfg)
-    return parts.count(cfg.norm, "norm", cfg.model.d_model) * position.norms_per_branch * layout.n_branches
+    return components.count(cfg.norm, "norm", cfg.model.d_model) * position.norms_per_branch * layout.n_branches
 
 
 def parameters(cfg: RunConfig) -> Parameters:
     """Parameter counts by closed form, without building anything."""
-    from lmablate.model.families import decoder_of, encoder_of
+    from lmablate.model.multi_stack import decoder_of, encoder_of
 
     two = cfg.model.n_encoder_layers is not None
     found = [stack_params(decoder_of(cfg)), stack_params(encoder_of(cfg))] if two else [stack_params(cfg)]

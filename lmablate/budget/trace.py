@@ -19,14 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lmablate.budget.flops import flops_per_token, softmax_flops
-from lmablate.model import parts
+from lmablate.model import components
 from lmablate.model.factory import build_model
 from lmablate.model.norm import RMSNorm
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.objective import objective_of
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "baddbmm_", "matmul"})
 
@@ -154,7 +154,7 @@ def trace(cfg: RunConfig) -> Step:
 def norm_modules(model: nn.Module, cfg: RunConfig) -> list[nn.Module]:
     """The norms of a model or of a piece of it: of the residual stream, of queries, keys and values."""
     named = {"norm": cfg.norm, "stability.qk_norm": cfg.stability.qk_norm, "stability.v_norm": cfg.stability.v_norm}
-    kinds = (RMSNorm, *(parts.target(part, place) for place, part in named.items() if part))
+    kinds = (RMSNorm, *(components.target(part, place) for place, part in named.items() if part))
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 

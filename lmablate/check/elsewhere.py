@@ -10,9 +10,9 @@ from lmablate.check.finding import Finding, check, fails, holds, not_asked
 from lmablate.check.outputs import apart, passed
 from lmablate.check.small import tokens_for
 from lmablate.check.subject import Subject
-from lmablate.compilation import compile_blocks
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.objective import objective_of
+from lmablate.training.compile import compile_blocks
 
 NEAR = 1e-3  # of the largest logit: what two exact programs may differ by in fp32
 
@@ -21,7 +21,7 @@ NEAR = 1e-3  # of the largest logit: what two exact programs may differ by in fp
     "export",
     asks="a transformers class gives the same logits, or the export is refused in words",
     cost="lmablate.interop writes another model than was trained",
-    mend="let to_hf refuse the option (lmablate/interop/lenses.py)",
+    mend="let to_hf refuse the option (lmablate/interop/config_mapping.py)",
 )
 def export(subject: Subject) -> Finding:
     try:
@@ -59,7 +59,7 @@ def compiles(subject: Subject) -> Finding:
         return loss.detach()
 
     eager = step()
-    log = logging.getLogger("lmablate.compilation")
+    log = logging.getLogger("lmablate.training.compile")
     level = log.level
     log.setLevel(logging.ERROR)
     try:

@@ -13,9 +13,9 @@ from lmablate.check.finding import Finding, check, fails, holds
 from lmablate.check.small import config, distance, request, training_record
 from lmablate.check.subject import Subject, get, put
 from lmablate.check.training import SCALES
-from lmablate.config.schema import RunRequest
-from lmablate.errors import ConfigError
-from lmablate.model import parts
+from lmablate.core.errors import ConfigError
+from lmablate.model import components
+from lmablate.schema.run_config import RunRequest
 
 # Keys that act in a scene of their own: the definition of divergence needs a run that diverges.
 _WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule.warmup_fraction": 0.8}
@@ -54,7 +54,7 @@ def _declared(raw: dict[str, Any], path: str) -> list[Any]:
     """What the schema says of a key, or the signature of the part that it belongs to."""
     *way, key = path.split(".")
     if "_target_" in (part := get(raw, ".".join(way)) if way else {}):
-        target = parts.target(part, way[-1])
+        target = components.target(part, way[-1])
         return _words_in(get_type_hints(getattr(target, "__init__", target)).get(key))
     kind: Any = RunRequest
     for key in path.split("."):

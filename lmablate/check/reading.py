@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmablate.axes import options
 from lmablate.check.finding import Finding, check, fails, holds, not_asked
 from lmablate.check.outputs import apart, passed
 from lmablate.check.small import VOCAB, request, scaled_model, tokens_for
 from lmablate.check.subject import Subject
-from lmablate.config.schema import RunConfig
-from lmablate.config.training import ObjectiveSettings
+from lmablate.core.axes import options
+from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
-from lmablate.errors import ConfigError
 from lmablate.model.attention import EVERYTHING, visible, with_prefix
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.model.transformer import TransformerLM
 from lmablate.objective import Batch, objective_of
+from lmablate.schema.run_config import RunConfig
+from lmablate.schema.training_config import ObjectiveSettings
 
 LONG = 33  # beyond the small window, context, and the tokens that scaled positions are good for
 CUTS = {

@@ -13,11 +13,11 @@ import torch
 
 from lmablate.config.compose import explicit, from_request
 from lmablate.config.compose import request as composed
-from lmablate.config.schema import RunConfig
 from lmablate.model import build_model
 from lmablate.model.primitives import Matrix
 from lmablate.model.transformer import TransformerLM
-from lmablate.trainer import Trainer
+from lmablate.schema.run_config import RunConfig
+from lmablate.training.trainer import Trainer
 
 VOCAB = 64
 # Two layers, and windows and bucket ranges shorter than the text, so that every option has something to do.

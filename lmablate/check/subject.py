@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from lmablate.axes import AXES, options
 from lmablate.check.small import config, request, scaled_model, tokens_for
 from lmablate.config.compose import explicit
-from lmablate.config.schema import RunConfig
-from lmablate.errors import ConfigError
-from lmablate.model import parts
+from lmablate.core.axes import AXES, options
+from lmablate.core.errors import ConfigError
+from lmablate.model import components
 from lmablate.model.transformer import TransformerLM
+from lmablate.schema.run_config import RunConfig
 
 # The part of an axis that a class or function computes, where it is not the axis's own.
 _INSIDE = {"activation": "fn", "stability": "qk_norm"}
@@ -73,7 +73,7 @@ class Subject:
         node = self.raw[self.axis]
         if inside := _INSIDE.get(self.axis):
             node = node[inside] or {}
-        return parts.target(node, self.axis) if "_target_" in node else None
+        return components.target(node, self.axis) if "_target_" in node else None
 
     def where(self) -> str:
         """The class of the option and its place in a file."""

@@ -15,11 +15,11 @@ import torch
 from lmablate.check.finding import Finding, check, fails, holds
 from lmablate.check.small import SmallText, distance, scaled_model, trainer_of, training_record
 from lmablate.check.subject import Subject
-from lmablate.config.schema import RunConfig
-from lmablate.errors import ConfigError
-from lmablate.gang import Gang, graph_key
-from lmablate.model.citizens import why_alone
-from lmablate.trainer import Interrupted, Trainer
+from lmablate.core.errors import ConfigError
+from lmablate.model.plain_torch import why_alone
+from lmablate.schema.run_config import RunConfig
+from lmablate.training.gang import Gang, graph_key
+from lmablate.training.trainer import Interrupted, Trainer
 
 SCALES = (1.0, 5.0, 20.0, 60.0)  # of the weights, until an option acts
 STEPS = 20  # of a gang

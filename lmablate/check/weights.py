@@ -10,12 +10,12 @@ from lmablate.budget import flops_per_token, forward_products, parameters
 from lmablate.check.finding import Finding, check, fails, holds, not_asked
 from lmablate.check.small import tokens_for
 from lmablate.check.subject import Subject
-from lmablate.config.schema import RunConfig
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.primitives import Matrix
 from lmablate.model.transformer import TransformerLM
 from lmablate.objective import objective_of
+from lmablate.schema.run_config import RunConfig
 
 
 @check(

@@ -4,7 +4,7 @@
 `verdict.py` judges, `reading.py` does it for a results directory.
 """
 
-from lmablate.claims.data import Claim, load_claims
+from lmablate.claims.claim import Claim, load_claims
 from lmablate.claims.verdict import judge
 
 __all__ = ["Claim", "judge", "load_claims"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-from lmablate.arms import is_missing, show
-from lmablate.claims.data import Hypothesis
-from lmablate.claims.matching import Row, clipped, matches, value_of, words
+from lmablate.claims.claim import Hypothesis
+from lmablate.claims.predicates import Row, clipped, matches, value_of, words
 from lmablate.claims.rows import Table
+from lmablate.results.arms import is_missing, show
 
 Pair = tuple[int, int, str]  # init_seed, data_seed, numerics
 MATCHED = 0.01

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmablate.claims.data import Claim, load_claims
-from lmablate.console import prose
-from lmablate.errors import ConfigError, in_words
-from lmablate.files import atomic_write
-from lmablate.paths import given_path
+from lmablate.claims.claim import Claim, load_claims
+from lmablate.core.console import prose
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
+from lmablate.core.paths import given_path
 
 HEAD = """# The lecture, claim by claim
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lmablate.arms import is_missing
-from lmablate.claims.data import Hypothesis
+from lmablate.claims.claim import Hypothesis
 from lmablate.claims.evidence import LR, Arm, Pair, Sample
-from lmablate.claims.matching import Row, clipped
+from lmablate.claims.predicates import Row, clipped
 from lmablate.diagnostics.spikes import LEAST
+from lmablate.results.arms import is_missing
 from lmablate.stats import counts, curves, estimates, sequential
 
 # Spreads are pooled unless the test of their equality gives a p below EQUAL or the contrast looks wider than the rest: with

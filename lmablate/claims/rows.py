@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lmablate.arms import axis_columns, config_columns, is_missing
-from lmablate.claims.matching import Row
+from lmablate.claims.predicates import Row
+from lmablate.results.arms import axis_columns, config_columns, is_missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def _with_shares(rows: Sequence[Row]) -> list[Row]:
 
 
 def _longest(rows: Sequence[Row]) -> dict[str, int]:
-    """The steps of the longest run of every trunk (lmablate/branches.py)."""
+    """The steps of the longest run of every trunk (lmablate/runs/wsd_branches.py)."""
     out: dict[str, int] = {}
     for row in rows:
         if not is_missing(row.get("trunk")):
@@ -60,7 +60,7 @@ def _longest(rows: Sequence[Row]) -> dict[str, int]:
 def _through_longer_windows(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Of each run, ``val_loss_4x`` and the like: nats per token of the validation text through non-overlapping windows of a
     whole multiple of the training length, the model as it was trained."""
-    from lmablate.evaluations import VALIDATION, load_evaluations
+    from lmablate.results.evaluations import VALIDATION, load_evaluations
 
     folders = runs.attrs.get("folders", [])
     found = load_evaluations(folders) if folders else None

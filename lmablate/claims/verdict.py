@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmablate.arms import is_missing
-from lmablate.claims.data import Claim, Hypothesis, load_claims
+from lmablate.claims.claim import Claim, Hypothesis, load_claims
+from lmablate.claims.error_rates import Asked, Corrected, Group, Judged, correct, groups, p_claim
 from lmablate.claims.evidence import Sample
-from lmablate.claims.families import Asked, Corrected, Group, Judged, correct, groups, p_claim
-from lmablate.claims.matching import words
 from lmablate.claims.measure import Estimate
+from lmablate.claims.predicates import words
 from lmablate.claims.rows import Table
+from lmablate.results.arms import is_missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALP
 
 def _verdict(one: Judged, ps: Corrected | None, alpha: float) -> tuple[Verdict, str, int | None]:
     """The verdict on one test at the p values of a family, its reason, and how many more seeds would decide it."""
-    from lmablate.claims.words import diverged_words, more_seeds, no_pair
+    from lmablate.claims.explanations import diverged_words, more_seeds, no_pair
 
     test, e, sample = one.test, one.estimate, one.sample
     n, least = len(e.values), one.claim.minimum_seeds
@@ -147,7 +147,7 @@ _UNCORRECTED = {"p_holm": None, "p_claim_holm": None, "family": None}
 
 
 def _row(one: Judged, ps: Corrected | None, studies: list[Mapping[str, Any]], alpha: float) -> Row:
-    from lmablate.claims.words import remarks
+    from lmablate.claims.explanations import remarks
 
     test, e, sample = one.test, one.estimate, one.sample
     verdict, reason, more = _verdict(one, ps, alpha)

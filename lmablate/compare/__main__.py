@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.cli import trust_packages
-from lmablate.errors import ConfigError, in_words
-from lmablate.paths import given_path
-from lmablate.run_directory import run_path
+from lmablate.cli.front_door import trust_packages
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import given_path
+from lmablate.runs.run_directory import run_path
 
 if TYPE_CHECKING:
     from lmablate.compare.difference import Mean
@@ -76,7 +76,7 @@ def compare(asked: argparse.Namespace) -> list[str]:
     from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, places
     from lmablate.compare.examples import examples
     from lmablate.compare.scores import score_pair
-    from lmablate.run_directory import check_writable
+    from lmablate.runs.run_directory import check_writable
 
     if asked.examples < 0:
         raise ConfigError(f"--examples {asked.examples}: must be 0 or more")
@@ -108,7 +108,7 @@ def _write(
     import pandas as pd
 
     from lmablate.analysis.token_differences import figure
-    from lmablate.files import atomic_write
+    from lmablate.core.files import atomic_write
 
     answer, method = _answer(pair, found), _method(pair, found, what)
     table = pd.DataFrame([{"by": by} | row for by, rows in groups.items() for row in rows])
@@ -138,10 +138,10 @@ def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[A
 
     from lmablate.analysis._style import signed
     from lmablate.compare.examples import visible
-    from lmablate.report_figures import inline_svg
+    from lmablate.report.figures import inline_svg
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "report" / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
     from lmablate.evaluate.scoring import Scored
     from lmablate.evaluate.text import Text
     from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.run_config import RunConfig
 
 PASS_TOKENS = 4096
 _SILENT = ("runtime.", "results_dir=", "hydra")  # words that change no number
@@ -56,8 +56,8 @@ def score_pair(run_a: Path, run_b: Path, paths: str | None, text_field: str, dev
 
 
 def _load(run_dir: Path, device: str) -> _Run:
-    from lmablate.evaluate.of_run import check_finished, ready
     from lmablate.interop.export import load_run
+    from lmablate.runs.evaluate_run import check_finished, ready
 
     check_finished(run_dir)
     model, cfg, data = load_run(run_dir)
@@ -65,7 +65,7 @@ def _load(run_dir: Path, device: str) -> _Run:
 
 
 def _check(a: _Run, b: _Run, *, validation: bool) -> None:
-    from lmablate.data.skills.store import SkillData
+    from lmablate.data.tasks.store import SkillData
 
     for run in (a, b):
         if isinstance(run.data, SkillData):
@@ -91,7 +91,7 @@ def _check(a: _Run, b: _Run, *, validation: bool) -> None:
 
 def _words(a: RunConfig, b: RunConfig) -> tuple[str, str]:
     """What tells the two apart: options, then the seed and the keys of the command line."""
-    from lmablate.axes import default_choices
+    from lmablate.core.axes import default_choices
 
     known = default_choices()
     ours, theirs = a.choices, b.choices

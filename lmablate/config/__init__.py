@@ -1,6 +1,6 @@
 """Configuration: ``compose(["norm=rms", ...])`` gives a checked, resolved RunConfig."""
 
 from lmablate.config.compose import compose
-from lmablate.config.schema import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 __all__ = ["RunConfig", "compose"]

@@ -16,19 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from lmablate import secrets
-from lmablate.config.foreign import refuse_hidden
+from lmablate.config.budget_matching import reference_words
 from lmablate.config.hints import explain, in_words
-from lmablate.config.matching import reference_words
-from lmablate.config.preset import with_preset
+from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite
+from lmablate.config.presets import with_preset
 from lmablate.config.resolve import choose_alternatives, choose_draws, resolve
-from lmablate.config.schema import RunConfig, RunRequest
-from lmablate.config.skills import without_tokenizer
-from lmablate.config.words import SKIP, ZIP, explicit, rewrite
-from lmablate.errors import ConfigError, explained
-from lmablate.paths import CONF_DIR, ROOT
-from lmablate.protocols import check_asked
-from lmablate.source import code_of
+from lmablate.config.task_constraints import without_tokenizer
+from lmablate.config.untrusted_yaml import refuse_hidden
+from lmablate.core import secrets
+from lmablate.core.errors import ConfigError, explained
+from lmablate.core.paths import CONF_DIR, ROOT
+from lmablate.core.source_code import code_of
+from lmablate.schema.evaluation_windows import check_asked
+from lmablate.schema.run_config import RunConfig, RunRequest
 
 _ONE_AT_A_TIME = threading.RLock()  # Hydra and OmegaConf keep what they know in globals
 

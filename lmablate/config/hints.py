@@ -13,9 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from lmablate.config.synonyms import SYNONYMS
-from lmablate.data.skills.settings import SOURCES
-from lmablate.errors import ConfigError
-from lmablate.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.schema.tasks import SOURCES
 
 MULTIRUN = "-m"
 MOST_OPTIONS = 16  # that a message lists; of more, the nearest
@@ -169,7 +169,7 @@ def in_words(error: Exception, words: Sequence[str] = ()) -> ConfigError:
     if key := refused_key(error):
         return ConfigError(unknown_key(key, words))
     if found := re.search(r"Ambiguous value for argument '([^\n]+)'\n", chain):
-        from lmablate.config.words import several_values
+        from lmablate.config.overrides import several_values
 
         return ConfigError(several_values(found[1]))
     if found := re.search(r"Sweep parameters '(.+?)' requires --multirun", chain):

@@ -13,11 +13,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig, RunRequest
-    from lmablate.config.training import ScheduleSettings
+    from lmablate.schema.run_config import RunConfig, RunRequest
+    from lmablate.schema.training_config import ScheduleSettings
 
 log = logging.getLogger(__name__)
 Given = frozenset[str]
@@ -116,7 +116,7 @@ def _model(cfg: RunConfig, given: Given) -> Sentences:
 
 def longest_text(cfg: RunConfig) -> int:
     """Tokens of the longest text that a stack reads at once; of two stacks, each reads a part."""
-    from lmablate.model.families import source_length
+    from lmablate.model.multi_stack import source_length
 
     length = cfg.model.context_length
     if cfg.model.n_encoder_layers is None:
@@ -141,7 +141,7 @@ def _attention(cfg: RunConfig, given: Given) -> Sentences:
 
 
 def _posemb(cfg: RunConfig, given: Given) -> Sentences:
-    from lmablate.model.shapes import position_shape
+    from lmablate.model.dims import position_shape
 
     own, shape = cfg.posemb, position_shape(cfg)
     width = shape.head_dim
@@ -242,7 +242,7 @@ def _runtime(cfg: RunConfig, given: Given) -> Sentences:
     if how.gpu_memory is not None and how.device == "cpu":
         yield f"runtime.gpu_memory={how.gpu_memory:g} has no effect on the CPU"
     if "runtime.checkpoint_seconds" in given and how.checkpoint_seconds:
-        from lmablate.timing import guessed_seconds
+        from lmablate.training.step_time import guessed_seconds
 
         if (guess := guessed_seconds(cfg)) * NEVER < how.checkpoint_seconds:
             yield (

@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
-from lmablate.config.schema import RunRequest
-from lmablate.settings import BOOKKEEPING
+from lmablate.core.settings import BOOKKEEPING
+from lmablate.schema.run_config import RunRequest
 
 
 @cache

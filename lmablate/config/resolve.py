@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from lmablate.config.budget_matching import meet_budget
 from lmablate.config.limits import check_schedule, check_seeds
-from lmablate.config.matching import meet_budget
-from lmablate.config.schema import RunConfig, RunRequest
 from lmablate.config.sizes import sizes
-from lmablate.config.skills import check_task
-from lmablate.config.training import ScheduleSettings, TrainerSettings
-from lmablate.errors import ConfigError
-from lmablate.machine import bf16_is_faster
+from lmablate.config.task_constraints import check_task
+from lmablate.core.errors import ConfigError
+from lmablate.core.hardware import bf16_is_faster
+from lmablate.schema.run_config import RunConfig, RunRequest
+from lmablate.schema.training_config import ScheduleSettings, TrainerSettings
 
 # Two ways to say one thing: the one given on the command line replaces the other's default, and both are refused.
 ALTERNATIVES = (
@@ -75,9 +75,9 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
 
 def _experts(request: RunRequest) -> dict[str, Any] | None:
     """The feed-forward option, null for the dense network, which runs had before there were others. Raises ConfigError."""
-    from lmablate.model import parts
+    from lmablate.model import components
 
-    if request.ffn is None or parts.target(request.ffn, "ffn").is_dense:
+    if request.ffn is None or components.target(request.ffn, "ffn").is_dense:
         return None
     if request.ffn.get("balance_over") == "batch" and request.runtime.microbatch_size is not None:
         raise ConfigError(

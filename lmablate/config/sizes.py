@@ -3,9 +3,9 @@
 from typing import Any
 
 from lmablate.budget import ff_width
-from lmablate.config.schema import ModelRequest, ModelSettings, RunRequest
-from lmablate.data.skills.settings import Skill
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
+from lmablate.schema.run_config import ModelRequest, ModelSettings, RunRequest
+from lmablate.schema.tasks import Skill
 
 
 def _heads(m: ModelRequest) -> tuple[int, int, int]:

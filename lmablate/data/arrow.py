@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from lmablate.core.errors import DataError
 from lmablate.data.tally import Tally
-from lmablate.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa

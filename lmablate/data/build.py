@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from lmablate import __version__
-from lmablate.console import progress
+from lmablate.core.console import progress
+from lmablate.core.errors import DataError
+from lmablate.core.paths import cache_dir
 from lmablate.data.documents import CUT_REACH, Corpus, collect
-from lmablate.data.settings import (
+from lmablate.data.sources import Source, open_source
+from lmablate.data.stamp import Stamp, stamp_files
+from lmablate.data.store import FORMAT, look_up, note, open_store, publish, workshop, write_store
+from lmablate.data.tasks.store import open_skill
+from lmablate.data.tokenizer import ByteTokenizer, Tokenizer, find_pretrained, fingerprint, load_pretrained, train_bpe
+from lmablate.data.tokens import TokenData, too_short
+from lmablate.schema.data import (
     BpeTokenizer,
     BytesTokenizer,
     DataSettings,
@@ -21,15 +29,7 @@ from lmablate.data.settings import (
     TextSettings,
     TokenizerSettings,
 )
-from lmablate.data.skills.settings import Skill
-from lmablate.data.skills.store import open_skill
-from lmablate.data.sources import Source, open_source
-from lmablate.data.stamp import Stamp, stamp_files
-from lmablate.data.store import FORMAT, look_up, note, open_store, publish, workshop, write_store
-from lmablate.data.tokenizer import ByteTokenizer, Tokenizer, find_pretrained, fingerprint, load_pretrained, train_bpe
-from lmablate.data.tokens import TokenData, too_short
-from lmablate.errors import DataError
-from lmablate.paths import cache_dir
+from lmablate.schema.tasks import Skill
 
 log = logging.getLogger(__name__)
 _said: set[str] = set()

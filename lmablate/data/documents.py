@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmablate.errors import DataError
+from lmablate.core.errors import DataError
 
 log = logging.getLogger(__name__)
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lmablate.core.errors import DataError, first_line
+from lmablate.core.files import read_json
 from lmablate.data.documents import Document
 from lmablate.data.hub import as_documents, built, dataset_texts
 from lmablate.data.hub_client import quiet_datasets
 from lmablate.data.hub_files import json_files
 from lmablate.data.local_files import SAVED, file_texts
-from lmablate.data.settings import HubData
 from lmablate.data.stamp import Stamp, stamp_files
 from lmablate.data.tally import Tally
-from lmablate.errors import DataError, first_line
-from lmablate.files import read_json
+from lmablate.schema.data import HubData
 
 _SPLITS, _STATE = SAVED
 

@@ -14,15 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lmablate.core.errors import DataError
 from lmablate.data.arrow import ROWS, table_texts
 from lmablate.data.documents import Document
 from lmablate.data.hub_client import ANSWER_SECONDS, hub_answers, in_words, offline, quiet_datasets, why_offline
 from lmablate.data.hub_files import cached_files, hub_files, json_files
 from lmablate.data.local_files import file_texts, open_texts
-from lmablate.data.settings import HubData
 from lmablate.data.stamp import Stamp
 from lmablate.data.tally import Tally
-from lmablate.errors import DataError
+from lmablate.schema.data import HubData
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from lmablate.errors import DataError, first_line
+from lmablate.core.errors import DataError, first_line
 
 ANSWER_SECONDS = 5.0  # for the Hub to answer at all; the client's own retries take 23 s to give up
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lmablate.core.files import atomic_write, read_json
 from lmablate.data.packed import kind_of
-from lmablate.data.settings import HubData
-from lmablate.files import atomic_write, read_json
+from lmablate.schema.data import HubData
 
 
 def json_files(builder: Any, split: str) -> list[str] | None:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from lmablate.core.errors import DataError
 from lmablate.data.tally import Tally
-from lmablate.errors import DataError
 
 MOST_ROW = 1 << 30  # bytes of a row, so that a file without line ends does not fill the memory
 _BETWEEN = re.compile(r"[ \t\r\n,]*")

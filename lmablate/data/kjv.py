@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from lmablate.data.settings import KjvData
+from lmablate.core.errors import DataError
 from lmablate.data.stamp import Stamp, stamp_files
-from lmablate.errors import DataError
+from lmablate.schema.data import KjvData
 
 _VERSE = re.compile(r"(\d+):\d+\s")
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from lmablate.core.errors import DataError, first_line
 from lmablate.data.arrow import ipc_texts, parquet_texts
 from lmablate.data.documents import Document
 from lmablate.data.json_rows import json_texts
 from lmablate.data.packed import OTHERS, kind_of, parts, plain_name
-from lmablate.data.settings import FilesData
 from lmablate.data.stamp import Stamp, stamp_files
 from lmablate.data.tally import Tally
-from lmablate.errors import DataError, first_line
+from lmablate.schema.data import FilesData
 
 # What a file begins with when its name does not say what it is.
 _MARKS = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from lmablate.errors import DataError
+from lmablate.core.errors import DataError
 
 FORMATS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from lmablate.core.errors import DataError
 from lmablate.data.documents import Document
 from lmablate.data.folder import DatasetFolder
 from lmablate.data.hub import HubDataset
 from lmablate.data.kjv import Kjv
 from lmablate.data.local_files import LocalFiles
-from lmablate.data.settings import FilesData, HubData, KjvData, TextSettings
 from lmablate.data.stamp import Stamp
 from lmablate.data.synthetic import Markov
-from lmablate.errors import DataError
+from lmablate.schema.data import FilesData, HubData, KjvData, TextSettings
 
 
 class Source(Protocol):

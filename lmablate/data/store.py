@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from lmablate import access
-from lmablate.console import progress
+from lmablate.core import access
+from lmablate.core.console import progress
+from lmablate.core.errors import DataError
+from lmablate.core.files import atomic_write
 from lmablate.data.documents import BATCH_BYTES, Corpus
 from lmablate.data.tokenizer import Tokenizer, fingerprint
 from lmablate.data.tokens import TokenData
-from lmablate.errors import DataError
-from lmablate.files import atomic_write
 
 FORMAT = 1  # raised when the files below, or how they are made, change
 _FILES = ("train.bin", "val.bin", "tokenizer.json")

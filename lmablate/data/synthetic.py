@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lmablate.data.settings import SyntheticData
 from lmablate.data.stamp import Stamp
+from lmablate.schema.data import SyntheticData
 
 _SYMBOLS = np.frombuffer(bytes(range(ord("!"), ord("~") + 1)), dtype=np.uint8)
 _MAX_WEIGHT = 64  # of one successor; whole numbers, so that every machine samples the same text

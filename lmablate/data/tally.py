@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NoReturn
 
-from lmablate.errors import DataError
+from lmablate.core.errors import DataError
 
 PATIENCE = 100_000  # rows of a file without any text, after which the rest of it is not read
 OR_SKIP = ", or leave such rows out with data.skip_bad_lines=true"

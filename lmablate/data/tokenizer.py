@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from lmablate.data.settings import BYTES_VOCAB, PretrainedTokenizer
-from lmablate.errors import DataError, first_line
-from lmablate.files import read_bounded
+from lmablate.core.errors import DataError, first_line
+from lmablate.core.files import read_bounded
+from lmablate.schema.data import BYTES_VOCAB, PretrainedTokenizer
 
 if TYPE_CHECKING:
     import tokenizers

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lmablate.core.errors import DataError
 from lmablate.data.tokenizer import Tokenizer, loads
-from lmablate.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor

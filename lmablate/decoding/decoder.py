@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmablate.core.errors import ConfigError
 from lmablate.decoding.cache import LayerCache
-from lmablate.decoding.piece import Piece
-from lmablate.errors import ConfigError
+from lmablate.decoding.chunk import Piece
 from lmablate.model.attention import Attention
 from lmablate.model.posemb import PosEmb, Positions
 from lmablate.model.transformer import TransformerLM

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmablate.core.errors import ConfigError
 from lmablate.decoding.decoder import Decoder
-from lmablate.errors import ConfigError
 from lmablate.model.transformer import TransformerLM
 
 

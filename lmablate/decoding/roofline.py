@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lmablate.budget import keys_read, kv_bytes, parameters
 from lmablate.budget.flops import attention_work, position_work, reaches
-from lmablate.model.families import layer_order
-from lmablate.model.shapes import ffn_option, ffn_shape
+from lmablate.model.dims import ffn_option, ffn_shape
+from lmablate.model.multi_stack import layer_order
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 
 class Cost(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmablate.diagnostics.places import Found, branches, layers
+from lmablate.diagnostics.module_names import Found, branches, layers
 from lmablate.model.ffn.grouped import Rows
 from lmablate.model.transformer import TransformerLM
 

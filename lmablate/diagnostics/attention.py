@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lmablate.diagnostics.places import Found, branches, layers
+from lmablate.diagnostics.module_names import Found, branches, layers
 from lmablate.model.transformer import TransformerLM
 
 PIECE = 1 << 24  # scores made at a time

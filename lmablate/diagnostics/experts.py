@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmablate.diagnostics.places import Found, branches, layers
+from lmablate.diagnostics.module_names import Found, branches, layers
 from lmablate.model.ffn import Mixture
 from lmablate.model.posemb import Positions
 from lmablate.model.transformer import TransformerLM

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from lmablate.diagnostics.places import Found
+from lmablate.diagnostics.module_names import Found
 
 
 @torch.no_grad()

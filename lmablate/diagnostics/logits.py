@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmablate.cross_entropy import CHUNK
-from lmablate.diagnostics.places import Found
+from lmablate.diagnostics.module_names import Found
 from lmablate.model.transformer import TransformerLM
+from lmablate.objective.chunked_cross_entropy import CHUNK
 
 
 @torch.no_grad()

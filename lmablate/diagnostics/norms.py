@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lmablate.diagnostics.places import Found, branches, layers
+from lmablate.diagnostics.module_names import Found, branches, layers
 from lmablate.model.primitives import Gain
 from lmablate.model.transformer import TransformerLM
 

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmablate.compilation import eager
 from lmablate.diagnostics import activations, attention, experts
 from lmablate.diagnostics.gradients import copies, gradient_norms, update_ratios
 from lmablate.diagnostics.logits import logit_scale
+from lmablate.diagnostics.module_names import Found, groups
 from lmablate.diagnostics.norms import gains
-from lmablate.diagnostics.places import Found, groups
-from lmablate.diagnostics.settings import PREFIX, TOLD, DiagnosticsSettings, asked_of
 from lmablate.objective import IGNORE, Batch
+from lmablate.schema.diagnostics import PREFIX, TOLD, DiagnosticsSettings, asked_of
+from lmablate.training.compile import eager
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
-    from lmablate.trainer import Trainer
+    from lmablate.schema.run_config import RunConfig
+    from lmablate.training.trainer import Trainer
 
 PASS = {"activations", "ffn", "attention", "logits", "experts"}  # what needs the extra pass
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmablate import access
-from lmablate.errors import ConfigError, DataError, in_words
-from lmablate.files import atomic_write
-from lmablate.paths import given_path
-from lmablate.run_directory import run_path
+from lmablate.core import access
+from lmablate.core.errors import ConfigError, DataError, in_words
+from lmablate.core.files import atomic_write
+from lmablate.core.paths import given_path
+from lmablate.runs.run_directory import run_path
 
 DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
 files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
@@ -85,10 +85,10 @@ def _parser() -> argparse.ArgumentParser:
 def _evaluate(asked: argparse.Namespace) -> None:
     import torch
 
-    from lmablate.cli import trust_packages
-    from lmablate.evaluate.of_run import evaluate_run
-    from lmablate.evaluations import finite, write_evaluation
-    from lmablate.run_directory import check_writable, unwritable
+    from lmablate.cli.front_door import trust_packages
+    from lmablate.results.evaluations import finite, write_evaluation
+    from lmablate.runs.evaluate_run import evaluate_run
+    from lmablate.runs.run_directory import check_writable, unwritable
 
     trust_packages(asked.trust)
     times = _times(asked.lengths)
@@ -151,7 +151,7 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     """Run directories, all of which are there; a results directory stands for its runs that completed, of which some may be
     left out."""
     from lmablate.interop.export import run_there
-    from lmablate.run_directory import RunDirectory, below
+    from lmablate.runs.run_directory import RunDirectory, below
 
     found: list[Path] = []
     searched = False
@@ -205,8 +205,8 @@ def _write_tables(folders: Sequence[Path], done: Sequence[dict[str, Any]], out: 
     """The evaluations of this command as tables and a figure."""
     from lmablate.analysis._style import save
     from lmablate.analysis.length import by_length
-    from lmablate.evaluations import frames
-    from lmablate.results import load_runs
+    from lmablate.results.evaluations import frames
+    from lmablate.results.load import load_runs
 
     lengths, positions = frames(done)
     atomic_write(out / "lengths.csv", lengths.to_csv(index=False))

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmablate.axes import options
-from lmablate.errors import ConfigError
-from lmablate.paths import CONF_DIR
+from lmablate.core.axes import options
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
     from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.run_config import RunConfig
 
 GROUPS = ("posemb", "attention")
 
@@ -57,10 +57,10 @@ def changed(cfg: RunConfig, words: Sequence[str], longest: int) -> tuple[RunConf
 
 def _same_kind(cfg: RunConfig, other: RunConfig) -> None:
     """Positions are told in the way that the weights have learned: rotations by rotations, or no longer at all."""
-    from lmablate.model import parts
+    from lmablate.model import components
     from lmablate.model.posemb import PosEmb
 
-    mine, theirs = (parts.target(each.posemb, "posemb") for each in (cfg, other))
+    mine, theirs = (components.target(each.posemb, "posemb") for each in (cfg, other))
     if theirs is not PosEmb and not any(
         kind is not PosEmb and issubclass(kind, PosEmb) and issubclass(theirs, kind) for kind in mine.__mro__
     ):

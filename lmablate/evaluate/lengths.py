@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.evaluate.scoring import score
 from lmablate.evaluate.summary import summarise
 from lmablate.evaluate.text import Text
-from lmablate.protocols import Protocol, check_reach
+from lmablate.schema.evaluation_windows import Protocol, check_reach
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
     from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.run_config import RunConfig
 
 
 def at_lengths(

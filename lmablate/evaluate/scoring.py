@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmablate.console import progress
-from lmablate.errors import ConfigError
+from lmablate.core.console import progress
+from lmablate.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM

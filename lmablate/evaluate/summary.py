@@ -37,7 +37,7 @@ def summarise(scored: Scored, *, n_bytes: int, length: int, stride: int, train_l
     most likely token, expected calibration error (`ece`) and its bins, and `positions`."""
     import torch
 
-    from lmablate.calibration import calibration
+    from lmablate.evaluate.calibration import calibration
 
     total = float(scored.nats.astype(np.float64).sum())
     sure = None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lmablate.errors import DataError
-from lmablate.evaluations import VALIDATION
+from lmablate.core.errors import DataError
+from lmablate.results.evaluations import VALIDATION
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -40,8 +40,8 @@ def read_text(paths: str, data: TokenData, text_field: str = "text") -> Text:
     """The files that `paths` matches, under the run's tokenizer: one text file is one document, and so is one row of a JSONL,
     Parquet or Arrow file. Raises DataError."""
     from lmablate.data.local_files import LocalFiles
-    from lmablate.data.settings import FilesData
     from lmablate.data.tally import OR_SKIP
+    from lmablate.schema.data import FilesData
 
     if not paths:
         raise DataError("--data needs a file, or a pattern such as 'texts/*.txt'")

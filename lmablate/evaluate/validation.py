@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lmablate.data.skills.store import SkillData
-from lmablate.evaluate.skills import Evaluation, evaluate_task
+from lmablate.data.tasks.store import SkillData
+from lmablate.evaluate.task_accuracy import Evaluation, evaluate_task
 from lmablate.objective import IGNORE, Batch, Held, Objective, vocab_size
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
-    from lmablate.distributed.ranks import Ranks
     from lmablate.model.transformer import TransformerLM
+    from lmablate.training.distributed.ranks import Ranks
 
 
 def evaluate(

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from lmablate.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, in_words
 
 # The view's word, the module whose main(argv) shows it, and what it shows.
 VIEWS = {

@@ -8,7 +8,7 @@ from lmablate.inspect import operators as kinds
 
 if TYPE_CHECKING:
     from lmablate.budget.trace import Step
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 # How a step is run.
 PLAIN, WRITTEN_OUT, COMPILED = "eager", "eager, attention in products", "compiled"

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError, in_words
-from lmablate.paths import given_path
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import given_path
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 HELP = """lmablate.inspect decode: prefill and decode speed and the cache, over context length and batch
 
@@ -42,7 +42,7 @@ MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is no
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    from lmablate.cli import main as front_door
+    from lmablate.cli.front_door import main as front_door
 
     parser = argparse.ArgumentParser(prog="python -m lmablate.inspect decode", add_help=False, allow_abbrev=False)
     parser.add_argument("--arm", action="append", default=[])
@@ -85,9 +85,9 @@ def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int]
 
     from lmablate.analysis._style import save
     from lmablate.analysis.decode import figure
-    from lmablate.files import atomic_write
-    from lmablate.run import load_data, with_data
-    from lmablate.run_directory import check_writable
+    from lmablate.core.files import atomic_write
+    from lmablate.runs.run import load_data, with_data
+    from lmablate.runs.run_directory import check_writable
 
     check_writable(out, "--out")
     torch.set_num_threads(configs[0].runtime.threads)

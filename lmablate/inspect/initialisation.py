@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.console import Line, prose
-from lmablate.errors import ConfigError, in_words
-from lmablate.paths import given_path
+from lmablate.core.console import Line, prose
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import given_path
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
+    from lmablate.schema.run_config import RunConfig
 
 DEPTHS, INITS = (6, 12, 18, 24, 32), 20
 DEFAULT = "norm_position=pre,post"
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def inspect(words: argparse.Namespace) -> list[str]:
     """Measure, write, and say what was found. Raises ConfigError before anything is computed."""
-    from lmablate.results import check_writable
+    from lmablate.results.load import check_writable
 
     depths = _depths(words.depths)
     if words.inits < 2:
@@ -132,7 +132,7 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
     import pandas as pd
     import torch
 
-    from lmablate.run import load_data, with_data
+    from lmablate.runs.run import load_data, with_data
 
     threads = torch.get_num_threads()
     rows, done, line = [], 0, Line()
@@ -159,9 +159,9 @@ def one(cfg: RunConfig, data: TokenData) -> list[dict[str, Any]]:
     """The layers of one untrained model, on the batch of a run's first step."""
     from lmablate.diagnostics import activations
     from lmablate.diagnostics.gradients import gradient_norms
-    from lmablate.diagnostics.places import Found, branches, groups, layers
+    from lmablate.diagnostics.module_names import Found, branches, groups, layers
     from lmablate.model import build_model
-    from lmablate.trainer import Trainer
+    from lmablate.training.trainer import Trainer
 
     trainer = Trainer(build_model(cfg), data, cfg, folder=None)
     found: Found = {}
@@ -238,7 +238,7 @@ def write(layers: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[str
 
     from lmablate.analysis._style import save
     from lmablate.analysis.gradient_norm import figure
-    from lmablate.files import atomic_write
+    from lmablate.core.files import atomic_write
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     atomic_write(folder / "layers.csv", layers.to_csv(index=False, float_format="%.5g"))

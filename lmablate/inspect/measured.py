@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmablate.console import Line
+from lmablate.core.console import Line
 from lmablate.inspect import operators as kinds
 from lmablate.inspect.accounted import COMPILED, WRITTEN_OUT, flops_by_kind, visible_products
 from lmablate.inspect.profiling import UPDATE, Split, alike, marked, profiled, split
@@ -18,9 +18,9 @@ from lmablate.inspect.profiling import UPDATE, Split, alike, marked, profiled, s
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
-    from lmablate.trainer import Trainer
+    from lmablate.schema.run_config import RunConfig
+    from lmablate.training.trainer import Trainer
 
 BLOCK = 10  # steps between two turns of the profiler
 WARM = 3
@@ -126,10 +126,10 @@ def train_step(cfg: RunConfig, data: TokenData, mode: str) -> tuple[Trainer, Cal
     """A trainer and its step, which ends when the device has done it."""
     from torch.profiler import record_function
 
-    from lmablate.compilation import compile_blocks
-    from lmablate.errors import ConfigError
+    from lmablate.core.errors import ConfigError
     from lmablate.model import build_model
-    from lmablate.trainer import Trainer
+    from lmablate.training.compile import compile_blocks
+    from lmablate.training.trainer import Trainer
 
     trainer = Trainer(build_model(cfg), data, cfg, folder=None)
     if mode == COMPILED and (why := compile_blocks(trainer.model, cfg, lambda: trainer.backward(trainer.rows(0)))):

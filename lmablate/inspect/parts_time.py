@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lmablate.console import progress
+from lmablate.core.console import progress
 from lmablate.inspect.accounted import COMPILED, PLAIN
 from lmablate.inspect.measured import bootstrap, step_clock, train_step
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
 
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
-    from lmablate.trainer import Trainer
+    from lmablate.schema.run_config import RunConfig
+    from lmablate.training.trainer import Trainer
 
 PARTS = ("norm", "block", "step")
 WARM = 3

@@ -7,10 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from lmablate.cli import trust_packages
-from lmablate.errors import ConfigError, in_words
-from lmablate.paths import given_path
-from lmablate.run_directory import run_path
+from lmablate.cli.front_door import trust_packages
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import given_path
+from lmablate.runs.run_directory import run_path
 
 
 @in_words

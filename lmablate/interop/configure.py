@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lmablate.errors import ConfigError
-from lmablate.interop.facts import BIASES, NORMS, PLAIN_EXPERTS, SIZES, STACKS, Facts, amplitude, fraction
-from lmablate.paths import CONF_DIR
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR
+from lmablate.interop.model_spec import BIASES, NORMS, PLAIN_EXPERTS, SIZES, STACKS, Facts, amplitude, fraction
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 
 BIAS_RATE = (
@@ -33,8 +33,8 @@ def _defaults() -> dict[str, Any]:
 def configure(facts: Facts) -> RunConfig:
     """A configuration of these facts, in fp32, otherwise the default one. Raises ConfigError for sizes that do not fit."""
     from lmablate.config.resolve import resolve
-    from lmablate.config.schema import RunRequest
     from lmablate.model.factory import check
+    from lmablate.schema.run_config import RunRequest
 
     raw = copy.deepcopy(_defaults())
     chosen = {group: facts[group] for group in ("norm", "norm_position", "block_layout", "activation", "posemb")}

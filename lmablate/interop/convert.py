@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lmablate.errors import ConfigError
-from lmablate.interop import facts as known
+from lmablate.core.errors import ConfigError
+from lmablate.interop import model_spec as known
 from lmablate.interop.configure import configure
-from lmablate.interop.facts import Facts
 from lmablate.interop.families import FAMILIES, Family, differences, idle_weights
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.saved import DISCRIMINATOR, few, library, load
 from lmablate.interop.tensors import Rule, expand, neutral, translated
 from lmablate.model import build_model
 from lmablate.model.transformer import TransformerLM
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 # Of numbers in the rows of experts: their grouped product needs rows of whole 16 bytes, in bf16 too, and fails without.
 ROW = 8

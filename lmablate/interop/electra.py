@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lmablate.errors import ConfigError
-from lmablate.interop import facts as known
+from lmablate.core.errors import ConfigError
+from lmablate.interop import model_spec as known
 from lmablate.interop.configure import configure
 from lmablate.interop.convert import NO_TOKENS, fill
-from lmablate.interop.facts import Facts
 from lmablate.interop.families import FAMILIES, differences
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.saved import DISCRIMINATOR, library, load
 from lmablate.interop.tensors import Rule, expand, linear
 from lmablate.model import build_model
-from lmablate.model.families import generator_of
+from lmablate.model.multi_stack import generator_of
 from lmablate.model.transformer import TransformerLM
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 FAMILY = next(family for family in FAMILIES if family.name == "ElectraForMaskedLM")
 # What the generator has of these is the model's own.

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lmablate import access
-from lmablate.errors import ConfigError
-from lmablate.run_directory import RunDirectory, check_writable
+from lmablate.core import access
+from lmablate.core.errors import ConfigError
+from lmablate.runs.run_directory import RunDirectory, check_writable
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
-    from lmablate.interop.pieces import Piece
+    from lmablate.interop.hf_models import Piece
     from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.run_config import RunConfig
 
 MARK = "lmablate.json"  # says that a folder is an export, and of what
 NEAR = 1e-3  # of the largest logit: what two exact programs may differ by in fp32
@@ -46,9 +46,9 @@ def run_there(run_dir: Path) -> RunDirectory:
 
 def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
     """The model of a run with its last weights, and its tokens. Raises ConfigError for a folder that is none."""
-    from lmablate.checkpoint import checkpoints, load_weights
     from lmablate.model import build_model
-    from lmablate.run import load_data, read_config
+    from lmablate.runs.run import load_data, read_config
+    from lmablate.training.checkpoint import checkpoints, load_weights
 
     directory = run_there(run_dir)
     found = checkpoints(directory.checkpoint_dir)
@@ -70,7 +70,7 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
 
 def _same_code(run_dir: Path, cfg: RunConfig) -> None:
     """Refuse weights that other code would read than the code that trained them."""
-    from lmablate.source import code_of, describe
+    from lmablate.core.source_code import code_of, describe
 
     now, then = code_of(cfg) or {}, cfg.code or {}
     if other := {module: said for module, said in {**then, **now}.items() if now.get(module) != then.get(module)}:
@@ -96,7 +96,7 @@ def export_run(run_dir: str | Path, out: str | Path) -> Exported:
     `out` must not exist, be empty, or hold an earlier export, which is replaced. The folder is loaded again and compared
     with the run before it appears under its name. Raises ConfigError for a run that no class expresses.
     """
-    from lmablate.interop.pieces import pieces_of, special_tokens
+    from lmablate.interop.hf_models import pieces_of, special_tokens
     from lmablate.interop.tokenizer import as_hf
 
     run_dir, out = Path(run_dir), Path(out)

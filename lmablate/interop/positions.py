@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmablate.interop.facts import Facts, fraction
-from lmablate.interop.lenses import Via, refuse
+from lmablate.interop.config_mapping import Via, refuse
+from lmablate.interop.model_spec import Facts, fraction
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.interop.families import FAMILIES
 
 DISCRIMINATOR = "ElectraForPreTraining"  # one of two models (electra.py)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.model_spec import Facts
 from lmablate.model.posemb import halves_to_pairs, pairs_to_halves
 
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import END, ByteTokenizer, Tokenizer
-from lmablate.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmablate.interop.pieces import SpecialTokens
+    from lmablate.interop.hf_models import SpecialTokens
 
 
 def byte_characters() -> list[str]:

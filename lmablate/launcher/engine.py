@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pydantic import ValidationError
 
-from lmablate.config_file import ASKED
-from lmablate.errors import ConfigError
-from lmablate.settings import Settings
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
+from lmablate.runs.config_file import ASKED
 
 if TYPE_CHECKING:
-    from lmablate.jobs import Job
+    from lmablate.launcher.jobs import Job
     from lmablate.launcher.processes import Process
 
 # By the word of the launcher: the module with its `make` and its `SETTINGS`, and the extra that brings its library.
@@ -114,8 +114,8 @@ def checked(settings: type[Settings], launcher: str, given: Mapping[str, Any]) -
 
 def words_of(jobs: Sequence[Job]) -> list[str]:
     """The command line of task.py for `jobs`: all that crosses to the engine, as plain strings."""
-    from lmablate.compilation import compile_cache
-    from lmablate.model.parts import trusted
+    from lmablate.model.components import trusted
+    from lmablate.training.compile import compile_cache
 
     runtime = jobs[0].cfg.runtime
     words = [str(job.directory.path.absolute()) for job in jobs]

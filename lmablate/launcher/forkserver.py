@@ -27,8 +27,8 @@ from typing import Any, NoReturn
 from lmablate.launcher.server import Request, Server
 from lmablate.launcher.worker import die_with_parent, run_directory
 
-TRAINING = """yaml lmablate.run lmablate.trainer lmablate.model lmablate.model.attention lmablate.model.posemb
-lmablate.model.activation lmablate.data.build lmablate.tracking lmablate.config.schema""".split()
+TRAINING = """yaml lmablate.runs.run lmablate.training.trainer lmablate.model lmablate.model.attention lmablate.model.posemb
+lmablate.model.activation lmablate.data.build lmablate.runs.tracking.worker lmablate.schema.run_config""".split()
 
 
 def warm_up(modules: Sequence[str]) -> int:
@@ -37,7 +37,7 @@ def warm_up(modules: Sequence[str]) -> int:
         importlib.import_module(name)
     import torch
 
-    from lmablate.source import snapshot
+    from lmablate.core.source_code import snapshot
 
     snapshot()  # runs of this sweep are of the code that is imported now
     torch.set_num_threads(1)
@@ -55,10 +55,10 @@ _compiled: list[object] = []  # kept, since torch forgets a compiled graph with 
 
 def compile_graph(directory: Path, trusted: list[str]) -> None:
     """Do all that the first step of a run does, so that children find its code compiled. Exits where a fork is unsafe."""
-    from lmablate.config_file import asked_path, read_config
     from lmablate.model import build_model
-    from lmablate.model.parts import trust
-    from lmablate.trainer import Trainer
+    from lmablate.model.components import trust
+    from lmablate.runs.config_file import asked_path, read_config
+    from lmablate.training.trainer import Trainer
 
     with suppress(ImportError):  # the compiler shows progress by it, and it would start a thread to watch itself
         import tqdm
@@ -85,7 +85,7 @@ def run_child(request: Request) -> int:
     import numpy as np
     import torch
 
-    from lmablate.cli import speak
+    from lmablate.cli.front_door import speak
 
     os.environ.update(request["environment"])
     if "template" in request:

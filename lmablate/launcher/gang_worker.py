@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmablate.run_directory import RunDirectory
+    from lmablate.runs.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +21,16 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
 
     Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
     """
-    from lmablate.config_file import asked_path, read_config
-    from lmablate.diagnostics.settings import is_complete
-    from lmablate.faults import HELD
-    from lmablate.gang_run import train_group
+    from lmablate.core.locks import Held
     from lmablate.launcher.worker import leave_word, run_directory
-    from lmablate.locks import Held
-    from lmablate.model.parts import trust
-    from lmablate.run import load_data
-    from lmablate.run_directory import RunDirectory
-    from lmablate.trainer import Interrupted
+    from lmablate.model.components import trust
+    from lmablate.runs.config_file import asked_path, read_config
+    from lmablate.runs.gang_run import train_group
+    from lmablate.runs.recovery import HELD
+    from lmablate.runs.run import load_data
+    from lmablate.runs.run_directory import RunDirectory
+    from lmablate.schema.diagnostics import is_complete
+    from lmablate.training.trainer import Interrupted
 
     trust(*trusted)
     directories = [RunDirectory(path.parent, path.name) for path in paths]
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--trust", action="append", default=[])
     words = parser.parse_args()
-    from lmablate.cli import speak
+    from lmablate.cli.front_door import speak
     from lmablate.launcher.worker import die_with_parent
 
     die_with_parent(words.parent)

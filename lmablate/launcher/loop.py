@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from lmablate import faults
-from lmablate.errors import ConfigError
-from lmablate.jobs import Job
-from lmablate.launcher.handover import own_config, prepare, read_status, trained_by
-from lmablate.launcher.running import GRACE_SECONDS, Running, Verdict
-from lmablate.locks import Held, is_held
-from lmablate.run_directory import check_writable
+from lmablate.core.errors import ConfigError
+from lmablate.core.locks import Held, is_held
+from lmablate.launcher.job_files import own_config, prepare, read_status, trained_by
+from lmablate.launcher.jobs import Job
+from lmablate.launcher.running_job import GRACE_SECONDS, Running, Verdict
+from lmablate.runs import recovery
+from lmablate.runs.run_directory import check_writable
 
 if TYPE_CHECKING:
-    from lmablate.display import Board
     from lmablate.launcher.engine import Starts
-    from lmablate.launcher.places import Places
+    from lmablate.launcher.progress import Board
+    from lmablate.launcher.slots import Places
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
@@ -152,7 +152,7 @@ class Loop:
 
     def _judge(self, job: Job, one: Running, code: int, *, stopped: bool) -> None:
         """What becomes of a job without a result whose process has ended with `code`."""
-        if code == faults.HELD:
+        if code == recovery.HELD:
             self.board.status.pop(job.run_id, None)
             self.elsewhere.append([job])
             self._look_again = time.monotonic() + ELSEWHERE_SECONDS
@@ -166,14 +166,16 @@ class Loop:
     def _again(self, job: Job, verdict: Verdict) -> bool:
         """Is a failed job tried again: with smaller passes where memory was lacking, else as often as `runtime.retries` says?"""
         runtime = job.cfg.runtime
-        if verdict["kind"] == faults.MEMORY:
-            smaller = faults.smaller(job.cfg) if "killed" in verdict["error"] else None
+        if verdict["kind"] == recovery.MEMORY:
+            smaller = recovery.smaller(job.cfg) if "killed" in verdict["error"] else None
             if smaller is None:
                 return False
             job.cfg = smaller
-            self.board.say(f"again   {job.run_id}  {job.label}: {verdict['error']}; now {faults.tried_words(smaller)}")
+            self.board.say(
+                f"again   {job.run_id}  {job.label}: {verdict['error']}; now {recovery.tried_words(smaller)}"
+            )
             return True
-        if verdict["kind"] == faults.CONFIG or self.tries[job.run_id] >= (runtime.retries or 0):
+        if verdict["kind"] == recovery.CONFIG or self.tries[job.run_id] >= (runtime.retries or 0):
             return False
         self.tries[job.run_id] += 1
         nth = f"{self.tries[job.run_id]} of {runtime.retries}"
@@ -182,7 +184,7 @@ class Loop:
 
     def _cannot_write(self, jobs: Sequence[Job], error: OSError) -> None:
         """A job that cannot even be prepared has failed; if no run could be, the rest of the queue has too."""
-        reason = faults.words_for(error)
+        reason = recovery.words_for(error)
         self._give_up(jobs, reason)
         try:
             check_writable(jobs[0].cfg.results_dir)

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from lmablate import compilation
-from lmablate.config_file import ASKED
-from lmablate.errors import ConfigError
-from lmablate.jobs import Job
-from lmablate.launcher.places import Places, gpus
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.jobs import Job
+from lmablate.launcher.slots import Places, gpus
 from lmablate.launcher.warm import Broken, Forked, WarmProcess, end_early, start_early, warm_process
+from lmablate.runs.config_file import ASKED
+from lmablate.training import compile
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Spawned:
     lost = False
 
     def __init__(self, jobs: Sequence[Job], environment: dict[str, str]) -> None:
-        from lmablate.model.parts import trusted
+        from lmablate.model.components import trusted
 
         module = "worker" if len(jobs) == 1 else "gang_worker"
         command = [sys.executable, "-m", f"lmablate.launcher.{module}", *(str(job.directory.path) for job in jobs)]
@@ -103,7 +103,7 @@ class Starter:
 
     def start(self, jobs: Sequence[Job], slot: int) -> Process:
         """A process at work on `jobs` (several: as a gang), its words in the log of the first."""
-        from lmablate.model.parts import trusted
+        from lmablate.model.components import trusted
 
         environment = environment_of(jobs[0], slot, self.places.device(slot) if self.places is not None else None)
         if self.warm is not None:
@@ -201,12 +201,12 @@ def graph_of(jobs: Sequence[Job]) -> str | None:
 
     A process that has used several threads cannot fork, and parts of a user's own may leave traces in it.
     """
-    from lmablate.model.parts import trusted
+    from lmablate.model.components import trusted
 
     cfg = jobs[0].cfg
     if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or trusted():
         return None
-    return compilation.graph_of(cfg)
+    return compile.graph_of(cfg)
 
 
 def environment_of(job: Job, slot: int, device: str | None = None) -> dict[str, str]:
@@ -216,7 +216,7 @@ def environment_of(job: Job, slot: int, device: str | None = None) -> dict[str, 
     # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
     added = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     # What one run of a sweep compiled, the next one finds; and one process compiles, since every core has a run.
-    added["TORCHINDUCTOR_CACHE_DIR"] = str(compilation.compile_cache(runtime.cache_dir))
+    added["TORCHINDUCTOR_CACHE_DIR"] = str(compile.compile_cache(runtime.cache_dir))
     added["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if ASKED in os.environ:  # a process that was started early does not have it
         added[ASKED] = os.environ[ASKED]

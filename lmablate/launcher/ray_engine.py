@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
 from lmablate.launcher.engine import words_of
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.task import Task
-from lmablate.settings import Settings
 
 if TYPE_CHECKING:
-    from lmablate.jobs import Job
+    from lmablate.launcher.jobs import Job
 
 log = logging.getLogger(__name__)
 TOKEN = Path("~/.ray/auth_token")

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lmablate.faults import HELD
 from lmablate.launcher.task import NO_FOLDER
+from lmablate.runs.recovery import HELD
 
 if TYPE_CHECKING:
-    from lmablate.jobs import Job
+    from lmablate.launcher.jobs import Job
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 3.0  # for the last words of a run to arrive through a shared file system

@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lmablate import ledger
-from lmablate.display import Board
-from lmablate.faults import failure
-from lmablate.jobs import Job, put_aside
+from lmablate.core.locks import Held, is_held
+from lmablate.launcher import sweep_manifest
 from lmablate.launcher.engine import Engine
-from lmablate.launcher.groups import group_jobs, split_trunks
-from lmablate.launcher.handover import leave_status, name_launcher, read_status
+from lmablate.launcher.grouping import group_jobs, split_trunks
+from lmablate.launcher.job_files import leave_status, name_launcher, read_status
+from lmablate.launcher.jobs import Job, put_aside
 from lmablate.launcher.loop import ELSEWHERE_SECONDS, Loop
-from lmablate.launcher.places import Places, gpus, how_many, places_for
 from lmablate.launcher.processes import Starter
-from lmablate.locks import Held, is_held
+from lmablate.launcher.progress import Board
+from lmablate.launcher.slots import Places, gpus, how_many, places_for
+from lmablate.runs.recovery import failure
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -36,9 +36,9 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
     A job that fails harms no other; failures are listed at the end with their overrides and logs. SIGTERM and SIGINT go
     to the jobs, which write a checkpoint and stop.
     """
-    from lmablate.tracking import resolve_mode
+    from lmablate.runs.tracking.worker import resolve_mode
 
-    ledger.record(jobs)
+    sweep_manifest.record(jobs)
     put_aside(jobs)
     todo = [job for job in jobs if not job.done]
     engine = engine if todo else None  # no cluster is asked for nothing
@@ -85,8 +85,8 @@ def offline_hint(jobs: Sequence[Job]) -> str:
 
 def _run_here(job: Job, board: Board) -> int:
     """A single job needs no process of its own. Returns the signal that stopped it, or 0."""
-    from lmablate.run import execute, load_data
-    from lmablate.trainer import Interrupted
+    from lmablate.runs.run import execute, load_data
+    from lmablate.training.trainer import Interrupted
 
     board.started(job)
     try:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
 from lmablate.launcher.engine import words_of
 from lmablate.launcher.processes import environment_of
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.task import Task
-from lmablate.settings import Settings
 
 if TYPE_CHECKING:
-    from lmablate.jobs import Job
+    from lmablate.launcher.jobs import Job
 
 FOLDER = ".submitit"  # in results_dir: submissions and the engine's own logs
 

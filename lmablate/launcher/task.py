@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lmablate.config_file import ASKED
-from lmablate.run_directory import RunDirectory
+from lmablate.runs.config_file import ASKED
+from lmablate.runs.run_directory import RunDirectory
 
 NO_FOLDER = 72  # the run's folder is not there on this machine
 LOOK_SECONDS = 0.2

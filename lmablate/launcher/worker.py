@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--trust", action="append", default=[])
     words = parser.parse_args()
-    from lmablate.cli import speak
+    from lmablate.cli.front_door import speak
 
     die_with_parent(words.parent)
     speak()
@@ -51,12 +51,12 @@ def run_directory(path: Path, trusted: list[str]) -> int:
 
     Whatever starts processes elsewhere calls this one, and the lock that it takes holds between all of them.
     """
-    from lmablate.config_file import asked_path, read_config
-    from lmablate.faults import CONFIG, HELD, failure
-    from lmablate.locks import Held
-    from lmablate.model.parts import trust
-    from lmablate.run import execute, load_data
-    from lmablate.trainer import Interrupted
+    from lmablate.core.locks import Held
+    from lmablate.model.components import trust
+    from lmablate.runs.config_file import asked_path, read_config
+    from lmablate.runs.recovery import CONFIG, HELD, failure
+    from lmablate.runs.run import execute, load_data
+    from lmablate.training.trainer import Interrupted
 
     trust(*trusted)
     cfg = None
@@ -81,8 +81,8 @@ def run_directory(path: Path, trusted: list[str]) -> int:
 
 def leave_word(path: Path, said: dict[str, Any]) -> None:
     """Say in status.json what became of a run, if that can be written, and keep what is known of its last step."""
-    from lmablate.heartbeat import now
-    from lmablate.run_directory import RunDirectory
+    from lmablate.runs.progress_file import now
+    from lmablate.runs.run_directory import RunDirectory
 
     directory = RunDirectory(path.parent, path.name)
     with suppress(OSError):

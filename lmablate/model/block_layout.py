@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.norm_position import NormPosition
 from lmablate.model.posemb import Positions
 

@@ -9,7 +9,7 @@ import importlib
 import inspect
 from typing import Any, NamedTuple
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 
 
 class Contract(NamedTuple):

@@ -10,17 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lmablate.errors import ConfigError
-from lmablate.model import parts
+from lmablate.core.errors import ConfigError
+from lmablate.model import components
 from lmablate.model.attention import CrossAttention
 from lmablate.model.block_layout import InTurn, Sum
-from lmablate.model.families import decoder_of, encoder_of, generator_of, layer_order, source_length
-from lmablate.model.init import drawn, initialise
-from lmablate.model.posemb import PosEmb
-from lmablate.model.primitives import Embedding, Head, Linear
-from lmablate.model.reader import Encoder, Generator, Reader
-from lmablate.model.readout import Detector, LastState, Transform
-from lmablate.model.shapes import (
+from lmablate.model.dims import (
     attention_shape,
     detects,
     ffn_option,
@@ -30,10 +24,16 @@ from lmablate.model.shapes import (
     logit_scale,
     position_shape,
 )
+from lmablate.model.encoder import Encoder, Generator, Reader
+from lmablate.model.init import drawn, initialise
+from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of, layer_order, source_length
+from lmablate.model.output_heads import Detector, LastState, Transform
+from lmablate.model.posemb import PosEmb
+from lmablate.model.primitives import Embedding, Head, Linear
 from lmablate.model.transformer import TransformerLM
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 
 def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> TransformerLM:
@@ -53,13 +53,13 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     m, objective = cfg.model, objective_of(cfg)
     made = partial(_made, cfg)
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
-    new_norm = parts.build(cfg.norm, "norm")
+    new_norm = components.build(cfg.norm, "norm")
     width = m.embedding_dim or m.d_model  # of the token rows
     two = m.n_encoder_layers is not None
     own = decoder_of(cfg) if two else cfg
 
     embedding = Embedding(m.vocab_size, width)
-    posemb = made("posemb", parts.build(cfg.posemb, "posemb"), position_shape(own))
+    posemb = made("posemb", components.build(cfg.posemb, "posemb"), position_shape(own))
     head: Head | Detector = Head(
         width if m.head_transform else m.d_model, m.vocab_size, tied=m.tie_embeddings, bias=m.biases.head
     )
@@ -109,10 +109,10 @@ def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
     m = cfg.model
     scale = (2 * m.n_layers) ** -0.5 if m.depth_scaled_init else 1.0
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=scale, xavier_gain=_branch_gain(cfg))
-    new_norm = partial(parts.build(cfg.norm, "norm"), m.d_model)
-    place = partial(parts.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=m.n_layers)
-    layout, option = parts.build(cfg.block_layout, "block_layout"), parts.resolve(cfg.attention, "attention")
-    attention, shape = parts.build(cfg.attention, "attention"), attention_shape(cfg)
+    new_norm = partial(components.build(cfg.norm, "norm"), m.d_model)
+    place = partial(components.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=m.n_layers)
+    layout, option = components.build(cfg.block_layout, "block_layout"), components.resolve(cfg.attention, "attention")
+    attention, shape = components.build(cfg.attention, "attention"), attention_shape(cfg)
     ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
 
     blocks = []
@@ -141,7 +141,7 @@ def _placed(place: Callable[..., Any], attention: nn.Module, cross: nn.Module, b
 
 def _readout(cfg: RunConfig) -> nn.Module | None:
     """What stands between the stack and the head."""
-    m, new_norm = cfg.model, parts.build(cfg.norm, "norm")
+    m, new_norm = cfg.model, components.build(cfg.norm, "norm")
     if detects(cfg):
         for key in ("tie_embeddings", "head_bias", "head_transform"):
             if getattr(m, key):
@@ -173,15 +173,15 @@ def _reader(cfg: RunConfig, at: str, posemb: PosEmb) -> Reader:
     m = cfg.model
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
     fill(posemb, f"{at}posemb")
-    new_norm = parts.build(cfg.norm, "norm")
+    new_norm = components.build(cfg.norm, "norm")
     final_norm = _made(cfg, f"{at}final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity()
     return Reader(posemb=posemb, blocks=_blocks(cfg, at, cross=False), order=layer_order(cfg), final_norm=final_norm)
 
 
 def _encoder(cfg: RunConfig) -> Encoder:
     own = encoder_of(cfg)
-    posemb = _made(cfg, "encoder.posemb", parts.build(own.posemb, "posemb"), position_shape(own))
-    new_norm = partial(_made, cfg, "encoder.embedding_norm", parts.build(own.norm, "norm"), own.model.d_model)
+    posemb = _made(cfg, "encoder.posemb", components.build(own.posemb, "posemb"), position_shape(own))
+    new_norm = partial(_made, cfg, "encoder.embedding_norm", components.build(own.norm, "norm"), own.model.d_model)
     norm = new_norm() if own.model.embedding_norm else None
     return Encoder(reader=_reader(own, "encoder.", posemb), embedding_norm=norm, dropout=own.model.dropout)
 
@@ -191,8 +191,8 @@ def _generator(cfg: RunConfig) -> Generator | None:
     if own is None:
         return None
     m, shape = own.model, position_shape(own)
-    table = parts.target(own.posemb, "posemb").is_token_table  # which it shares
-    posemb = PosEmb(shape) if table else _made(own, "generator.posemb", parts.build(own.posemb, "posemb"), shape)
+    table = components.target(own.posemb, "posemb").is_token_table  # which it shares
+    posemb = PosEmb(shape) if table else _made(own, "generator.posemb", components.build(own.posemb, "posemb"), shape)
     embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
     readout, head = _made(own, "generator.readout", _readout, own), Head(m.d_model, m.vocab_size, tied=True, bias=True)
     assert readout is not None
@@ -212,7 +212,7 @@ def _generator(cfg: RunConfig) -> Generator | None:
 
 def _branch_gain(cfg: RunConfig) -> float | None:
     """What the chosen norm position says of the draws of the branches."""
-    option, settings = parts.resolve(cfg.norm_position, "norm_position")
+    option, settings = components.resolve(cfg.norm_position, "norm_position")
     gain = option.branch_gain(cfg.model.n_layers, settings)
     if cfg.model.init is not None:
         return _xavier_gain(cfg, gain)
@@ -241,7 +241,7 @@ def _xavier_gain(cfg: RunConfig, of_position: float | None) -> float:
 
 def pointwise(part: dict[str, Any]) -> Callable[..., Any]:
     """The activation of one layer: a function as it is, a module class built anew so that layers share no weight."""
-    fn = parts.build(part, "activation.fn")
+    fn = components.build(part, "activation.fn")
     return fn() if inspect.isclass(fn.func) else fn
 
 

@@ -1,6 +1,6 @@
 """Operations rewritten for speed: the same numbers up to rounding, fewer passes over memory on a CPU.
 
-Each works row by row, so that a batch of members (see lmablate/gang.py) gets the bits that each member gets alone. Under
+Each works row by row, so that a batch of members (see lmablate/training/gang.py) gets the bits that each member gets alone. Under
 torch.compile and on a GPU the plain forms are used: a compiler fuses them better, and a GPU has kernels for them.
 """
 

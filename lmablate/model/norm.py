@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.kernels import layer_norm, rms_norm
 from lmablate.model.primitives import Bias, Gain
 from lmablate.model.types import PositiveFloat

@@ -1,7 +1,7 @@
 """The few modules that own weights. Every other part is written against these.
 
 Activations are ``[*lead, B, T, D]``: nothing here, and nothing built on it, assumes how many axes stand before the last
-ones it names. A weight may carry one leading member axis K (see lmablate/gang.py): the activations are then
+ones it names. A weight may carry one leading member axis K (see lmablate/training/gang.py): the activations are then
 ``[K, ..., D]``, member k meets its own weight, and K models of one graph run as one program. No part but these knows.
 
 A bias is added after the product and a gain after the normalisation, as separate operations, because

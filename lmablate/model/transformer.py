@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lmablate.model.attention.scores import MayRead, with_prefix
+from lmablate.model.encoder import Encoder, Generator
+from lmablate.model.output_heads import Detector
 from lmablate.model.posemb import Past, PosEmb, Positions
 from lmablate.model.primitives import Embedding, Head, Linear
-from lmablate.model.reader import Encoder, Generator
-from lmablate.model.readout import Detector
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 
 class TransformerLM(nn.Module):

@@ -18,7 +18,7 @@ from lmablate.objective.rtd import ReplacedTokens
 from lmablate.objective.span_corruption import SpanCorruption
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "causal": Causal,

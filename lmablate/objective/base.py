@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmablate.model.extra import extra_loss, forget_extra_losses
+from lmablate.model.training_hooks import extra_loss, forget_extra_losses
 from lmablate.objective.likelihood import IGNORE, Loss, likelihood, summed_nats
 
 if TYPE_CHECKING:

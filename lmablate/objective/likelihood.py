@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmablate.cross_entropy import CHUNK, linear_cross_entropy, worth_chunking
 from lmablate.model.transformer import TransformerLM
+from lmablate.objective.chunked_cross_entropy import CHUNK, linear_cross_entropy, worth_chunking
 
 IGNORE = -100  # a target that does not count
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.objective.base import Batch, Objective
 from lmablate.objective.causal import AFTER, after, prefix_length
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.objective.base import Batch, Held, Objective
 from lmablate.objective.likelihood import IGNORE
 from lmablate.objective.masking import SPANS, VALIDATION, count, raw, segments

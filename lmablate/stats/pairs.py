@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from lmablate.arms import arm_columns, in_order, is_missing, keys
+from lmablate.results.arms import arm_columns, in_order, is_missing, keys
 from lmablate.stats.estimates import bootstrap_interval, correlation, interval, sign_flip
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
-from lmablate.errors import ConfigError
-from lmablate.settings import Settings
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
 from lmablate.stats.counts import clopper_pearson
 from lmablate.survey.table import COLUMNS, Row, systems
 

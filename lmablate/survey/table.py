@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from lmablate.errors import ConfigError
-from lmablate.paths import CONF_DIR
-from lmablate.settings import Settings
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR
+from lmablate.core.settings import Settings
 
 Row = dict[str, Any]
 Kind = Literal["decoder", "mixture", "encoder", "encoder-decoder"]

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lmablate.errors import ConfigError
-from lmablate.settings import Settings
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
 
 Zips = list[list[str]]
 Skips = list[dict[str, Any]]

@@ -8,8 +8,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from lmablate.config.words import SKIP, ZIP
-from lmablate.errors import ConfigError
+from lmablate.config.overrides import SKIP, ZIP
+from lmablate.core.errors import ConfigError
 from lmablate.sweeper.optuna_space import LENGTHS, OWN, read_search
 from lmablate.sweeper.plugin import StudySweeper, _values
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmablate.jobs import prepare_jobs
+from lmablate.launcher.jobs import prepare_jobs
 from lmablate.sweeper.optuna_space import Dimension, SearchSettings
 from lmablate.sweeper.optuna_trials import FINAL, optuna_library
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.optuna_search import Search
 
 SHOWN = ("number", "batch", "params", "words", "state", "value", "by_seed", "note", "rung", "runs")

@@ -13,19 +13,19 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
-from lmablate.jobs import Job, prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.jobs import Job, prepare_jobs
+from lmablate.results.studies import load_studies, save_study
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_trials import Asked, metric_of, open_study, optuna_library
-from lmablate.sweeper.store import load_studies, save_study
 from lmablate.sweeper.study import Compose, Launch
 
 if TYPE_CHECKING:
     import optuna
 
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
+    from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 SEARCH = "search"

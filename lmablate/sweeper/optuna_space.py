@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError
 
-from lmablate.errors import ConfigError
-from lmablate.settings import Settings
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from lmablate.console import Column, console, table
-from lmablate.jobs import Job
+from lmablate.core.console import Column, console, table
+from lmablate.launcher.jobs import Job
 
 if TYPE_CHECKING:
     from rich.table import Table

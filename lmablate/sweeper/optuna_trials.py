@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.sweeper.optuna_space import Dimension
 
 if TYPE_CHECKING:

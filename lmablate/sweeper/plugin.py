@@ -13,13 +13,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lmablate.config.words import SKIP, ZIP, rewrite
-from lmablate.errors import ConfigError
+from lmablate.config.overrides import SKIP, ZIP, rewrite
+from lmablate.core.errors import ConfigError
 from lmablate.launcher.composer import Composer
 from lmablate.sweeper.grid import combinations, read_grid
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
+    from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
 # What a study decides itself, and the key that says how.
@@ -43,7 +43,7 @@ class StudySweeper(Sweeper):
     @property
     def launcher_word(self) -> str:
         """The word of the launcher that runs the jobs."""
-        from lmablate.cli import launcher_of
+        from lmablate.cli.front_door import launcher_of
 
         return launcher_of(self.master)
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from lmablate.errors import ConfigError
-from lmablate.settings import Settings
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
 from lmablate.sweeper.grid import Skips, Zips
 from lmablate.sweeper.grid import combinations as arranged
 

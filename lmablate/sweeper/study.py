@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmablate.errors import ConfigError
-from lmablate.jobs import Job, prepare_jobs
+from lmablate.core.errors import ConfigError
+from lmablate.launcher.jobs import Job, prepare_jobs
+from lmablate.results.studies import save_study
 from lmablate.sweeper import record
 from lmablate.sweeper.looks import Look, Rule, never
 from lmablate.sweeper.settings import (
@@ -20,12 +21,11 @@ from lmablate.sweeper.settings import (
     generation,
     seed_pairs,
 )
-from lmablate.sweeper.store import save_study
 from lmablate.sweeper.tuning import Cell, Tuning
 
 if TYPE_CHECKING:
-    from lmablate.config.schema import RunConfig
     from lmablate.data import TokenData
+    from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 TUNE, EVALUATE, SHARED = "tune", "evaluate", "evaluate_shared"
@@ -112,7 +112,7 @@ class Study:
 
     def configs(self, trial: Trial) -> list[RunConfig]:
         """The runs of a trial: one, or in the evaluation one for each branch of a trunk."""
-        from lmablate.branches import branch_name, expand
+        from lmablate.runs.wsd_branches import branch_name, expand
 
         cfg = self._base(trial.arm, trial.settings)
         words = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.sweeper.fit import Edge, Fit, beyond, fit_lr, rounded
 from lmablate.sweeper.settings import TuneSettings, combinations
 

@@ -91,7 +91,7 @@ def environment() -> dict[str, str]:
 
 def rows(results: Path) -> dict[str, dict[str, Any]]:
     """Result rows by run id, of the files that can be read."""
-    from lmablate.run_directory import RunDirectory
+    from lmablate.runs.run_directory import RunDirectory
 
     found = {path.name: RunDirectory(results, path.name).read_result() for path in results.iterdir() if path.is_dir()}
     return {run_id: row for run_id, row in found.items() if row is not None}
@@ -116,8 +116,8 @@ def check_against(outcome: Outcome, results: Path, reference: Path) -> None:
 
 def check_files(outcome: Outcome, folder: Path) -> None:
     """The files of a finished run are whole, and no more than they should be."""
-    from lmablate.checkpoint import checkpoints, read_checkpoint
-    from lmablate.config_file import read_config
+    from lmablate.runs.config_file import read_config
+    from lmablate.training.checkpoint import checkpoints, read_checkpoint
 
     read_config(folder / "config.yaml")
     for path in checkpoints(folder / "checkpoint"):
@@ -145,7 +145,7 @@ class Children:
     def __init__(self) -> None:
         from lmablate.launcher.forkserver import warm_up
 
-        threads = warm_up(["lmablate.config", "lmablate.jobs"])
+        threads = warm_up(["lmablate.config", "lmablate.launcher.jobs"])
         if threads != 1:
             raise RuntimeError(f"{threads} threads: children cannot be forked safely")
 
@@ -173,7 +173,7 @@ class Children:
 def train_here(line: Sequence[str]) -> None:
     """One run in this process."""
     from lmablate.config import compose
-    from lmablate.run import execute, load_data
+    from lmablate.runs.run import execute, load_data
 
     cfg = compose(list(line))
     execute(cfg, load_data(cfg))

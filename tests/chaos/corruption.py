@@ -17,7 +17,7 @@ def interrupted(folder: Path, name: str, children: Children, steps: int = 12) ->
 
     def stopped() -> None:
         from lmablate.config import compose
-        from lmablate.run import RunSession, load_data
+        from lmablate.runs.run import RunSession, load_data
 
         cfg = compose(line)
         session = RunSession(cfg, load_data(cfg))
@@ -85,7 +85,7 @@ def torn_histories(outcome: Outcome, folder: Path, children: Children) -> None:
 
 def mutated_files(outcome: Outcome, folder: Path, *, times: int, seed: int) -> None:
     """Mutated results and configurations through the loaders."""
-    from lmablate.config_file import read_config
+    from lmablate.runs.config_file import read_config
 
     results = folder / "mutated"
     if not results.exists():

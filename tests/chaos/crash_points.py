@@ -83,7 +83,7 @@ class Assassin:
 
 def crash_points(outcome: Outcome, folder: Path, children: Children, *, full: bool) -> None:
     from lmablate.config import compose
-    from lmablate.run import execute, load_data
+    from lmablate.runs.run import execute, load_data
 
     cfg = compose(words(folder, folder, steps=6))
     outcome.expect(

@@ -105,9 +105,10 @@ def mutated_config(raw: bytes, rng: random.Random) -> bytes:
 def result_problem(path: Path, original: dict[str, Any]) -> str:
     """What is wrong with how load_runs treats the result file `path`, "" if nothing: left out with a warning that names it, or
     the row that was written. A file without a checksum is taken at its word, but may crash nothing."""
-    from lmablate.ledger import look
-    from lmablate.results import SkippedFile, load_runs
-    from lmablate.run_directory import read_result_file
+    from lmablate.launcher.sweep_manifest import look
+    from lmablate.results import load_runs
+    from lmablate.results.load import SkippedFile
+    from lmablate.runs.run_directory import read_result_file
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -125,8 +126,8 @@ def result_problem(path: Path, original: dict[str, Any]) -> str:
 
 def config_problem(path: Path, original: Any) -> str:
     """The same for a config.yaml: a ConfigError that names it, or the configuration that was written."""
-    from lmablate.config_file import HEAD, read_config
-    from lmablate.errors import ConfigError
+    from lmablate.core.errors import ConfigError
+    from lmablate.runs.config_file import HEAD, read_config
 
     try:
         cfg = read_config(path)

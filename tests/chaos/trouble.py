@@ -103,9 +103,9 @@ def memory(outcome: Outcome, folder: Path, children: Children) -> None:
         room = used + (700 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (room, room))
         from lmablate.config import compose
-        from lmablate.jobs import prepare_jobs
+        from lmablate.launcher.jobs import prepare_jobs
         from lmablate.launcher.worker import run_directory
-        from lmablate.run import write_config
+        from lmablate.runs.run import write_config
 
         (job,), _ = prepare_jobs([compose(list(line))])
         write_config(job.cfg, job.directory.config_path)
@@ -140,7 +140,7 @@ def not_finite(outcome: Outcome, folder: Path, children: Children) -> None:
     outcome.expect(children.call(lambda: train_here(line(reference))) == 0, "the unbroken run failed")
 
     def poisoned(line: list[str], times: int) -> None:
-        from lmablate.trainer import Trainer
+        from lmablate.training.trainer import Trainer
 
         real, left = Trainer.backward, [times]
 
@@ -174,7 +174,7 @@ def clocks(outcome: Outcome, folder: Path, children: Children) -> None:
     def jumping() -> None:
         import random
 
-        from lmablate.ledger import look
+        from lmablate.launcher.sweep_manifest import look
 
         real = time.time
         time.time = lambda: real() + random.uniform(-1e9, 1e9)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from pathlib import Path
 from corpus import write_corpus
 from own_package import write_package
 
-from lmablate import axes
+from lmablate.core import axes
 
 # Six steps of a model that is as small as one can be.
 TINY = (

@@ -10,11 +10,12 @@ from pathlib import Path
 from fuzz.breaking import ONLY
 from fuzz.place import TEXT, TINY
 
-from lmablate.axes import AXES
-from lmablate.paths import CONF_DIR, ROOT
+from lmablate.core.axes import AXES
+from lmablate.core.paths import CONF_DIR, ROOT
 
 Random = random.Random
-INNER = ("lmablate.launcher.", "lmablate.tracking", "lmablate.source")  # processes of commands, and a tool of the house
+# Processes of commands, and tools of the house.
+INNER = ("lmablate.launcher.", "lmablate.runs.tracking.worker", "lmablate.core.")
 # What a command writes where nobody says otherwise.
 DEFAULTS = {
     "lmablate.train": ("results", "outputs", "wandb"),
@@ -202,7 +203,7 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "lmablate.inspect": _inspect,
     "lmablate.presets": _plain([[], ["--csv"], ["--markdown"]]),
     "lmablate.survey": _plain([[], ["--out", "survey"]]),
-    "lmablate.axes": _plain([[], ["notes.md"]]),
+    "lmablate.core.axes": _plain([[], ["notes.md"]]),
     "lmablate.claims.lecture": _plain([["results", "--out", "lecture.md"]]),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
     "lmablate.check": _plain(

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmablate.errors import ConfigError
-from lmablate.interop.facts import BIASES, Facts, complete
-from lmablate.interop.lenses import Keys, Lens
+from lmablate.core.errors import ConfigError
+from lmablate.interop.config_mapping import Keys, Lens
+from lmablate.interop.model_spec import BIASES, Facts, complete
 from lmablate.interop.tensors import Rule
 
 # Attributes of a configuration that do not enter the logits of one text in evaluation mode.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.config_mapping import Keys, Lens, Via, refuse
 from lmablate.interop.families.base import USUAL_SIZES, Family
 from lmablate.interop.families.llama import GATED, PRE, attention_bias
-from lmablate.interop.lenses import Keys, Lens, Via, refuse
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.positions import Rope, yarn_scale
 from lmablate.interop.tensors import Rule, ends, experts, linear, norm
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.config_mapping import Activation, Given, Keys, Only, Via
 from lmablate.interop.families.base import USUAL_SIZES, Family
-from lmablate.interop.lenses import Activation, Given, Keys, Only, Via
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.tensors import SAME, Form, Rule, linear, norm, rows_before
 
 BIASED = {f"model.{place}_bias": True for place in ("qkv", "out", "mlp", "head")}

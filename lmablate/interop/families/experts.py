@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.config_mapping import Keys, Via, refuse
 from lmablate.interop.families.base import Family
 from lmablate.interop.families.llama import GATED, NARROW, PRE, WIDE, rules
-from lmablate.interop.lenses import Keys, Via, refuse
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.positions import Rope, layer_types, window_everywhere
 from lmablate.interop.tensors import Rule, experts
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.config_mapping import Activation, Given, Only, Via, refuse
 from lmablate.interop.families.base import Family
 from lmablate.interop.families.gpt import BIASED, NORM_EPS, four_times
-from lmablate.interop.lenses import Activation, Given, Only, Via, refuse
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.positions import Rope
 from lmablate.interop.tensors import GROUPS, ROWS, Form, Rule, ends, linear, norm
 

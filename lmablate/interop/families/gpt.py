@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmablate.errors import ConfigError
-from lmablate.interop.facts import Facts
+from lmablate.core.errors import ConfigError
+from lmablate.interop.config_mapping import Activation, Given, Keys, Only, Via
 from lmablate.interop.families.base import USUAL_SIZES, Family
-from lmablate.interop.lenses import Activation, Given, Keys, Only, Via
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.tensors import (
     CONV1D,
     CONV1D_ROWS,

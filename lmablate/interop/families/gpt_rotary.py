@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.config_mapping import Activation, Given, Keys, Only, Via
 from lmablate.interop.families.base import USUAL_SIZES, Family
 from lmablate.interop.families.gpt import ATTENTION, BIASED, FFN, NORM_EPS, SIZES, inner, stack
 from lmablate.interop.families.llama import NARROW, attention_bias
-from lmablate.interop.lenses import Activation, Given, Keys, Only, Via
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.positions import Rope, window_everywhere
 from lmablate.interop.tensors import GROUPS, Rule, ends, linear, norm
 

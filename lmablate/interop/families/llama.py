@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.config_mapping import (
+    GATED_ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    Activation,
+    Given,
+    Keys,
+    Lens,
+    Only,
+    Via,
+)
 from lmablate.interop.families.base import USUAL_SIZES, Family
-from lmablate.interop.lenses import GATED_ACTIVATIONS, PLAIN_ACTIVATIONS, Activation, Given, Keys, Lens, Only, Via
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.positions import LongRope, Rope, layer_types, window_everywhere
 from lmablate.interop.tensors import HALVES, ROWS, Rule, ends, linear, norm
 

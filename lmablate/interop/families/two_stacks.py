@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lmablate.interop.facts import Facts
+from lmablate.interop.config_mapping import GATED_ACTIVATIONS, PLAIN_ACTIVATIONS, Given, Keys, Via, refuse
 from lmablate.interop.families.base import Family
-from lmablate.interop.lenses import GATED_ACTIVATIONS, PLAIN_ACTIVATIONS, Given, Keys, Via, refuse
+from lmablate.interop.model_spec import Facts
 from lmablate.interop.tensors import Rule, linear
 
 LENGTH = 512  # tokens of both texts together that a configuration of ours stands for; no weight depends on it

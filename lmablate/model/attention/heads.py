@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.attention.base import Attention, AttentionShape, Settings
 from lmablate.model.attention.scores import EVERYTHING, Reach, attend, attend_kept
 from lmablate.model.posemb import Earlier, Positions

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.attention.base import Attention, AttentionShape, Settings
 from lmablate.model.attention.heads import biased
 from lmablate.model.attention.scores import EVERYTHING, attend, attend_kept

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.attention.base import AttentionShape, Settings
 from lmablate.model.attention.heads import HeadAttention
 from lmablate.model.attention.scores import EVERYTHING, Reach

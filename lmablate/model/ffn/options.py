@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.ffn.balance import Balance
 from lmablate.model.ffn.base import FFNShape
 from lmablate.model.ffn.mixture import ChosenByExperts, ChosenByTokens, expert_capacity

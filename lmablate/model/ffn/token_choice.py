@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.ffn.balance import Balance
 from lmablate.model.ffn.base import FFNShape
 from lmablate.model.ffn.mixture import ChosenByTokens

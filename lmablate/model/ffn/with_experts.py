@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.ffn.base import FeedForward, FFNOption, FFNShape
 from lmablate.model.ffn.dense import Dense, network, network_params
 

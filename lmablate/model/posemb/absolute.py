@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.posemb.base import PosEmb, PositionShape
 from lmablate.model.primitives import Embedding
 from lmablate.model.types import PositiveFloat

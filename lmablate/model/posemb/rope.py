@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.posemb.base import PosEmb, PositionShape
 from lmablate.model.types import PositiveFloat
 

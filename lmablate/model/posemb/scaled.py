@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from lmablate.errors import ConfigError
+from lmablate.core.errors import ConfigError
 from lmablate.model.posemb.base import PositionShape
 from lmablate.model.posemb.rope import Layout, Rotary, RotaryFraction, Spectrum
 from lmablate.model.types import PositiveFloat, PositiveInt

@@ -1,0 +1,137 @@
+"""Claims as data: what is claimed, by whom, and which comparison of arms would show it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from lmablate.core.errors import ConfigError
+from lmablate.core.settings import Settings
+
+FOLDER = Path(__file__).parent
+GRADES = {
+    "V1": "read in the paper or repository itself",
+    "V2": "read in a transcription or note of it",
+    "V3": "read off a figure, approximate",
+    "V4": "computed from published run logs",
+    "R": "an unpublished log, mostly of one seed",
+    "U": "from memory, unverified",
+}
+Grade = Literal["V1", "V2", "V3", "V4", "R", "U"]
+Longer = Literal["val_loss_2x", "val_loss_4x", "val_loss_8x", "val_loss_16x"]  # windows over the training length
+Metric = Literal["val_loss", "val_bpb", "train_loss", "lr_sensitivity", "loss_spike_score", "diverged"] | Longer
+Direction = Literal["lower", "higher", "equal", "not_higher"]
+Value = str | bool | int | float | None
+Arms = dict[str, Value | list[Value]]
+
+
+class Published(Settings):
+    """`words`: the numbers as printed; `effect`: the contrast they give, in the test's unit, where they give one."""
+
+    words: str
+    source: str
+    grade: Grade
+    effect: float | None = None
+
+
+class Term(Settings):
+    """Runs by their columns, and how much their mean counts in the contrast.
+
+    A column is an axis (`norm`), a configuration key (`optim.weight_decay`), or a shape of claims/matching.py
+    (`shape.ff_ratio`); its value a word, a number (met within 6 %), or a list of them: each listed option that is there
+    is one arm, and the arms are averaged. A text ``low..high`` is a range of numbers.
+    """
+
+    arms: Arms
+    weight: float
+
+
+class Hypothesis(Settings):
+    """One contrast: the weighted sum of its terms, in per cent of the mean of the terms with negative weight.
+
+    `direction`: what the claim says of it: `lower` or `higher` than 0, `equal` to 0 within `margin`, or `not_higher` than
+    `margin`. `margin`, in per cent, is also the smallest difference that counts in any direction. For `diverged` the
+    contrast is of fractions, in percentage points. `where`: what all its runs are. `follow`: columns that may differ
+    between the arms beside what `terms` name. `matched`: the size that must agree within 1 %.
+    """
+
+    says: str
+    plus: Arms | None = None
+    minus: Arms | None = None
+    terms: list[Term] | None = None
+    metric: Metric
+    direction: Direction
+    margin: Annotated[float, Field(gt=0)]
+    where: Arms | None = None
+    follow: list[str] | None = None
+    matched: Literal["n_params", "n_params_non_embedding", "flops_per_token"] | None = None
+    view: Literal["own", "shared"] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Hypothesis:
+        if (self.plus is None) != (self.minus is None) or (self.plus is None) == (self.terms is None):
+            raise ValueError("give plus and minus, or terms")
+        if not any(term.weight < 0 for term in self.contrast):
+            raise ValueError("a contrast needs a term with negative weight, to be measured against")
+        if abs(sum(term.weight for term in self.contrast)) > 1e-9:
+            raise ValueError("the weights of a contrast sum to 0")
+        return self
+
+    @property
+    def contrast(self) -> list[Term]:
+        if self.terms is not None:
+            return self.terms
+        return [Term(arms=self.plus or {}, weight=1.0), Term(arms=self.minus or {}, weight=-1.0)]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that tell its terms apart."""
+        return list(dict.fromkeys(column for term in self.contrast for column in term.arms))
+
+
+class Claim(Settings):
+    """`id`: as in the lecture's list. `pages`: where the lecture says it: pages of its notes, or slides; null: a matter of
+    method. `untested`: why no test of results says anything on it, where none does."""
+
+    id: str
+    group: str
+    priority: Annotated[int, Field(ge=1, le=3)]
+    pages: str | None = None
+    statement: str
+    expected: str
+    smallest_scale: str
+    design: str
+    published: list[Published]
+    sweep: str | None
+    minimum_seeds: Annotated[int, Field(ge=2)]
+    smallest_params: Annotated[int, Field(gt=0)] | None = None
+    tests: list[Hypothesis]
+    untested: str | None = None
+
+    @model_validator(mode="after")
+    def _tested_or_not(self) -> Claim:
+        if bool(self.tests) == bool(self.untested):
+            raise ValueError("give tests, or untested with the reason why there are none")
+        return self
+
+
+@cache
+def load_claims() -> dict[str, Claim]:
+    """All claims by id, in the order of their files. Raises ConfigError where a file is wrong."""
+    import yaml
+
+    found: dict[str, Claim] = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        for entry in content["claims"]:
+            try:
+                claim = Claim.model_validate({"group": content["group"], **entry})
+            except ValidationError as error:
+                raise ConfigError(f"{path.name}, claim {entry.get('id')}: {error}") from error
+            if claim.id in found:
+                raise ConfigError(f"{path.name}: claim {claim.id} stands there twice")
+            found[claim.id] = claim
+    return found

@@ -1,0 +1,147 @@
+"""What stands beside a verdict: what would decide it, and what a reader must know of the runs behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from lmablate.claims.claim import Claim, Hypothesis
+from lmablate.claims.evidence import MATCHED, Sample
+from lmablate.claims.measure import Estimate
+from lmablate.stats import planning
+
+MOST = 200  # more seeds than that are no plan
+CONFIDENT = 0.9
+
+
+def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int | None, str]:
+    """How many more pairs would decide with 90 % power if effect and spread are what they look like, with its words.
+
+    Whichever comes first: enough for a difference, or for its absence within the margin."""
+    if e.effect is None or e.sd is None or test.metric == "diverged":
+        return None, "more seeds would narrow it"
+    if any(count for count, _ in e.diverged.values()):
+        signs = math.ceil(math.log2(4 / alpha))  # pairs from which signs that all agree decide, at half the level
+        side = {value > 0 for value in e.values if value}
+        if len(side) == 1 and signs > n:
+            return signs - n, f"{_more(signs - n)} would decide, if they point the same way"
+        return None, "more seeds would narrow it, but runs that diverge make its spread wide"
+    if e.sd == 0:
+        return 1, "1 more seed may show a spread"
+    effect, margin = e.effect / e.sd, test.margin / e.sd
+    wanted = [planning.tost_pairs_needed(margin, alpha, CONFIDENT, effect=effect)]
+    if test.direction in ("lower", "higher"):
+        wanted.append(planning.pairs_needed(effect, alpha, CONFIDENT) if effect else None)
+    elif test.direction == "equal" or effect > 0:
+        beyond = abs(effect) - margin
+        wanted.append(planning.pairs_needed(beyond, alpha, CONFIDENT) if beyond > 0 else None)
+    if test.direction == "not_higher" and effect < margin:
+        wanted.append(planning.pairs_needed(margin - effect, 2 * alpha, CONFIDENT))
+    enough = [pairs for pairs in wanted if pairs is not None]
+    if not enough or min(enough) - n > MOST:
+        return None, f"more than {MOST} more seeds would be needed at this effect and spread"
+    more = max(1, min(enough) - n)
+    return more, f"{_more(more)} would decide, if effect and spread are what they look like"
+
+
+def _more(n: int) -> str:
+    return f"{n} more seed{'s' * (n != 1)}"
+
+
+def diverged_words(diverged: Mapping[str, tuple[int, int]]) -> str:
+    """How many runs of either side diverged; nothing where none did."""
+    (a, n), (b, m) = diverged["plus"], diverged["minus"]
+    if not a + b:
+        return ""
+    every = "; nothing is known of its loss where it trains" if (a == n or b == m) else ""
+    return f"{a} of {n} against {b} of {m} runs diverged{every}"
+
+
+def no_pair(sample: Sample, e: Estimate) -> str:
+    """Why nothing could be measured: pairs without the metric, no common seed, or seeds in common on other numerics."""
+    if sample.pairs:
+        return "; ".join(e.notes) or "no pair of runs has a value to compare"
+    seeds = [{pair[:2] for pair in arm.rows} for arm in sample.arms]
+    if not set.intersection(*seeds):
+        own = [
+            f"{arm.name} has {_seed_words(sorted(mine))}" for arm, mine in zip(sample.arms, seeds, strict=True) if mine
+        ]
+        return f"the arms have no seed in common, so no two runs are a pair: {'; '.join(own)}"
+    where = [f"{arm.name} on {' and '.join(sorted({pair[2] for pair in arm.rows}))}" for arm in sample.arms]
+    return (
+        f"no pair of runs shares seeds and numerics in all arms: {'; '.join(where)}. "
+        "Other numerics move a loss as a seed does, so train the arms alike (device, precision, runtime.compile)"
+    )
+
+
+def remarks(
+    claim: Claim, test: Hypothesis, sample: Sample | None, e: Estimate, studies: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What qualifies the verdict, the gravest first."""
+    if sample is None:
+        return _tuning({study["sweep"] for study in studies if claim.id in study.get("claims", ())}, studies)
+    found = _lost(sample)
+    if test.matched is None:
+        found += _unmatched(sample)
+    arms = {row.get("arm") for arm in sample.arms for rows in arm.rows.values() for row in rows}
+    found += _tuning(set(sample.sweeps), studies, arms)
+    if e.effect is not None and len(e.values) > 1 and e.sd == 0 and not e.pooled:
+        found.append("all pairs agree to the last bit: do the arms really differ?")
+    if e.pooled:
+        found.append(
+            f"variance pooled over the arms ({e.pooled.df} degrees of freedom; equal spread: p {e.pooled.p_equal:.2g})"
+        )
+    return found
+
+
+def _lost(sample: Sample) -> list[str]:
+    """Runs that are there and not paired: unequal seeds, a missing run, other numerics."""
+    if not sample.unpaired:
+        return []
+    seeds = [{pair[:2] for pair in arm.rows} for arm in sample.arms]
+    lacking = [
+        f"{arm.name} lacks {_seed_words(missing)}"
+        for arm, own in zip(sample.arms, seeds, strict=True)
+        if (missing := sorted(set.union(*seeds) - own))
+    ]
+    numerics = sorted({pair[2] for arm in sample.arms for pair in arm.rows})
+    common = set.intersection(*seeds)
+    if len(numerics) > 1 and len({pair[:2] for pair in sample.pairs}) < len(common):
+        lacking.append(f"runs of the same seed on different numerics ({'; '.join(numerics)}) are not paired")
+    return [
+        f"{sample.unpaired} run{'s' * (sample.unpaired != 1)} without a partner: {'; '.join(lacking) or 'other numerics'}"
+    ]
+
+
+def _seed_words(seeds: Sequence[tuple[Any, ...]]) -> str:
+    named = ", ".join(str(i) if i == d else f"{i}/{d}" for i, d in seeds[:6])
+    return f"seed{'s' * (len(seeds) > 1)} {named}" + (f" and {len(seeds) - 6} more" if len(seeds) > 6 else "")
+
+
+def _unmatched(sample: Sample) -> list[str]:
+    """Arms whose sizes differ."""
+    sizes = [row["n_params"] for arm in sample.arms for rows in arm.rows.values() for row in rows]
+    excess = max(sizes) / max(1, min(sizes)) - 1
+    return [f"parameters differ by {excess:.1%} between the arms"] if excess > MATCHED else []
+
+
+def _tuning(sweeps: set[str], studies: Sequence[Mapping[str, Any]], arms: Collection[Any] | None = None) -> list[str]:
+    """Learning rates that tuning left at an edge, or never found, in the studies behind the runs; of these `arms` alone."""
+    found = []
+    for study in studies:
+        if study.get("sweep") not in sweeps:
+            continue
+        for name, arm in (study.get("arms") or {}).items():
+            fit = arm.get("fit") or {}
+            if arms is not None and name not in arms:
+                continue
+            if fit.get("edge"):
+                side = "lowest" if fit["edge"] == "low" else "highest"
+                found.append(
+                    f"{name}: its best learning rate, {arm['lr']:g}, is the {side} tried, so its loss may yet fall"
+                )
+            elif arm.get("grid") and all(point["loss"] is None for point in arm["grid"]):
+                rates = sorted(point["lr"] for point in arm["grid"])
+                found.append(f"{name}: every learning rate from {rates[0]:g} to {rates[-1]:g} diverged in tuning")
+    return found

@@ -1,0 +1,78 @@
+"""What a run is, as a claim names it: its columns, its shapes, and whether they match."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lmablate.claims.claim import Arms
+from lmablate.results.arms import is_missing, show
+
+Row = dict[str, Any]
+NEAR = 0.06  # how far a shape may lie from the number a claim names: budgets meet a ratio within 5 %
+SAME = 1e-3  # how far any other number may
+
+
+def _gated(row: Row) -> bool:
+    return bool(row.get("activation.gated"))
+
+
+# Shapes of a run, from its resolved sizes.
+SHAPES: dict[str, Callable[[Row], float]] = {
+    "shape.ff_ratio": lambda r: r["model.d_ff"] / r["model.d_model"],
+    "shape.ffn_size": lambda r: (3 if _gated(r) else 2) * r["model.d_ff"] / r["model.d_model"],  # matrices x width
+    "shape.aspect_ratio": lambda r: r["model.d_model"] / r["model.n_layers"],
+    "shape.head_dim": lambda r: r["model.head_dim"],
+    "shape.heads_per_kv": lambda r: r["model.n_heads"] / r["model.n_kv_heads"],
+    "shape.heads_width": lambda r: r["model.n_heads"] * r["model.head_dim"] / r["model.d_model"],
+    "shape.warmup_share": lambda r: r["schedule.warmup_steps"] / r["trainer.steps"],
+    "shape.fine_tuned": lambda r: float(not is_missing(r.get("trainer.init_from"))),
+    "shape.epochs": lambda r: (
+        r["trainer.steps"] * r["trainer.batch_size"] * r["model.context_length"] / r["data.train_tokens"]
+    ),
+}
+
+
+def words(arms: Mapping[str, Any] | None) -> str:
+    """Columns and values as a reader would type them: ``activation=gelu,silu``."""
+    parts = []
+    for column, value in (arms or {}).items():
+        values = value if isinstance(value, list) else [value]
+        parts.append(f"{column.removeprefix('shape.')}={','.join('null' if v is None else show(v) for v in values)}")
+    return " ".join(parts)
+
+
+def value_of(row: Row, column: str) -> Any:
+    """A column or shape of a row; None where it has none."""
+    if column in SHAPES:
+        try:
+            return float(SHAPES[column](row))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
+    value = row.get(column)
+    return None if is_missing(value) else value
+
+
+def matches(row: Row, arms: Arms) -> bool:
+    return all(
+        any(_is(column, value_of(row, column), one) for one in (wanted if isinstance(wanted, list) else [wanted]))
+        for column, wanted in arms.items()
+    )
+
+
+def _is(column: str, value: Any, wanted: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(wanted, str) and ".." in wanted:
+        low, high = (float(end) for end in wanted.split(".."))
+        return number and low <= value <= high
+    if number and isinstance(wanted, int | float) and not isinstance(wanted, bool):
+        return abs(value - wanted) <= (NEAR if column in SHAPES else SAME) * abs(wanted)
+    return bool(value == wanted)
+
+
+def clipped(row: Row) -> float:
+    """The final loss, at most that before training; of a run that diverged the loss before training, from which it has
+    nothing to show. Not finite where neither is known."""
+    known = [row[key] for key in ("val_loss", "init_val_loss") if not is_missing(row[key])]
+    return float(min(known, default=math.inf))

@@ -1,0 +1,75 @@
+"""Verdicts on a results directory: its runs as its studies used them, the verdicts, and what a difference is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmablate.claims.verdict import judge
+from lmablate.results.arms import is_missing
+from lmablate.stats.curves import effective_compute
+from lmablate.stats.noise import seed_noise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+EVALUATED = ("evaluate", "evaluate_shared")
+
+
+def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The claims that the finished `runs` (as from evidence) touch, as from judge; a test of the final loss also has
+    `compute`, its effect as the baseline's tokens."""
+    from lmablate.report.summary import sweep_claims
+
+    sweeps = {name for name in runs["sweep"] if isinstance(name, str)}
+    found = judge(runs, studies=studies, asked={sweep: sweep_claims(sweep) for sweep in sweeps})
+    for claim in found:
+        for test in claim["tests"]:
+            test["compute"] = _compute(test, runs, history)
+    return found
+
+
+def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """`runs`, once for each study and stage that used them, and runs of no study as they are.
+
+    What one study tuned on may be evidence in another that evaluates it: there nothing was chosen by it. What a search was
+    trained for never is, since what it found may be an arm here; ``attrs["searched"]`` counts the runs left out for that.
+    """
+    import pandas as pd
+
+    from lmablate.results.studies import study_runs
+
+    used = [study_runs(runs, dict(study)) for study in studies]
+    known = {run_id for frame in used for run_id in frame["run_id"]}
+    if not known:
+        return runs
+    rest = runs[~runs["run_id"].isin(known)]
+    joined = pd.concat([frame for frame in (*used, rest) if len(frame)], ignore_index=True)
+    joined = joined.drop_duplicates(["run_id", "stage", "sweep"], ignore_index=True)
+    searched = {use["run_id"] for study in studies if study.get("search") for use in study["runs"]}
+    chosen_by = joined["run_id"].isin(searched) & joined["stage"].isin(EVALUATED)
+    joined = joined[~chosen_by].reset_index(drop=True)
+    joined.attrs.update(runs.attrs)
+    joined.attrs["searched"] = int(chosen_by.sum())
+    return joined
+
+
+def noise(runs: pd.DataFrame) -> list[Row]:
+    """The spread of every arm of `runs` (with_arms) with two finished seeds or more."""
+    rows = [{"arm": arm, **seed_noise(own)._asdict()} for arm, own in runs.groupby("arm", sort=True)]
+    return [row for row in rows if row["n"] > 1]
+
+
+def _compute(test: Row, runs: pd.DataFrame, history: pd.DataFrame) -> Row | None:
+    """Final loss of the arms claimed about, on the mean curve of the arms they are measured against."""
+    sides = test["runs"]
+    simple = test["metric"] == "val_loss" and test["effect"] is not None and sides["plus"] and sides["minus"]
+    if not simple or test["diverged"]["plus"][0] or test["diverged"]["minus"][0] or len(test["minus"]) > 1:
+        return None
+    target = runs.loc[runs["run_id"].isin(sides["plus"]), "val_loss"].mean()
+    curve = history[history["run_id"].isin(sides["minus"])].dropna(subset=["val_loss"])
+    means = curve.groupby("tokens")["val_loss"].mean()
+    if is_missing(float(target)) or means.empty:
+        return None
+    return effective_compute(list(means.index), list(means), float(target))._asdict()

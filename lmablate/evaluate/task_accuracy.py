@@ -1,0 +1,92 @@
+"""Loss and accuracy on the fixed validation set of a task, and the accuracy at other lengths."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from lmablate.objective import IGNORE
+
+if TYPE_CHECKING:
+    from lmablate.data.tasks.recall import Examples
+    from lmablate.data.tasks.store import SkillData
+    from lmablate.model.transformer import TransformerLM
+
+ROWS = 2048  # of logits at a time
+
+
+class Evaluation(NamedTuple):
+    """`val_loss` in nats per target that counts; `val_bpb` in bits per UTF-8 byte of the text, the end tokens' nats included,
+    None where not all of the text counts: what does is other text with another tokenizer. `yardsticks` are further losses
+    of a run that has ended (see Objective.yardsticks).
+
+    Of a task: `val_loss` in nats per scored token, no bytes, the share of right answers, and that share at other lengths
+    once the run has ended.
+    """
+
+    val_loss: float
+    val_bpb: float | None
+    val_accuracy: float | None = None
+    val_accuracy_by_length: dict[str, float | None] | None = None
+    yardsticks: dict[str, float] | None = None
+
+
+class Answers(NamedTuple):
+    """Summed over the scored targets: their cross entropy in nats, how many were the most likely token, and their number."""
+
+    nats: float
+    right: int
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.n
+
+
+def evaluate_task(
+    model: TransformerLM, data: SkillData, *, batch_size: int, device: str, with_lengths: bool
+) -> Evaluation:
+    """Answer the validation set of a task; see validation.evaluate."""
+    found = answer(model, data.val_windows(data.length), batch_size=batch_size, device=device)
+    if not math.isfinite(found.nats):
+        return Evaluation(math.nan, None, found.accuracy)
+    lengths = accuracy_by_length(model, data, batch_size=batch_size, device=device) if with_lengths else None
+    return Evaluation(found.nats / found.n, None, found.accuracy, lengths or None)
+
+
+@torch.no_grad()
+def answer(model: TransformerLM, examples: Examples, *, batch_size: int, device: str) -> Answers:
+    """The scored targets of `examples`, inputs and targets ``[n, T]``. Dropout is off; logits are made where one is scored."""
+    inputs, targets = examples
+    nats, right, n = 0.0, 0, 0
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(inputs), batch_size):
+            x = torch.from_numpy(inputs[start : start + batch_size]).to(device)
+            y = torch.from_numpy(targets[start : start + batch_size]).to(device)
+            scored = y != IGNORE
+            hidden, y = model.hidden(x)[scored], y[scored]
+            for states, truth in zip(hidden.split(ROWS), y.split(ROWS), strict=True):
+                logits = model.logits(states).float()
+                nats += float(F.cross_entropy(logits, truth, reduction="sum"))
+                right += int((logits.argmax(-1) == truth).sum())
+            n += len(y)
+    finally:
+        model.train(training)
+    return Answers(nats, right, n)
+
+
+def accuracy_by_length(
+    model: TransformerLM, data: SkillData, *, batch_size: int, device: str
+) -> dict[str, float | None]:
+    """The accuracy at each of data.length_factors, by length as SkillData.val_lengths has it; None where the model has no
+    positions (``posemb=learned`` beyond the context)."""
+    found: dict[str, float | None] = {}
+    for length, examples in data.val_lengths().items():
+        beyond = model.posemb.bounded and examples[0].shape[1] > data.length
+        found[str(length)] = None if beyond else answer(model, examples, batch_size=batch_size, device=device).accuracy
+    return found

@@ -1,0 +1,217 @@
+"""What a model computes, as flat facts: ``{"norm": "rms", "norm.eps": 1e-6, "model.d_model": 128, ...}``.
+
+Every key is there and every number final, so that two configurations of one function have the same facts however they were
+written: scores have the scale they are multiplied by, rotary positions the width they turn, layers a letter each for what
+they read. Dropout and z-loss are of training and no fact. ``of(cfg)`` reads them off a configuration;
+configure.py is the way back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lmablate.core.errors import ConfigError
+from lmablate.core.paths import CONF_DIR
+
+if TYPE_CHECKING:
+    from lmablate.schema.run_config import RunConfig
+
+Facts = Mapping[str, Any]
+SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "context_length")
+BIASES = ("model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.head_bias")
+STACKS = tuple(f"model.{key}" for key in ("n_encoder_layers", "n_distinct_layers", "embedding_dim", "segments"))
+# What holds where nothing else is said.
+PLAIN: dict[str, Any] = {
+    "objective": "causal",
+    "model.readout": False,
+    "model.tie_embeddings": False,
+    **dict.fromkeys(BIASES, False),
+    "model.embedding_scale": 1.0,
+    "model.embedding_norm": False,
+    "model.final_norm": True,
+    "model.logit_scale": 1.0,
+    **dict.fromkeys(STACKS),
+    "model.head_transform": False,
+    "norm": "rms",
+    "norm.gain": True,
+    "norm.bias": False,
+    "norm.unit_offset": False,
+    "norm_position": "pre",
+    "block_layout": "serial",
+    "ffn": "dense",
+    "attention": "heads",
+    "stability.attention_soft_cap": None,
+    "stability.final_soft_cap": None,
+    "stability.qk_norm": None,
+    "stability.v_norm": None,
+    "stability.qk_norm_over": None,
+}
+# The same of a mixture whose tokens choose their experts; `width` is that of an expert, and balancing is of training and no fact.
+PLAIN_EXPERTS: dict[str, Any] = {
+    "ffn.scores": "softmax",
+    "ffn.normalise": True,
+    "ffn.scale": 1.0,
+    "ffn.noise": False,
+    "ffn.shared": 0,
+    "ffn.shared_gate": False,
+    "ffn.first_dense": 0,
+    "ffn.groups": None,
+    "ffn.group_k": None,
+    "ffn.group_best": None,
+    "ffn.capacity_factor": None,
+    "ffn.biased": False,
+}
+NORMS = {"RMSNorm": "rms", "LayerNorm": "layer", "NoNorm": "none"}
+
+
+def complete(facts: Facts) -> dict[str, Any]:
+    """`facts` with what follows from them, and what is plain, filled in."""
+    out = PLAIN | dict(facts)
+    out.setdefault("model.head_dim", out["model.d_model"] // out["model.n_heads"])
+    out.setdefault("model.n_kv_heads", out["model.n_heads"])
+    out.setdefault("attention.scale", out["model.head_dim"] ** -0.5)
+    if out["ffn"] == "tokens":
+        out = PLAIN_EXPERTS | out
+        if not out["ffn.first_dense"]:  # no layer has the width of a dense network
+            out["model.d_ff"] = out["ffn.width"]
+    if out["attention"] == "heads":
+        out.setdefault("attention.pattern", "g" * out["model.n_layers"])
+        out.setdefault("attention.window", None)
+    return out
+
+
+def of(cfg: RunConfig) -> dict[str, Any]:
+    """The facts of a configuration. Raises ConfigError for parts of a user's own, which no class of theirs computes."""
+    from lmablate.core.source_code import own_parts
+    from lmablate.model.dims import has_final_norm, has_readout, logit_scale
+
+    if own := own_parts(cfg):
+        raise ConfigError(f"{', '.join(own)}: a part of your own, which no class of transformers computes")
+    m, s = cfg.model, cfg.stability
+    # What a token may read, and what the head gives: with two stacks the same whatever splits the texts.
+    facts: dict[str, Any] = {"objective": "span_corruption" if m.n_encoder_layers else cfg.objective.kind}
+    facts |= {key: getattr(m, key.removeprefix("model.")) for key in STACKS}
+    facts["model.head_transform"] = bool(m.head_transform)
+    facts["model.readout"] = has_readout(cfg)
+    facts |= {f"model.{size}": getattr(m, size) for size in SIZES}
+    facts |= {"model.tie_embeddings": m.tie_embeddings, **dict(zip(BIASES, m.biases, strict=True))}
+    scale = m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale
+    facts |= {"model.embedding_scale": scale or 1.0, "model.embedding_norm": bool(m.embedding_norm)}
+    facts |= {"model.final_norm": has_final_norm(cfg), "model.logit_scale": logit_scale(cfg) or 1.0}
+    facts |= _norm("norm", cfg.norm) | _norm("stability.qk_norm", s.qk_norm) | _norm("stability.v_norm", s.v_norm)
+    facts |= {f"stability.{key}": getattr(s, key) for key in ("qk_norm_over", "attention_soft_cap", "final_soft_cap")}
+    facts["activation"] = _activation(cfg)
+    for group in ("norm_position", "block_layout"):
+        facts[group] = cfg.choices[group]
+        facts |= _settings(group, getattr(cfg, group))
+    return complete(facts | _attention(cfg) | _posemb(cfg) | _experts(cfg))
+
+
+def _settings(group: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{group}.{key}": value for key, value in part.items() if key != "_target_"}
+
+
+def _norm(place: str, part: Mapping[str, Any] | None) -> dict[str, Any]:
+    if part is None:
+        return {}
+    given = {key: value for key, value in part.items() if key != "_target_"}
+    given |= {"gain": given.get("gain") is None, "unit_offset": bool(given.get("unit_offset"))}
+    name = part["_target_"].rpartition(".")[2]
+    return {place: NORMS.get(name, name), f"{place}.bias": False} | {f"{place}.{k}": v for k, v in given.items()}
+
+
+@cache
+def activations() -> dict[str, dict[str, Any]]:
+    """The options of the axis and what their files say."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF_DIR / "activation").glob("*.yaml"))}
+
+
+def _activation(cfg: RunConfig) -> str:
+    """The word of the option that computes this, whatever word was typed."""
+    own = cfg.activation.model_dump()
+    word = cfg.choices["activation"]
+    return next(
+        (name for name, option in activations().items() if option == own),
+        word + "".join(f" activation.fn.{k}={v}" for k, v in own["fn"].items() if k != "_target_"),
+    )
+
+
+def _attention(cfg: RunConfig) -> dict[str, Any]:
+    from lmablate.model import components
+    from lmablate.model.attention import HeadAttention, LatentAttention
+
+    option, settings = components.resolve(cfg.attention, "attention")
+    given = _settings("attention", settings)
+    width = cfg.model.head_dim
+    if issubclass(option, LatentAttention) and option.forward is LatentAttention.forward:
+        width += settings["rope_head_dim"]
+        given |= {"attention": "mla", "attention.v_head_dim": settings["v_head_dim"] or cfg.model.head_dim}
+    elif issubclass(option, HeadAttention) and option.forward is HeadAttention.forward:
+        reach = [option.reach(layer, settings) for layer in range(cfg.model.n_layers)]
+        spans = {r.window or r.stride for r in reach} - {None}
+        letters = "".join("l" if r.window else "s" if r.stride else "g" for r in reach)
+        given = {"attention": "heads", "attention.pattern": letters, "attention.window": max(spans, default=None)}
+    else:
+        given["attention"] = cfg.choices["attention"]
+    return given | {"attention.scale": settings.get("scale") or width**-0.5}
+
+
+def _experts(cfg: RunConfig) -> dict[str, Any]:
+    from lmablate.model import components
+    from lmablate.model.dims import ffn_option, ffn_shape
+    from lmablate.model.ffn import TokenChoice
+
+    if cfg.ffn is None:
+        return {}
+    option = ffn_option(cfg)
+    if not isinstance(option, TokenChoice):
+        return {} if option.is_dense else {"ffn": cfg.choices["ffn"]}
+    given = components.resolve(cfg.ffn, "ffn")[1]
+    facts = {key: given[key.partition(".")[2]] for key in PLAIN_EXPERTS if key != "ffn.biased"}
+    facts = {key: PLAIN_EXPERTS[key] if value is None else value for key, value in facts.items()}
+    if given["group_k"] is None:
+        facts["ffn.groups"] = None
+    elif given["group_best"] is None:
+        facts["ffn.group_best"] = 1
+    facts |= {f"ffn.{key}": given[key] for key in ("n_experts", "k")}
+    return facts | {"ffn": "tokens", "ffn.width": option.width(ffn_shape(cfg)), "ffn.biased": bool(given["bias_rate"])}
+
+
+def _posemb(cfg: RunConfig) -> dict[str, Any]:
+    from lmablate.model import components
+    from lmablate.model.dims import position_shape
+    from lmablate.model.posemb import Rotary
+
+    option, settings = components.resolve(cfg.posemb, "posemb")
+    word = cfg.choices["posemb"]
+    facts = {"posemb": word, **_settings("posemb", settings)}
+    if not issubclass(option, Rotary):
+        return facts
+    fraction = facts.pop("posemb.rotary_fraction")
+    turned = position_shape(cfg).head_dim
+    facts |= {"posemb.width": int(turned * (fraction or 1)), "posemb.layout": settings["layout"] or "halves"}
+    for key in ("short_factor", "long_factor"):  # one number for all pairs, or one a pair
+        if isinstance(number := settings.get(key), int | float):
+            facts[f"posemb.{key}"] = [float(number)] * (facts["posemb.width"] // 2)
+    if "attention_factor" in settings:
+        facts["posemb.attention_factor"] = settings["attention_factor"] or amplitude(facts, cfg.model.context_length)
+    return facts
+
+
+def amplitude(facts: Facts, context_length: int) -> float:
+    """What YaRN and LongRoPE multiply the rotated channels by where no number is given (see model/posemb/scaled.py)."""
+    if "posemb.factor" in facts:
+        return 0.1 * math.log(facts["posemb.factor"]) + 1.0 if facts["posemb.factor"] > 1 else 1.0
+    length = facts["posemb.original_length"]
+    return math.sqrt(1 + math.log(max(1.0, context_length / length)) / math.log(length))
+
+
+def fraction(width: int, whole: int) -> float:
+    """A share of `whole` channels that ``int`` brings back to `width`."""
+    share = width / whole
+    return share if int(whole * share) == width else math.nextafter(share, 1.0)

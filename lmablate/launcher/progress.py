@@ -1,0 +1,256 @@
+"""What a person sees while runs train, and at the end."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lmablate.core.console import Column, console, duration, plain, table
+from lmablate.launcher.time_left import Todo, time_left
+from lmablate.results.common_targets import COMMON
+
+if TYPE_CHECKING:
+    from lmablate.launcher.jobs import Job
+
+LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
+BAR = 10  # cells of a live bar
+STOPPING = (
+    "stopping: checkpoints are being written (Ctrl-C again stops at once, and loses the steps since the last one)"
+)
+
+COMPILING = "compiling first, up to half a minute for each kind of model (runtime.compile=false does without)"
+
+
+class Board:
+    """A live table on a terminal, plain lines elsewhere (``runtime.progress`` chooses)."""
+
+    def __init__(self, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
+        self.jobs, self.todo = list(jobs), list(todo)
+        self.failed: list[tuple[Job, str]] = []
+        self.status: dict[str, dict[str, Any]] = {}
+        self.began = time.monotonic()
+        self._said: dict[str, float] = {}
+        self._done: set[str] = set()  # what is done stays done
+        self._compiling = False  # was it said?
+        self._begun: dict[str, int] = {}  # the step that each run began at
+        self._last: dict[str, dict[str, Any]] = {}  # heartbeats, also of runs that have ended
+        self._work = {job.run_id: float(job.work) for job in self.todo}
+        wanted = jobs[0].cfg.runtime.progress if jobs else "off"
+        self.console = console()
+        self.mode = ("live" if self.console.is_terminal else "lines") if wanted == "auto" else wanted
+        self._live: Live | None = None
+
+    def __enter__(self) -> Board:
+        merged = sum(job.asked for job in self.jobs) - len(self.jobs)
+        self.say(
+            f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}"
+            + (f" ({merged} asked for twice)" if merged else "")
+            + f": {len(self.jobs) - len(self.todo)} done already, {len(self.todo)} to train; results in {self.jobs[0].cfg.results_dir}"
+        )
+        if self.mode == "live" and self.todo:
+            self.console = console(live=True)  # lines go above the table
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live, self.console = None, console()
+
+    def say(self, text: str) -> None:
+        if self.mode != "off":
+            self.console.print(Text(plain(text)), soft_wrap=True)
+            sys.stdout.flush()
+
+    def stopping(self) -> None:
+        """Say at once that a signal was heard: a run may be in the middle of a long step. Safe in a signal's handler."""
+        with suppress(RuntimeError):  # the handler came in the middle of another line
+            self.say(STOPPING)
+
+    def started(self, job: Job) -> None:
+        """A process for the job was started; its line comes when it begins to train."""
+        self.status[job.run_id] = {"step": 0, "steps": job.cfg.trainer.steps}
+        self._begun.pop(job.run_id, None)
+        if job.cfg.runtime.compile is True and not self._compiling:
+            self._compiling = True
+            self.say(COMPILING)
+
+    def update(self, job: Job, status: dict[str, Any]) -> None:
+        """Take in a heartbeat, and say what is new in it."""
+        if not status:
+            return
+        before = self.status.get(job.run_id, {})
+        self.status[job.run_id] = self._last[job.run_id] = {"steps": before.get("steps"), **status}
+        if self.mode != "lines":
+            return
+        if "from" in status and self._begun.get(job.run_id) != status["from"]:
+            self._begun[job.run_id] = status["from"]
+            self.say(self._begins(job, status))
+        if (doing := status.get("doing")) and doing != before.get("doing"):
+            self.say(f"        {job.run_id}  {doing}")
+        now = time.monotonic()
+        if status.get("step") and not doing and now - self._said.get(job.run_id, self.began) >= LINE_SECONDS:
+            self._said[job.run_id] = now
+            self.say(f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}{self._left()}")
+
+    def _begins(self, job: Job, status: dict[str, Any]) -> str:
+        if not status["from"]:
+            return f"start   {job.run_id}  {job.label}"
+        return f"continue {job.run_id}  {job.label}  from step {status['from']}/{status['steps']}"
+
+    def finished(self, job: Job, status: dict[str, Any]) -> None:
+        self.status.pop(job.run_id, None)
+        if status["state"] == "failed":
+            self.failed.append((job, status["error"]))
+            self.say(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
+        elif status["state"] == "done":
+            name = f"{job.run_id}  {job.label}" if len(self.jobs) > 1 else job.run_id  # of one, the label was just said
+            self.say(f"{self._count():>3}/{len(self.jobs)}  {name}: {outcome(job.row)}{self._left()}")
+
+    def summary(self) -> None:
+        """The table of all runs, best first, and what failed."""
+        rows = sorted(
+            ((job, job.row) for job in self.jobs if job.done),
+            key=lambda pair: (pair[1]["val_loss"] is None, pair[1]["val_loss"] or 0.0),
+        )
+        if rows and self.mode != "off":
+            self.console.print(results_table(rows))
+            if told := beside_unigram(rows[0][1]):
+                self.say(f"For scale, the first of these and in brackets a unigram model: {told}.")
+            unigram = rows[0][1].get("data", {}).get("unigram_val_loss")
+            if unigram is not None and not told:
+                self.say(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
+            chance = rows[0][1].get("data", {}).get("chance_accuracy")
+            if chance is not None:
+                self.say(f"For scale: the best guess that reads nothing is right in {100 * chance:.2f} %.")
+        for job, reason in self.failed:
+            words = " ".join(job.cfg.overrides) or "(defaults)"
+            print(f"failed: {job.run_id}  {words}\n  {reason}\n  log: {job.directory.log_path}", file=sys.stderr)
+        if self.failed:
+            print(
+                f"{len(self.failed)} of {len(self.jobs)} runs failed; the same command tries them again",
+                file=sys.stderr,
+            )
+
+    def _count(self) -> int:
+        """How many runs are done."""
+        self._done |= {job.run_id for job in self.jobs if job.run_id not in self._done and job.done}
+        return len(self._done)
+
+    def _left(self) -> str:
+        """Time until the whole command is done, in brackets; nothing where it is not known, or all have ended."""
+        ended = self._done | {job.run_id for job, _ in self.failed}
+        todo = [
+            Todo(job.cfg, self._work[job.run_id], self._last.get(job.run_id, {}), job.run_id in ended)
+            for job in self.todo
+        ]
+        seconds = None if all(one.ended for one in todo) else time_left(todo)
+        if seconds is None:
+            return ""
+        if len(todo) == 1:
+            return f"  ({duration(seconds)} left)"
+        whole = "all" if todo[0].cfg.stage is None else "this stage"  # of a study, whose later stages are not known yet
+        return f"  ({whole} done in {duration(seconds)})"
+
+    def _best(self) -> str:
+        self._count()
+        done = [(job.row, job) for job in self.jobs if job.run_id in self._done]
+        finite = [(row["val_loss"], job) for row, job in done if row["val_loss"] is not None]
+        if not finite:
+            return ""
+        loss, job = min(finite, key=lambda pair: pair[0])
+        return f", best so far {loss:.4f} ({job.label})"
+
+    def _render(self) -> Group:
+        head = Text(plain(f"{self._count()}/{len(self.jobs)} done{self._best()}{self._left()}"), style="bold")
+        rows = [(job, self.status[job.run_id]) for job in self.todo if job.run_id in self.status]
+        return Group(head, *([live_table(rows, ascii_only=self.console.options.ascii_only)] if rows else []))
+
+
+def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool = False) -> Table:
+    """Runs at work: what each is (and is doing, where that is not training), how far, and its last numbers."""
+    sign = "#" if ascii_only else "\N{BOX DRAWINGS HEAVY HORIZONTAL}"
+    cells = []
+    for job, status in rows:
+        step, steps = status.get("step") or 0, status.get("steps") or job.cfg.trainer.steps
+        doing = f": {status['doing']}" if status.get("doing") else ""
+        bar = sign * (BAR * min(step, steps) // max(1, steps))
+        cells.append((job.run_id, job.label + doing, f"{step}/{steps}", *_numbers(status), bar.ljust(BAR)))
+    columns = (Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("step", keep=True))
+    return table([*columns, *map(Column, ("train", "val", "accuracy", "tokens/s", ""))], cells)
+
+
+def results_table(rows: Sequence[tuple[Job, dict[str, Any]]]) -> Table:
+    """One line a run, numbers aligned."""
+    tasks = any(row.get("val_accuracy") is not None for _, row in rows)  # which have no bytes
+    mixed = len({row["choices"].get("objective") for _, row in rows}) > 1  # whose losses are of different targets
+    measure = "accuracy" if tasks else "second half" if mixed else "bits/byte"
+    whole = all(row["status"] == "completed" for _, row in rows)
+    cells = []
+    for job, row in rows:
+        loss, number = row["val_loss"], row.get(COMMON) if mixed else row["val_bpb"]
+        second = accuracy(row) if tasks else "-" if number is None else f"{number:.4f}"
+        status = row["status"] if row["status"] != "diverged" else f"diverged at step {row['diverged_at_step']}"
+        sizes = (f"{row[key]:,}" for key in ("n_params", "flops_per_token", "tokens"))
+        speed = f"{row['tokens_per_second']:,.0f}"
+        cells.append((job.run_id, job.label, "-" if loss is None else f"{loss:.4f}", status, second, *sizes, speed))
+    columns = (
+        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("val loss", keep=True),
+        Column("status", keep=not whole, left=True), *map(Column, (measure, "params", "FLOPs/token", "tokens", "tokens/s")),
+    )  # fmt: skip
+    return table(columns, cells)
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """A result in a few words."""
+    if row["status"] == "diverged":
+        return f"diverged at step {row['diverged_at_step']}"
+    said = [f"val loss {row['val_loss']:.4f} nats/token"]
+    if row.get("val_accuracy") is not None:
+        said.append(f"accuracy {accuracy(row)}")
+    elif row["val_bpb"] is not None:
+        said.append(f"{row['val_bpb']:.4f} bits/byte")
+    return ", ".join([*said, f"{row['tokens_per_second']:,.0f} tokens/s"])
+
+
+def accuracy(row: dict[str, Any]) -> str:
+    """The share of right answers of a run on a task, in per cent."""
+    value = row.get("val_accuracy")
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def beside_unigram(row: dict[str, Any]) -> str:
+    """What a run of an objective with targets of its own was measured on, each number with what a unigram model of the training
+    text reaches; nothing for other runs."""
+    pairs = [(key.removesuffix("_unigram"), value) for key, value in row.items() if key.endswith("_unigram")]
+    return ", ".join(f"{name} {row[name]:.4f} ({value:.4f})" for name, value in pairs if row.get(name) is not None)
+
+
+def _numbers(status: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Training loss, validation loss, accuracy and tokens a second of a heartbeat, each empty where it is not known. A
+    validation loss of another step than the training loss says so."""
+    train, val, speed = (status.get(key) for key in ("train_loss", "val_loss", "tokens_per_second"))
+    at = status.get("val_step", status.get("step"))
+    when = "" if at == status.get("step") else f" (step {at})"
+    return (
+        f"{train:.3f}" if isinstance(train, float) else "",
+        f"{val:.3f}{when}" if isinstance(val, float) else "",
+        accuracy(status) if isinstance(status.get("val_accuracy"), float) else "",
+        f"{speed:,.0f}" if speed else "",
+    )
+
+
+def _losses(status: dict[str, Any]) -> str:
+    train, val, right, speed = _numbers(status)
+    said = (("train ", train, ""), ("val ", val, ""), ("accuracy ", right, ""), ("", speed, " tokens/s"))
+    return "  ".join(f"{before}{number}{after}" for before, number, after in said if number)

@@ -1,0 +1,69 @@
+"""A process at work on jobs: whether it has had its time, and what is made of its end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lmablate.launcher.job_files import leave_status, read_status
+from lmablate.runs import recovery
+
+if TYPE_CHECKING:
+    from lmablate.launcher.jobs import Job
+    from lmablate.launcher.processes import Process
+
+GRACE_SECONDS = 30.0  # for a job past its time limit to write a checkpoint
+Verdict = dict[str, Any]
+
+
+@dataclass
+class Running:
+    """Jobs that have a process: one, or several of one graph. A job that has its result is taken out."""
+
+    jobs: list[Job]
+    process: Process
+    slot: int
+    limit: float | None  # seconds
+    began: float = field(default_factory=time.monotonic)
+    oom_kills: int | None = field(default_factory=lambda: recovery.oom_kills())
+    overdue: bool = False
+    kill_at: float | None = None
+
+    def end_if_overdue(self) -> None:
+        """Ask a process that has had its time to stop, and kill one that does not listen."""
+        now = time.monotonic()
+        if getattr(self.process, "waits_for_graph", False):
+            self.began = now
+        if self.limit is not None and not self.overdue and now - self.began > self.limit:
+            self.overdue, self.kill_at = True, now + GRACE_SECONDS
+            self.send(signal.SIGTERM)
+        if self.kill_at is not None and now > self.kill_at:
+            self.kill_at = now + GRACE_SECONDS
+            self.send(signal.SIGKILL)
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            self.process.send(number)
+
+    def verdict(self, job: Job, code: int, *, stopped: bool) -> Verdict:
+        """What has become of a job without a result, now that its process has ended with `code`; its status says so too."""
+        status = read_status(job)
+        if stopped and code in (143, -signal.SIGTERM, -signal.SIGINT, 130):
+            leave_status(job, {**status, "state": "stopped"})
+            return {"state": "stopped"}
+        own = status.get("error") if status.get("state") == "failed" else None
+        kind = status.get("kind") if own else None
+        reason = own or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+        if self.overdue:
+            reason = f"not done within runtime.time_limit={self.limit:g} seconds, at step {status.get('step', 0)}"
+            kind = "time_limit"
+        elif code == -signal.SIGKILL and recovery.oom_kills() != self.oom_kills:
+            reason, kind = f"{reason} for lack of memory: {recovery.tried_words(job.cfg)}", recovery.MEMORY
+        verdict = {"state": "failed", "error": reason, "kind": kind}
+        if kind == recovery.MEMORY:
+            verdict["tried"] = status.get("tried") or recovery.tried(job.cfg)
+        leave_status(job, {**status, **verdict})
+        return verdict

@@ -1,0 +1,147 @@
+"""Where jobs run on this machine: numbered slots on cores, or on GPUs, of which one may hold several jobs by their memory.
+
+The table of GPUs is handed in, so that what is decided here needs none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lmablate.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmablate.launcher.jobs import Job
+
+log = logging.getLogger(__name__)
+GIB = 1 << 30
+CONTEXT_GIB = 0.6  # what CUDA takes of a GPU for each process, beside torch's own allocations
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU: what CUDA_VISIBLE_DEVICES calls it, and its memory in bytes (0: not known)."""
+
+    name: str
+    memory: int = 0
+
+
+@dataclass
+class Places:
+    """`count` slots, numbered from 0. Slot i is on device i modulo their number, unless jobs say what memory they need
+    (`runtime.gpu_memory`, GiB): then on the device with the most left."""
+
+    count: int
+    devices: Sequence[Device] = ()
+    taken: dict[int, tuple[str | None, float]] = field(default_factory=dict)  # by slot: device and GiB of it
+
+    def take(self, job: Job) -> int | None:
+        """A slot for a job, or None while nothing fits."""
+        slot = next((i for i in range(self.count) if i not in self.taken), None)
+        if slot is None:
+            return None
+        if not self.devices:
+            self.taken[slot] = (None, 0.0)
+            return slot
+        need = job.cfg.runtime.gpu_memory
+        if need is None:
+            whole = self._whole(slot)
+            if whole is None:
+                return None
+            self.taken[slot] = (whole.name, whole.memory / GIB)
+            return slot
+        device = max(self.devices, key=self.left)
+        if self.left(device) < need + CONTEXT_GIB:
+            return None
+        self.taken[slot] = (device.name, need + CONTEXT_GIB)
+        return slot
+
+    def device(self, slot: int) -> str | None:
+        """The GPU of a slot that is taken."""
+        return self.taken[slot][0] if slot in self.taken else None
+
+    def give_back(self, slot: int) -> None:
+        self.taken.pop(slot, None)
+
+    def left(self, device: Device) -> float:
+        """GiB that no job has been given."""
+        return device.memory / GIB - sum(gib for name, gib in self.taken.values() if name == device.name)
+
+    def _whole(self, slot: int) -> Device | None:
+        """A GPU for a job that says nothing of its memory: one without jobs, or with runtime.workers above their number
+        the one whose turn it is, as long as only such jobs are there."""
+        users = [name for name, _ in self.taken.values()]
+        if free := [device for device in self.devices if device.name not in users]:
+            return free[0]
+        turn = self.devices[slot % len(self.devices)]
+        shared = any(name == turn.name and gib != turn.memory / GIB for name, gib in self.taken.values())
+        return turn if self.count > len(self.devices) and not shared else None
+
+
+def places_for(jobs: Sequence[Job], count: int) -> Places:
+    """The places of this machine for `jobs`, `count` at a time. Raises ConfigError for a job that fits no GPU."""
+    if not jobs or jobs[0].cfg.runtime.device != "cuda":
+        _warn_of_crowds(jobs, count)
+        return Places(count)
+    needs = [job.cfg.runtime.gpu_memory for job in jobs]
+    devices = gpus(measured=any(need is not None for need in needs))
+    check_fit(devices, needs)
+    return Places(count, devices)
+
+
+def check_fit(devices: Sequence[Device], needs: Sequence[float | None]) -> None:
+    """Raise ConfigError for a need that no device meets, even when empty."""
+    most = max((device.memory / GIB for device in devices), default=0.0) - CONTEXT_GIB
+    for need in needs:
+        if need is not None and need > most:
+            raise ConfigError(
+                f"runtime.gpu_memory={need:g} GiB: the largest GPU here has {most:.1f} for a run, beside CUDA's own "
+                f"{CONTEXT_GIB} GiB; give less, or null for a whole GPU"
+            )
+
+
+def how_many(devices: Sequence[Device], needs: Sequence[float | None]) -> int:
+    """Jobs that run at a time: one a GPU, or where all say what they need as many of the largest as fit."""
+    if not devices or any(need is None for need in needs) or not needs:
+        return len(devices)
+    largest = max(need for need in needs if need is not None) + CONTEXT_GIB
+    return max(1, sum(int(device.memory / GIB / largest) for device in devices))
+
+
+@cache
+def gpus(measured: bool = False) -> tuple[Device, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves us; with their memory if `measured`, which a process of its own finds out
+    so that this one takes no memory on any of them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if not measured:
+        return tuple(map(Device, names))
+    code = "import json, torch; n = torch.cuda.device_count(); "
+    code += "print(json.dumps([torch.cuda.get_device_properties(i).total_memory for i in range(n)]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    try:
+        sizes = json.loads(done.stdout)
+        return tuple(Device(name, int(size)) for name, size in zip(names, sizes, strict=True))
+    except (ValueError, TypeError):
+        said = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise ConfigError(f"runtime.gpu_memory: the memory of the GPUs cannot be read ({said})") from None
+
+
+def _warn_of_crowds(jobs: Sequence[Job], count: int) -> None:
+    """More threads than cores make every run slower, and change no number."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = jobs[0].cfg.runtime.threads if jobs else 1
+    if count > 1 and count * threads > cores:
+        log.warning(
+            "%d runs at a time with %d thread%s each on %d cores: they take turns; runtime.workers=%d has a core for each thread",
+            *(count, threads, "s" * (threads > 1), cores, max(1, cores // threads)),
+        )

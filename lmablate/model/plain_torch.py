@@ -1,0 +1,52 @@
+"""Which parameters and buffers of a model are of plain torch, and not of the house's primitives.
+
+A part of a user's own may hold any modules of torch. They train, count and resume like all others; only a gang needs weights
+that can carry a member axis, which the primitives have (primitives.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from lmablate.core.source_code import is_shipped
+from lmablate.model.primitives import Bias, Gain, Matrix
+
+if TYPE_CHECKING:
+    from lmablate.schema.run_config import RunConfig
+
+
+def plain_parameters(model: nn.Module) -> list[str]:
+    """The names of parameters that no primitive and no shipped class holds."""
+    found = []
+    for place, module in model.named_modules():
+        if not isinstance(module, Gain | Bias | Matrix) and not is_shipped(type(module)):
+            found += [f"{place}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
+    return found
+
+
+def own_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of modules that are not shipped, by name: state that training may change, so that checkpoints keep it. Those of
+    shipped modules are tables that are made anew."""
+    return {
+        f"{place}.{name}".lstrip("."): buffer
+        for place, module in model.named_modules()
+        if not is_shipped(type(module))
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def why_alone(cfg: RunConfig) -> str | None:
+    """Why a run cannot train in a gang, by the parts that it is built from; None where it can."""
+    if not cfg.code:  # all is as shipped
+        return None
+    from lmablate.model.factory import build_model
+
+    model = build_model(cfg, device="meta")
+    if names := plain_parameters(model):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"{names[0]}{more} is a plain parameter, and a gang needs those of lmablate.model.primitives"
+    if buffers := own_buffers(model):
+        return f"{next(iter(buffers))} is a buffer, which members of a gang would share"
+    return None

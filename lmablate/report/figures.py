@@ -1,0 +1,155 @@
+"""The figures of a report: each question's own, then the general ones; as files, and as elements of the page."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import importlib.util
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lmablate.core.files import file_stem
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import pandas as pd
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from lmablate.report.sections import Question
+
+STILL_RUNS = 200  # runs in a still figure of curves; the page's own curves have all
+LARGEST_SVG = 1_500_000  # characters; a larger figure stands in the page as pixels
+
+
+class Drawn(NamedTuple):
+    """A figure: the stem of its files, what it is of (headline, final_losses, loss_curves, differences, verdicts), what it
+    shows, and what kept it from being drawn."""
+
+    stem: str
+    kind: str
+    caption: str
+    figure: Figure
+    problem: str = ""
+
+
+def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
+    """The stored sweeps among `names` that have an analysis of their own: lmablate.analysis.<sweep> with a figure()."""
+    from lmablate.results.studies import stored_sweep
+
+    found = {}
+    for sweep in sorted({name for one in names if isinstance(one, str) and (name := stored_sweep(one)).isidentifier()}):
+        if not sweep.startswith("_") and importlib.util.find_spec(f"lmablate.analysis.{sweep}"):
+            module = importlib.import_module(f"lmablate.analysis.{sweep}")
+            if hasattr(module, "figure"):
+                found[sweep] = module
+    return found
+
+
+def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: bool) -> list[Drawn]:
+    """The figures of one question, out of `every` finished run. Where it is not `alone` in its report, the general figures
+    have its name before theirs."""
+    from lmablate.analysis.curves import final_losses, loss_curves
+    from lmablate.analysis.differences import differences
+
+    out = []
+    for module in analyses([question.name]).values():
+        rows = _whole(every, str(question.name))
+        drawn = _or_why(lambda module=module, rows=rows: module.figure(rows, history))  # type: ignore[misc]
+        out.append(Drawn(file_stem(str(question.name)), "headline", question.title, *drawn))
+    few, words = _few(question)
+    records = history[history["run_id"].isin(few["run_id"])]
+    draws: dict[str, tuple[str, bool, Callable[[], Figure]]] = {  # by kind: its caption, and whether there is anything in it
+        "final_losses": ("Final validation loss of every arm and seed", True, lambda: final_losses(question.runs)),
+        "loss_curves": (f"Loss against training tokens{words}", len(records) > 0, lambda: loss_curves(few, records)),
+        "differences": (
+            "Differences between arms, same seed", bool(question.comparisons), lambda: differences(question.comparisons)
+        ),
+    }  # fmt: skip
+    for kind, (caption, something, make) in draws.items():
+        if something:
+            stem = kind if alone else f"{question.name or 'no_sweep'}_{kind}"
+            out.append(Drawn(file_stem(stem), kind, caption, *_or_why(make)))
+    return out
+
+
+def draw_verdicts(claims: Sequence[dict[str, Any]]) -> list[Drawn]:
+    """Effects and verdicts of all claims that were tested."""
+    from lmablate.analysis.verdicts import verdicts
+
+    tested = any(test["effect"] is not None for claim in claims for test in claim["tests"])
+    return [Drawn("verdicts", "verdicts", "Verdicts on the claims", verdicts(claims))] if tested else []
+
+
+def inline(drawn: Drawn) -> Markup:
+    """The figure as part of the page: vectors in the page's colours, or pixels where those would be too many."""
+    from markupsafe import Markup
+
+    from lmablate.analysis import _style
+
+    svg = inline_svg(drawn.figure, drawn.stem)
+    if len(svg) <= LARGEST_SVG:
+        return svg
+    buffer = io.BytesIO()
+    with _style.style():
+        drawn.figure.savefig(buffer, format="png", dpi=120, metadata={"Software": "lmablate"})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(drawn.caption, data)
+
+
+def inline_svg(figure: Figure, name: str) -> Markup:
+    """The figure as an SVG element of the page: no outside references, ids of its own, and the page's colours, so that
+    it turns dark with the page."""
+    from markupsafe import Markup
+
+    from lmablate.analysis import _style
+
+    figure.suptitle("")  # the page has a heading of its own
+    buffer = io.StringIO()
+    with _style.style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' (?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    tokens = {_style.INK: "ink", _style.MUTED: "muted", _style.GRID: "line", _style.PAPER: "paper"}
+    tokens |= {color: f"c{i}" for i, color in enumerate(_style.PALETTE)}
+    for color, token in tokens.items():
+        svg = re.sub(rf"{color}\b", f"var(--{token})", svg, flags=re.IGNORECASE)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1))
+
+
+def _whole(every: pd.DataFrame, sweep: str) -> pd.DataFrame:
+    """All runs of a sweep as its analysis wants them: with arms, and attrs kept."""
+    from lmablate.results.arms import with_arms
+
+    rows = every[every["sweep"] == sweep]
+    rows.attrs.update(every.attrs)
+    return with_arms(rows) if "stage" not in rows or rows["stage"].isna().all() else rows
+
+
+def _few(question: Question) -> tuple[pd.DataFrame, str]:
+    """The runs that a still figure can show, best arms first, and what to say of the others."""
+    runs = question.runs
+    if len(runs) <= STILL_RUNS:
+        return runs, ""
+    rank = {arm: i for i, arm in enumerate(question.arms["arm"])}
+    few = runs.loc[runs["arm"].map(rank).sort_values(kind="stable").index[:STILL_RUNS]]
+    few.attrs.update(runs.attrs)
+    return few, f" (the {len(few)} runs of the best arms, of {len(runs):,})"
+
+
+def _or_why(make: Callable[[], Figure]) -> tuple[Figure, str]:
+    """A figure, or one that says what kept it from being drawn: with results taken away the rest is still reported."""
+    from lmablate.analysis._style import message
+
+    try:
+        return make(), ""
+    except Exception as error:
+        words = f"could not be drawn from these runs: {type(error).__name__}: {error}"
+        return message(f"This figure {words}"), words

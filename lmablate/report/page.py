@@ -1,0 +1,247 @@
+"""The report as a page and as Markdown: what their templates are given."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.launcher.progress import accuracy
+from lmablate.report.claim_tables import by_study, headline, minus, signed
+from lmablate.results.arms import show
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmablate.report.figures import Drawn
+    from lmablate.report.sections import Question
+
+Row = dict[str, Any]
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("report_series.js", "report_curves.js", "report.js")
+SEED_COLUMNS = 5  # with more seeds than this the headline table gives their range instead
+SEEDS = ["seed", "init_seed", "data_seed"]
+TITLED = 6  # questions that the title names
+STILL_ROWS = 200  # rows of a table that the page shows without its script; all stand in tables/
+
+
+def content(
+    questions: Sequence[Question],
+    claims: Sequence[Row],
+    every: pd.DataFrame,
+    *,
+    drawn: Sequence[Sequence[Drawn]],
+    unfinished: Sequence[Row],
+    notices: Sequence[str],
+    results_dir: Sequence[str | Path],
+    survey: Sequence[Row],
+) -> Row:
+    """What page and Markdown say, for templates: `questions` with their figures (`drawn`, one list for each), `claims` as
+    from claims.reading, `every` finished run, `notices` of the report as a whole, `survey` as from lmablate.survey.judged."""
+    from lmablate.budget import DEFINITIONS
+    from lmablate.claims.claim import GRADES
+    from lmablate.report import summary
+
+    asked = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
+    alone = asked[0] if len(asked) == 1 else None
+    return {
+        "title": alone["title"] if alone else _title([one["name"] for one in asked]),
+        "alone": alone,
+        "questions": asked,
+        "n_runs": len({run_id for one in questions for run_id in one.runs["run_id"]}),  # a run may serve two of them
+        "n_arms": sum(one["n_arms"] for one in asked),
+        "n_tuned": len({run_id for one in questions for run_id in one.tuned["run_id"]}),
+        "notices": notices,
+        "judged": headline(claims) if claims else "",
+        "groups": by_study(claims),
+        "several": len({claim["study"] for claim in claims if claim["scope"] == "asked"}) > 1,
+        "grades": GRADES,
+        "survey": survey,
+        "defined": [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
+        "tasks": any(one["tasks"] for one in asked),
+        "failed": [row for row in unfinished if row["state"] == "failed"],
+        "unfinished": [row for row in unfinished if row["state"] != "failed"],
+        "provenance": summary.provenance(every),
+        "again": shlex.join(["python", "-m", "lmablate.report", *map(str, results_dir)]),
+        "still_rows": STILL_ROWS,
+    }
+
+
+def render_html(told: Row, figures: Mapping[str, Any], data: Any, links: Mapping[str, str | None]) -> str:
+    """The page: `told` as from content, `figures` as markup by stem, `data` as from page_data.as_json, `links` to configs."""
+    from markupsafe import Markup
+
+    from lmablate.report.page_data import content_hash
+
+    script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
+    return _environment(html=True).get_template("report.html").render(
+        **told, figures=figures, data=data, links=links, script=Markup(script), script_source=Markup(content_hash(script))
+    )  # fmt: skip
+
+
+def render_markdown(told: Row) -> str:
+    """The same without what only a screen can do: one file, with figures/ beside it."""
+    text = _environment(html=False).get_template("report.md").render(**told)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"  # what a template leaves where it has nothing to say
+
+
+def _environment(html: bool) -> Any:
+    import jinja2
+
+    from lmablate.report.reproduce import command
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=html, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    filters: dict[str, Callable[..., str]] = {
+        "show": show, "loss": _loss, "signed": signed, "minus": minus, "count": _count, "accuracy": accuracy, "short": _short,
+        "command": command, "cell": _cell, "code": _code,
+    }  # fmt: skip
+    environment.filters |= filters
+    return environment
+
+
+def _question(question: Question, drawn: list[Drawn]) -> Row:
+    from lmablate.analysis.differences import name as comparison_name
+    from lmablate.report import summary
+    from lmablate.report.sections import Missing
+    from lmablate.report.tuned_studies import spread_words
+
+    runs, arms = question.runs, question.arms
+    name, asked = question.name or "no_sweep", question.varied
+    title = f"Runs of no stored sweep: {asked}" if question.name is None else question.title
+    rows = _run_rows(runs)
+    return {
+        "id": "".join(letter if letter.isalnum() else "-" for letter in name),
+        "name": question.name,
+        "title": question.title,
+        "heading": title,
+        "asked": asked if asked != question.title else "",
+        "n_runs": len(runs),
+        "n_tuned": len(question.tuned),
+        "n_arms": len(arms),
+        "notices": question.notices,
+        "missing": question.missing + [Missing(f"{one.caption}: {one.problem}.") for one in drawn if one.problem],
+        "colors": _colors(arms["arm"]),
+        "arms": _with_seeds(arms.head(STILL_ROWS), runs),
+        "seeds": _seed_names(runs),
+        "tasks": "val_accuracy" in arms,
+        "numerics": runs["numerics"].nunique() > 1,
+        "unigram": _common(runs, "data.unigram_val_loss"),
+        "headline": [one for one in drawn if one.kind == "headline"],
+        "figures": {one.kind: one for one in drawn},
+        "rates": question.rates,
+        "comparisons": [{**row, "name": comparison_name(row)} for row in question.comparisons[:STILL_ROWS]],
+        "n_comparisons": len(question.comparisons),
+        "paired": spread_words(question.comparisons),
+        "varied": summary.varied(runs),
+        "followed": summary.followed(runs),
+        "equal": summary.held_equal(runs),
+        "commands": question.commands,
+        "runs": rows[:STILL_ROWS],
+        "diverged": [row for row in rows if row["status"] != "completed"][:STILL_ROWS],
+        "n_diverged": sum(row["status"] != "completed" for row in rows),
+    }
+
+
+def _title(names: Sequence[str | None]) -> str:
+    """The studies by name where they are few."""
+    known = [name or "runs of no sweep" for name in names]
+    return f"{len(known)} questions" + (f": {', '.join(known)}" if len(known) <= TITLED else "")
+
+
+def _colors(arms: pd.Series) -> dict[str, str]:
+    """The page's colour of each arm, the same as in the figures."""
+    from lmablate.analysis._style import PALETTE, arm_styles
+
+    return {arm: f"var(--c{PALETTE.index(look.color)})" for arm, look in arm_styles(arms).items()}
+
+
+def _seed_names(runs: pd.DataFrame) -> list[str]:
+    """The seeds in order, as columns of the headline table; none where they are too many."""
+    from lmablate.report.summary import seed_word
+
+    names = sorted({seed_word(row) for row in runs[SEEDS].to_dict("records")}, key=lambda name: (len(name), name))
+    return names if len(names) <= SEED_COLUMNS else []
+
+
+def _with_seeds(arms: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
+    """The arms with `by_seed`, each seed's finished or diverged runs, and `above`, the distance to the best mean."""
+    from lmablate.report.summary import seed_word
+
+    rows = []
+    own = dict(tuple(runs[["arm", *SEEDS, "status", "val_loss", "diverged_at_step"]].groupby("arm")))
+    for arm in arms.to_dict("records"):
+        by_seed: dict[str, list[Row]] = {}
+        for run in own[arm["arm"]].to_dict("records"):
+            by_seed.setdefault(seed_word(run), []).append(run)
+        rows.append({**arm, "by_seed": by_seed, "above": arm["mean"] - arms["mean"].min()})
+    return rows
+
+
+def _run_rows(runs: pd.DataFrame) -> list[Row]:
+    """Every run for the page's last table: arms as in the headline, then seeds."""
+    columns = [
+        "run_id",
+        "arm",
+        "seed",
+        "init_seed",
+        "data_seed",
+        "status",
+        "val_loss",
+        "val_bpb",
+        "val_accuracy",
+        "train_loss",
+        "init_val_loss",
+        "tokens",
+    ]
+    columns += [
+        "diverged_at_step",
+        "tokens_per_second",
+        "wall_seconds",
+        "peak_memory_bytes",
+        "numerics",
+        "provenance.overrides",
+    ]
+    table = runs.reindex(columns=columns).assign(mean=runs.groupby("arm")["val_loss"].transform("mean"))
+    from lmablate.report.summary import seed_word
+
+    rows = table.sort_values(["mean", "arm", "init_seed", "data_seed"], na_position="last").to_dict("records")
+    return [{**row, "seed": seed_word(row), "overrides": row["provenance.overrides"]} for row in rows]
+
+
+def _common(runs: pd.DataFrame, column: str) -> float | None:
+    values = runs[column].dropna().unique() if column in runs else []
+    return float(values[0]) if len(values) == 1 else None
+
+
+def _loss(value: Any, digits: int = 4) -> str:
+    return "–" if show(value) == "-" else f"{value:.{digits}f}"
+
+
+def _short(value: Any) -> str:
+    """Four digits, enough to see that two sizes are within a per cent; tables/arms.csv has all of them."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if value >= 0.99995 * size:
+            return f"{value / min(size, 1e3 if letter == 'k' else size):#.4g} {letter}"
+    return _count(value)
+
+
+def _count(value: Any) -> str:
+    return "–" if show(value) == "-" else f"{value:,.0f}"
+
+
+def _code(value: Any) -> str:
+    """Text as one line of Markdown's code, in backticks or in a block: nothing in it ends the code."""
+    return " ".join(str(value).split()).replace("`", "'")
+
+
+def _cell(value: Any) -> str:
+    """Text as one cell, line or list item of Markdown: what would be markup stays text."""
+    text = " ".join(str(value).split())
+    for sign in "\\`*_[]<>|#$":
+        text = text.replace(sign, "\\" + sign)
+    return text

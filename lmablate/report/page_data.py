@@ -1,0 +1,167 @@
+"""What the report's script draws: curves and rows of every run, as JSON that cannot break out of the page.
+
+Curves are thinned to `BUDGET` points for each kind of loss over the whole page, though never below `FEWEST` a run, by taking
+records evenly from the first to the last; small results are kept whole. Records that runs have in common (steps and tokens)
+stand once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from lmablate.results.arms import is_missing
+from lmablate.results.duplicates import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from markupsafe import Markup
+
+    from lmablate.report.sections import Question
+
+Row = dict[str, Any]
+Records = tuple[dict[str, Any], Any]  # the columns of the whole history, and where in them a run's records are
+BUDGET, FEWEST = 200_000, 40
+KINDS = {"validation": "val_loss", "training": "train_loss"}
+CONFIG = "config.yaml"
+# A run in the page's JSON is a list of these, in this order; templates/report.js reads it by the same names.
+FIELDS = (
+    *("id", "arm", "seed", "stage", "status", "val_loss", "train_loss", "init_val_loss", "val_bpb", "val_accuracy"),
+    *("tokens", "wall_seconds", "diverged_at_step", "folder", "numerics", "words", "curves"),
+)
+
+RUN_COLUMNS = ("run_id", "init_seed", "data_seed", "provenance.overrides", *FIELDS)
+
+
+def page_data(questions: Sequence[Question], history: pd.DataFrame, links: Row) -> Row:
+    """The data of the page: for each question its arms, its runs (FIELDS) and its grids (steps and tokens of records).
+
+    `links` as from config_links.
+    """
+    total = sum(len(question.runs) + len(question.tuned) for question in questions)
+    most = max(FEWEST, BUDGET // max(1, total))
+    columns = {name: history[name].to_numpy(dtype=float) for name in ("step", "tokens", *KINDS.values())}
+    records = {run_id: (columns, places) for run_id, places in history.groupby("run_id").indices.items()}
+    thinned = any(len(places) > most for _, places in records.values())
+    folders = list(dict.fromkeys(filter(None, links.values())))
+    places = {run_id: folders.index(folder) for run_id, folder in links.items() if folder}
+    asked = [_question(question, records, most, places) for question in questions]
+    return {
+        "fields": FIELDS,
+        "kinds": list(KINDS),
+        "folders": folders,
+        "thinned": most if thinned else None,
+        "questions": asked,
+    }
+
+
+def config_links(run_ids: Sequence[str], folders: Sequence[str | Path], out: Path) -> dict[str, str | None]:
+    """For each run the folder of its config.yaml as a relative link from `out`; None where there is no such file, or where
+    the results lie elsewhere than beside the page, inside it or around it, so that a page that is moved would lose them.
+    Of a run in several folders it is the copy that counts."""
+    here, resolved = out.resolve(), [Path(folder).resolve() for folder in folders]
+    links: dict[str, str | None] = dict.fromkeys(run_ids)
+    counts = counted(resolved)
+    for folder in reversed(resolved):
+        near = here.parent in (folder, *folder.parents) or folder in here.parents
+        if not near:
+            continue
+        link = quote(Path(os.path.relpath(folder, here)).as_posix())
+        link = link if link.startswith(".") else f"./{link}"  # never taken for a scheme
+        own = [run_id for run_id in run_ids if counts.get(run_id, folder) == folder]
+        links |= {run_id: link for run_id in own if (folder / run_id / CONFIG).is_file()}
+    return links
+
+
+def as_json(data: Any) -> Markup:
+    """JSON for a <script type="application/json">: with `<` escaped no text in it can end the element."""
+    from markupsafe import Markup
+
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def content_hash(script: str) -> str:
+    """A Content-Security-Policy source that allows exactly this inline script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _question(question: Question, records: dict[Any, Records], most: int, places: dict[str, int]) -> Row:
+    from lmablate.analysis._style import PALETTE, arm_styles
+
+    looks = arm_styles(question.runs["arm"])
+    shown = list(question.arms["arm"])
+    arms = [*shown, *sorted({str(arm) for arm in question.tuned.get("arm", ())} - set(shown))]
+    order = {arm: i for i, arm in enumerate(sorted(looks))}
+    grids: dict[tuple[tuple[int, ...], tuple[float, ...]], int] = {}
+    words: dict[str, int] = {}
+    numerics: dict[str, int] = {}
+    rows = []
+    for frame in (question.runs, question.tuned):
+        for run in frame[[name for name in RUN_COLUMNS if name in frame]].to_dict("records"):
+            curves = [_curve(records.get(run["run_id"]), column, most, grids) for column in KINDS.values()]
+            number = numerics.setdefault(str(run.get("numerics")), len(numerics))
+            rows.append(_run(run | {"numerics": number}, arms.index(str(run["arm"])), words, places, curves))
+    return {
+        "arms": [
+            {"name": arm, "hue": PALETTE.index(looks[arm].color), "turn": order[arm] // len(PALETTE) % 3, "mean": _number(mean)}
+            for arm, mean in zip(question.arms["arm"], question.arms["mean"], strict=True)
+        ]
+        + [{"name": arm} for arm in arms[len(shown) :]],
+        "evaluated": len(question.runs),  # the first so many runs are those that arms consist of
+        "tasks": bool("val_accuracy" in question.arms),
+        "grids": [{"steps": steps, "tokens": tokens} for steps, tokens in grids],
+        "numerics": list(numerics),  # a column of the table where there are several
+        "words": list(words),
+        "runs": rows,
+    }  # fmt: skip
+
+
+def _run(run: Row, arm: int, words: dict[str, int], places: dict[str, int], curves: list[Any]) -> list[Any]:
+    from lmablate.report.summary import seed_word
+
+    overrides: Any = run.get("provenance.overrides")
+    said = [] if is_missing(overrides) else [shlex.quote(str(word)) for word in overrides]
+    values = {
+        "id": run["run_id"], "arm": arm, "seed": seed_word(run), "stage": _text(run.get("stage")), "status": run["status"],
+        "folder": places.get(run["run_id"]), "words": [words.setdefault(word, len(words)) for word in said], "curves": curves,
+    }  # fmt: skip
+    return [values[name] if name in values else _number(run.get(name)) for name in FIELDS]
+
+
+def _curve(records: Records | None, column: str, most: int, grids: dict[Any, int]) -> list[Any] | None:
+    """The number of the grid, and the losses on it; None where nothing finite was recorded."""
+    import numpy as np
+
+    if records is None:
+        return None
+    columns, places = records
+    known = places[np.isfinite(columns[column][places])]
+    if not len(known):
+        return None
+    if len(known) > most:
+        known = known[np.unique(np.linspace(0, len(known) - 1, most).round().astype(int))]
+    steps, tokens = (tuple(columns[name][known].astype(int).tolist()) for name in ("step", "tokens"))
+    grid = grids.setdefault((steps, tokens), len(grids))
+    return [grid, [float(f"{loss:.5g}") for loss in columns[column][known]]]
+
+
+def _number(value: Any) -> Any:
+    """A number for JSON, six digits; None where it is missing or not finite."""
+    if is_missing(value):
+        return None
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if abs(value) != float("inf") else None
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return None if is_missing(value) else str(value)

@@ -1,0 +1,268 @@
+"""A results directory in tables and words: arms, what was held equal, and what a reader must know before believing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.core.paths import SWEEPS_DIR
+from lmablate.results.arms import (
+    arm_columns,
+    axes_that_vary,
+    axis_columns,
+    config_columns,
+    in_order,
+    is_missing,
+    keys,
+    show,
+)
+from lmablate.results.common_targets import objective_notices
+from lmablate.results.size_matching import SIZES, matched_size, size_notices, size_words
+from lmablate.schema.identity import SCIENCE_VERSION
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+
+def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm of `runs` (as from with_arms), best mean first, arms without a finished run last.
+
+    Columns: arm, its words, n (completed runs), mean, sd, min and max of the final validation loss (nats per token),
+    diverged, failed (runs), val_bpb (mean, bits per byte), of tasks val_accuracy (mean), n_params, n_params_non_embedding,
+    flops_per_token, tokens (training tokens of a run, the most any got), tokens_per_second (median).
+    """
+    import pandas as pd
+
+    words = [column for column in arm_columns(runs) if column in runs]
+    tasks = "val_accuracy" in runs and runs["val_accuracy"].notna().any()
+    rows = []
+    for arm, group in runs.groupby("arm", sort=False):
+        loss = group["val_loss"].dropna()
+        row = {"arm": arm, **{column: group[column].iloc[0] for column in words}, "n": len(loss)}
+        row |= {"mean": loss.mean(), "sd": loss.std(), "min": loss.min(), "max": loss.max()}
+        row |= {status: int((group["status"] == status).sum()) for status in ("diverged", "failed")}
+        row["val_bpb"] = group["val_bpb"].mean()
+        if tasks:
+            row["val_accuracy"] = group["val_accuracy"].mean()
+        row |= {key: int(group[key].max()) for key in (*SIZES, "tokens")}
+        row["tokens_per_second"] = group["tokens_per_second"].median()
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["mean", "arm"], na_position="last", ignore_index=True)
+
+
+def sweep_question(sweep: str) -> str | None:
+    """What a stored sweep asks (``sweep.question`` of its YAML); None if there is no such sweep here."""
+    return _sweep_node(sweep).get("question")
+
+
+def sweep_claims(sweep: str) -> list[str]:
+    """The ids of the claims that a stored sweep is about; none if there is no such sweep here."""
+    return list(_sweep_node(sweep).get("claims") or ())
+
+
+def _sweep_node(sweep: str) -> Row:
+    import yaml
+
+    from lmablate.results.studies import stored_sweep
+
+    for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
+        path = folder / f"{stored_sweep(sweep)}.yaml"
+        if path.is_file():
+            return (yaml.safe_load(path.read_text()) or {}).get("sweep") or {}
+    return {}
+
+
+def question(runs: pd.DataFrame) -> str:
+    """What the runs compare, in words: ``norm (layer, rms) × activation (gelu, swiglu)``."""
+    parts = []
+    for column in arm_columns(runs):
+        options = _options(runs, column)
+        parts.append(f"{column} ({', '.join(options)})" if len(options) <= 8 else f"{column} ({len(options)} options)")
+        if column == "preset" and "shrink" in runs and len(shrunk := _options(runs, "shrink")) == 1 and shrunk != ["-"]:
+            parts[-1] += f" shrunk to {shrunk[0]}"
+    equal = f", at equal {size_words(size)}" if parts and (size := matched_size(runs)) else ""
+    return (" × ".join(parts) or "One arm") + equal
+
+
+def varied(runs: pd.DataFrame) -> list[Row]:
+    """What differs on purpose: name and options of every column that tells the arms apart, and the seeds."""
+    rows = [{"name": column, "options": _options(runs, column)} for column in arm_columns(runs)]
+    return [*rows, {"name": "seed", "options": sorted(_seed_words(runs))}]
+
+
+def followed(runs: pd.DataFrame) -> list[Row]:
+    """What differs as a consequence: configuration keys that vary although nobody asked, with the option that decides.
+
+    Each row: name, values (pairs of value and the options or arms it belongs to).
+    """
+    chosen, rows = arm_columns(runs), []
+    for column in axes_that_vary(runs, config=True):
+        if column in chosen:
+            continue
+        for by in [*chosen, "arm"]:
+            pairs = sorted(set(zip(keys(runs, column), keys(runs, by), strict=True)), key=str)
+            if len(pairs) == len(set(keys(runs, by))):  # one value for each option: this one decides
+                break
+        places: dict[str, list[str]] = {}
+        for value, option in pairs:
+            places.setdefault(show(value), []).append(show(option))
+        rows.append({"name": column, "values": list(places.items())})
+    return rows
+
+
+def held_equal(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Everything with one value in all runs, axes before numbers: name and value, nulls left out."""
+    numbers = [name for name in config_columns(runs) if not name.endswith(".kind") and name not in _PROVENANCE.values()]
+    names = [*axis_columns(runs), "tokens", *numbers, "numerics", "science_version"]
+    single = [name for name in names if name in runs and len(set(keys(runs, name))) == 1]
+    shown = [(name, _fact(runs[name].iloc[0])) for name in single]
+    return [(name, value) for name, value in shown if value != "-"]
+
+
+def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
+    """What stands between these numbers and a conclusion, the gravest first; empty if nothing does."""
+    finished = runs[runs["status"] == "completed"]
+    found = objective_notices(runs) + size_notices(runs, arms)
+    if finished["tokens"].nunique() > 1:
+        low, high = finished["tokens"].min(), finished["tokens"].max()
+        found.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
+    if runs["science_version"].nunique() > 1:
+        found.append("Runs of several science versions are mixed: the code's numbers changed between them.")
+    stale = int(runs["stale"].sum()) if "stale" in runs else 0
+    if stale:
+        found.append(
+            f"{stale} of {len(runs)} runs are stale: today's code (science version {SCIENCE_VERSION}, and parts of your own as they "
+            "stand now) would compute other numbers. Training them again replaces them."
+        )
+    found += _searched(runs)
+    if runs["numerics"].nunique() > 1:
+        found.append(_numerics(runs))
+    for column, what in (("data.fingerprint", "texts"), ("data.tokenizer", "tokenizers")):
+        if column in runs and runs[column].nunique() > 1:
+            found.append(
+                f"Runs on different {what} are mixed: losses per token do not compare between them; bits per byte may."
+            )
+    found += _seed_notices(runs)
+    diverged = int((runs["status"] == "diverged").sum())
+    if diverged:
+        none = [row["arm"] for row in arms.to_dict("records") if row["n"] == 0]
+        found.append(
+            f"{diverged} of {len(runs)} runs diverged. Their arms' means are over the runs that did not, and flatter them."
+            + (f" No run of arm {', '.join(none)} finished, so there is no mean." if none else "")
+        )
+    found += _weak_arms(runs, arms)
+    return found
+
+
+def _numerics(runs: pd.DataFrame) -> str:
+    """That runs differ in their numerics, and the arms that do so within themselves."""
+    mixed = [
+        f"arm {arm} has {', '.join(f'{n} {words}' for words, n in sorted(group['numerics'].value_counts().items()))}"
+        for arm, group in runs.groupby("arm")
+        if group["numerics"].nunique() > 1
+    ]
+    some = "; ".join(mixed[:4]) + (f"; {len(mixed) - 4} more arms are mixed" if len(mixed) > 4 else "")
+    kinds = "; ".join(sorted(runs["numerics"].unique()))
+    return f"Numerics differ between runs ({kinds}): such runs are not paired." + (
+        f" Within one arm: {some}." if some else ""
+    )
+
+
+def _searched(runs: pd.DataFrame) -> list[str]:
+    if n := runs.attrs.get("searched"):
+        return [
+            f"{n} runs of evaluation seeds are left out: a search was guided by them, so they flatter what it found. Evaluate on "
+            "other seeds (sweep.seeds)."
+        ]
+    if "stage" in runs and (runs["stage"] == "search").all():
+        return [
+            "These are the trials of a search, each chosen by what others lost: evidence for no difference between them."
+        ]
+    return []
+
+
+def _seed_notices(runs: pd.DataFrame) -> list[str]:
+    seeds = {arm: _seed_words(group) for arm, group in runs.groupby("arm")}
+    every = set().union(*seeds.values())
+    if len(every) == 1:
+        return ["One seed: a difference cannot be told from noise."]
+    lacking = [
+        f"arm {arm} lacks {', '.join(sorted(every - own, key=_seed_order)[:6])}{' and more' if len(every - own) > 6 else ''}"
+        for arm, own in seeds.items()
+        if own != every
+    ]
+    if lacking:
+        some = "; ".join(lacking[:4]) + (f"; {len(lacking) - 4} more arms lack some" if len(lacking) > 4 else "")
+        return [f"Arms have different seeds: {some}. Only shared seeds are paired."]
+    return []
+
+
+def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
+    """Arms that learned no more than how often each token occurs: there is nothing to compare in them."""
+    column = "data.unigram_val_loss"
+    if column not in runs or runs[column].isna().all():
+        return []
+    weak = [row["arm"] for row in arms.to_dict("records") if row["mean"] > 0.98 * runs[column].max()]
+    return [f"No better than a unigram model: {', '.join(weak)}. Train longer before comparing."] if weak else []
+
+
+def _seed_words(runs: pd.DataFrame) -> set[str]:
+    return {seed_word(row) for row in runs[["seed", "init_seed", "data_seed"]].to_dict("records")}
+
+
+def _seed_order(word: str) -> tuple[int, str]:
+    return len(word), word
+
+
+def seed_word(row: Row) -> str:
+    """A run's seed as text: ``0``, or ``0/1`` where weights and data have different ones."""
+    if not is_missing(row["seed"]):
+        return str(row["seed"])
+    return "?" if is_missing(row["init_seed"]) else f"{row['init_seed']}/{row['data_seed']}"
+
+
+def provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Where the numbers come from: each fact with all its values among the runs."""
+    rows = []
+    for name, column in _PROVENANCE.items():
+        if column in runs:
+            values = sorted({_fact(value) for value in keys(runs, column)} - {"-"})
+            rows += [(name, ", ".join(values))] if values else []
+    if "provenance.started" in runs:
+        times = sorted({*keys(runs, "provenance.started"), *keys(runs, "provenance.finished")} - {None}, key=str)
+        rows += [("trained", f"{times[0]} to {times[-1]}")] if times else []
+    return rows
+
+
+_PROVENANCE = {
+    "lmablate": "provenance.lmablate",
+    "torch": "provenance.torch",
+    "Python": "provenance.python",
+    "git commit": "provenance.git_commit",
+    "uncommitted changes": "provenance.git_dirty",
+    "host": "provenance.host",
+    "platform": "provenance.platform",
+    "threads per run": "provenance.threads",
+    "numerics": "numerics",
+    "science version": "science_version",
+    "training tokens in the text": "data.train_tokens",
+    "text (fingerprint)": "data.fingerprint",
+    "tokenizer (fingerprint)": "data.tokenizer",
+    "vocabulary": "data.vocab_size",
+    "validation tokens": "data.val_tokens",
+    "validation bytes": "data.val_bytes",
+    "unigram model (nats per token)": "data.unigram_val_loss",
+    "entropy of the source (nats per token)": "data.entropy_floor",
+}
+
+
+def _options(runs: pd.DataFrame, column: str) -> list[str]:
+    return [show(value) for value in sorted(set(keys(runs, column)), key=in_order)]
+
+
+def _fact(value: Any) -> str:
+    """As show, with large whole numbers in groups of three."""
+    whole = isinstance(getattr(value, "item", lambda: value)(), int) and not isinstance(value, bool)
+    return f"{value:,}" if whole and abs(value) >= 10_000 else show(value)

@@ -1,0 +1,278 @@
+"""The run store read back: finished runs and their training records as pandas frames (see run_directory.py)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.core import access
+from lmablate.core.errors import ConfigError
+from lmablate.core.files import read_bounded, read_jsonl
+from lmablate.results import duplicates
+from lmablate.results.arms import arm_columns, arm_label, axes_that_vary, with_arms
+from lmablate.results.evaluations import load_evaluations, load_positions
+from lmablate.runs.config_file import MOST_BYTES
+from lmablate.runs.run_directory import (
+    COUNTS,
+    MEASURES,
+    NULLABLE_COUNTS,
+    RESULT_KEYS,
+    RUN_ID,
+    STATUSES,
+    TASK_MEASURES,
+    RunDirectory,
+    check_readable,
+    check_writable,
+    read_result_file,
+)
+from lmablate.schema.identity import is_stale
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "HISTORY_COLUMNS",
+    "RESULT_KEYS",
+    "RunDirectory",
+    "SkippedFile",
+    "arm_columns",
+    "arm_label",
+    "axes_that_vary",
+    "check_writable",
+    "load_evaluations",
+    "load_history",
+    "load_positions",
+    "load_runs",
+    "load_unfinished",
+    "with_arms",
+]
+
+_BLOCKS = ("numerics", "data", "diagnostics", "val_accuracy_by_length", "provenance")
+HISTORY_COLUMNS = (
+    *("run_id", "step", "tokens", "seconds", "train_loss", "lr", "grad_norm"),
+    *("tokens_per_second", "val_loss", "val_bpb"),
+)
+ResultsDir = str | Path | Iterable[str | Path]
+
+
+class SkippedFile(UserWarning):
+    """Files of a results directory were left out, being damaged or of runs that count elsewhere; the message names them."""
+
+
+def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None = None) -> pd.DataFrame:
+    """One row for each finished run, by run id.
+
+    Columns: the scalars of result.json as they are (`val_loss` in nats per token); each axis with its option word
+    (`norm`, `activation`, ...); the configuration with dotted names (`optim.lr`, `model.d_model`); `numerics` in words
+    (``cpu fp32 eager``) and, like `data` and `provenance`, item by item (`numerics.device`, `data.fingerprint`). Where
+    two claim a name, the axis word wins, then result.json's own scalar; a configuration value that loses stands under
+    ``config.<name>`` if it says something else. `code` names the modules of a run that were not as shipped, with their
+    fingerprints (``mypackage.norms=0123456789ab``), and `stale` says whether today's code would compute other numbers.
+
+    `results_dir` may be several folders; a run that stands in several counts once (lmablate/results/duplicates.py), and a
+    SkippedFile warning says which copy does. `status` keeps one status or several. Damaged files are left out with a
+    SkippedFile warning. Raises ConfigError if a folder is missing.
+    """
+    import pandas as pd
+
+    rows: dict[str, dict[str, Any]] = {}
+    axes: dict[str, None] = {}
+    folders = result_folders(results_dir)
+    twice = duplicates.choices(folders)
+    for folder in folders:
+        for path in _in_runs(folder, "result.json"):
+            if path.parent.name in twice and twice[path.parent.name].taken.folder != folder:
+                continue
+            row, problem = read_result_file(path)
+            if row is None or row["run_id"] != path.parent.name:  # the id becomes part of paths
+                problem = problem or "its run_id is not the name of its folder"
+                warnings.warn(f"{path}: left out ({problem})", SkippedFile, stacklevel=2)
+                continue
+            axes |= dict.fromkeys(row["choices"])
+            rows[row["run_id"]] = _flatten(row)
+    for sentence in duplicates.sentences(twice):
+        warnings.warn(sentence, SkippedFile, stacklevel=2)
+    wanted = STATUSES if status is None else {status} if isinstance(status, str) else set(status)
+    if unknown := set(wanted) - set(STATUSES):
+        raise ConfigError(f"status={', '.join(sorted(unknown))}: unknown; there are {', '.join(STATUSES)}")
+    scalars = [
+        key
+        for key in (*RESULT_KEYS, *TASK_MEASURES, "init_seed", "data_seed", "sweep")
+        if key not in ("choices", "provenance")
+    ]
+    frame = pd.DataFrame([row for row in rows.values() if row["status"] in wanted])
+    frame = frame.reindex(columns=list(dict.fromkeys([*scalars, *axes, *frame.columns])))
+    for column in (*NULLABLE_COUNTS, *COUNTS):
+        frame[column] = frame[column].astype("Int64" if column in NULLABLE_COUNTS else "int64")
+    for column in (*MEASURES, *TASK_MEASURES):
+        frame[column] = frame[column].astype("float64")
+    for seed in ("init_seed", "data_seed"):
+        frame[seed] = frame[seed].fillna(frame["seed"])
+    if "ffn" in axes:  # rows from before there were other options
+        frame["ffn"] = frame["ffn"].fillna("dense")
+    frame.attrs["axes"] = list(axes)
+    frame.attrs["folders"] = list(map(str, folders))
+    return frame
+
+
+def load_history(
+    results_dir: ResultsDir, run_ids: Iterable[str] | None = None, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The training records of all runs, finished or not, one row a record, in order of run id and step.
+
+    Columns: run_id, step (optimizer steps done), tokens (seen in training), seconds (of training), train_loss and
+    val_loss (nats per token), lr, grad_norm, tokens_per_second, val_bpb (bits per byte), and whatever else was
+    recorded; NaN where a record does not say. `run_ids` keeps some runs, `columns` some columns (run_id always stays).
+    A last line torn by a kill is dropped; a file damaged elsewhere is left out with a SkippedFile warning. Of a run in
+    several folders the records are those of the copy that counts (load_runs).
+    """
+    import pandas as pd
+
+    wanted = None if run_ids is None else set(run_ids)
+    records: dict[str, list[dict[str, Any]]] = {}
+    folders = result_folders(results_dir)
+    counts = duplicates.counted(folders)
+    for folder in folders:
+        for path in _in_runs(folder, "history.jsonl", wanted):
+            run_id = path.parent.name
+            if run_id in records or counts.get(run_id, folder) != folder:
+                continue
+            try:
+                rows = read_jsonl(path)
+                if not all(isinstance(row.get("step"), int) for row in rows):
+                    raise ValueError("a record without a step")
+                if not all(_is_number(row.get(key)) for row in rows for key in HISTORY_COLUMNS[1:]):
+                    raise ValueError("a record with something that is no number")
+            except (OSError, ValueError) as error:
+                why = access.reason(error) if isinstance(error, OSError) else error
+                warnings.warn(f"{path}: left out ({why})", SkippedFile, stacklevel=2)
+                continue
+            records[run_id] = [{"run_id": run_id, **row} for row in rows]
+    frame = pd.DataFrame([row for rows in records.values() for row in rows])
+    frame = frame.reindex(columns=list(dict.fromkeys([*HISTORY_COLUMNS, *frame.columns])))
+    for column in HISTORY_COLUMNS[1:]:
+        frame[column] = frame[column].astype("int64" if column == "step" else "float64")
+    if columns is None:
+        return frame
+    if unknown := [column for column in columns if column not in frame.columns]:
+        raise ConfigError(f"history has no column {', '.join(unknown)}; there are {', '.join(frame.columns)}")
+    return frame[list(dict.fromkeys(["run_id", *columns]))]
+
+
+def _in_runs(folder: Path, name: str, wanted: Collection[str] | None = None) -> Iterator[Path]:
+    """The files of this name in the run folders of a results directory; a folder that may not be entered is warned of."""
+    for run, why in access.folders(folder):
+        if wanted is not None and run.name not in wanted:
+            continue
+        if why and RUN_ID.fullmatch(run.name):
+            warnings.warn(f"{run}: left out ({why})", SkippedFile, stacklevel=3)
+        elif not why and access.there(run / name):
+            yield run / name
+
+
+def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
+    """Runs without a readable result.json in any of the folders: `run_id`, `state` (as the heartbeat has it, ``not
+    started`` without one, ``damaged`` where result.json cannot be read or the folder may not be entered), `error`, `step`,
+    `steps`, `overrides`, and the `log` path."""
+    import yaml
+
+    rows: dict[str, dict[str, Any]] = {}
+    folders = result_folders(results_dir)
+    for folder in folders:
+        for path, why in access.folders(folder):
+            directory = RunDirectory(folder, path.name)
+            marks = (directory.config_path, directory.history_path, directory.status_path, directory.result_path)
+            begun = RUN_ID.fullmatch(path.name) if why else any(access.there(mark) for mark in marks)
+            if path.name in rows or not begun:
+                continue
+            if any(RunDirectory(other, path.name).is_done for other in folders):
+                continue
+            status = directory.read_status()
+            config = _mapping(directory.config_path, yaml.safe_load)
+            damaged = why or access.there(directory.result_path)
+            state = "damaged" if damaged else _if(status.get("state"), str) or "not started"
+            said: dict[str, Any] = {key: _if(status.get(key), int) for key in ("step", "steps")}
+            said["error"] = why or _if(status.get("error"), str)
+            overrides = tuple(str(word) for word in _if(config.get("overrides"), list) or ())
+            rows[path.name] = {
+                "run_id": path.name, "state": state, **said, "overrides": overrides, "log": directory.log_path
+            }  # fmt: skip
+    return list(rows.values())
+
+
+def _is_number(value: Any) -> bool:
+    """Fits a column of numbers; null does."""
+    return value is None or (isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**63))
+
+
+def result_folders(results_dir: ResultsDir) -> list[Path]:
+    """The folders named, each once; raises ConfigError for one that is none."""
+    named = [results_dir] if isinstance(results_dir, str | Path) else results_dir
+    folders = list({Path(folder).resolve(): Path(folder) for folder in reversed(list(named))}.values())[::-1]
+    for folder in folders:
+        check_readable(folder)
+    return folders
+
+
+def _if(value: Any, kind: type) -> Any:
+    """`value` if it is of that kind: a file may say anything."""
+    return value if isinstance(value, kind) else None
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file says, or nothing where it cannot be read: this is about runs that went wrong."""
+    try:
+        value = parse(read_bounded(path, MOST_BYTES).decode())
+    except Exception:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+    """One result as a flat row; see load_runs for who wins a name."""
+    flat = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
+    flat["numerics"] = numerics_words(row["numerics"])
+    flat["code"] = " ".join(f"{module}={said}" for module, said in code_of_row(row).items()) or None
+    flat["stale"] = is_stale({**row, "code": code_of_row(row)})
+    flat |= row["choices"]
+    for block in _BLOCKS:
+        for key, value in _leaves(row.get(block) or {}, f"{block}."):
+            flat.setdefault(key, value)
+    for key, value in _leaves(row.get("config", {})):
+        if "." in key and key not in flat:
+            flat[key] = value
+        elif key not in flat or (value is not None and flat[key] != value):
+            flat[f"config.{key}"] = value
+    return flat
+
+
+def code_of_row(row: Mapping[str, Any]) -> dict[str, str]:
+    """The modules of a row's run that were not as shipped, each with its fingerprint (source.py)."""
+    code = row.get("code")
+    return {str(module): str(said) for module, said in code.items()} if isinstance(code, dict) else {}
+
+
+def numerics_words(numerics: dict[str, Any]) -> str:
+    """What may move a run's last bits, in words: ``cpu fp32 eager``, ``cpu bf16 compiled gang threads=4``."""
+    words = [str(numerics.get("device", "?")), str(numerics.get("precision", "?"))]
+    words.append("compiled" if numerics.get("compiled") else "eager")
+    words += ["gang"] if numerics.get("gang") else []
+    words += [f"{numerics['parallel']} x{numerics.get('ranks')}"] if numerics.get("parallel") else []
+    words += [f"threads={numerics['threads']}"] if (numerics.get("threads") or 1) > 1 else []
+    words += [f"microbatch={numerics['microbatch_size']}"] if numerics.get("microbatch_size") else []
+    return " ".join(words)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf; a list becomes a tuple, or text where it holds more than scalars."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            nested = any(isinstance(item, dict | list) for item in value)
+            yield f"{prefix}{key}", json.dumps(value) if nested else tuple(value)
+        else:
+            yield f"{prefix}{key}", value

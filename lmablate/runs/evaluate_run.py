@@ -1,0 +1,153 @@
+"""A run evaluated: at the end of its training, or later from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.core import access
+from lmablate.core.errors import ConfigError
+from lmablate.evaluate.changes import changed, rebuilt
+from lmablate.evaluate.lengths import at_lengths
+from lmablate.evaluate.text import Text, read_text, validation_text
+from lmablate.results.evaluations import SCHEMA_VERSION, write_evaluation
+from lmablate.runs.provenance import device_name
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.evaluation_windows import ASKED, Protocol, asked_protocols, check_reach, protocols
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+    from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.run_config import RunConfig
+
+
+def evaluation(
+    model: TransformerLM,
+    cfg: RunConfig,
+    text: Text,
+    eot_id: int,
+    plan: Sequence[Protocol],
+    *,
+    run_id: str,
+    train_length: int,
+    changes: Sequence[str] = (),
+    watched: bool = False,
+) -> dict[str, Any]:
+    """What a file of evaluations holds: `text` under every protocol of `plan`. `watched`: progress is said on stderr."""
+    name = run_id if watched else ""
+    results = at_lengths(model, cfg, text, eot_id, plan, train_length=train_length, watched=name)
+    device = model.embedding.weight.device.type
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "text": {
+            "name": text.name,
+            "fingerprint": text.fingerprint,
+            "tokens": len(text.tokens),
+            "bytes": text.n_bytes,
+        },
+        "changes": list(changes),
+        "train_length": train_length,
+        "numerics": {"device": device_name(device), "precision": cfg.trainer.precision},
+        "results": results,
+    }
+
+
+def check_text(cfg: RunConfig, data: TokenData) -> None:
+    """Raise ConfigError where the validation text holds no window of the longest length asked for at the end of training."""
+    plan = asked_protocols(cfg)
+    if plan and (longest := max(plan).length) > max(len(data.val), cfg.model.context_length):
+        raise ConfigError(
+            f"{ASKED}lengths: the validation text has {len(data.val):,} tokens, fewer than one window of {longest:,}: raise "
+            "data.val_bytes, or ask for shorter lengths"
+        )
+
+
+def at_the_end(model: TransformerLM, cfg: RunConfig, data: TokenData, directory: RunDirectory) -> Path:
+    """Make the evaluation that `cfg` asks for, of a model that has been trained."""
+    content = evaluation(
+        model,
+        cfg,
+        validation_text(data),
+        data.eot_id,
+        asked_protocols(cfg),
+        run_id=directory.run_id,
+        train_length=cfg.model.context_length,
+    )
+    return write_evaluation(directory.path, content)
+
+
+def make_up(cfg: RunConfig, data: TokenData, directory: RunDirectory) -> bool:
+    """The same of a run that finished without it, from its checkpoint; False if that is gone."""
+    from lmablate.model import build_model
+    from lmablate.training.checkpoint import checkpoints, load_weights
+
+    found = checkpoints(directory.checkpoint_dir)
+    if not found:
+        return False
+    model = build_model(cfg)
+    load_weights(found[0], model)
+    at_the_end(ready(model, cfg, cfg.runtime.device), cfg, data, directory)
+    return True
+
+
+def ready(model: TransformerLM, cfg: RunConfig, device: str) -> TransformerLM:
+    """`model` on a device, in the precision it was trained in."""
+    import torch
+
+    from lmablate.model.primitives import set_compute_dtype
+
+    if cfg.trainer.precision == "bf16" and device == "cpu":
+        set_compute_dtype(model, torch.bfloat16)
+    return model.to(device).eval()
+
+
+def evaluate_run(
+    run_dir: Path,
+    *,
+    times: Sequence[float],
+    stride: int | None,
+    words: Sequence[str],
+    paths: str | None,
+    text_field: str,
+    device: str,
+) -> dict[str, Any]:
+    """The content of an evaluation of the finished run in `run_dir`; raises ConfigError."""
+    from lmablate.interop.export import load_run
+
+    check_finished(run_dir)
+    model, cfg, data = load_run(run_dir)
+    train_length = cfg.model.context_length
+    plan = protocols(times, stride, train_length)
+    text = validation_text(data) if paths is None else read_text(paths, data, text_field)
+    if not any(word.startswith("posemb") for word in words):
+        check_reach(cfg, plan)
+    changes: list[str] = []
+    if words:
+        cfg, changes = changed(cfg, words, max(train_length, max(plan).length))
+        model = rebuilt(model, cfg)
+    return evaluation(
+        ready(model, cfg, device),
+        cfg,
+        text,
+        data.eot_id,
+        plan,
+        run_id=run_dir.absolute().name,
+        train_length=train_length,
+        changes=changes,
+        watched=True,
+    )
+
+
+def check_finished(run_dir: Path, to: str = "evaluate") -> None:
+    """Raise ConfigError for a run that did not complete."""
+    directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    if not access.there(directory.config_path):
+        return  # load_run says it
+    row = directory.read_result()
+    if row is None:
+        raise ConfigError(f"{run_dir}: the run is not finished: train it first (the same command continues it)")
+    if row["status"] != "completed":
+        where = f" at step {row['diverged_at_step']}" if row["diverged_at_step"] is not None else ""
+        raise ConfigError(f"{run_dir}: the run {row['status']}{where}, so that it has no weights to {to}")

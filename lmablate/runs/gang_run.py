@@ -1,0 +1,205 @@
+"""A group of runs of one graph, trained as a gang where that is faster: what launchers call."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmablate.core.locks import Held
+from lmablate.core.signals import asked_to_stop
+from lmablate.model import build_model
+from lmablate.runs.recovery import not_finite
+from lmablate.runs.run import Finished, RunSession, completed_later, execute, with_data
+from lmablate.training.gang import Gang, Stack
+from lmablate.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+    from lmablate.schema.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+Run = tuple["RunConfig", "TokenData"]
+SIZES = (2, 4, 8, 16, 32)
+TRIALS = 5  # timed steps of each candidate size
+MARGIN = 1.05  # a gang must beat training alone by this much: it holds more memory
+
+
+def train_group(
+    runs: Sequence[Run],
+    on_end: Callable[[str, str], None] = lambda run_id, status: None,
+    on_trial: Callable[[str], None] = lambda what: None,
+) -> None:
+    """Train runs of one graph, as many at a time as the planner finds best.
+
+    `on_end` hears of each run's end and its status; `on_trial`, in words, of the trials that come before the first step. A
+    run that cannot start is reported as failed and leaves the others alone. Raises trainer.Interrupted after SIGTERM or
+    SIGINT, with checkpoints written.
+    """
+    torch.set_num_threads(runs[0][0].runtime.threads)
+    torch.set_flush_denormal(True)
+    runs = [run for run in runs if not _only_evaluated(run, on_end)]
+    if not runs:
+        return None
+    compiled = runs[0][0].runtime.compile is True
+    if len(runs) > 1:
+        on_trial(trial_words(len(runs), compiled=compiled))
+    size, why = plan_size(runs)
+    log.info("gang: %d runs of one graph, %d at a time (%s)", len(runs), size, why)
+    if size == 1:
+        return _one_by_one(runs, on_end)
+    difference = self_test(runs)
+    if difference and runs[0][0].runtime.exact_gangs is not False:
+        log.info("gang: together these runs would differ by %.1g from each alone: one after the other", difference)
+        return _one_by_one(runs, on_end)
+    # `gang` marks rows whose bits may differ from those of a run trained alone.
+    note: dict[str, Any] = {"gang": difference > 0, "gang_size": size, "gang_self_test": difference}
+    sessions: list[RunSession] = []
+    held: list[Held] = []
+    again: list[Run] = []  # not finite, to be repeated alone
+
+    def queue() -> Iterator[tuple[RunSession, Trainer]]:
+        for cfg, data in runs:
+            try:
+                session = RunSession(cfg, data)
+            except Held as error:  # the others first
+                held.append(error)
+                continue
+            except Finished as finished:
+                on_end(finished.row["run_id"], finished.row["status"])
+                continue
+            session.numerics = dict(note)
+            sessions.append(session)
+            yield session, session.trainer
+
+    with asked_to_stop() as stop:
+        try:
+            for session, record in Gang(queue(), size=size, compiled=compiled, stop=lambda: stop.signal).run():
+                if record is not None:
+                    session.take(record)
+                    continue
+                if _to_repeat(session):
+                    again.append((session.cfg, session.trainer.data))
+                else:
+                    result = session.finish()
+                    on_end(result["run_id"], result["status"])
+                session.__exit__()
+                sessions.remove(session)
+        finally:
+            for session in sessions:  # left by an exception or a signal
+                session.__exit__(*sys.exc_info())
+    if again:
+        _one_by_one(again, on_end)
+    if held:
+        raise held[0]
+    return None
+
+
+def _to_repeat(session: RunSession) -> bool:
+    """Is a loss that was not finite to be looked at again (runtime.nan_restarts)? Alone, the run goes on from its checkpoint."""
+    p = session.trainer.progress
+    return bool(session.cfg.runtime.nan_restarts) and p.diverged_at_step is not None and not_finite(session.trainer)
+
+
+def _only_evaluated(run: Run, on_end: Callable[[str, str], None]) -> bool:
+    """Make the evaluation that a finished run lacks; False for a run that is to be trained."""
+    row = completed_later(*run)
+    if row is not None:
+        on_end(row["run_id"], row["status"])
+    return row is not None
+
+
+def _one_by_one(runs: Sequence[Run], on_end: Callable[[str, str], None]) -> None:
+    held: list[Held] = []
+    for cfg, data in runs:
+        try:
+            result = execute(cfg, data)
+        except Held as error:
+            held.append(error)
+            continue
+        on_end(result["run_id"], result["status"])
+    if held:
+        raise held[0]
+
+
+def plan_size(runs: Sequence[Run]) -> tuple[int, str]:
+    """How many members train fastest on this machine, and why: (1, ...) means one after the other.
+
+    Each candidate size is timed for a few steps, per member; a gang is chosen only where it beats training alone. If the
+    runs are compiled, the size that is best without is compiled and has to beat one run that is compiled.
+    """
+    cfg = runs[0][0]
+    if len(runs) == 1:
+        return 1, "nothing to gang with"
+    alone = _seconds_per_member(runs, 1)
+    best, fastest = 1, alone
+    for size in SIZES:
+        if size > len(runs):
+            break
+        seconds = _seconds_per_member(runs, size)
+        if seconds * (MARGIN if best == 1 else 1.0) < fastest:
+            best, fastest = size, seconds
+        elif seconds > 1.1 * fastest:
+            break  # past the point where stacking pays
+    if best > 1 and cfg.runtime.compile is True:
+        alone, fastest = (_seconds_per_member(runs, size, compiled=True) for size in (1, best))
+        if fastest * MARGIN >= alone:
+            best, fastest = 1, alone
+    speed = cfg.tokens_per_step / fastest
+    return best, f"{alone / fastest:.2f} times the speed of one alone, {speed:,.0f} tokens/s"
+
+
+def trial_words(n: int, *, compiled: bool) -> str:
+    """What happens before the first step of `n` runs of one graph, and how long it takes."""
+    long = "one to three minutes, since their graphs are compiled" if compiled else "some seconds"
+    return f"trying whether {n} runs train faster as one program than one by one ({long}; Ctrl-C loses nothing)"
+
+
+def _trial(run: Run) -> Trainer:
+    cfg = with_data(*run)
+    return Trainer(build_model(cfg), run[1], cfg, folder=None)
+
+
+def _seconds_per_member(runs: Sequence[Run], size: int, *, compiled: bool = False) -> float:
+    """The fastest of a few steps of `size` members, over `size`: noise only ever adds."""
+    trainers = [_trial(run) for run in runs[:size]]
+    stack = Stack(trainers, compiled=compiled) if size > 1 else None
+    if compiled and stack is None:
+        trainers[0].compile()
+    times = []
+    for step in range(TRIALS + 1):
+        began = time.perf_counter()
+        rows = [trainer.rows(step) for trainer in trainers]
+        nats = stack.backward(rows) if stack else [trainers[0].backward(rows[0])]
+        for trainer, loss in zip(trainers, nats, strict=True):
+            trainer.apply(loss)
+        for trainer in trainers:
+            trainer.settle()
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / size
+
+
+def self_test(runs: Sequence[Run]) -> float:
+    """The largest relative difference between the gradients of two members together and each alone; 0.0: bit-equal.
+
+    Eager on a CPU it is 0.0 but for a few sequences a step with an FFN width that fills no whole vectors: the last values
+    of a tensor then take the scalar path of torch's pointwise functions, and in a gang they are not the last.
+    """
+    together, alone = [_trial(run) for run in runs[:2]], [_trial(run) for run in runs[:2]]
+    rows = [trainer.rows(0) for trainer in together]
+    compiled = runs[0][0].runtime.compile is True
+    Stack(together, compiled=compiled).backward(rows)
+    worst = 0.0
+    for mine, single, batch in zip(together, alone, rows, strict=True):
+        if compiled:
+            single.compile()
+        single.backward(batch)
+        for a, b in zip(mine.model.parameters(), single.model.parameters(), strict=True):
+            if a.grad is not None and b.grad is not None and not torch.equal(a.grad, b.grad):
+                gap = (a.grad - b.grad).abs().max() / b.grad.abs().max().clamp(min=1e-30)
+                worst = max(worst, float(gap))
+    return worst

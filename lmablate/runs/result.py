@@ -1,0 +1,112 @@
+"""The row of a run: what is known of it before it starts, and what became of it."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from lmablate.core.settings import BOOKKEEPING
+from lmablate.runs.provenance import device_name, peak_memory_bytes, provenance
+from lmablate.runs.wsd_branches import trunk_id
+from lmablate.schema.identity import SCIENCE_VERSION
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+    from lmablate.schema.run_config import RunConfig
+    from lmablate.training.trainer import Trainer
+
+# What the tracker says at the end.
+SUMMARY = (
+    "status",
+    "val_loss",
+    "val_bpb",
+    "val_accuracy",
+    "train_loss",
+    "diverged_at_step",
+    "n_params",
+    "n_params_non_embedding",
+    "flops_per_token",
+    "tokens",
+)
+
+
+def facts_of(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
+    """What is known of a run before it starts."""
+    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+    from lmablate.budget.measured import measures_flops
+    from lmablate.data.tasks.store import SkillData
+    from lmablate.objective import objective_of
+
+    counts = parameters(cfg)
+    return {
+        "run_id": identity,
+        "science_version": SCIENCE_VERSION,
+        "choices": cfg.choices,
+        "seed": cfg.seed,
+        "init_seed": cfg.init_seed,
+        "data_seed": cfg.data_seed,
+        "n_params": counts.total,
+        "n_params_non_embedding": counts.non_embedding,
+        "n_params_active": counts.active,
+        "flops_per_token": flops_per_token(cfg),
+        "targets_per_token": objective_of(cfg).targets_per_token(cfg.model.context_length),
+        "flops_counted": measures_flops(cfg) or None,
+        "kv_bytes_per_token": kv_bytes_per_token(cfg),
+        "solved": cfg.solved,
+        "sweep": cfg.sweep,
+        "arm": cfg.arm,
+        "stage": cfg.stage,
+        "code": cfg.code,
+        "trunk": trunk_id(cfg, data),
+        "data": {
+            "fingerprint": data.fingerprint,
+            "tokenizer": data.tokenizer_fingerprint,
+            "vocab_size": data.vocab_size,
+            "train_tokens": len(data.train),
+            "val_bytes": data.val_bytes,
+            "val_tokens": len(data.val),
+            "unigram_val_loss": data.unigram_val_loss,
+            "entropy_floor": data.entropy_floor,
+            **(data.facts() if isinstance(data, SkillData) else {}),
+        },
+    }
+
+
+def outcome_of(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict[str, Any]) -> dict[str, Any]:
+    """What became of a run."""
+    p = trainer.progress
+    diverged = p.diverged_at_step is not None
+    tokens = p.step * cfg.tokens_per_step
+    return {
+        "status": "diverged" if diverged else "completed",
+        "tokens": tokens,
+        "train_loss": None if diverged and not math.isfinite(trainer.train_loss) else trainer.train_loss,
+        "init_val_loss": p.init_val_loss if math.isfinite(p.init_val_loss) else None,
+        "val_loss": None if diverged else p.evaluation.val_loss,
+        "val_bpb": None if diverged else p.evaluation.val_bpb,
+        "val_accuracy": None if diverged else p.evaluation.val_accuracy,
+        "val_accuracy_by_length": None if diverged else p.evaluation.val_accuracy_by_length,
+        **({} if diverged else p.evaluation.yardsticks or {}),
+        "diverged_at_step": p.diverged_at_step,
+        "tokens_per_second": tokens / max(p.seconds, 1e-9),
+        "wall_seconds": p.seconds,
+        "peak_memory_bytes": peak_memory_bytes(cfg.runtime.device),
+        "numerics": {
+            "device": device_name(cfg.runtime.device),
+            "precision": cfg.trainer.precision,
+            "compiled": trainer.compiled,
+            **numerics,
+            "threads": cfg.runtime.threads,
+            "microbatch_size": cfg.runtime.microbatch_size,
+        },
+        "config": cfg.model_dump(exclude=set(BOOKKEEPING)),
+        "provenance": {**provenance(cfg, started), "compile_note": _compile_note(trainer)},
+    }
+
+
+def _compile_note(trainer: Trainer) -> str | None:
+    """Why an eager run could not have been compiled."""
+    from lmablate.training.compile import missing_compiler
+
+    return None if trainer.compiled else trainer.compile_note or missing_compiler(trainer.device)

@@ -1,0 +1,275 @@
+"""The folder of one run, as the trainer writes it.
+
+``RESULTS_DIR/<run_id>/`` holds `config.yaml`, `history.jsonl` (one flushed line a record), `status.json` (a heartbeat),
+`attempts.jsonl` (who worked on it, and from which step), `log.txt`, `checkpoint/`, `.lock` (locks.py) and, written last and
+atomically, `result.json`: its presence means the run is done. It carries a checksum, so that a changed number is noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lmablate.core import access
+from lmablate.core.errors import ConfigError
+from lmablate.core.files import append_line, atomic_write, make_folder, parsed, read_json
+from lmablate.core.locks import NAME as LOCK
+from lmablate.core.paths import given_path
+from lmablate.core.secrets import redacted
+
+RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # as the name of a folder
+CHECKSUM = "checksum"  # of result.json, over all its other keys
+STATUSES = ("completed", "diverged", "failed")
+COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
+NULLABLE_COUNTS = ("seed", "init_seed", "data_seed", "diverged_at_step", "peak_memory_bytes")
+MEASURES = ("train_loss", "init_val_loss", "val_loss", "val_bpb", "tokens_per_second", "wall_seconds")
+TASK_MEASURES = ("val_accuracy",)  # of runs on a task; null or missing in others
+# What every result.json holds; `sweep`, `init_seed`, `data_seed`, `config` and `data` are written too, not required.
+RESULT_KEYS = (
+    *("run_id", "science_version", "status", "choices", "seed", "n_params", "n_params_non_embedding"),
+    *("flops_per_token", "tokens", "train_loss", "init_val_loss", "val_loss", "val_bpb", "diverged_at_step"),
+    *("tokens_per_second", "wall_seconds", "peak_memory_bytes", "numerics", "provenance"),
+)
+
+
+class RunDirectory:
+    """The folder of one run. Making the object touches nothing; the first write makes the folder."""
+
+    def __init__(self, results_dir: str | Path, run_id: str) -> None:
+        self.run_id = run_id
+        self.path = Path(results_dir) / run_id
+        self.config_path = self.path / "config.yaml"
+        self.history_path = self.path / "history.jsonl"
+        self.result_path = self.path / "result.json"
+        self.status_path = self.path / "status.json"
+        self.attempts_path = self.path / "attempts.jsonl"
+        self.lock_path = self.path / LOCK
+        self.log_path = self.path / "log.txt"
+        self.checkpoint_dir = self.path / "checkpoint"
+
+    def create(self) -> RunDirectory:
+        """Make the folder; it may exist."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line to history.jsonl and hand it to the operating system at once; non-finite numbers become null."""
+        self.create()
+        append_line(self.history_path, _json(record).encode())
+
+    def note_attempt(self, attempt: dict[str, Any]) -> None:
+        """Add one line to attempts.jsonl."""
+        append_line(self.attempts_path, _json(attempt).encode())
+
+    def log(self, text: str) -> None:
+        """Add a line with the time to log.txt, where a run's process also writes its words. One that cannot be written costs
+        the log, and not the run."""
+        with suppress(OSError):
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            append_line(self.log_path, redacted(f"{now} {text}").encode(errors="backslashreplace"))
+
+    def truncate_history(self, step: int) -> list[dict[str, Any]]:
+        """Forget what was recorded after `step` (-1: everything) and mend what a kill tore; returns what is kept.
+
+        For a resume: the records after the checkpoint will be written again. Lines that cannot be read are dropped.
+        """
+        if not self.history_path.exists():
+            return []
+        raw = self.history_path.read_bytes()
+        parsed = (_record(line) for line in raw.split(b"\n"))
+        kept = [record for record in parsed if record is not None and record["step"] <= step]
+        text = "".join(_json(record) + "\n" for record in kept)
+        if text.encode() != raw:
+            atomic_write(self.history_path, text)
+        return kept
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace status.json. A heartbeat: atomic, so that no reader sees half of it, but not forced to disk."""
+        self.create()
+        temporary = self.path / f".status.json.{os.getpid()}.tmp"
+        try:
+            temporary.write_text(_json(status) + "\n")
+            os.replace(temporary, self.status_path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def read_status(self) -> dict[str, Any]:
+        """The heartbeat; empty where there is none that can be read."""
+        try:
+            status = read_json(self.status_path)
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, which marks the run as done.
+
+        Raises ValueError where a key of the contract is missing or has the wrong type: a mistake of the caller.
+        """
+        if problem := _problem(result):
+            raise ValueError(f"result of run {self.run_id}: {problem}")
+        if result["run_id"] != self.run_id:
+            raise ValueError(f"result of run {result['run_id']} handed to the folder of run {self.run_id}")
+        self.create()
+        row = json.loads(_json(result))
+        atomic_write(self.result_path, _json({**row, CHECKSUM: _checksum(row)}, indent=1) + "\n")
+
+    @property
+    def is_done(self) -> bool:
+        """Is there a result.json that can be read? A damaged one does not count, so the run is made again."""
+        return self.read_result() is not None
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result row, or None where there is none that can be read."""
+        return read_result_file(self.result_path)[0]
+
+
+def run_path(text: str) -> Path:
+    """Return the folder of a run as a user gives it to a command; the beginning of an id will do where only one run has it."""
+    path = given_path(text)
+    if re.fullmatch(r"[0-9a-f]{4,11}", path.name) and not path.exists():
+        with suppress(OSError):
+            found = sorted(one for one in path.parent.glob(f"{path.name}*") if re.fullmatch(r"[0-9a-f]{12}", one.name))
+            if len(found) > 1:
+                raise argparse.ArgumentTypeError(
+                    f"{text}: several runs begin so: {', '.join(one.name for one in found)}"
+                )
+            return found[0] if found else path
+    return path
+
+
+def below(folder: Path) -> list[Path]:
+    """Return the results directories right inside a folder that is none itself."""
+    with suppress(OSError):
+        return sorted(one for one in folder.iterdir() if one.is_dir() and holds_runs(one))
+    return []
+
+
+def holds_runs(folder: Path) -> bool:
+    """Say whether this is a results directory, or the folder of a run."""
+    try:
+        return (folder / "result.json").is_file() or any(folder.glob("*/result.json"))
+    except OSError:
+        return False
+
+
+def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool = True) -> None:
+    """Make `folder` if it is missing and write a probe into it; without `keep`, remove what was made for that. What is kept
+    goes with a command that is refused (files.make_folder).
+
+    Raises ConfigError that names the folder, the reason and the mend (`key`=...), also for an ``--out`` among runs.
+    """
+    if key == "--out" and holds_runs(Path(folder)):
+        raise ConfigError(
+            f"{key} {folder}: runs are there; choose another folder, so that nothing else lies among them"
+        )
+    made = [one for one in (Path(folder), *Path(folder).parents) if access.there(one) is False]
+    why = unwritable(Path(folder))
+    for one in [] if keep else made:
+        with suppress(OSError):  # somebody has written there since
+            one.rmdir()
+    if why:
+        mend = f"choose another folder ({key}=PATH)" if "-" not in key else f"choose another folder ({key} PATH)"
+        raise ConfigError(f"{key}: cannot write to {folder} ({why}): {mend}, or make this one writable")
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written to `folder`, which is made if it is missing, or ""."""
+    try:
+        make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
+            return ""
+    except PermissionError as error:
+        return access.reason(error)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+
+
+def check_readable(folder: Path, key: str = "results_dir=") -> None:
+    """Raise ConfigError for a results directory that is none, or may not be looked into; `key` is what its name follows."""
+    found = access.there(folder)
+    if found is False or (found and not folder.is_dir()):
+        what = "a file, not a folder" if found else "no such folder"
+        raise ConfigError(f"{key}{folder}: {what}; give the folder that training wrote to (results by default)")
+    try:
+        os.listdir(folder)
+        why = access.why_closed(folder)
+    except OSError as error:
+        why = access.reason(error)
+    if why:
+        raise ConfigError(f"{key}{folder}: {why}")
+
+
+def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A row and "", or None and what is wrong with the file."""
+    try:
+        row = read_json(path)
+    except OSError as error:
+        return None, access.reason(error)
+    except ValueError as error:
+        return None, f"not JSON ({error})"
+    if problem := _problem(row):
+        return None, problem
+    said = row.pop(CHECKSUM, None)  # rows from before there were any, and from archives, have none
+    if said is not None and said != _checksum(row):
+        return None, "its checksum does not fit: damaged, or changed by hand"
+    return row, ""
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    """Of the content, whatever its layout and order."""
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _problem(row: Any) -> str:
+    """What keeps `row` from being a result of the contract; "" if nothing does."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    if missing := [key for key in RESULT_KEYS if key not in row]:
+        return f"lacks {', '.join(missing)}"
+    if row["status"] not in STATUSES:
+        return f"status is {row['status']!r}, not one of {', '.join(STATUSES)}"
+    if not isinstance(row["choices"], dict) or not all(isinstance(word, str) for word in row["choices"].values()):
+        return "choices is not a mapping from axis to option word"
+    wrong = [key for key in ("numerics", "provenance") if not isinstance(row[key], dict)]
+    wrong += ["run_id"] if not isinstance(row["run_id"], str) else []
+    wrong += [key for key in ("config", "data") if not isinstance(row.get(key, {}), dict)]
+    wrong += [key for key in COUNTS if not isinstance(row[key], int)]
+    wrong += [key for key in NULLABLE_COUNTS if not isinstance(row.get(key), int | None)]
+    wrong += [key for key in (*MEASURES, *TASK_MEASURES) if not isinstance(row.get(key), int | float | None)]
+    return f"wrong type: {', '.join(f'{key}={row[key]!r}' for key in wrong)}" if wrong else ""
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parsed(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return redacted(json.dumps(_finite(value), allow_nan=False, indent=indent))
+
+
+def _finite(value: Any) -> Any:
+    """The same value with every non-finite number as null: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,91 @@
+"""What the user has told wandb: a mode, a server, a key. Read without importing wandb and without the network."""
+
+from __future__ import annotations
+
+import configparser
+import logging
+import netrc
+import os
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lmablate.core.console import detail
+from lmablate.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+FORBIDDEN, LONGEST = "/\\#?%:", 128  # in a project's name, and characters of any name
+# wandb 0.31 calls its public server by the first name, and takes a key that is stored under the second as well.
+_PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+
+
+def configured_mode() -> str:
+    """``offline`` or ``disabled`` if WANDB_MODE or wandb's settings say so, else ``online`` if a key is configured."""
+    settings = _settings()
+    mode = settings.get("mode", "online")
+    if mode in ("offline", "dryrun"):
+        return "offline"
+    if mode == "disabled":
+        return "disabled"
+    if _has_key(settings):
+        return "online"
+    _hint()
+    return "disabled"
+
+
+@cache
+def _hint() -> None:
+    """Once a process."""
+    log.log(detail(), "wandb is off: no key configured (wandb login, or runtime.wandb=offline to keep a local copy)")
+
+
+def check_names(project: str, group: str | None) -> None:
+    """Refuse names that wandb would refuse when the run begins, and the run would then go on without it. Raises ConfigError."""
+    if bad := [sign for sign in FORBIDDEN if sign in project]:
+        raise ConfigError(
+            f"runtime.wandb_project={project}: wandb takes no {' '.join(bad)} in the name of a project; the team stands in "
+            "WANDB_ENTITY, or leave wandb off with runtime.wandb=disabled"
+        )
+    for key, name in (("runtime.wandb_project", project), ("the name of the sweep", group or "-")):
+        if not 1 <= len(name) <= LONGEST:
+            raise ConfigError(
+                f"{key}: wandb takes names of 1 to {LONGEST} characters, and this one has {len(name)}: {name[:40]}"
+            )
+
+
+def _settings() -> dict[str, str]:
+    """wandb's settings, the later winning: the user's file, that of the current folder, the environment."""
+    folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    here = Path(".wandb") if Path(".wandb").exists() else Path("wandb")
+    settings: dict[str, str] = {}
+    for path in (Path(folder).expanduser() / "settings", here / "settings"):
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read(path)
+            settings |= dict(parser.items("default"))
+        except (OSError, UnicodeDecodeError, configparser.Error):  # not there, or not readable: as if not there
+            continue
+    for key in ("mode", "base_url", "api_key", "identity_token_file"):
+        if value := os.environ.get(f"WANDB_{key.upper()}"):
+            settings[key] = value
+    return settings
+
+
+def _has_key(settings: dict[str, str]) -> bool:
+    if settings.get("api_key") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(settings.get("base_url") or f"https://{_PUBLIC_HOSTS[0]}").netloc
+    try:
+        known = netrc.netrc(_netrc_path())
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        return False
+    entries = (known.authenticators(name) for name in (_PUBLIC_HOSTS if host == _PUBLIC_HOSTS[0] else (host,)))
+    return any(entry is not None and bool(entry[2]) for entry in entries)
+
+
+def _netrc_path() -> Path:
+    """Where wandb looks: $NETRC, else ~/.netrc, else ~/_netrc."""
+    if explicit := os.environ.get("NETRC"):
+        return Path(explicit).expanduser()
+    usual, windows = Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()
+    return windows if windows.exists() and not usual.exists() else usual

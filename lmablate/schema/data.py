@@ -1,0 +1,164 @@
+"""Types of the ``data`` and ``tokenizer`` groups; the values stand in ``conf/data`` and ``conf/tokenizer``."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from lmablate.core.settings import Settings
+from lmablate.schema.tasks import SkillSettings
+
+BYTES_VOCAB = 257  # 256 bytes and the end of text
+
+
+class _Text(Settings):
+    """Keys of every source: `val_fraction` of the documents are held out, and the first `val_bytes` bytes of UTF-8 of them
+    are the validation text. Of the others, the first `train_bytes` bytes are trained on, with the tokenizer of all."""
+
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    val_bytes: Annotated[int, Field(ge=100)]
+    train_bytes: Annotated[int, Field(ge=100)] | None = None
+
+
+class KjvData(_Text):
+    """The King James Bible, from an installed package; a document is a chapter."""
+
+    source: Literal["kjv"]
+
+
+class FilesData(_Text):
+    """Files of the user's: one text file is one document, and so is one row of a JSONL, Parquet or Arrow file.
+
+    A dot in `text_field` leads into an object. With `skip_bad_lines`, rows that cannot be documents are left out, and counted.
+    """
+
+    source: Literal["files"]
+    paths: str | list[str] | None
+    text_field: str
+    skip_bad_lines: bool | None = None
+
+    @model_validator(mode="after")
+    def _names_files(self) -> Self:
+        if not self.paths or not all(self.patterns):
+            raise ValueError("data=files needs data.paths, e.g. data.paths='texts/*.txt'")
+        return self
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self.paths] if isinstance(self.paths, str) else list(self.paths or ())
+
+
+class HubData(_Text):
+    """A dataset of the Hugging Face Hub.
+
+    `revision` is a commit, a tag or a branch, `max_documents` reads no further than that, and where a row is not a whole
+    document, `document_start` is a regular expression for the rows that start one.
+    """
+
+    source: Literal["hub"]
+    name: str | None
+    subset: str | None
+    split: str
+    revision: str | None
+    text_field: str
+    skip_bad_lines: bool | None = None
+    max_documents: Annotated[int, Field(gt=0)] | None
+    document_start: str | None
+
+    @field_validator("document_start")
+    @classmethod
+    def _is_a_pattern(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _names_a_dataset(self) -> Self:
+        if not self.name:
+            raise ValueError("data=hub needs data.name, e.g. data.name=roneneldan/TinyStories")
+        return self
+
+
+class SyntheticData(_Text):
+    """Text of a random Markov chain over `n_states` symbols; a document has `document_length` symbols on average."""
+
+    source: Literal["synthetic"]
+    chain_seed: Annotated[int, Field(ge=0)]
+    n_states: Annotated[int, Field(ge=2, le=94)]
+    n_successors: Annotated[int, Field(ge=1)]
+    n_documents: Annotated[int, Field(ge=2)]
+    document_length: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _successors_are_states(self) -> Self:
+        if self.n_successors > self.n_states:
+            raise ValueError(f"data.n_successors={self.n_successors} must not exceed data.n_states={self.n_states}")
+        return self
+
+
+class BpeTokenizer(Settings):
+    """Byte-level BPE, trained on the training split."""
+
+    kind: Literal["bpe"]
+    vocab_size: int
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _holds_all_bytes(cls, value: int) -> int:
+        if value < BYTES_VOCAB:
+            raise ValueError(
+                f"tokenizer=bpe has at least {BYTES_VOCAB} tokens (256 bytes and the end of text), got {value}"
+            )
+        return value
+
+
+class BytesTokenizer(Settings):
+    """One token a byte of UTF-8."""
+
+    kind: Literal["bytes"]
+    vocab_size: int
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _is_fixed(cls, value: int) -> int:
+        if value != BYTES_VOCAB:
+            raise ValueError(
+                f"tokenizer=bytes has {BYTES_VOCAB} tokens (256 bytes and the end of text), got {value}: "
+                "leave tokenizer.vocab_size out, or use tokenizer=bpe"
+            )
+        return value
+
+
+class PretrainedTokenizer(Settings):
+    """A saved tokenizer: `path` is a tokenizer.json, a folder with one, or a name on the Hugging Face Hub."""
+
+    kind: Literal["pretrained"]
+    path: str | None
+    revision: str | None
+    end_token: str | None
+    vocab_size: int | None
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _comes_from_the_file(cls, value: int | None) -> int | None:
+        if value is not None:
+            raise ValueError(
+                f"tokenizer=pretrained has the size of the saved tokenizer, so {value} cannot be asked for: "
+                "leave tokenizer.vocab_size out, or train one with tokenizer=bpe"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _names_a_tokenizer(self) -> Self:
+        if not self.path:
+            raise ValueError(
+                "tokenizer=pretrained needs tokenizer.path, e.g. tokenizer.path=tokenizer.json or tokenizer.path=gpt2"
+            )
+        return self
+
+
+TextSettings = KjvData | FilesData | HubData | SyntheticData
+DataSettings = Annotated[TextSettings | SkillSettings, Field(discriminator="source")]
+TokenizerSettings = Annotated[BpeTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]

@@ -1,0 +1,151 @@
+"""The typed configuration of a run's training: objective, optimizer, schedule, steps, and how it is carried out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lmablate.core.settings import Settings
+from lmablate.schema.types import (
+    ClosedFraction,
+    Count,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    RunId,
+    Share,
+)
+
+
+def _check_keys(settings: Any, group: str, belongs: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError for a key that this kind of `group` has not, or that it needs: `belongs` says which kinds have it."""
+    for key, kinds in belongs.items():
+        given = getattr(settings, key) is not None
+        if given and settings.kind not in kinds:
+            raise ValueError(f"{group}={settings.kind} has no {key}; it belongs to {group}={' or '.join(kinds)}")
+        if not given and settings.kind in kinds:
+            raise ValueError(f"{group}={settings.kind} needs a {key}")
+
+
+class ObjectiveSettings(Settings):
+    """What a model is trained to do (lmablate/objective). `prefix_share`: of the context; `prefix_draw`: how long the prefixes
+    of training are. `mask_share`: of the tokens of a text, hidden; `random_share` and `kept_share`: of these; `generator_share`:
+    of the model's width; `special_id`: the tokenizer's own mask, or the first of its sentinels."""
+
+    kind: Literal["causal", "prefix", "mlm", "rtd", "span_corruption"]
+    prefix_share: OpenFraction | None = None
+    prefix_draw: Literal["uniform", "fixed"] | None = None
+    mask_share: OpenFraction | None = None
+    random_share: Fraction | None = None
+    kept_share: Fraction | None = None
+    mean_span: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    generator_share: Share | None = None
+    discriminator_weight: PositiveFloat | None = None
+    special_id: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _keys_of_this_kind(self) -> Self:
+        belongs = {
+            **dict.fromkeys(("prefix_share", "prefix_draw"), ("prefix",)),
+            "mask_share": ("mlm", "rtd", "span_corruption"),
+            **dict.fromkeys(("random_share", "kept_share"), ("mlm",)),
+            "mean_span": ("span_corruption",),
+            **dict.fromkeys(("generator_share", "discriminator_weight"), ("rtd",)),
+        }
+        _check_keys(self, "objective", belongs)
+        if self.special_id is not None and self.kind not in belongs["mask_share"]:
+            raise ValueError(
+                f"objective={self.kind} has no special_id; it belongs to objective={' or '.join(belongs['mask_share'])}"
+            )
+        if (self.random_share or 0) + (self.kept_share or 0) > 1:
+            raise ValueError(
+                f"random_share={self.random_share} and kept_share={self.kept_share} are shares of the chosen tokens, more than all "
+                "of them together"
+            )
+        return self
+
+
+class OptimSettings(Settings):
+    """AdamW (Loshchilov and Hutter 2017): decay acts on matrices only, and is multiplied by the learning rate or, where it is
+    independent, by the schedule's factor alone."""
+
+    kind: Literal["adamw"]
+    lr: PositiveFloat
+    beta1: Fraction
+    beta2: Fraction
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat | None
+    decay: Literal["coupled", "independent"] | None = None
+
+
+class ScheduleSettings(Settings):
+    """The learning rate's factor over the steps. `warmup_fraction` is of all steps, and one of the two warmups is null.
+    `branches`: shares of the steps at which a run ends that leaves a common trunk to decay."""
+
+    kind: Literal["cosine", "wsd", "wsd_branches", "linear", "constant"]
+    warmup_steps: NonNegativeInt | None
+    warmup_fraction: Fraction | None
+    final_fraction: ClosedFraction | None = None
+    decay_fraction: ClosedFraction | None = None
+    branches: list[Share] | None = None
+
+    @model_validator(mode="after")
+    def _keys_of_this_kind(self) -> Self:
+        wsd = ("wsd", "wsd_branches")
+        belongs = {"final_fraction": ("cosine", "linear", *wsd), "decay_fraction": wsd, "branches": ("wsd_branches",)}
+        _check_keys(self, "schedule", belongs)
+        return self
+
+
+class _Trainer(Settings):
+    """`init_from`: the run whose weights this one starts from (parent.py); None starts from draws."""
+
+    batch_size: PositiveInt
+    divergence_smoothing: Fraction
+    divergence_patience: PositiveInt
+    init_from: RunId | None = None
+
+
+class TrainerRequest(_Trainer):
+    steps: Count | None
+    tokens: Count | None
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+class TrainerSettings(_Trainer):
+    """`steps` optimizer steps of `batch_size` sequences each."""
+
+    steps: PositiveInt
+    precision: Literal["fp32", "bf16"]
+
+
+class RuntimeSettings(Settings):
+    """How a run is carried out. Nothing here changes the science, and nothing here is hashed."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    compile: bool | Literal["auto"]
+    threads: PositiveInt
+    workers: PositiveInt | None
+    again: bool | None = None  # null, as in runs from before there was the key: false
+    exact_gangs: bool | None = None  # null, as in runs from before there was the key: true
+    parallel: Literal["ddp", "fsdp2"] | None = None  # of one run on several processes (lmablate/distributed)
+    microbatch_size: PositiveInt | None
+    log_every: PositiveInt
+    evaluations: PositiveInt
+    evaluate_lengths: list[PositiveFloat] | None = None
+    evaluate_stride: PositiveInt | None = None
+    checkpoint_seconds: NonNegativeFloat
+    keep_checkpoints: PositiveInt
+    on_oom: Literal["fail", "halve_microbatch"] | None = None
+    nan_restarts: NonNegativeInt | None = None
+    time_limit: PositiveFloat | None = None
+    retries: NonNegativeInt | None = None
+    gpu_memory: PositiveFloat | None = None
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    wandb_project: str
+    progress: Literal["auto", "live", "lines", "off"]
+    cache_dir: str | None

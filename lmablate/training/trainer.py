@@ -1,0 +1,381 @@
+"""The one training loop. It yields records and knows nothing of files, dashboards or terminals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmablate.data.tokens import inputs_and_targets, share_of
+from lmablate.diagnostics.probe import open_probe
+from lmablate.evaluate import Evaluation, evaluate
+from lmablate.model.init import seed_everything, seed_of
+from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.training_hooks import after_step, before_step
+from lmablate.objective import Batch, objective_of
+from lmablate.runs.init_from import take_weights
+from lmablate.training.checkpoint import load_checkpoint, save_checkpoint
+from lmablate.training.compile import compile_blocks, eager
+from lmablate.training.divergence import DivergenceDetector
+from lmablate.training.memory import keep_freed_memory
+from lmablate.training.optim import build_optimizer, lr_factor, set_lr
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+    from lmablate.model.transformer import TransformerLM
+    from lmablate.runs.wsd_branches import Trunk
+    from lmablate.schema.run_config import RunConfig
+
+log = logging.getLogger(__name__)
+Record = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; a checkpoint of its last whole step is on disk."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Everything here goes into the checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, evaluation not counted
+    init_val_loss: float = math.nan
+    evaluation: Evaluation = field(default_factory=lambda: Evaluation(math.nan, math.nan))
+    diverged_at_step: int | None = None
+    window_loss: float = 0.0  # sum over the steps since the last record
+    window_norm: float = 0.0
+    window_steps: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {**vars(self), "evaluation": list(self.evaluation)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name in vars(self):
+            setattr(self, name, state[name])
+        self.evaluation = Evaluation(*state["evaluation"])
+
+
+class Trainer:
+    """Trains `model` on `data` as `cfg` says, from the newest checkpoint in `folder` if there is one."""
+
+    ranks: Any = None  # the processes that share this run, where they are several (lmablate/distributed)
+
+    def __init__(
+        self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None, trunk: Trunk | None = None
+    ) -> None:
+        self.cfg, self.data, self.folder, self.trunk = cfg, data, folder, trunk
+        self.device = cfg.runtime.device
+        if self.device == "cpu":
+            keep_freed_memory()
+        self.model = model.to(self.device)
+        self.optimizer = build_optimizer(self.model, cfg.optim)
+        self.objective = objective_of(cfg)
+        if cfg.trainer.precision == "bf16" and self.device == "cpu":
+            set_compute_dtype(
+                self.model, torch.bfloat16
+            )  # attention stays in fp32: its bf16 backward is slower on CPUs
+        self.progress = Progress()
+        self.detector: DivergenceDetector | None = None
+        self.probe = open_probe(cfg, data)
+        self.compiled = False
+        self.compile_note: str | None = None  # why it is not compiled, if it should have been
+        self._pending: list[torch.Tensor] = []
+        self.on_begin: Callable[[int | None], None] = lambda step: None  # hears of the step that the run goes on from
+
+    def compile(self) -> None:
+        """Compile the model, if that is possible here. No text is read: a process that compiles for others has none."""
+        size = min(self.cfg.runtime.microbatch_size or math.inf, self.cfg.trainer.batch_size)
+        tokens = torch.zeros((int(size), self.cfg.model.context_length), dtype=torch.long, device=self.device)
+        batch = self.objective.batch(tokens, tokens, data_seed=self.cfg.data_seed, step=0)
+
+        def step() -> None:
+            self.model.train()
+            with self.precision():
+                loss = self.objective(self.model, *batch)
+            loss.objective.backward()
+
+        self.compile_note = compile_blocks(self.model, self.cfg, step)
+        self.compiled = self.compile_note is None
+
+    def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
+        """Train, yielding one record a logging step; see `cycle`."""
+        if self.cfg.runtime.compile is True:
+            self.compile()
+        cycle = self.cycle(stop)
+        nats = None
+        while True:
+            try:
+                item = cycle.send(nats)
+            except StopIteration:
+                return
+            nats = None
+            if isinstance(item, dict):
+                yield item
+            else:
+                nats = self.backward(item)
+
+    def cycle(self, stop: Callable[[], int]) -> Generator[Record | torch.Tensor, torch.Tensor | None, None]:
+        """The run, step by step, with the gradients left to the caller.
+
+        Yields records, and between them the rows ``[B, T + 1]`` of the next step; for these it is sent their mean nats,
+        once their gradients stand in the parameters. `stop` is asked after every step; when it answers with a signal's
+        number, a checkpoint is written and Interrupted raised with it.
+        """
+        resumed = self._resume()
+        self.on_begin(self.progress.step if resumed else None)
+        if not resumed:
+            yield self._start()
+        last_saved = time.monotonic()
+        mark, mark_step = time.monotonic(), self.progress.step
+        steps, evaluate_at = self.cfg.trainer.steps, self._evaluation_steps()
+        while self.progress.step < steps:
+            began = time.monotonic()
+            lr = self._set_lr(self.progress.step)
+            nats = yield self.rows(self.progress.step)
+            assert nats is not None
+            probe = self.probe if self.probe is not None and self.probe.due(self.progress.step + 1) else None
+            if probe is not None:
+                probe.before_update(self.model)
+            self.apply(nats)
+            self.progress.step += 1
+            step = self.progress.step
+            due = step % self.cfg.runtime.log_every == 0 or step in evaluate_at or step == steps
+            late = time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds
+            stopping, late = self.agreed(stop(), late)
+            saving = self.folder is not None and (bool(stopping) or late)
+            branching = self.trunk is not None and step in self.trunk.points
+            diverged = (due or saving or branching or probe is not None or self.device == "cpu") and self._flush()
+            now = time.monotonic()
+            self.progress.seconds += now - began
+            found = probe.record(self) if probe is not None and self.progress.step == step else {}
+            mark += time.monotonic() - now  # measuring is no training, as evaluation is none
+            if due or diverged:
+                speed = (self.progress.step - mark_step) * self.cfg.tokens_per_step / max(1e-9, time.monotonic() - mark)
+                record = self._record(lr, speed) | found
+                if step in evaluate_at and not diverged:
+                    diverged = not self._evaluate()
+                    record |= self._validation()
+                yield record
+                mark, mark_step = time.monotonic(), step
+            elif found:
+                yield {**self._place(), **found}
+            if diverged:
+                return
+            if branching:
+                self.save_trunk()
+            if saving or (step == steps and self.folder is not None):
+                self.save()
+                last_saved = time.monotonic()
+            if stopping and step < steps:
+                raise Interrupted(stopping)
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        assert self.folder is not None
+        # The one before stays until the run has ended (checkpoint.keep_last), in case the newest turns out damaged.
+        self._save(self.folder, max(2, self.cfg.runtime.keep_checkpoints))
+
+    def save_trunk(self) -> None:
+        """Leave a checkpoint of the current step, from which shorter runs branch off, and the history up to it."""
+        assert self.trunk is not None
+        self.trunk.keep_history(self.progress.step)
+        self._save(self.trunk.folder, keep=len(self.trunk.points) + 1)
+
+    def _save(self, folder: Path, keep: int) -> None:
+        assert self.detector is not None
+        state = {"progress": self.progress.state(), "detector": self.detector.state()}
+        save_checkpoint(folder, self.progress.step, self.model, self.optimizer, state, keep=keep)
+
+    def seconds_per_step(self, budget: float) -> float:
+        """The median time of a training step, from about `budget` seconds of them after one that warms up."""
+        times: list[float] = []
+        self._step(0)
+        while not times or sum(times) < budget:
+            began = time.monotonic()
+            self._step(0)
+            self.settle()
+            times.append(time.monotonic() - began)
+        return sorted(times)[len(times) // 2]
+
+    @property
+    def train_loss(self) -> float:
+        """The smoothed training loss so far, nats per token."""
+        average = self.detector.average if self.detector else None
+        return math.nan if average is None else average
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of a GPU's products; on CPU it is a setting of the primitives."""
+        if self.device != "cpu" and self.cfg.trainer.precision == "bf16":
+            return torch.autocast(self.device, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def agreed(self, stopping: int, late: bool) -> tuple[int, bool]:
+        """The signal that asks to stop, and whether a checkpoint is due; a run on several processes asks all of them."""
+        return stopping, late
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, from which model and optimizer are filled; None when there is none."""
+        return load_checkpoint(self.folder, self.model, self.optimizer) if self.folder else None
+
+    def _resume(self) -> bool:
+        state = self.load()
+        if state is None and self.trunk is not None:
+            state = load_checkpoint(self.trunk.folder, self.model, self.optimizer, up_to=self.trunk.end)
+            self.trunk.left_at = state["step"] if state else None
+        if state is None:
+            return False
+        self.progress.restore(state["progress"])
+        self.detector = self._new_detector()
+        self.detector.restore(state["detector"])
+        return True
+
+    def _start(self) -> Record:
+        untrained = None if self.cfg.trainer.init_from is None else take_weights(self.cfg, self.model)
+        self._evaluate()
+        self.progress.init_val_loss = self.progress.evaluation.val_loss
+        self.detector = self._new_detector()
+        if untrained is not None:  # a fine-tune may rise above its start
+            self.detector.initial_loss = max(untrained, self.progress.init_val_loss)
+        found = {} if self.probe is None else self.probe.at_start(self)
+        return {**self._place(), **self._validation(), **found}
+
+    def _new_detector(self) -> DivergenceDetector:
+        t = self.cfg.trainer
+        return DivergenceDetector(
+            initial_loss=self.progress.init_val_loss, smoothing=t.divergence_smoothing, patience=t.divergence_patience
+        )
+
+    def _evaluation_steps(self) -> set[int]:
+        n = min(self.cfg.runtime.evaluations, self.cfg.trainer.steps)
+        return {round(i * self.cfg.trainer.steps / n) for i in range(1, n + 1)}
+
+    def _step(self, step: int) -> None:
+        """One optimizer step on batch `step`. Nothing here waits for a GPU."""
+        self._set_lr(step)
+        self.apply(self.backward(self.rows(step)))
+
+    def _set_lr(self, step: int) -> float:
+        lr = self.cfg.optim.lr * lr_factor(self.cfg.schedule, step, self.cfg.trainer.steps)
+        set_lr(self.optimizer, lr)
+        return lr
+
+    def rows(self, step: int) -> torch.Tensor:
+        """The tokens of batch `step` on the device, int64 ``[B, T + 1]``, or ``[B, 2 T]`` of a task."""
+        cfg = self.cfg
+        batch = self.data.batch(
+            step, data_seed=cfg.data_seed, batch_size=cfg.trainer.batch_size, context_length=cfg.model.context_length
+        )
+        rows = torch.from_numpy(batch)
+        return rows if self.device == "cpu" else rows.pin_memory().to(self.device, non_blocking=True)
+
+    def prepared(self, rows: torch.Tensor) -> Batch:
+        """What the objective makes of the rows of the next step."""
+        inputs, targets = inputs_and_targets(rows, self.cfg.model.context_length)
+        return self.objective.batch(inputs, targets, data_seed=self.cfg.data_seed, step=self.progress.step)
+
+    def backward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Leave the gradients of the mean loss over `rows` in the parameters; returns the mean nats a token."""
+        cfg = self.cfg
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        before_step(self.model)
+        total = torch.zeros((), device=self.device)
+        batch = self.prepared(rows)
+        for part, micro in enumerate(batch.split(cfg.runtime.microbatch_size or len(rows))):
+            self.seed_noise(part)
+            with self.precision():
+                loss = self.objective(self.model, *micro)
+            share = share_of(micro.targets, batch.targets)
+            (loss.objective * share).backward()
+            total += loss.nats.detach() * share
+        return total
+
+    def seed_noise(self, part: int | str) -> None:
+        """Have what is drawn in a pass depend on the data seed, the step and the part of the batch: the same drops in every arm, and
+        after a resume. Nothing that is shipped draws but dropout."""
+        seed = noise_seed(self.cfg.data_seed, self.progress.step, part)
+        if self.cfg.code:
+            seed_everything(seed)
+        elif self.cfg.model.dropout:
+            torch.manual_seed(seed)
+
+    def apply(self, nats: torch.Tensor) -> None:
+        """Clip the gradients in place, take the optimizer's step, and note loss and gradient norm for the next flush."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.grad_clip or math.inf)
+        self.optimizer.step()
+        after_step(self.model)
+        self._pending.append(torch.stack((nats, norm.to(nats.dtype))))
+
+    def settle(self) -> list[list[float]]:
+        """Loss and gradient norm of the pending steps, taken from the device; waits for a GPU."""
+        rows = torch.stack(self._pending).tolist() if self._pending else []
+        self._pending.clear()
+        return rows
+
+    def _flush(self) -> bool:
+        """Take the losses of the pending steps from the device, in order; True if one of them diverged."""
+        assert self.detector is not None
+        rows = self.settle()
+        first = self.progress.step - len(rows) + 1
+        for step, (loss, norm) in enumerate(rows, first):
+            self.progress.window_loss += loss
+            self.progress.window_norm += norm
+            self.progress.window_steps += 1
+            if self.detector.diverged(loss, norm):
+                self.progress.diverged_at_step = self.progress.step = step
+                return True
+        return False
+
+    def _record(self, lr: float, speed: float) -> Record:
+        p = self.progress
+        n = max(1, p.window_steps)
+        record = {
+            **self._place(),
+            "train_loss": p.window_loss / n,
+            "lr": lr,
+            "grad_norm": p.window_norm / n,
+            "tokens_per_second": speed,
+        }
+        p.window_loss, p.window_norm, p.window_steps = 0.0, 0.0, 0
+        return record
+
+    def _place(self) -> Record:
+        p = self.progress
+        return {"step": p.step, "tokens": p.step * self.cfg.tokens_per_step, "seconds": p.seconds}
+
+    def _evaluate(self) -> bool:
+        """Evaluate; False if the loss is not finite, which is a divergence at this step."""
+        self.seed_noise("evaluation")
+        with self.precision(), eager(self.compiled):
+            self.progress.evaluation = evaluate(
+                self.model,
+                self.data,
+                self.objective,
+                context_length=self.cfg.model.context_length,
+                batch_size=self.cfg.runtime.microbatch_size or self.cfg.trainer.batch_size,
+                device=self.device,
+                with_lengths=self.progress.step == self.cfg.trainer.steps,
+                ranks=self.ranks,
+            )
+        finite = math.isfinite(self.progress.evaluation.val_loss)
+        if not finite and self.progress.step:
+            self.progress.diverged_at_step = self.progress.step
+        return finite
+
+    def _validation(self) -> Record:
+        found = self.progress.evaluation
+        record: Record = {"val_loss": found.val_loss, "val_bpb": found.val_bpb}
+        return record if found.val_accuracy is None else record | {"val_accuracy": found.val_accuracy}
+
+
+def noise_seed(data_seed: int, step: int, part: int | str) -> int:
+    """A seed for the dropout of one pass, the same in every arm."""
+    return seed_of("dropout", data_seed, step, part)
