@@ -14,7 +14,7 @@ import pandas as pd
 from lmablate.analysis._studies import arm_of, arms_in_order, increases, stage
 from lmablate.analysis._style import MUTED, arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING, lost_words, note
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 from lmablate.stats import interval
 
 if TYPE_CHECKING:

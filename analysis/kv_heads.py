@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from lmablate.analysis._studies import arms_in_order, effects, positions, stage
 from lmablate.analysis._style import MUTED, arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING, lost_words, note, plain_log
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

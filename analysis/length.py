@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from lmablate.analysis._studies import arm_of, published, stage
 from lmablate.analysis._style import MUTED, PAPER, Arm, arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 from lmablate.stats import interval
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from lmablate.analysis._style import (
 )
 from lmablate.analysis._style import arm_styles as styles_of
 from lmablate.analysis.study_figures import NOTHING, arm_name
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from lmablate.analysis._studies import stage
 from lmablate.analysis._style import MUTED, PALETTE, PAPER, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

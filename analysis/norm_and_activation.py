@@ -13,7 +13,7 @@ import pandas as pd
 
 from lmablate.analysis._style import run
 from lmablate.analysis.curves import comparison
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis.study_figures import NOTHING
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 from lmablate.stats import interval
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from lmablate.analysis._studies import arm_of, arms_in_order, stage
 from lmablate.analysis._style import MUTED, PAPER, Arm, arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING, lost_words, note, plain_log
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 from lmablate.stats import interval
 from lmablate.stats.curves import lr_sensitivity
 

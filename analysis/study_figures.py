@@ -35,7 +35,7 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis.finals import defined
-from lmablate.report.summary import sweep_question
+from lmablate.schema.sweeps import sweep_question
 
 NOTHING = "No finished evaluation runs of sweeps={0} yet: python -m lmablate.train sweeps={0}"
 OTHERS = ("D", "s", "^", "v")  # published series

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lmablate.analysis._style import arm_colours
 from lmablate.core.errors import ConfigError
-from lmablate.report.summary import sweep_claims, sweep_question
+from lmablate.schema.sweeps import sweep_claims, sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

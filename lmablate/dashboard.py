@@ -11,46 +11,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError, in_words
 from lmablate.core.paths import given_path
+from lmablate.runs.tracking.dashboard_sweep import LOSS, RATE, SEEDS, Sweep
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
-SEEDS = ("seed", "init_seed", "data_seed")
-X, CURVES = "tokens", ("val_loss", "train_loss", "grad_norm", "val_bpb")  # of history.jsonl, as mirror.py sends them
-LOSS, SUMMARY = "val_loss", ("val_loss", "val_bpb", "status", "n_params", "flops_per_token")  # of the end of a run
-ARM, STAGE, RATE = "arm", "stage", "optim.lr"  # of its configuration
-TUNE = "tune"  # the stage that tunes
 INSTALL = "pip install 'lmablate[dashboard]'"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a dashboard knows of a stored sweep: what it varies beside seeds and, of a study, the stages that evaluate its arms
-    and whether one tunes them. `configs`: the jobs of a plain grid."""
-
-    name: str
-    question: str
-    varied: tuple[str, ...]
-    stages: tuple[str, ...]
-    tuned: bool
-    project: str
-    configs: tuple[RunConfig, ...] = ()
-
-    @property
-    def study(self) -> bool:
-        """Whether its arms and stages have names."""
-        return bool(self.stages)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The configuration keys that tell its arms apart."""
-        return (ARM,) if self.study else self.varied
 
 
 @in_words
@@ -134,7 +105,7 @@ def _act(words: argparse.Namespace, sweep: Sweep) -> int:
 
 def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
     from lmablate.config.overrides import explicit
-    from lmablate.report.summary import sweep_question
+    from lmablate.schema.sweeps import sweep_question
 
     values: dict[str, set[str | None]] = {}
     for cfg in configs:

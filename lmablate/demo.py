@@ -28,7 +28,7 @@ Next, one thing of your own, which four seeds can decide in some minutes:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     from lmablate.cli.front_door import main as front_door
-    from lmablate.report.__main__ import main as report
+    from lmablate.report.command import main as report
     from lmablate.train import train
 
     words = list(sys.argv[1:] if argv is None else argv)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from lmablate.core.errors import in_words
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from lmablate.data import TokenData
-    from lmablate.launcher.jobs import Job
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
-
-CALIBRATION_SECONDS = 2.0
 
 
 def plan(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print one row a job and the totals; returns the exit code."""
     from lmablate.launcher.jobs import prepare_jobs
+    from lmablate.launcher.pricing import show, show_published, tell_own_parts
     from lmablate.runs.run import foreign_vocabulary
 
     counted = [cfg for cfg in configs if foreign_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))]
@@ -36,36 +30,11 @@ def plan(configs: Sequence[RunConfig], launcher: str) -> int:
     return 0
 
 
-def tell_own_parts(jobs: Sequence[Job], launcher: str) -> None:
-    """What holds for parts of the user's own: FLOPs that were counted and not stated, and runs that no gang takes."""
-    from lmablate.budget.measured import measures_flops
-    from lmablate.model.plain_torch import why_alone
-
-    own = [job.cfg for job in jobs if job.cfg.code]
-    counted = dict.fromkeys(f"{axis}={cfg.choices.get(axis)}" for cfg in own for axis in measures_flops(cfg))
-    if counted:
-        print(f"FLOPs of {', '.join(counted)}: counted by torch.utils.flop_counter, since the class does not say them.")
-    if launcher == "gang":
-        for why in dict.fromkeys(filter(None, map(why_alone, own))):
-            print(f"alone, and in no gang: {why}.")
-
-
-def show_published(configs: Sequence[RunConfig]) -> None:
-    """What presets at their own size count and cost, which need no text, and no machine that could train them."""
-    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
-
-    for cfg in configs:
-        counts = parameters(cfg)
-        print(
-            f"preset={cfg.choices['preset']}: {counts.total:,} parameters ({counts.non_embedding:,} non-embedding) with its vocabulary "
-            f"of {cfg.published_vocab_size:,}, {flops_per_token(cfg):,} FLOPs and {kv_bytes_per_token(cfg):,} bytes of KV cache a token; "
-            "shrink=tiny (small, base) makes it trainable here"
-        )
-
-
 def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     """The same for a study: a row an arm, or with `rows` one a run; what hangs on the results of others comes last."""
+    from lmablate.launcher.pricing import show, tell_own_parts
     from lmablate.sweeper import optuna_search, optuna_table
+    from lmablate.sweeper.outlook import known_and_later
 
     if isinstance(study, optuna_search.Search):
         return optuna_table.plan(study)
@@ -79,140 +48,6 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     return 0
 
 
-def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, TokenData]]:
-    """A study's jobs whose identity is known now, those that hang on the results of these, and the data of both by run id."""
-    from lmablate.launcher.jobs import prepare_jobs
-    from lmablate.sweeper.study import seed_word
-
-    study.check()
-    jobs: dict[str, Job] = {}
-    data: dict[str, TokenData] = {}
-    for trials in study.stages():
-        batch, stores = study.prepare(trials)
-        jobs |= {job.run_id: job for job in batch}
-        data |= stores
-        if not all(job.done for job in batch):
-            break
-    later, stores = prepare_jobs(study.later())
-    for job in later:
-        job.label = f"{job.cfg.arm} · {seed_word(job.cfg.init_seed, job.cfg.data_seed)}"
-    return jobs, later, data | stores
-
-
-def show(
-    jobs: Sequence[Job],
-    data: Mapping[str, TokenData],
-    later: Sequence[Job] = (),
-    when: str = "",
-    *,
-    folded: bool = False,
-) -> None:
-    """Print the table and the price. `later`: jobs that are not known exactly yet, with the word for `when` they will be.
-    `folded`: one row for each arm of a study."""
-    from lmablate.core.console import console
-
-    todo = [*(job for job in jobs if not job.done), *later]
-    speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
-    priced = [(job, _seconds(job, speed)) for job in jobs]
-    priced += [(job, job.work / speed) for job in later]
-    console().print(_arms_table(priced) if folded else _runs_table(priced, len(jobs), when))
-    for line in _price(len(priced), todo, speed, sum(seconds or 0.0 for _, seconds in priced)):
-        print(line)
-
-
-def _seconds(job: Job, speed: float) -> float | None:
-    """How long a run will train; None for one that is done."""
-    return None if job.done else job.work / speed
-
-
-def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
-    """A row a run; those from number `known` on have no identity yet."""
-    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
-    from lmablate.core.console import Column, table
-
-    cells = []
-    for number, (job, seconds) in enumerate(priced):
-        cfg, counts, open_ = job.cfg, parameters(job.cfg), number >= known
-        sizes = (flops_per_token(cfg), cfg.tokens, cfg.trainer.steps, counts.non_embedding, kv_bytes_per_token(cfg))
-        state = when if open_ else _state(job)
-        price = "-" if seconds is None else f"{seconds:,.0f}"
-        cells.append(
-            ("-" if open_ else job.run_id, job.label, state, f"{counts.total:,}", price, *(f"{n:,}" for n in sizes))
-        )
-    columns = (
-        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("state", keep=True, left=True),
-        Column("params", keep=True), Column("seconds", keep=True),
-        *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
-    )  # fmt: skip
-    return table(columns, cells)
-
-
-def _state(job: Job) -> str:
-    from lmablate.schema.identity import is_stale
-
-    if job.done:
-        state = "done, stale" if is_stale(job.row) else str(job.row["status"])
-    else:  # a finished one lacks the diagnostics asked for
-        state = "to train again" if job.directory.is_done else "to train"
-    return f"{state} (asked {job.asked} times)" if job.asked > 1 else state
-
-
-def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
-    """A row an arm: its runs of each stage, how many of them are done, and what the others take."""
-    from lmablate.budget import parameters
-    from lmablate.core.console import Column, table
-
-    arms: dict[str, list[tuple[Job, float | None]]] = {}
-    for job, seconds in priced:
-        arms.setdefault(job.cfg.arm or job.label, []).append((job, seconds))
-    cells = []
-    for arm, own in arms.items():
-        tune = sum(job.cfg.stage == "tune" for job, _ in own)
-        sizes = sorted({parameters(job.cfg).total for job, _ in own})
-        params = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
-        done = sum(seconds is None for _, seconds in own)
-        price = sum(seconds or 0.0 for _, seconds in own)
-        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
-    names = ("params", "tuning runs", "evaluation runs", "done", "seconds")
-    return table([Column("arm", keep=True, words=True), *map(Column, names)], cells)
-
-
-def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:
-    """What it comes to, line by line."""
-    from lmablate.budget import DEFINITIONS
-    from lmablate.core.console import VERBOSE, duration
-    from lmablate.launcher.jobs import closed
-    from lmablate.launcher.scheduler import slots
-
-    n = slots(todo) or 1
-    price = f"about {duration(seconds / n)} on this machine, {n} at a time" if todo else "nothing to do"
-    lines = [f"{every} run{'s' * (every != 1)}, {every - len(todo)} done already, {len(todo)} to train: {price}"]
-    lines[:0] = [f"{job.run_id} cannot be looked into, or trained here ({why})" for job in todo if (why := closed(job))]
-    if todo:
-        whose = f" {todo[0].label}" if every > 1 else ""
-        lines.append(
-            f"({speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of training{whose}; start-up and evaluation "
-            "come on top; -v defines the columns)"
-        )
-    if os.environ.get(VERBOSE) == "1":
-        lines += [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops", "kv_cache")]
-    return lines
-
-
-def calibrate(job: Job, data: TokenData) -> float:
-    """FLOP/s that training the job's model reaches here, over a few steps after one that warms up."""
-    import torch
-
-    from lmablate.budget import flops_per_token
-    from lmablate.model import build_model
-    from lmablate.training.trainer import Trainer
-
-    torch.set_num_threads(job.cfg.runtime.threads)
-    cfg = job.cfg
-    trainer = Trainer(build_model(cfg), data, cfg, folder=None)
-    return flops_per_token(cfg) * cfg.tokens_per_step / trainer.seconds_per_step(CALIBRATION_SECONDS)
-
-
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.plan <the overrides of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
@@ -222,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     words, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
     if "--all" in flags and "--help" not in words:
-        from lmablate.launcher.pricing import plan_all
+        from lmablate.cli.plan_all import plan_all
 
         return plan_all(words)
     study, purpose = (

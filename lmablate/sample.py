@@ -121,9 +121,9 @@ def write(
     import torch
 
     from lmablate.decoding import generate
-    from lmablate.interop.export import load_run
     from lmablate.objective import OBJECTIVES, Objective
     from lmablate.runs.evaluate_run import check_finished, ready
+    from lmablate.runs.load import load_run
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch sees no CUDA GPU: use --device cpu")

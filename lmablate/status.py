@@ -212,11 +212,12 @@ def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -
 
 def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequence[str]) -> int:
     """Train the runs in the states `wanted`, each with the configuration it was asked for with; the exit code of training."""
-    from lmablate.cli.front_door import speak, trust_packages
+    from lmablate.cli.front_door import trust_packages
+    from lmablate.core.logging import configure_logging
     from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 
-    speak()
+    configure_logging()
     trust_packages(trusted)
     accepted = set(RETRIED if "all" in wanted else wanted)
     configs: dict[str, RunConfig] = {}

@@ -197,7 +197,7 @@ def test_embedding_and_active_parameters():
 def test_the_account_in_one_command(capsys, tmp_path):
     from corpus import QUICK, write_corpus
 
-    from lmablate.budget.__main__ import show
+    from lmablate.cli.budget import show
 
     text = write_corpus(tmp_path / "text")
     words = ["-m", "attention=mha,mqa", "seed=0,1", "budget=flops", *QUICK, f"data.paths={text}/*.txt"]

@@ -25,7 +25,7 @@ from lmablate.compare.difference import (
 )
 from lmablate.compare.examples import strongest, visible
 from lmablate.config import compose
-from lmablate.interop.export import load_run
+from lmablate.runs.load import load_run
 from lmablate.runs.run import execute, load_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")

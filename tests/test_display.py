@@ -207,7 +207,7 @@ def test_the_plan_of_a_study_is_a_row_an_arm():
 def test_the_demo_has_a_help_of_its_own_and_ends_with_what_to_open_and_to_try(tmp_path, monkeypatch, capsys):
     from lmablate import demo
     from lmablate.cli import front_door
-    from lmablate.report import __main__ as report
+    from lmablate.report import command as report
 
     monkeypatch.chdir(tmp_path)
     asked = []

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from lmablate.analysis import length as figures
 from lmablate.archive import restore, save
+from lmablate.cli.evaluate import main
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
-from lmablate.evaluate.__main__ import main
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_runs
 from lmablate.results.load import load_evaluations, load_positions

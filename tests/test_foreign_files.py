@@ -16,7 +16,7 @@ from lmablate.core.console import plain
 from lmablate.core.errors import ConfigError, DataError
 from lmablate.core.files import DEEPEST, file_stem, read_json, read_jsonl
 from lmablate.launcher.sweep_manifest import load_sweeps
-from lmablate.report.__main__ import main as report
+from lmablate.report.command import main as report
 from lmablate.results import load_history
 from lmablate.results.evaluations import load_evaluations
 from lmablate.results.load import load_unfinished

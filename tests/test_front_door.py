@@ -551,7 +551,7 @@ def test_the_beginning_of_an_id_finds_its_run(tmp_path):
 
 def test_runs_one_level_down_are_pointed_at_and_no_output_goes_among_runs(tmp_path, capsys):
     from lmablate.archive import main as archive
-    from lmablate.report.__main__ import main as report
+    from lmablate.report.command import main as report
     from lmablate.status import main as status
 
     run = tmp_path / "demo" / "results" / "0123456789ab"

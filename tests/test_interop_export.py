@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from corpus import QUICK, write_corpus
 
+from lmablate.cli import export as command
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import ByteTokenizer, load_pretrained, train_bpe
-from lmablate.interop import __main__ as command
 from lmablate.interop import export
 from lmablate.interop.tokenizer import as_hf, byte_characters
 from lmablate.runs.run import execute, load_data

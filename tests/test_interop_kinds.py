@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_interop_export import refused, trained
 
+from lmablate.cli import export as command
 from lmablate.core.errors import ConfigError
-from lmablate.interop import __main__ as command
 from lmablate.interop import export, from_hf, to_hf
 from lmablate.interop.electra import from_electra
 from lmablate.objective import objective_of

@@ -13,12 +13,13 @@ from lmablate.core.errors import ConfigError
 from lmablate.evaluate import evaluate
 from lmablate.evaluate.changes import changed, rebuilt
 from lmablate.evaluate.lengths import at_lengths
+from lmablate.evaluate.reach import check_reach
 from lmablate.evaluate.scoring import score, windows
 from lmablate.evaluate.summary import by_position, position_edges, summarise
 from lmablate.evaluate.text import Text
 from lmablate.model import build_model
 from lmablate.objective import objective_of
-from lmablate.schema.evaluation_windows import Protocol, check_reach, protocols
+from lmablate.schema.evaluation_windows import Protocol, protocols
 
 T = 24  # the training length of tiny.SMALL
 END = VOCAB - 1

@@ -16,7 +16,7 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.plan import plan, plan_study
-from lmablate.report.__main__ import main as report_main
+from lmablate.report.command import main as report_main
 from lmablate.report.summary import arms_table, notices
 from lmablate.report.tuned_studies import shown
 from lmablate.results import load_history, load_runs

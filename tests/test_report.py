@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import fake_results
 import pytest
 
-from lmablate.report.__main__ import main
+from lmablate.report.command import main
 from lmablate.report.figures import analyses
 from lmablate.report.reproduce import commands
 from lmablate.report.summary import arms_table, followed, held_equal, notices, question, varied

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_report import Page, report
 
-from lmablate.report.__main__ import main
+from lmablate.report.command import main
 from lmablate.report.figures import STILL_RUNS, Drawn, _few
 from lmablate.report.page import content, render_html
 from lmablate.report.page_data import FEWEST, FIELDS, as_json, config_links, page_data

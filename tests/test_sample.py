@@ -9,7 +9,7 @@ from corpus import QUICK, write_corpus
 
 from lmablate import sample
 from lmablate.config import compose
-from lmablate.interop.export import load_run
+from lmablate.runs.load import load_run
 from lmablate.runs.run import execute, load_data, read_config, write_config
 
 

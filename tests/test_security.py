@@ -25,8 +25,9 @@ from lmablate.config import compose
 from lmablate.config import untrusted_yaml as foreign_files
 from lmablate.core import secrets
 from lmablate.core.errors import ConfigError
+from lmablate.core.logging import configure_logging
 from lmablate.model import build_model
-from lmablate.report.__main__ import main as report
+from lmablate.report.command import main as report
 from lmablate.results import load_runs
 from lmablate.runs.config_file import read_config, write_config
 from lmablate.runs.run_directory import RunDirectory, read_result_file
@@ -405,7 +406,7 @@ def test_messages_status_results_and_logs_hold_the_name_for_the_value(monkeypatc
     assert directory.read_status()["error"] == "HTTPError: 401 for token <HF_TOKEN>"
     before = sys.stderr, sys.stdout
     try:
-        front_door.speak()
+        configure_logging()
         print(f"token {KEY}", file=sys.stderr)
         logging.getLogger("lmablate").warning("no access with %s", KEY)
     finally:

@@ -13,17 +13,17 @@ from lmablate import archive, status
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, Held
-from lmablate.interop.export import load_run
 from lmablate.launcher.job_files import prepare
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
 from lmablate.launcher.sweep_manifest import load_sweeps, look
-from lmablate.report import __main__ as report
+from lmablate.report import command as report
 from lmablate.results import load_history, load_runs
 from lmablate.results.evaluations import load_evaluations
 from lmablate.results.load import SkippedFile, load_unfinished
 from lmablate.results.studies import load_studies, save_study, write_study
 from lmablate.runs.init_from import with_parent
+from lmablate.runs.load import load_run
 from lmablate.runs.recovery import failure
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.wsd_branches import Trunk

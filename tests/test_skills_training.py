@@ -223,7 +223,7 @@ def test_reports_and_the_figure_tell_accuracy_in_the_place_of_bits_per_byte(tmp_
     from fake_results import write_fake_results
 
     from lmablate.analysis.skills import figure
-    from lmablate.report.__main__ import write_report
+    from lmablate.report.command import write_report
     from lmablate.results.load import with_arms
 
     def on_a_task(row):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.claims.verdict import judge
 from lmablate.results.arms import is_missing
+from lmablate.schema.sweeps import sweep_claims
 from lmablate.stats.curves import effective_compute
 from lmablate.stats.noise import seed_noise
 
@@ -20,8 +21,6 @@ EVALUATED = ("evaluate", "evaluate_shared")
 def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The claims that the finished `runs` (as from evidence) touch, as from judge; a test of the final loss also has
     `compute`, its effect as the baseline's tokens."""
-    from lmablate.report.summary import sweep_claims
-
     sweeps = {name for name in runs["sweep"] if isinstance(name, str)}
     found = judge(runs, studies=studies, asked={sweep: sweep_claims(sweep) for sweep in sweeps})
     for claim in found:

@@ -60,7 +60,8 @@ def _longest(rows: Sequence[Row]) -> dict[str, int]:
 def _through_longer_windows(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Of each run, ``val_loss_4x`` and the like: nats per token of the validation text through non-overlapping windows of a
     whole multiple of the training length, the model as it was trained."""
-    from lmablate.results.evaluations import VALIDATION, load_evaluations
+    from lmablate.results.evaluations import load_evaluations
+    from lmablate.schema.evaluation_windows import VALIDATION
 
     folders = runs.attrs.get("folders", [])
     found = load_evaluations(folders) if folders else None

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING
 
 from lmablate.cli.flags import Flags, split
 from lmablate.core.errors import FULL_TRACE, ConfigError, in_words
-from lmablate.core.streams import guard_streams
+from lmablate.core.logging import configure_logging
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lmablate.launcher.engine import Launcher
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
@@ -41,7 +39,7 @@ def main(
         raise ConfigError(
             f"lmablate needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: Hydra 1.3 does not start on newer ones"
         )
-    speak()
+    configure_logging()
     if "--help" in words or "-h" in words:
         from lmablate.cli.usage import text
 
@@ -52,13 +50,6 @@ def main(
     from lmablate.config.overrides import rewrite
 
     return _run(flags, rewrite(flags.overrides), action, study)
-
-
-def speak() -> None:
-    """Print our own notes, and of other packages only warnings; no secret of the environment."""
-    guard_streams()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lmablate").setLevel(logging.INFO)
 
 
 def trust_packages(packages: Sequence[str]) -> None:
@@ -73,6 +64,7 @@ def trust_packages(packages: Sequence[str]) -> None:
 def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction | None) -> int:
     """Compose every job of a command, check them all, and hand them to `action`."""
     from lmablate.config.compose import to_run_config
+    from lmablate.launcher.hydra_launchers import launcher_of
     from lmablate.runs.wsd_branches import expand
     from lmablate.sweeper.plugin import StudySweeper
 
@@ -187,14 +179,3 @@ def _as_command_line(words: Sequence[str]) -> Iterator[None]:
         sys.argv = before
         if asked is None:
             os.environ.pop(FULL_TRACE, None)
-
-
-def launcher_of(composed: DictConfig) -> Launcher:
-    """The word of the launcher that Hydra chose, with its settings."""
-    from omegaconf import OmegaConf
-
-    from lmablate.launcher.engine import Launcher
-
-    settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
-    named = {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
-    return Launcher(composed.hydra.runtime.choices["hydra/launcher"], named)

@@ -56,8 +56,8 @@ def score_pair(run_a: Path, run_b: Path, paths: str | None, text_field: str, dev
 
 
 def _load(run_dir: Path, device: str) -> _Run:
-    from lmablate.interop.export import load_run
     from lmablate.runs.evaluate_run import check_finished, ready
+    from lmablate.runs.load import load_run
 
     check_finished(run_dir)
     model, cfg, data = load_run(run_dir)

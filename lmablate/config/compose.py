@@ -26,8 +26,7 @@ from lmablate.config.untrusted_yaml import refuse_hidden
 from lmablate.core import secrets
 from lmablate.core.errors import ConfigError, explained
 from lmablate.core.paths import CONF_DIR, ROOT
-from lmablate.core.source_code import code_of
-from lmablate.schema.evaluation_windows import check_asked
+from lmablate.model.own_code import code_of
 from lmablate.schema.run_config import RunConfig, RunRequest
 
 _ONE_AT_A_TIME = threading.RLock()  # Hydra and OmegaConf keep what they know in globals
@@ -130,7 +129,8 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
 
 def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
     """Check, resolve, and try the model without its weights; `given` are the keys that were asked for explicitly."""
-    from lmablate.model.factory import check
+    from lmablate.budget.agreement import check
+    from lmablate.evaluate.reach import check_asked
 
     raw = without_tokenizer(with_preset(raw, given), given)
     choose_alternatives(raw, given)

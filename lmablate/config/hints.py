@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from lmablate.config.synonyms import SYNONYMS
-from lmablate.core.errors import ConfigError
+from lmablate.core.errors import EXPLAINERS, ConfigError
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 from lmablate.schema.tasks import SOURCES
 
@@ -188,3 +188,6 @@ def in_words(error: Exception, words: Sequence[str] = ()) -> ConfigError:
     )
     said = re.sub(r"\s*\n\s*full_key: (.*)", r" (\1)", re.sub(r"\n\s*object_type=.*", "", said))
     return ConfigError(said or f"{type(error).__name__} of the configuration; HYDRA_FULL_ERROR=1 shows where")
+
+
+EXPLAINERS.update(dict.fromkeys(("hydra", "omegaconf", "antlr4"), in_words))

@@ -34,6 +34,10 @@ MENDS = {
 }
 
 
+# By the name of a library: what makes an error of its own one in the user's words. Whoever uses the library sets it.
+EXPLAINERS: dict[str, Callable[[Exception], Exception]] = {}
+
+
 class ConfigError(ValueError):
     """Bad input from the user: the message says which key, what it got, what is allowed and how to mend it.
 
@@ -105,10 +109,8 @@ def explained(error: Exception) -> str | None:
         return f"{sign!a} cannot be written in the encoding {error.encoding}: set PYTHONIOENCODING=utf-8"
     if _is_yaml(error):
         return _of_yaml(error)
-    if _raised_in(error) & {"hydra", "omegaconf", "antlr4"}:
-        from lmablate.config.hints import in_words as of_hydra
-
-        return str(of_hydra(error))
+    for package in _raised_in(error) & EXPLAINERS.keys():
+        return str(EXPLAINERS[package](error))
     return None
 
 

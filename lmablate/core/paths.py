@@ -9,6 +9,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONF_DIR = ROOT / "conf"
 SWEEPS_DIR = ROOT / "sweeps"
+CHECKPOINTS = "checkpoint"  # in the folder of a run
 
 
 def given_path(text: str) -> Path:

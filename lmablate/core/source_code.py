@@ -19,17 +19,14 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmablate.core.errors import ConfigError, in_words
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
 
 HERE = Path(__file__).resolve().parents[1]
 MANIFEST = Path(__file__).with_name("shipped.json")
@@ -52,14 +49,12 @@ def fingerprint(path: Path) -> str | None:
     return None if found is None else found.fingerprint
 
 
-def code_of(cfg: RunConfig) -> dict[str, str] | None:
-    """The fingerprint of each module that decides numbers of `cfg` and is not as shipped, by module; None where all are.
+def fingerprints(parts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the fingerprint of each module that decides numbers of a run of these `parts`, as (module, name), and is not as shipped.
 
     Raises ConfigError for a part whose source cannot be read.
     """
-    targets = [_place_of(target) for _, target in _targets(cfg)]
-    found = _Closure(targets).counted()
-    return dict(sorted(found.items())) or None
+    return dict(sorted(_Closure(parts).counted().items()))
 
 
 def describe(code: Mapping[str, str]) -> str:
@@ -86,20 +81,9 @@ def changed_since(code: Mapping[str, str] | None) -> list[str]:
 
 def is_shipped(target: Any) -> bool:
     """Whether a class or function is ours, unchanged: then it says of itself what it costs, and tests have compared that."""
-    module, name = _place_of(target)
+    module, name = place_of(target)
     state = _states().get(module)
     return state is not None and not state.changed and name not in state.different
-
-
-def own_parts(cfg: RunConfig) -> list[str]:
-    """The parts of `cfg` that are not as shipped, in words: ``attention=gated (mypackage.parts.Gated)``."""
-    found: dict[str, None] = {}
-    for place, target in _targets(cfg):
-        module, name = _place_of(target)
-        if not module.startswith("torch.") and not is_shipped(target):
-            axis = place.partition(".")[0]
-            found[f"{axis}={cfg.choices.get(axis)} ({module}.{name})"] = None
-    return list(found)
 
 
 def snapshot() -> None:
@@ -107,21 +91,7 @@ def snapshot() -> None:
     _states()
 
 
-def _targets(cfg: RunConfig) -> Iterator[tuple[str, Any]]:
-    """The classes and functions that the options of `cfg` name, each with the key that names it."""
-    from lmablate.model import components
-
-    places = {
-        axis: getattr(cfg, axis) for axis in ("norm", "norm_position", "posemb", "attention", "block_layout", "ffn")
-    }
-    places |= {"activation.fn": cfg.activation.fn}
-    places |= {f"stability.{name}": getattr(cfg.stability, name) for name in ("qk_norm", "v_norm")}
-    for place, part in places.items():
-        if part is not None:
-            yield place, components.target(part, place)
-
-
-def _place_of(target: Any) -> tuple[str, str]:
+def place_of(target: Any) -> tuple[str, str]:
     return getattr(target, "__module__", None) or "", getattr(target, "__qualname__", "").split(".")[0]
 
 

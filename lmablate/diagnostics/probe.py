@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lmablate.core.torch_utils import eager
 from lmablate.diagnostics import activations, attention, experts
 from lmablate.diagnostics.gradients import copies, gradient_norms, update_ratios
 from lmablate.diagnostics.logits import logit_scale
 from lmablate.diagnostics.module_names import Found, groups
 from lmablate.diagnostics.norms import gains
-from lmablate.objective import IGNORE, Batch
+from lmablate.objective import IGNORE, Batch, Objective
 from lmablate.schema.diagnostics import PREFIX, TOLD, DiagnosticsSettings, asked_of
-from lmablate.training.compile import eager
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
     from lmablate.schema.run_config import RunConfig
-    from lmablate.training.trainer import Trainer
 
 PASS = {"activations", "ffn", "attention", "logits", "experts"}  # what needs the extra pass
 
@@ -40,6 +39,30 @@ def open_probe(cfg: RunConfig, data: TokenData) -> Probe | None:
     """The probe of a run; None where nothing is asked for."""
     asked = asked_of(cfg)
     return None if asked is None else Probe(asked, cfg, data)
+
+
+class Measured(Protocol):
+    """What a probe needs of the trainer whose run it measures."""
+
+    model: TransformerLM
+    optimizer: torch.optim.AdamW
+    objective: Objective
+    compiled: bool
+
+    @property
+    def device(self) -> str: ...
+
+    def rows(self, step: int) -> Tensor:
+        """Return the tokens of batch `step` on the device."""
+        raise NotImplementedError
+
+    def backward(self, rows: Tensor) -> Any:
+        """Fill the gradients of one step."""
+        raise NotImplementedError
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return the context of the forward pass."""
+        raise NotImplementedError
 
 
 class Probe:
@@ -55,7 +78,7 @@ class Probe:
     def due(self, step: int) -> bool:
         return self.asked.due(step, self.cfg.trainer.steps)
 
-    def at_start(self, trainer: Trainer) -> dict[str, Any]:
+    def at_start(self, trainer: Measured) -> dict[str, Any]:
         """The numbers before training: of the first batch's gradients, and of the extra pass."""
         if "gradients" in self.asked.measures:
             with eager(trainer.compiled):
@@ -72,7 +95,7 @@ class Probe:
         if "updates" in self.asked.measures:
             self._before = copies(places)
 
-    def record(self, trainer: Trainer) -> dict[str, Any]:
+    def record(self, trainer: Measured) -> dict[str, Any]:
         """After a step: its numbers, ready for history.jsonl."""
         model = trainer.model
         if self._before:
@@ -97,7 +120,7 @@ class Probe:
         self._places = self._places or groups(model)
         return self._places
 
-    def texts(self, trainer: Trainer) -> Batch:
+    def texts(self, trainer: Measured) -> Batch:
         """Texts spread evenly over the validation span, read as validation reads them; whole ones, where there are any."""
         if self._texts is None:
             inputs, targets = self.data.val_windows(self.cfg.model.context_length)

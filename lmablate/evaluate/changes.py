@@ -85,8 +85,8 @@ def _option(group: str, name: Any, own: dict[str, Any], lengths: dict[str, float
 
 def rebuilt(model: TransformerLM, cfg: RunConfig) -> TransformerLM:
     """The weights of `model` in the model that `cfg` describes. Raises ConfigError where they are not the same weights."""
+    from lmablate.budget.agreement import check
     from lmablate.model import build_model
-    from lmablate.model.factory import check
 
     check(cfg)
     other = build_model(cfg, device="meta")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
+from lmablate.evaluate.reach import check_reach
 from lmablate.evaluate.scoring import score
 from lmablate.evaluate.summary import summarise
 from lmablate.evaluate.text import Text
-from lmablate.schema.evaluation_windows import Protocol, check_reach
+from lmablate.schema.evaluation_windows import Protocol
 
 if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lmablate.core.errors import DataError
-from lmablate.results.evaluations import VALIDATION
+from lmablate.schema.evaluation_windows import VALIDATION
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData

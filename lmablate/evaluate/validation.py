@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,16 @@ from lmablate.objective import IGNORE, Batch, Held, Objective, vocab_size
 if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
-    from lmablate.training.distributed.ranks import Ranks
+
+
+class Ranks(Protocol):
+    """The processes of one run, as evaluation needs them."""
+
+    def share(self, pieces: list[Any]) -> Iterable[tuple[Any, bool]]:
+        """Yield what this process evaluates, each with whether it counts."""
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Return the sums over all processes."""
 
 
 def evaluate(

@@ -32,8 +32,8 @@ def _defaults() -> dict[str, Any]:
 
 def configure(facts: Facts) -> RunConfig:
     """A configuration of these facts, in fp32, otherwise the default one. Raises ConfigError for sizes that do not fit."""
+    from lmablate.budget.agreement import check
     from lmablate.config.resolve import resolve
-    from lmablate.model.factory import check
     from lmablate.schema.run_config import RunRequest
 
     raw = copy.deepcopy(_defaults())

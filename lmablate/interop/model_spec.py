@@ -87,8 +87,8 @@ def complete(facts: Facts) -> dict[str, Any]:
 
 def of(cfg: RunConfig) -> dict[str, Any]:
     """The facts of a configuration. Raises ConfigError for parts of a user's own, which no class of theirs computes."""
-    from lmablate.core.source_code import own_parts
     from lmablate.model.dims import has_final_norm, has_readout, logit_scale
+    from lmablate.model.own_code import own_parts
 
     if own := own_parts(cfg):
         raise ConfigError(f"{', '.join(own)}: a part of your own, which no class of transformers computes")

@@ -85,18 +85,18 @@ def run_child(request: Request) -> int:
     import numpy as np
     import torch
 
-    from lmablate.cli.front_door import speak
+    from lmablate.core.logging import configure_logging
 
     os.environ.update(request["environment"])
     if "template" in request:
-        speak()
+        configure_logging()
         compile_graph(Path(request["directories"][0]), request["trust"])
         mine = Server(request["template"]).serve()
         return 0 if mine is None else run_child(mine)
     # As in a process of its own, from the operating system's noise (Python sees to its own). Nothing of ours draws here.
     torch.default_generator.seed()
     np.random.seed()  # noqa: NPY002
-    speak()
+    configure_logging()
     paths = [Path(path) for path in request["directories"]]
     if len(paths) == 1:
         return run_directory(paths[0], request["trust"])

@@ -29,7 +29,7 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
     from lmablate.runs.recovery import HELD
     from lmablate.runs.run import load_data
     from lmablate.runs.run_directory import RunDirectory
-    from lmablate.schema.diagnostics import is_complete
+    from lmablate.runs.state import is_complete
     from lmablate.training.trainer import Interrupted
 
     trust(*trusted)
@@ -79,11 +79,11 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--trust", action="append", default=[])
     words = parser.parse_args()
-    from lmablate.cli.front_door import speak
+    from lmablate.core.logging import configure_logging
     from lmablate.launcher.worker import die_with_parent
 
     die_with_parent(words.parent)
-    speak()
+    configure_logging()
     return run_group(words.directories, words.trust)
 
 

@@ -13,10 +13,11 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmablate.config.hints import in_words
+from lmablate.launcher import engine
 from lmablate.launcher.composer import Composer
 
 
@@ -83,3 +84,10 @@ def register() -> None:
     for launcher in (LocalLauncher, GangLauncher, RayLauncher, SubmititLocalLauncher, SubmititSlurmLauncher):
         setattr(module, launcher.__name__, launcher)
         plugins.register(launcher)
+
+
+def launcher_of(composed: DictConfig) -> engine.Launcher:
+    """The word of the launcher that Hydra chose, with its settings."""
+    settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    named = {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
+    return engine.Launcher(composed.hydra.runtime.choices["hydra/launcher"], named)

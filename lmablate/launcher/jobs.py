@@ -15,12 +15,13 @@ from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, Held
 from lmablate.core.source_code import describe
 from lmablate.launcher.labels import label_jobs
-from lmablate.results.evaluations import lacks
+from lmablate.runs.evaluation_files import lacks
 from lmablate.runs.run import check_vocabulary, load_data, with_data
 from lmablate.runs.run_directory import RunDirectory, check_readable, check_writable
+from lmablate.runs.state import is_complete
 from lmablate.runs.tracking.account import check_names
 from lmablate.runs.wsd_branches import trunk_id
-from lmablate.schema.diagnostics import is_complete, merge
+from lmablate.schema.diagnostics import merge
 from lmablate.schema.identity import run_id
 
 if TYPE_CHECKING:

@@ -1,81 +1,154 @@
-"""``python -m lmablate.plan --all scale=laptop``: every stored sweep checked and priced, what several ask for counted once."""
+"""The table of a plan: what each run costs, and what all of them will take on this machine."""
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lmablate.core.console import VERBOSE, Column, console, duration, table
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lmablate.data import TokenData
     from lmablate.launcher.jobs import Job
     from lmablate.schema.run_config import RunConfig
-    from lmablate.sweeper.study import Study
+
+CALIBRATION_SECONDS = 2.0
 
 
-@dataclass
-class Collected:
-    """The jobs of one sweep: known ones by run id, later ones (their learning rate is still to be found) by the id they would
-    have at the rate of the configuration, which tells equal ones apart from others as well."""
+def tell_own_parts(jobs: Sequence[Job], launcher: str) -> None:
+    """What holds for parts of the user's own: FLOPs that were counted and not stated, and runs that no gang takes."""
+    from lmablate.budget.measured import measures_flops
+    from lmablate.model.plain_torch import why_alone
 
-    known: dict[str, Job] = field(default_factory=dict)
-    later: dict[str, Job] = field(default_factory=dict)
-    data: dict[str, TokenData] = field(default_factory=dict)
-
-    def grid(self, configs: Sequence[RunConfig], launcher: str) -> int:
-        from lmablate.launcher.jobs import prepare_jobs
-
-        jobs, self.data = prepare_jobs(configs)
-        self.known = {job.run_id: job for job in jobs}
-        return 0
-
-    def study(self, study: Study, launcher: str) -> int:
-        from lmablate.plan import known_and_later
-
-        self.known, later, self.data = known_and_later(study)
-        self.later = {job.run_id: job for job in later}
-        return 0
+    own = [job.cfg for job in jobs if job.cfg.code]
+    counted = dict.fromkeys(f"{axis}={cfg.choices.get(axis)}" for cfg in own for axis in measures_flops(cfg))
+    if counted:
+        print(f"FLOPs of {', '.join(counted)}: counted by torch.utils.flop_counter, since the class does not say them.")
+    if launcher == "gang":
+        for why in dict.fromkeys(filter(None, map(why_alone, own))):
+            print(f"alone, and in no gang: {why}.")
 
 
-def plan_all(words: Sequence[str]) -> int:
-    """Print a line a sweep and the whole; the first sweep that cannot be run ends it with its error and exit code 2."""
-    from lmablate.cli.front_door import main as front_door
-    from lmablate.core.console import progress
-    from lmablate.core.paths import SWEEPS_DIR
+def show_published(configs: Sequence[RunConfig]) -> None:
+    """What presets at their own size count and cost, which need no text, and no machine that could train them."""
+    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 
-    found: dict[str, Collected] = {}
-    for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
-        one = found[sweep] = Collected()
-        command = [f"sweeps={sweep}", *words]
-        if code := front_door("lmablate.plan", "price", one.grid, command, study=one.study):
-            print(f"in sweeps={sweep}", file=sys.stderr)
-            return code
-    show(found)
-    return 0
+    for cfg in configs:
+        counts = parameters(cfg)
+        print(
+            f"preset={cfg.choices['preset']}: {counts.total:,} parameters ({counts.non_embedding:,} non-embedding) with its vocabulary "
+            f"of {cfg.published_vocab_size:,}, {flops_per_token(cfg):,} FLOPs and {kv_bytes_per_token(cfg):,} bytes of KV cache a token; "
+            "shrink=tiny (small, base) makes it trainable here"
+        )
 
 
-def show(found: Mapping[str, Collected]) -> None:
-    """The table, and what it comes to."""
-    from lmablate.budget import flops_per_token
-    from lmablate.core.console import Column, console, duration, table
+def show(
+    jobs: Sequence[Job],
+    data: Mapping[str, TokenData],
+    later: Sequence[Job] = (),
+    when: str = "",
+    *,
+    folded: bool = False,
+) -> None:
+    """Print the table and the price. `later`: jobs that are not known exactly yet, with the word for `when` they will be.
+    `folded`: one row for each arm of a study."""
+    todo = [*(job for job in jobs if not job.done), *later]
+    speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
+    priced = [(job, _seconds(job, speed)) for job in jobs]
+    priced += [(job, job.work / speed) for job in later]
+    console().print(_arms_table(priced) if folded else _runs_table(priced, len(jobs), when))
+    for line in _price(len(priced), todo, speed, sum(seconds or 0.0 for _, seconds in priced)):
+        print(line)
+
+
+def _seconds(job: Job, speed: float) -> float | None:
+    """How long a run will train; None for one that is done."""
+    return None if job.done else job.work / speed
+
+
+def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
+    """A row a run; those from number `known` on have no identity yet."""
+    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+
+    cells = []
+    for number, (job, seconds) in enumerate(priced):
+        cfg, counts, open_ = job.cfg, parameters(job.cfg), number >= known
+        sizes = (flops_per_token(cfg), cfg.tokens, cfg.trainer.steps, counts.non_embedding, kv_bytes_per_token(cfg))
+        state = when if open_ else _state(job)
+        price = "-" if seconds is None else f"{seconds:,.0f}"
+        cells.append(
+            ("-" if open_ else job.run_id, job.label, state, f"{counts.total:,}", price, *(f"{n:,}" for n in sizes))
+        )
+    columns = (
+        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("state", keep=True, left=True),
+        Column("params", keep=True), Column("seconds", keep=True),
+        *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
+    )  # fmt: skip
+    return table(columns, cells)
+
+
+def _state(job: Job) -> str:
+    from lmablate.schema.identity import is_stale
+
+    if job.done:
+        state = "done, stale" if is_stale(job.row) else str(job.row["status"])
+    else:  # a finished one lacks the diagnostics asked for
+        state = "to train again" if job.directory.is_done else "to train"
+    return f"{state} (asked {job.asked} times)" if job.asked > 1 else state
+
+
+def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
+    """A row an arm: its runs of each stage, how many of them are done, and what the others take."""
+    from lmablate.budget import parameters
+
+    arms: dict[str, list[tuple[Job, float | None]]] = {}
+    for job, seconds in priced:
+        arms.setdefault(job.cfg.arm or job.label, []).append((job, seconds))
+    cells = []
+    for arm, own in arms.items():
+        tune = sum(job.cfg.stage == "tune" for job, _ in own)
+        sizes = sorted({parameters(job.cfg).total for job, _ in own})
+        params = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+        done = sum(seconds is None for _, seconds in own)
+        price = sum(seconds or 0.0 for _, seconds in own)
+        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
+    names = ("params", "tuning runs", "evaluation runs", "done", "seconds")
+    return table([Column("arm", keep=True, words=True), *map(Column, names)], cells)
+
+
+def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:
+    """What it comes to, line by line."""
+    from lmablate.budget import DEFINITIONS
+    from lmablate.launcher.jobs import closed
     from lmablate.launcher.scheduler import slots
-    from lmablate.plan import calibrate
 
-    rows: list[tuple[str, ...]] = []
-    seen: set[str] = set()
-    total, every = 0.0, 0
-    for sweep, one in found.items():
-        jobs = {**one.known, **{f"later {run_id}": job for run_id, job in one.later.items()}}
-        done = {key for key, job in one.known.items() if job.done}
-        shared = jobs.keys() & seen
-        todo = [job for key, job in jobs.items() if key not in done and key not in shared]
-        speed = calibrate(todo[0], one.data[todo[0].run_id]) if todo else 1.0
-        seconds = sum(flops_per_token(job.cfg) * job.cfg.tokens for job in todo) / speed / (slots(todo) or 1)
-        seen |= jobs.keys()
-        total, every = total + seconds, every + len(todo)
-        price = duration(seconds) if todo else "-"
-        rows.append((sweep, str(len(jobs)), str(len(todo)), price, str(len(done)), str(len(shared - done))))
-    names = ("runs", "to train", "time", "done", "asked before")
-    console().print(table([Column("sweep", keep=True, words=True), *map(Column, names)], rows))
-    print(f"{every} runs to train, about {duration(total)} on this machine; start-up and evaluation come on top")
+    n = slots(todo) or 1
+    price = f"about {duration(seconds / n)} on this machine, {n} at a time" if todo else "nothing to do"
+    lines = [f"{every} run{'s' * (every != 1)}, {every - len(todo)} done already, {len(todo)} to train: {price}"]
+    lines[:0] = [f"{job.run_id} cannot be looked into, or trained here ({why})" for job in todo if (why := closed(job))]
+    if todo:
+        whose = f" {todo[0].label}" if every > 1 else ""
+        lines.append(
+            f"({speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of training{whose}; start-up and evaluation "
+            "come on top; -v defines the columns)"
+        )
+    if os.environ.get(VERBOSE) == "1":
+        lines += [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops", "kv_cache")]
+    return lines
+
+
+def calibrate(job: Job, data: TokenData) -> float:
+    """FLOP/s that training the job's model reaches here, over a few steps after one that warms up."""
+    import torch
+
+    from lmablate.budget import flops_per_token
+    from lmablate.model import build_model
+    from lmablate.training.trainer import Trainer
+
+    torch.set_num_threads(job.cfg.runtime.threads)
+    cfg = job.cfg
+    trainer = Trainer(build_model(cfg), data, cfg, folder=None)
+    return flops_per_token(cfg) * cfg.tokens_per_step / trainer.seconds_per_step(CALIBRATION_SECONDS)

@@ -38,10 +38,10 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--trust", action="append", default=[])
     words = parser.parse_args()
-    from lmablate.cli.front_door import speak
+    from lmablate.core.logging import configure_logging
 
     die_with_parent(words.parent)
-    speak()
+    configure_logging()
     return run_directory(words.directory, words.trust)
 
 

@@ -1,9 +1,9 @@
 """What a part may add to training beside its output, without the trainer knowing the part.
 
-A module that has a loss of its own sets ``extra_loss`` in its forward pass in training, a scalar or ``[K]`` with members, and
-the objective adds it. A module that counts over a step, however it is cut into pieces, names the buffers it counts in
-``per_member``: they are zeroed before a step, and with members of a gang each has a slice ``[k]`` of its own. One that moves a
-weight by such counts and not by a gradient has ``after_step``, which is called once the optimizer has taken its step.
+A module that has a loss of its own leaves it for the objective (objective/extra_losses.py). A module that counts over a step,
+however it is cut into pieces, names the buffers it counts in ``per_member``: they are zeroed before a step, and with members
+of a gang each has a slice ``[k]`` of its own. One that moves a weight by such counts and not by a gradient has ``after_step``,
+which is called once the optimizer has taken its step.
 """
 
 from __future__ import annotations
@@ -12,24 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-
-def forget_extra_losses(model: nn.Module) -> None:
-    """Drop what an earlier forward pass left."""
-    for module in _parts(model):
-        if getattr(module, "extra_loss", None) is not None:
-            module.extra_loss = None
-
-
-def extra_loss(model: nn.Module) -> Tensor | None:
-    """The sum of what the last forward pass left, taken from the modules; None where that is nothing."""
-    total = None
-    for module in _parts(model):
-        if (own := getattr(module, "extra_loss", None)) is not None:
-            total = own if total is None else total + own
-            module.extra_loss = None
-    return total
+from torch import nn
 
 
 def _parts(model: nn.Module) -> Iterator[Any]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmablate.model.training_hooks import extra_loss, forget_extra_losses
+from lmablate.objective.extra_losses import extra_loss, forget_extra_losses
 from lmablate.objective.likelihood import IGNORE, Loss, likelihood, summed_nats
 
 if TYPE_CHECKING:
-    from lmablate.model.transformer import TransformerLM
+    from lmablate.objective.language_model import LanguageModel
 
 
 class Batch(NamedTuple):
@@ -108,12 +108,12 @@ class Objective(nn.Module):
         the result."""
         return {}
 
-    def measures(self, model: TransformerLM, text: Held) -> dict[str, float]:
+    def measures(self, model: LanguageModel, text: Held) -> dict[str, float]:
         """What a finished run is measured on besides that is no cross entropy of targets, by the name of the result; with
         what a unigram model reaches."""
         return {}
 
-    def summed(self, model: TransformerLM, parts: Sequence[Batch]) -> list[float]:
+    def summed(self, model: LanguageModel, parts: Sequence[Batch]) -> list[float]:
         """The summed nats of each of `parts`, which are read alike (`reads_like`); without gradients."""
         own = parts[0]
         hidden = model.hidden(own.inputs) if own.prefix is None else model.hidden(own.inputs, own.prefix)

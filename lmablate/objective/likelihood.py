@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmablate.model.transformer import TransformerLM
 from lmablate.objective.chunked_cross_entropy import CHUNK, linear_cross_entropy, worth_chunking
+from lmablate.objective.language_model import LanguageModel
 
 IGNORE = -100  # a target that does not count
 
@@ -27,7 +27,7 @@ def likelihood(model: nn.Module, inputs: Tensor, targets: Tensor, prefix: Tensor
     given = (inputs,) if prefix is None else (inputs, prefix)
     rows = targets.shape[-2] * targets.shape[-1]
     # The chunked loss knows no bias of the logits.
-    if isinstance(model, TransformerLM) and model.head.bias is None and worth_chunking(rows, vocab_size(model)):
+    if _has_head(model) and model.head.bias is None and worth_chunking(rows, vocab_size(model)):
         hidden = model.hidden(*given)
         return Loss(*_chunked(model, hidden, targets[..., -hidden.shape[-2] :], z_loss))
     logits = model(*given).float()
@@ -47,12 +47,17 @@ def cross_entropy(logits: Tensor, targets: Tensor, z_loss: Tensor | None) -> Los
     return Loss(nats + z_loss * log_z2, nats)
 
 
-def vocab_size(model: TransformerLM) -> int:
+def vocab_size(model: LanguageModel) -> int:
     """How many logits a token has."""
     return model.embedding.weight.shape[-2]
 
 
-def _chunked(model: TransformerLM, hidden: Tensor, targets: Tensor, z_loss: Tensor | None) -> tuple[Tensor, Tensor]:
+def _has_head(model: Any) -> TypeGuard[LanguageModel]:
+    """Whether hidden states and logits can be asked for one after the other."""
+    return hasattr(model, "hidden") and hasattr(model, "head")
+
+
+def _chunked(model: LanguageModel, hidden: Tensor, targets: Tensor, z_loss: Tensor | None) -> tuple[Tensor, Tensor]:
     head = model.embedding if model.head.proj is None else model.head.proj
     device = hidden.device.type
     return linear_cross_entropy(
@@ -66,7 +71,7 @@ def _chunked(model: TransformerLM, hidden: Tensor, targets: Tensor, z_loss: Tens
     )
 
 
-def summed_nats(model: TransformerLM, hidden: Tensor, targets: list[Tensor]) -> list[float]:
+def summed_nats(model: LanguageModel, hidden: Tensor, targets: list[Tensor]) -> list[float]:
     """The summed cross entropy of ``[N, D]`` hidden states for each of `targets`, with no more logits at a time than
     training holds."""
     rows = CHUNK if worth_chunking(len(hidden), vocab_size(model)) else len(hidden)

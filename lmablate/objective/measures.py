@@ -11,10 +11,10 @@ from lmablate.objective.base import Batch, Held
 from lmablate.objective.likelihood import IGNORE
 
 if TYPE_CHECKING:
-    from lmablate.model.transformer import TransformerLM
+    from lmablate.objective.language_model import LanguageModel
 
 
-def told(model: TransformerLM, batch: Batch, text: Held, name: str) -> dict[str, float]:
+def told(model: LanguageModel, batch: Batch, text: Held, name: str) -> dict[str, float]:
     """The share of the targets of `batch` that are the likeliest token, as `name`; and under the unigram model of the training text
     the same, ``<name>_unigram``, and their mean nats, ``val_loss_unigram``."""
 

@@ -15,7 +15,7 @@ from lmablate.objective.masking import TOKENS, VALIDATION, chosen, count, fracti
 from lmablate.objective.measures import told
 
 if TYPE_CHECKING:
-    from lmablate.model.transformer import TransformerLM
+    from lmablate.objective.language_model import LanguageModel
 
 
 class MaskedLM(Objective):
@@ -80,7 +80,7 @@ class MaskedLM(Objective):
         targets = text.masked_fill(~torch.from_numpy(at).to(text.device), IGNORE)
         return Batch(read, targets, everything(text))
 
-    def measures(self, model: TransformerLM, text: Held) -> dict[str, float]:
+    def measures(self, model: LanguageModel, text: Held) -> dict[str, float]:
         return told(model, self.validation(text.inputs, text.targets), text, "val_masked_accuracy")
 
     def keys_ahead(self, length: int, window: int | None, stride: int | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from lmablate.objective.masking import SAMPLES, VALIDATION, count, fractions, ra
 from lmablate.objective.mlm import MaskedLM
 
 if TYPE_CHECKING:
-    from lmablate.model.transformer import TransformerLM
+    from lmablate.objective.language_model import LanguageModel
 
 
 class Filled(NamedTuple):
@@ -85,12 +85,12 @@ class ReplacedTokens(MaskedLM):
         nats = F.binary_cross_entropy_with_logits(model(own.text).squeeze(-1).float(), own.replaced.float())
         return Loss(generator.objective + self.weight * nats, nats)
 
-    def filled(self, model: nn.Module, inputs: Tensor, targets: Tensor, noise: Tensor | None) -> Filled:
+    def filled(self, model: Any, inputs: Tensor, targets: Tensor, noise: Tensor | None) -> Filled:
         """The samples of the model's generator, drawn by `noise`."""
         assert noise is not None
         n = count(self.share, inputs.shape[-1])
         at = torch.argsort((targets != IGNORE).byte(), dim=-1, descending=True, stable=True)[..., :n]
-        logits = cast("TransformerLM", model).generated(inputs, at).float()
+        logits = model.generated(inputs, at).float()
         wanted = targets.gather(-1, at)
         with torch.no_grad():
             probabilities = logits.double().softmax(-1).cumsum(-1)
@@ -102,7 +102,7 @@ class ReplacedTokens(MaskedLM):
         replaced = torch.zeros_like(inputs, dtype=torch.bool).scatter(-1, at, (samples != wanted) & ~kept)
         return Filled(text, replaced, logits, wanted)
 
-    def summed(self, model: TransformerLM, parts: Sequence[Batch]) -> list[float]:
+    def summed(self, model: LanguageModel, parts: Sequence[Batch]) -> list[float]:
         sums = []
         for part in parts:
             own = self.filled(model, part.inputs, part.targets, part.noise)
@@ -113,7 +113,7 @@ class ReplacedTokens(MaskedLM):
     def counted(self, batch: Batch) -> int:
         return batch.inputs.numel()
 
-    def measures(self, model: TransformerLM, text: Held) -> dict[str, float]:
+    def measures(self, model: LanguageModel, text: Held) -> dict[str, float]:
         """Of the generator as of a masked model; and of the model `val_replaced_accuracy`: as many tokens are called replaced as
         were, those with the largest logits, and this is the share that was. Blindly that is `val_replaced_share`; a model that
         knows of each kind of token how often it was replaced in other text reaches `val_replaced_accuracy_unigram`."""

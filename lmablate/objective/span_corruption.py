@@ -17,7 +17,7 @@ from lmablate.objective.measures import told
 from lmablate.objective.mlm import whole
 
 if TYPE_CHECKING:
-    from lmablate.model.transformer import TransformerLM
+    from lmablate.objective.language_model import LanguageModel
 
 
 class Layout(NamedTuple):
@@ -119,7 +119,7 @@ class SpanCorruption(Objective):
         sentinel = (targets <= first) & (targets >= first - self.layout(length).spans)
         return targets.masked_fill(sentinel, IGNORE)
 
-    def measures(self, model: TransformerLM, text: Held) -> dict[str, float]:
+    def measures(self, model: LanguageModel, text: Held) -> dict[str, float]:
         """The unigram model of the spans knows how many sentinels stand among them."""
         own, length = self.validation(text.inputs, text.targets), text.inputs.shape[-1]
         shape = self.layout(length)

@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
 
 def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
     """The stored sweeps among `names` that have an analysis of their own: lmablate.analysis.<sweep> with a figure()."""
-    from lmablate.results.studies import stored_sweep
+    from lmablate.schema.sweeps import stored_sweep
 
     found = {}
     for sweep in sorted({name for one in names if isinstance(one, str) and (name := stored_sweep(one)).isidentifier()}):

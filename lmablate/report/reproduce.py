@@ -49,7 +49,7 @@ def with_more_seeds(runs: pd.DataFrame, more: int, results_dir: str | Path = DEF
 
 def _asked(runs: pd.DataFrame) -> Iterator[tuple[list[str], bool]]:
     """The overrides of the command behind each sweep of `runs`, without results_dir, and whether it is a tuned study."""
-    from lmablate.results.studies import stored_sweep
+    from lmablate.schema.sweeps import stored_sweep
 
     names = keys(runs, "sweep")
     for name in dict.fromkeys(names):

@@ -71,7 +71,7 @@ class Question:
     @cached_property
     def title(self) -> str:
         """What it asks: in the words of the stored sweep, or of what its arms differ in."""
-        from lmablate.report.summary import sweep_question
+        from lmablate.schema.sweeps import sweep_question
 
         return (self.name and sweep_question(self.name)) or self.varied
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmablate.core.paths import SWEEPS_DIR
 from lmablate.results.arms import (
     arm_columns,
     axes_that_vary,
@@ -50,28 +48,6 @@ def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
         row["tokens_per_second"] = group["tokens_per_second"].median()
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["mean", "arm"], na_position="last", ignore_index=True)
-
-
-def sweep_question(sweep: str) -> str | None:
-    """What a stored sweep asks (``sweep.question`` of its YAML); None if there is no such sweep here."""
-    return _sweep_node(sweep).get("question")
-
-
-def sweep_claims(sweep: str) -> list[str]:
-    """The ids of the claims that a stored sweep is about; none if there is no such sweep here."""
-    return list(_sweep_node(sweep).get("claims") or ())
-
-
-def _sweep_node(sweep: str) -> Row:
-    import yaml
-
-    from lmablate.results.studies import stored_sweep
-
-    for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
-        path = folder / f"{stored_sweep(sweep)}.yaml"
-        if path.is_file():
-            return (yaml.safe_load(path.read_text()) or {}).get("sweep") or {}
-    return {}
 
 
 def question(runs: pd.DataFrame) -> str:

@@ -1,91 +1,28 @@
-"""Evaluations of finished runs, kept beside their results: ``RESULTS_DIR/<run_id>/evaluations/<text>-<hash>.json``.
-
-A file holds one text under one set of lengths and changes (lmablate/evaluate); the same question replaces it. Training
-leaves one where ``runtime.evaluate_lengths`` asks for it, and ``python -m lmablate.evaluate`` at any time later.
-"""
+"""Evaluations of finished runs as pandas frames, and as a file of an archive (see runs/evaluation_files.py)."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import math
-import re
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
-from lmablate.core.files import atomic_write, read_json, read_jsonl
+from lmablate.core.files import read_jsonl
+from lmablate.runs.evaluation_files import FOLDER, MEASURES, finite, path_of, read_evaluation, write_evaluation
+from lmablate.schema.evaluation_windows import VALIDATION
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lmablate.schema.run_config import RunConfig
-
-FOLDER = "evaluations"
 ARCHIVE = "evaluations.jsonl"  # of lmablate.archive
-VALIDATION = "validation"  # the text that a run's own val_loss was measured on
-SCHEMA_VERSION = 1
 # What tells one evaluation from another, and what it says.
 KEYS = ("run_id", "text", "text_fingerprint", "changes", "train_length", "length", "times", "stride")
-MEASURES = ("tokens", "nats_per_token", "bits_per_byte", "accuracy", "ece")
 COLUMNS = (*KEYS, "sliding", *MEASURES, "numerics", "file")
 POSITION_COLUMNS = (*KEYS, "sliding", "start", "end", "tokens", "nats_per_token")
-
-
-def file_name(text: str, fingerprint: str, protocols: Sequence[tuple[int, int]], changes: Sequence[str]) -> str:
-    """The name of an evaluation: its text in words, and a hash of everything that was asked."""
-    asked = json.dumps([fingerprint, sorted(map(list, protocols)), sorted(changes)])
-    word = re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:40] or "text"
-    return f"{word}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"
-
-
-def write_evaluation(run_dir: Path, content: dict[str, Any]) -> Path:
-    """Write one evaluation, whole or not at all; non-finite numbers become null."""
-    path = _path(run_dir, content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
-    return path
-
-
-def _path(run_dir: Path, content: dict[str, Any]) -> Path:
-    text = content["text"]
-    asked = [(entry["length"], entry["stride"]) for entry in content["results"]]
-    return run_dir / FOLDER / file_name(text["name"], text["fingerprint"], asked, content["changes"])
-
-
-def finite(value: Any) -> Any:
-    """`value` with every non-finite number as null: JSON has no other word for it."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """One file, or None where it cannot be read."""
-    try:
-        content = read_json(path)
-        whole = content["schema_version"] == SCHEMA_VERSION and all(
-            {"length", "stride", "positions", *MEASURES} <= set(entry) for entry in content["results"]
-        )
-        return content if whole and {"run_id", "text", "changes", "train_length"} <= set(content) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def lacks(cfg: RunConfig, run_dir: Path, row: dict[str, Any] | None) -> bool:
-    """Does the finished run of `row` lack the evaluation that its configuration asks for? A diverged one has none."""
-    if not asks(cfg) or row is None or row["status"] != "completed":
-        return False
-    from lmablate.schema.evaluation_windows import asked_protocols
-
-    name = file_name(VALIDATION, str(row.get("data", {}).get("fingerprint")), asked_protocols(cfg), [])
-    return read_evaluation(run_dir / FOLDER / name) is None
 
 
 def evaluations_of(results_dir: Path, run_ids: Collection[str]) -> str:
@@ -102,7 +39,7 @@ def restore_evaluations(archive: Path, run_ids: Collection[str], results_dir: Pa
     try:
         contents = read_jsonl(archive / ARCHIVE) if (archive / ARCHIVE).exists() else []
         for content in contents:
-            if content["run_id"] in run_ids and not _path(results_dir / content["run_id"], content).exists():
+            if content["run_id"] in run_ids and not path_of(results_dir / content["run_id"], content).exists():
                 write_evaluation(results_dir / content["run_id"], content)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -117,11 +54,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return float(f"{value:.7g}") if isinstance(value, float) else value
-
-
-def asks(cfg: RunConfig) -> bool:
-    """Is an evaluation to follow the training of `cfg`? Runs that only choose a learning rate have none."""
-    return cfg.runtime.evaluate_lengths is not None and cfg.stage != "tune"
 
 
 def load_evaluations(results_dir: str | Path | Iterable[str | Path]) -> pd.DataFrame:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core import access
 from lmablate.core.files import atomic_write, file_stem, read_json
+from lmablate.schema.sweeps import AT
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 FOLDER = "studies"  # no run directory: it holds no result.json
-AT = " @ "  # between a stored sweep and its folder, where several folders have a study of it
 
 
 def study_path(results_dir: str | Path, sweep: str) -> Path:
@@ -95,11 +95,6 @@ def studies_in(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
         {**study, "sweep": f"{study['sweep']}{AT}{folder}"} if names.count(study["sweep"]) > 1 else study
         for folder, study in found
     ]
-
-
-def stored_sweep(name: str) -> str:
-    """The stored sweep that a study of this name is of."""
-    return name.partition(AT)[0]
 
 
 def _has_runs(content: dict[str, Any]) -> bool:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.files import read_jsonl
 from lmablate.runs.run_directory import RunDirectory
-from lmablate.schema.diagnostics import asked_of, is_complete, measured_until
+from lmablate.runs.state import is_complete
+from lmablate.schema.diagnostics import asked_of, measured_until
 
 if TYPE_CHECKING:
     from lmablate.runs.wsd_branches import Trunk

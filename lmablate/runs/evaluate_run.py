@@ -10,11 +10,13 @@ from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.evaluate.changes import changed, rebuilt
 from lmablate.evaluate.lengths import at_lengths
+from lmablate.evaluate.reach import check_reach
+from lmablate.evaluate.ready import ready
 from lmablate.evaluate.text import Text, read_text, validation_text
-from lmablate.results.evaluations import SCHEMA_VERSION, write_evaluation
+from lmablate.runs.evaluation_files import SCHEMA_VERSION, write_evaluation
 from lmablate.runs.provenance import device_name
 from lmablate.runs.run_directory import RunDirectory
-from lmablate.schema.evaluation_windows import ASKED, Protocol, asked_protocols, check_reach, protocols
+from lmablate.schema.evaluation_windows import ASKED, Protocol, asked_protocols, protocols
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -92,17 +94,6 @@ def make_up(cfg: RunConfig, data: TokenData, directory: RunDirectory) -> bool:
     return True
 
 
-def ready(model: TransformerLM, cfg: RunConfig, device: str) -> TransformerLM:
-    """`model` on a device, in the precision it was trained in."""
-    import torch
-
-    from lmablate.model.primitives import set_compute_dtype
-
-    if cfg.trainer.precision == "bf16" and device == "cpu":
-        set_compute_dtype(model, torch.bfloat16)
-    return model.to(device).eval()
-
-
 def evaluate_run(
     run_dir: Path,
     *,
@@ -114,7 +105,7 @@ def evaluate_run(
     device: str,
 ) -> dict[str, Any]:
     """The content of an evaluation of the finished run in `run_dir`; raises ConfigError."""
-    from lmablate.interop.export import load_run
+    from lmablate.runs.load import load_run
 
     check_finished(run_dir)
     model, cfg, data = load_run(run_dir)

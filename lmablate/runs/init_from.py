@@ -6,7 +6,6 @@ run may read them with (``posemb=rope_yarn``, a longer context, another text); o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from lmablate.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
-    from lmablate.model.transformer import TransformerLM
     from lmablate.schema.run_config import RunConfig
 
 # What decides nothing but draws, and with it the weights of the parent alone.
@@ -62,19 +60,6 @@ def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
     return cfg.model_copy(
         update={"init_seed": parent.init_seed, "model": cfg.model.model_copy(update=draws)},
     )
-
-
-def take_weights(cfg: RunConfig, model: TransformerLM) -> float:
-    """Fill `model` with the weights of the parent of `cfg`. Returns the loss that the first run of the line had before any
-    training, which is what a loss that grows is held against."""
-    from safetensors import safe_open
-
-    from lmablate.training.checkpoint import load_weights
-
-    path = _checkpoint(_finished(cfg)[0])
-    load_weights(path, model)
-    with safe_open(path, framework="pt") as file:
-        return float(json.loads(file.metadata()["state"])["detector"]["initial_loss"])
 
 
 def _finished(cfg: RunConfig) -> tuple[RunDirectory, dict]:

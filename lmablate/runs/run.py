@@ -16,17 +16,18 @@ from lmablate.core.files import remove_leftovers
 from lmablate.core.locks import FileLock
 from lmablate.core.settings import BOOKKEEPING
 from lmablate.core.signals import StopRequest, asked_to_stop
-from lmablate.core.source_code import code_of, describe
-from lmablate.results.evaluations import lacks
+from lmablate.core.source_code import describe
+from lmablate.model.own_code import code_of
 from lmablate.runs.complete_diagnostics import check_trunk, open_directory, told
 from lmablate.runs.config_file import read_config, write_config
+from lmablate.runs.evaluation_files import lacks
 from lmablate.runs.init_from import with_parent
 from lmablate.runs.progress_file import Heartbeat
 from lmablate.runs.recovery import Attempts, free_memory
 from lmablate.runs.result import SUMMARY, facts_of, outcome_of
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.runs.state import is_complete
 from lmablate.runs.wsd_branches import Trunk
-from lmablate.schema.diagnostics import is_complete
 from lmablate.schema.identity import run_id
 from lmablate.training.memory import keep_freed_memory, limit_gpu_memory
 
@@ -258,8 +259,8 @@ class RunSession:
         self.directory.log(self.status)
         if lacks(self.cfg, self.directory.path, result):
             self.heartbeat.doing("evaluating at other lengths (runtime.evaluate_lengths)")
+            from lmablate.core.torch_utils import eager
             from lmablate.runs.evaluate_run import at_the_end
-            from lmablate.training.compile import eager
 
             with eager(self.trainer.compiled):
                 at_the_end(self.trainer.model, self.cfg, self.trainer.data, self.directory)

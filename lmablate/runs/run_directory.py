@@ -23,7 +23,7 @@ from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.files import append_line, atomic_write, make_folder, parsed, read_json
 from lmablate.core.locks import NAME as LOCK
-from lmablate.core.paths import given_path
+from lmablate.core.paths import CHECKPOINTS, given_path
 from lmablate.core.secrets import redacted
 
 RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # as the name of a folder
@@ -54,7 +54,7 @@ class RunDirectory:
         self.attempts_path = self.path / "attempts.jsonl"
         self.lock_path = self.path / LOCK
         self.log_path = self.path / "log.txt"
-        self.checkpoint_dir = self.path / "checkpoint"
+        self.checkpoint_dir = self.path / CHECKPOINTS
 
     def create(self) -> RunDirectory:
         """Make the folder; it may exist."""

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from lmablate.core.settings import Settings
 
 if TYPE_CHECKING:
-    from lmablate.runs.run_directory import RunDirectory
     from lmablate.schema.run_config import RunConfig
 
 PREFIX = "diag/"  # of every number's name in history.jsonl
@@ -74,18 +73,6 @@ def covers(have: Mapping[str, Any] | None, asked: DiagnosticsSettings | None) ->
         and (asked.every or 0) % have["every"] == 0
         and asked.sequences == have["sequences"]
     )
-
-
-def is_complete(directory: RunDirectory, cfg: RunConfig) -> bool:
-    """Is the run done, with the diagnostics that `cfg` asks for?
-
-    They stand in history.jsonl, which a restored archive does not bring along.
-    """
-    row = directory.read_result()
-    asked = asked_of(cfg)
-    if row is None or asked is None:
-        return row is not None
-    return covers(row.get("diagnostics"), asked) and directory.history_path.exists()
 
 
 def merge(first: RunConfig, second: RunConfig) -> RunConfig | None:

@@ -10,6 +10,7 @@ from lmablate.core.errors import ConfigError
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
+VALIDATION = "validation"  # the text that a run's own val_loss was measured on
 ASKED = "runtime.evaluate_"  # what the keys of a run begin with; those of the command line begin with dashes
 
 
@@ -47,28 +48,6 @@ def protocols(times: Sequence[float], stride: int | None, train_length: int, *, 
     return sorted([*found, *sliding], key=lambda each: (each.length, -each.stride))
 
 
-def check_reach(cfg: RunConfig, plan: Sequence[Protocol], *, keys: str = "--") -> None:
-    """Refuse lengths at which the model of `cfg` has no positions, and models that do not read from left to right."""
-    from lmablate.model import components
-
-    if cfg.tokenizer is None:
-        raise ConfigError(
-            f"{keys}lengths: data={cfg.choices.get('data')} is a task whose examples have a length of their own: only text can be "
-            "read through other windows"
-        )
-    longest, table = max(plan).length, cfg.model.context_length
-    if components.target(cfg.posemb, "posemb").bounded and longest > table:
-        raise ConfigError(
-            f"{keys}lengths: posemb={cfg.choices['posemb']} has positions for {table} tokens, and {longest} are asked for: "
-            f"it can be evaluated at the training length alone ({keys}lengths={'[1]' if keys != '--' else '1'})"
-        )
-    if cfg.objective.kind != "causal":
-        raise ConfigError(
-            f"{keys}lengths: objective={cfg.objective.kind} does not predict a text from left to right, token by token: "
-            "only runs of objective=causal can be evaluated so"
-        )
-
-
 def asked_protocols(cfg: RunConfig) -> list[Protocol]:
     """What ``runtime.evaluate_lengths`` and ``runtime.evaluate_stride`` ask for at the end of training; raises ConfigError."""
     how = cfg.runtime
@@ -82,9 +61,3 @@ def asked_protocols(cfg: RunConfig) -> list[Protocol]:
     # One stride serves all arms of a sweep, of which some have lengths that it is too long for.
     stride = how.evaluate_stride if (how.evaluate_stride or 0) < flat[-1].length else None
     return protocols(how.evaluate_lengths, stride, cfg.model.context_length, keys=ASKED)
-
-
-def check_asked(cfg: RunConfig) -> None:
-    """Raise ConfigError for an evaluation at the end of training that cannot be made."""
-    if plan := asked_protocols(cfg):
-        check_reach(cfg, plan, keys=ASKED)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lmablate.core.settings import Settings
 from lmablate.core.source_code import changed_since
 
 if TYPE_CHECKING:
-    from lmablate.data import TokenData
     from lmablate.schema.run_config import RunConfig
 
 # Raised whenever a change of the code alters the numbers of a run; older rows are then shown as stale.
@@ -21,7 +20,17 @@ _PARTS = ("norm", "norm_position", "posemb", "attention", "block_layout", "activ
 GRAPH = (*_PARTS, "ffn", "stability", "model", "objective", "trainer")  # what decides the operations of a step
 
 
-def science(cfg: RunConfig, data: TokenData) -> dict[str, Any]:
+class Content(Protocol):
+    """What identifies a text and the tokenizer that reads it, wherever the files stand."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def tokenizer_fingerprint(self) -> str: ...
+
+
+def science(cfg: RunConfig, data: Content) -> dict[str, Any]:
     """Everything that decides a run's numbers, and nothing else.
 
     Final sizes and seeds, the option words of the axes with their settings, the content of the text and the tokenizer, and of
@@ -73,7 +82,7 @@ def is_stale(row: Mapping[str, Any]) -> bool:
     )
 
 
-def run_id(cfg: RunConfig, data: TokenData) -> str:
+def run_id(cfg: RunConfig, data: Content) -> str:
     """Twelve hexadecimal digits that name the run."""
     text = json.dumps(science(cfg, data), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

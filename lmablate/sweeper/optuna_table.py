@@ -91,7 +91,7 @@ def conclusion(search: Search) -> list[str]:
 
 def plan(search: Search) -> int:
     """What ``lmablate.plan`` shows: the space, the trials that are done, the next batch, and what the rest costs at most."""
-    from lmablate.plan import show
+    from lmablate.launcher.pricing import show
 
     search.check()
     print(f"{search.name}: {search.total} trials of sampler={search.settings.sampler} over")

@@ -43,7 +43,7 @@ class StudySweeper(Sweeper):
     @property
     def launcher_word(self) -> str:
         """The word of the launcher that runs the jobs."""
-        from lmablate.cli.front_door import launcher_of
+        from lmablate.launcher.hydra_launchers import launcher_of
 
         return launcher_of(self.master)
 

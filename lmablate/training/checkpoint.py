@@ -194,3 +194,19 @@ def load_weights(path: Path, model: nn.Module) -> None:
                 buffer.copy_(file.get_tensor(f"buffer.{name}"))
     except SafetensorError as error:
         raise ConfigError(f"{path}: damaged ({error}): train the run again, with --again") from None
+
+
+def take_weights(folder: Path, model: nn.Module) -> float:
+    """Fill `model` with the weights of a finished run, its parent, whose checkpoints stand in `folder`.
+
+    Returns the loss that the first run of the line had before any training, which is what a loss that grows is held against.
+    Raises ConfigError where no checkpoint is left, or its weights do not fit.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise ConfigError(
+            f"{folder}: no checkpoint is left of the run that this one starts from: train it again, with --again"
+        )
+    load_weights(found[0], model)
+    with safe_open(found[0], framework="pt") as file:
+        return float(json.loads(file.metadata()["state"])["detector"]["initial_loss"])

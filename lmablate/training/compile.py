@@ -9,7 +9,6 @@ same numbers whatever was compiled before it. Evaluation stays eager: its graphs
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -54,15 +53,6 @@ def compile_blocks(model: TransformerLM, cfg: RunConfig, try_out: Callable[[], A
             model.zero_grad(set_to_none=True)
     log.warning("runtime.compile: %s; this run goes on without it", why)
     return why
-
-
-def eager(compiled: bool) -> contextlib.AbstractContextManager[Any]:
-    """A context in which a compiled model runs as it was written."""
-    if not compiled:
-        return contextlib.nullcontext()
-    import torch
-
-    return torch.compiler.set_stance("force_eager")
 
 
 def missing_compiler(device: str) -> str | None:

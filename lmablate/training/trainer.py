@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from lmablate.core.paths import CHECKPOINTS
+from lmablate.core.torch_utils import eager
 from lmablate.data.tokens import inputs_and_targets, share_of
 from lmablate.diagnostics.probe import open_probe
 from lmablate.evaluate import Evaluation, evaluate
@@ -20,9 +22,8 @@ from lmablate.model.init import seed_everything, seed_of
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.model.training_hooks import after_step, before_step
 from lmablate.objective import Batch, objective_of
-from lmablate.runs.init_from import take_weights
-from lmablate.training.checkpoint import load_checkpoint, save_checkpoint
-from lmablate.training.compile import compile_blocks, eager
+from lmablate.training.checkpoint import load_checkpoint, save_checkpoint, take_weights
+from lmablate.training.compile import compile_blocks
 from lmablate.training.divergence import DivergenceDetector
 from lmablate.training.memory import keep_freed_memory
 from lmablate.training.optim import build_optimizer, lr_factor, set_lr
@@ -30,7 +31,6 @@ from lmablate.training.optim import build_optimizer, lr_factor, set_lr
 if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
-    from lmablate.runs.wsd_branches import Trunk
     from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,18 @@ class Progress:
         for name in vars(self):
             setattr(self, name, state[name])
         self.evaluation = Evaluation(*state["evaluation"])
+
+
+class Trunk(Protocol):
+    """Checkpoints that this run leaves at `points` for shorter ones, and may begin from itself (runs/wsd_branches.py)."""
+
+    folder: Path
+    points: frozenset[int]
+    end: int
+    left_at: int | None
+
+    def keep_history(self, step: int) -> None:
+        """Keep the records of this run up to `step` beside the checkpoint."""
 
 
 class Trainer:
@@ -238,7 +250,9 @@ class Trainer:
         return True
 
     def _start(self) -> Record:
-        untrained = None if self.cfg.trainer.init_from is None else take_weights(self.cfg, self.model)
+        untrained = None
+        if (parent := self.cfg.trainer.init_from) is not None:
+            untrained = take_weights(Path(self.cfg.results_dir) / parent / CHECKPOINTS, self.model)
         self._evaluate()
         self.progress.init_val_loss = self.progress.evaluation.val_loss
         self.detector = self._new_detector()

@@ -16,7 +16,7 @@ import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from lmablate.dashboard import CURVES, LOSS, RATE, SEEDS, STAGE, SUMMARY, TUNE, Sweep, X
+from lmablate.runs.tracking.dashboard_sweep import CURVES, LOSS, RATE, SEEDS, STAGE, SUMMARY, TUNE, Sweep, X
 
 TITLES = {
     "val_loss": "Validation loss (nats per token)",

@@ -24,12 +24,11 @@ from lmablate.objective import Batch
 from lmablate.training.compile import compile_blocks
 from lmablate.training.distributed.checkpoint import load_together, save_together, save_whole
 from lmablate.training.distributed.ranks import current
-from lmablate.training.trainer import Interrupted, Record, Trainer
+from lmablate.training.trainer import Interrupted, Record, Trainer, Trunk
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
-    from lmablate.runs.wsd_branches import Trunk
     from lmablate.schema.run_config import RunConfig
 
 R = TypeVar("R")
@@ -127,8 +126,8 @@ class RankTrainer(Trainer):
     def _gather_model(self, folder: Path) -> None:
         """What comes after training runs in the first process alone, and needs a whole model."""
         if self.ranks.first:
+            from lmablate.evaluate.ready import ready
             from lmablate.model import build_model
-            from lmablate.runs.evaluate_run import ready
             from lmablate.training.checkpoint import checkpoints, load_weights
 
             model = build_model(self.cfg)

@@ -1,0 +1,75 @@
+"""``python -m lmablate.budget <the words of lmablate.train>``: what each run of a command costs, in every currency."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lmablate.core.errors import in_words
+
+if TYPE_CHECKING:
+    from lmablate.schema.run_config import RunConfig
+
+NOTES = (
+    "All FLOPs: products, and one for each element that any other operation works on.",
+    "Activations: bytes that the forward pass of one text keeps for the backward pass, eager, on a CPU, weights left out.",
+    "Traffic: bytes that the operations of a training step read and write, nothing cached or fused, for each token.",
+)
+
+
+def sheet(cfg: RunConfig) -> list[tuple[str, str]]:
+    """The account of one run: what, and how much."""
+    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+    from lmablate.budget.trace import all_flops_per_token, trace
+
+    n, step, length = parameters(cfg), trace(cfg), cfg.model.context_length
+    flops, every = flops_per_token(cfg), all_flops_per_token(cfg, step)
+    kinds = {"matrix products": step.products, "norms": step.norms, "element-wise": step.pointwise}
+    total = sum(work.bytes for work in kinds.values())
+    rows = [
+        ("parameters", f"{n.total:,}"),
+        ("  embedding", f"{n.embedding:,}"),
+        ("  non-embedding", f"{n.non_embedding:,}"),
+        ("  active", f"{n.active:,}"),
+        ("training FLOPs per token", f"{flops:,}"),
+        ("  all operations", f"{every:,}"),
+        ("  of these in norms", f"{100 * step.norms.flops / length / every:.2f} %"),
+        ("KV-cache bytes per token", f"{kv_bytes_per_token(cfg):,}"),
+        ("activation bytes per token", f"{round(step.saved_bytes / length):,}"),
+        ("traffic, bytes per token", f"{round(total / length):,}"),
+    ]
+    shares = [(f"  {kind}", f"{100 * work.bytes / total:.1f} %") for kind, work in kinds.items()]
+    solved = [] if cfg.solved is None else [("solved", cfg.solved)]
+    return [*solved, *rows, *shares]
+
+
+def show(configs: Sequence[RunConfig], launcher: str) -> int:
+    """Print the account of every distinct model of a command; returns the exit code."""
+    from lmablate.budget import DEFINITIONS
+    from lmablate.runs.run import load_data, with_data
+
+    told: set[str] = set()
+    for cfg in configs:
+        final = with_data(cfg, load_data(cfg))
+        lines = "\n".join(f"{what:<28}{value}" for what, value in sheet(final))
+        if lines not in told:
+            words = " ".join(
+                word for word in cfg.overrides if not word.startswith(("seed=", "init_seed=", "data_seed="))
+            )
+            print(f"{words or 'defaults'}\n{lines}\n")
+        told.add(lines)
+    print("\n".join([*(DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops", "kv_cache")), *NOTES]))
+    return 0
+
+
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show the accounts of a command line; returns the exit code."""
+    from lmablate.cli.front_door import main as front_door
+
+    return front_door("lmablate.budget", "what a run costs, in parameters, FLOPs, bytes", show, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

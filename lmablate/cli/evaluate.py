@@ -1,0 +1,222 @@
+"""``python -m lmablate.evaluate RUN [RUN ...]``: finished runs on any text, at any length, with other positions if asked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmablate.core import access
+from lmablate.core.errors import ConfigError, DataError, in_words
+from lmablate.core.files import atomic_write
+from lmablate.core.paths import given_path
+from lmablate.runs.run_directory import run_path
+
+DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
+files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
+kept in RUN/evaluations/ (lmablate.results.load_evaluations)."""
+
+EXAMPLES = """examples:
+  python -m lmablate.evaluate results/0123456789ab --data 'texts/*.txt'
+  python -m lmablate.evaluate results --lengths 1,2,4,8,16 --stride 64 --out length
+  python -m lmablate.evaluate results/0123456789ab --lengths 1,2,4 --set posemb=rope_yarn posemb.factor=4
+"""
+
+
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate runs; returns the exit code."""
+    asked = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    _evaluate(asked)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmablate.evaluate",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="+",
+        type=run_path,
+        metavar="RUN",
+        help="RESULTS_DIR/<run_id>, or RESULTS_DIR for all that completed",
+    )
+    add(
+        "--data",
+        metavar="FILES",
+        help="a file or a pattern in quotes: text, JSONL, Parquet or Arrow (default: validation text)",
+    )
+    add(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="of rows, where a dot leads into an object (default: %(default)s)",
+    )
+    add("--lengths", default="1", metavar="N,N", help="multiples of the training length (default: %(default)s)")
+    add("--stride", type=int, metavar="TOKENS", help="sliding windows that move on by so many, beside the others")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other positions or windows of attention than trained with",
+    )
+    add("--positions", action="store_true", help="print the loss by position too")
+    add("--json", type=given_path, metavar="FILE", help="write everything to one file too")
+    add(
+        "--out", type=given_path, metavar="DIR", help="write tables (CSV) and the figure of the loss against length too"
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
+    add("--threads", type=int, default=1, metavar="N", help="of the processor (default: %(default)s)")
+    add("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of your own")
+    return parser
+
+
+def _evaluate(asked: argparse.Namespace) -> None:
+    import torch
+
+    from lmablate.cli.front_door import trust_packages
+    from lmablate.runs.evaluate_run import evaluate_run
+    from lmablate.runs.evaluation_files import finite, write_evaluation
+    from lmablate.runs.run_directory import check_writable, unwritable
+
+    trust_packages(asked.trust)
+    times = _times(asked.lengths)
+    if asked.threads < 1:
+        raise ConfigError(f"--threads {asked.threads}: give 1 or more")
+    torch.set_num_threads(asked.threads)
+    torch.set_flush_denormal(True)
+    folders, searched = _run_folders(asked.runs)
+    for place, key in ((asked.json and asked.json.absolute().parent, "--json"), (asked.out, "--out")):
+        if place:
+            check_writable(place, key)
+    device, done = _device(asked.device), []
+    for folder in folders:
+        try:
+            if folder.is_dir() and (why := unwritable(folder)):  # a missing one would be made
+                raise ConfigError(f"{folder}: an evaluation is kept beside its run ({why})")
+            content = evaluate_run(
+                folder,
+                times=times,
+                stride=asked.stride,
+                words=asked.set,
+                paths=asked.data,
+                text_field=asked.text_field,
+                device=device,
+            )
+        except DataError:
+            raise
+        except ConfigError as error:
+            if not searched:
+                raise
+            print(f"{folder.name}: left out ({error})")
+            continue
+        path = write_evaluation(folder, content)
+        done.append(content)
+        print("\n".join(_lines(content, path, positions=asked.positions)), flush=True)
+    if not done:
+        raise ConfigError("no run could be evaluated so; the reasons stand above")
+    if asked.json:
+        atomic_write(asked.json, json.dumps(finite(done), indent=1, allow_nan=False) + "\n")
+    if asked.out:
+        _write_tables(folders, done, asked.out)
+
+
+def _times(words: str) -> list[float]:
+    try:
+        return [float(word) for word in words.split(",") if word.strip()]
+    except ValueError:
+        raise ConfigError(f"--lengths {words}: give multiples of the training length, e.g. 1,2,4,8,16") from None
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but torch sees no CUDA GPU: use --device cpu")
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
+    """Run directories, all of which are there; a results directory stands for its runs that completed, of which some may be
+    left out."""
+    from lmablate.runs.load import run_there
+    from lmablate.runs.run_directory import RunDirectory, below
+
+    found: list[Path] = []
+    searched = False
+    for folder in given:
+        if access.there(folder / "config.yaml") is not False or not folder.is_dir():
+            run_there(folder)
+            found.append(folder)
+            continue
+        completed = []
+        for path, why in access.folders(folder):
+            if why:
+                print(f"{path}: left out ({why})", file=sys.stderr)
+            elif (row := RunDirectory(folder, path.name).read_result()) is not None and row["status"] == "completed":
+                completed.append(path)
+        if not completed:
+            lower = "".join(f"; there are runs one level down, in {one}" for one in below(folder))
+            raise ConfigError(
+                f"{folder}: no run is there that completed; give RESULTS_DIR/<run_id>, or RESULTS_DIR{lower}"
+            )
+        found += completed
+        searched = True
+    return list(dict.fromkeys(found)), searched
+
+
+def _lines(content: dict[str, Any], path: Path, *, positions: bool) -> list[str]:
+    """What one evaluation says, as text."""
+    text, entries = content["text"], content["results"]
+    changes = f", with {' '.join(content['changes'])}" if content["changes"] else ""
+    lines = [
+        f"{content['run_id']} on {text['name']} ({text['tokens']:,} tokens, {text['bytes']:,} bytes){changes}",
+        "  times   length   stride   nats/token   change   bits/byte   accuracy     ECE",
+    ]
+    base = next((entry["nats_per_token"] for entry in entries if entry["length"] == content["train_length"]), None)
+    for entry in entries:
+        change = "" if base is None else f"{entry['nats_per_token'] - base:+.4f}"
+        ece = "-" if entry["ece"] is None else f"{entry['ece']:.4f}"
+        sliding = "-" if entry["stride"] == entry["length"] else str(entry["stride"])
+        lines.append(
+            f"  {entry['times']:5g}   {entry['length']:6d}   {sliding:>6}   {entry['nats_per_token']:10.4f}  {change:>7}   "
+            f"{entry['bits_per_byte']:9.4f}   {entry['accuracy']:8.4f}   {ece:>5}"
+        )
+    if positions:
+        for entry in entries:
+            lines.append(f"  loss by position, windows of {entry['length']} that move on by {entry['stride']}:")
+            for place in entry["positions"]:
+                lines.append(f"    {place['start']:6d} to {place['end'] - 1:6d}   {place['nats_per_token']:8.4f}")
+    return [*lines, f"  {path}"]
+
+
+def _write_tables(folders: Sequence[Path], done: Sequence[dict[str, Any]], out: Path) -> None:
+    """The evaluations of this command as tables and a figure."""
+    from lmablate.analysis._style import save
+    from lmablate.analysis.length import by_length
+    from lmablate.results.evaluations import frames
+    from lmablate.results.load import load_runs
+
+    lengths, positions = frames(done)
+    atomic_write(out / "lengths.csv", lengths.to_csv(index=False))
+    atomic_write(out / "positions.csv", positions.to_csv(index=False))
+    runs = load_runs({str(folder.absolute().parent) for folder in folders})
+    own = runs[runs["run_id"].isin([content["run_id"] for content in done])]
+    own.attrs.update(runs.attrs)
+    paths = save(by_length(own, lengths, positions), out / "length")
+    print("\n".join(map(str, [out / "lengths.csv", out / "positions.csv", *paths])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

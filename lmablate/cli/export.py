@@ -1,0 +1,48 @@
+"""``python -m lmablate.interop RUN_DIR --out DIR``: a trained run as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from lmablate.cli.front_door import trust_packages
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import given_path
+from lmablate.runs.run_directory import run_path
+
+
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export one run, and push it where that is asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lmablate.interop",
+        description="Write a trained run as a folder that transformers loads: AutoTokenizer and, by its objective, AutoModelForCausalLM, "
+        "AutoModelForMaskedLM or AutoModelForSeq2SeqLM; of ELECTRA two folders in one, generator and discriminator.",
+    )
+    parser.add_argument("run_dir", type=run_path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
+    parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub too, as a private model")
+    parser.add_argument("--public", action="store_true", help="with --push: as a public model")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="with parts of your own")
+    asked = parser.parse_args(argv)
+    trust_packages(asked.trust)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if asked.public and not asked.push:
+        raise ConfigError("--public says how to push, and --push is not given: add --push USER/NAME, or leave it out")
+    from lmablate.interop.export import check_name, export_run, push
+    from lmablate.interop.saved import library
+
+    if asked.push:
+        check_name(asked.push)
+    library().utils.logging.disable_progress_bar()
+    done = export_run(asked.run_dir, asked.out)
+    print(f"{done.folder}: {done.architecture}, logits within {done.difference:.1e} of the run's")
+    if asked.push:
+        print(push(done.folder, asked.push, private=not asked.public))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

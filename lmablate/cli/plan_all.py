@@ -1,0 +1,81 @@
+"""``python -m lmablate.plan --all scale=laptop``: every stored sweep checked and priced, what several ask for counted once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+    from lmablate.launcher.jobs import Job
+    from lmablate.schema.run_config import RunConfig
+    from lmablate.sweeper.study import Study
+
+
+@dataclass
+class Collected:
+    """The jobs of one sweep: known ones by run id, later ones (their learning rate is still to be found) by the id they would
+    have at the rate of the configuration, which tells equal ones apart from others as well."""
+
+    known: dict[str, Job] = field(default_factory=dict)
+    later: dict[str, Job] = field(default_factory=dict)
+    data: dict[str, TokenData] = field(default_factory=dict)
+
+    def grid(self, configs: Sequence[RunConfig], launcher: str) -> int:
+        from lmablate.launcher.jobs import prepare_jobs
+
+        jobs, self.data = prepare_jobs(configs)
+        self.known = {job.run_id: job for job in jobs}
+        return 0
+
+    def study(self, study: Study, launcher: str) -> int:
+        from lmablate.sweeper.outlook import known_and_later
+
+        self.known, later, self.data = known_and_later(study)
+        self.later = {job.run_id: job for job in later}
+        return 0
+
+
+def plan_all(words: Sequence[str]) -> int:
+    """Print a line a sweep and the whole; the first sweep that cannot be run ends it with its error and exit code 2."""
+    from lmablate.cli.front_door import main as front_door
+    from lmablate.core.console import progress
+    from lmablate.core.paths import SWEEPS_DIR
+
+    found: dict[str, Collected] = {}
+    for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
+        one = found[sweep] = Collected()
+        command = [f"sweeps={sweep}", *words]
+        if code := front_door("lmablate.plan", "price", one.grid, command, study=one.study):
+            print(f"in sweeps={sweep}", file=sys.stderr)
+            return code
+    show(found)
+    return 0
+
+
+def show(found: Mapping[str, Collected]) -> None:
+    """The table, and what it comes to."""
+    from lmablate.budget import flops_per_token
+    from lmablate.core.console import Column, console, duration, table
+    from lmablate.launcher.pricing import calibrate
+    from lmablate.launcher.scheduler import slots
+
+    rows: list[tuple[str, ...]] = []
+    seen: set[str] = set()
+    total, every = 0.0, 0
+    for sweep, one in found.items():
+        jobs = {**one.known, **{f"later {run_id}": job for run_id, job in one.later.items()}}
+        done = {key for key, job in one.known.items() if job.done}
+        shared = jobs.keys() & seen
+        todo = [job for key, job in jobs.items() if key not in done and key not in shared]
+        speed = calibrate(todo[0], one.data[todo[0].run_id]) if todo else 1.0
+        seconds = sum(flops_per_token(job.cfg) * job.cfg.tokens for job in todo) / speed / (slots(todo) or 1)
+        seen |= jobs.keys()
+        total, every = total + seconds, every + len(todo)
+        price = duration(seconds) if todo else "-"
+        rows.append((sweep, str(len(jobs)), str(len(todo)), price, str(len(done)), str(len(shared - done))))
+    names = ("runs", "to train", "time", "done", "asked before")
+    console().print(table([Column("sweep", keep=True, words=True), *map(Column, names)], rows))
+    print(f"{every} runs to train, about {duration(total)} on this machine; start-up and evaluation come on top")

@@ -1,0 +1,20 @@
+"""A trained model made ready for evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmablate.model.primitives import set_compute_dtype
+
+if TYPE_CHECKING:
+    from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.run_config import RunConfig
+
+
+def ready(model: TransformerLM, cfg: RunConfig, device: str) -> TransformerLM:
+    """`model` on a device, in the precision it was trained in."""
+    if cfg.trainer.precision == "bf16" and device == "cpu":
+        set_compute_dtype(model, torch.bfloat16)
+    return model.to(device).eval()

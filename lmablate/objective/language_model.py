@@ -1,0 +1,23 @@
+"""What an objective needs of a model: the TransformerLM of lmablate/model has it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class LanguageModel(Protocol):
+    """A model whose head can be asked apart from its stack: ``logits(hidden(tokens))``; shapes as in TransformerLM."""
+
+    embedding: Any
+    head: Any
+    final_soft_cap: float | None
+
+    def __call__(self, tokens: Tensor, prefix: Tensor | None = None) -> Tensor: ...
+
+    def hidden(self, tokens: Tensor, prefix: Tensor | None = None) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def generated(self, tokens: Tensor, at: Tensor) -> Tensor: ...

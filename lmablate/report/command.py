@@ -1,0 +1,262 @@
+"""``python -m lmablate.report RESULTS_DIR --out DIR``: one page, figures, tables and comparisons from finished runs.
+
+Writes ``index.html`` (self-contained: it opens anywhere without a network; with ``--format markdown`` it is ``report.md``),
+``figures/*.png`` and ``*.svg``, ``tables/runs.csv``, ``tables/arms.csv`` and ``tables/verdicts.csv``, and ``verdicts.json``:
+the claims of lmablate/claims that the runs touch, each with its verdict, every comparison of two arms, and the noise floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.core.console import plain, progress
+from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
+from lmablate.core.paths import given_path
+from lmablate.core.secrets import redacted
+from lmablate.runs.run_directory import below
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmablate.report.sections import Question
+
+VERDICTS_SCHEMA = 3
+KEPT = 4  # columns of the table of arms that the narrowest terminal shows
+PAGES = {"html": "index.html", "markdown": "report.md"}
+
+
+@in_words
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0 when the report was written, 2 when there is nothing to report on."""
+    parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")
+    parser.add_argument(
+        "results_dir",
+        nargs="+",
+        type=given_path,
+        metavar="RESULTS_DIR",
+        help="a folder that training wrote to, or several",
+    )
+    parser.add_argument(
+        "--out", default="report", type=given_path, metavar="DIR", help="where the report goes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--format", choices=PAGES, default="html", help="a page for a browser, or report.md for a README or paper"
+    )
+    words = parser.parse_args(argv)
+    print(plain("\n".join(write_report(words.results_dir, words.out, words.format))))
+    return 0
+
+
+def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html") -> list[str]:
+    """Write the whole report into `out`, its `page` being of PAGES; returns what there is to say about it, line by line.
+
+    Raises ConfigError where there are no finished runs, or `out` cannot be written.
+    """
+    from lmablate.claims.report_verdicts import evidence, noise
+    from lmablate.claims.report_verdicts import verdicts as judged
+    from lmablate.report.claim_tables import lines
+    from lmablate.report.sections import questions, without_runs
+    from lmablate.report.tuned_studies import shown
+    from lmablate.results.common_targets import on_common_targets
+    from lmablate.results.load import (
+        SkippedFile,
+        check_writable,
+        load_history,
+        load_runs,
+        load_unfinished,
+        result_folders,
+    )
+    from lmablate.results.studies import studies_in
+    from lmablate.survey import judged as surveyed
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SkippedFile)
+        runs = load_runs(results_dir)
+        history = load_history(results_dir, run_ids=runs["run_id"])
+    skipped = list(dict.fromkeys(str(warning.message) for warning in caught if warning.category is SkippedFile))
+    unfinished = load_unfinished(results_dir)
+    if runs.empty:
+        raise ConfigError(_nothing(results_dir, unfinished, skipped))
+    for folder in (out, out / "figures", out / "tables"):
+        check_writable(folder, "--out")
+
+    folders = result_folders(results_dir)
+    studies = studies_in(folders)
+    every = evidence(runs, studies)
+    claims = judged(every, history, studies)
+    runs = on_common_targets(shown(every))
+    asked = questions(every, studies, unfinished, history, claims, folders)
+    notices = [*without_runs(studies, asked), *skipped]
+    _write_tables(runs, every, claims, out / "tables")
+    verdicts = {
+        "schema": VERDICTS_SCHEMA,
+        "claims": claims,
+        "comparisons": _comparisons(asked),
+        "learning_rates": [row for question in asked for row in question.rates],
+        "noise": noise(runs),
+        "survey": (survey := surveyed()),
+    }
+    atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
+    write_page(
+        asked, claims, every, history,
+        unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
+    )  # fmt: skip
+    said = [
+        *_tables(asked),
+        "",
+        *lines(claims),
+        *_mends(asked),
+        *(f"note: {line}" for line in [*_noted(asked), *notices]),
+    ]
+    where = f"wrote {out / PAGES[page]}, and figures, tables and verdicts.json beside it"
+    return [*said, f"{_count(runs, every, unfinished)}: {where}"]
+
+
+def write_page(
+    asked: Sequence[Question],
+    claims: list[dict[str, Any]],
+    every: pd.DataFrame,
+    history: pd.DataFrame,
+    *,
+    unfinished: list[dict[str, Any]],
+    notices: list[str],
+    results_dir: Sequence[str | Path],
+    survey: list[dict[str, Any]],
+    out: Path,
+    page: str,
+) -> None:
+    """Draw and save all figures, and write the page or the Markdown file beside them."""
+    from lmablate.analysis._style import save
+    from lmablate.report.figures import draw, draw_verdicts, inline
+    from lmablate.report.page import content, render_html, render_markdown
+    from lmablate.report.page_data import as_json, config_links, page_data
+
+    drawn = [draw(one, every, history, alone=len(asked) == 1) for one in progress(asked, "questions drawn")]
+    figures = [*draw_verdicts(claims), *(one for own in drawn for one in own)]
+    for one in progress(figures, "figures written"):
+        save(one.figure, out / "figures" / one.stem)
+    told = content(
+        asked, claims, every, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
+    )  # fmt: skip
+    if page == "markdown":
+        text = render_markdown(told)
+    else:
+        links = config_links(sorted(set(every["run_id"])), results_dir, out)
+        data = as_json(page_data(asked, history, links))
+        text = render_html(told, {one.stem: inline(one) for one in figures}, data, links)
+    atomic_write(out / PAGES[page], redacted(text))
+
+
+def _noted(asked: Sequence[Question]) -> list[str]:
+    """The notices of every question; where there are several, with its name before them."""
+    several = len(asked) > 1
+    return [
+        f"{question.name or 'no sweep'}: {line.removeprefix(f'{question.name}: ')}" if several else line
+        for question in asked
+        for line in question.notices
+    ]
+
+
+def _comparisons(asked: Sequence[Question]) -> list[dict[str, Any]]:
+    """Those of all questions; where there are several, arms of a study have its name before theirs, as in tables/."""
+    rows = []
+    for question in asked:
+        before = f"{question.name}: " if len(asked) > 1 and question.name else ""
+        for row in question.comparisons:
+            named = {side: f"{before}{row[side]}" for side in ("a", "b")} if row["axis"] == "arm" else {}
+            rows.append(row | named)
+    return rows
+
+
+def _tables(asked: Sequence[Question]) -> list[str]:
+    """The arms of each question as lines of text, best first, under its name where there are several."""
+    out: list[str] = []
+    for question in asked:
+        if len(asked) > 1:
+            out += [*([""] if out else []), f"{question.name or 'no sweep'}: {question.title}"]
+        out += _table(question)
+    return [*out, "(nats per token; means over the runs that finished)"]
+
+
+def _table(question: Question) -> list[str]:
+    """The arms as lines of text, best first, and what a unigram model reaches."""
+    from lmablate.launcher.progress import accuracy
+    from lmablate.results.arms import show
+
+    runs, arms = question.runs, question.arms
+    rows: list[tuple[str, ...]] = [
+        ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "params", "FLOPs/token")
+    ]
+    if tasks := "val_accuracy" in arms:  # which have no bytes
+        rows = [tuple("accuracy" if name == "bits/byte" else name for name in rows[0])]
+    for arm in arms.to_dict("records"):
+        loss, sd, bpb = (f"{arm[key]:.4f}" if show(arm[key]) != "-" else "-" for key in ("mean", "sd", "val_bpb"))
+        sizes = (f"{arm[key]:,}" for key in ("n_params", "flops_per_token"))
+        second = accuracy(arm) if tasks else bpb
+        name = arm["arm"].removeprefix(f"{question.name}: ")
+        rows.append((name, loss, sd, str(arm["n"]), str(arm["diverged"]), second, *sizes))
+    known = runs["data.unigram_val_loss"].dropna().unique() if "data.unigram_val_loss" in runs else []
+    rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = shutil.get_terminal_size((sum(widths) + 2 * len(widths), 0)).columns
+    while len(widths) > KEPT and sum(widths) + 2 * (len(widths) - 1) > room:
+        widths.pop()  # from the right: a narrow terminal keeps names and losses, the files have all
+    rows = [row[: len(widths)] for row in rows]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def _mends(asked: Sequence[Question]) -> list[str]:
+    """The commands that would train what is missing, each once, with what it is for."""
+    commands: dict[str, dict[str, None]] = {}
+    for one in (one for question in asked for one in question.missing if one.command):
+        commands.setdefault(one.command, {})[one.for_] = None
+    return [*(f"for {', '.join(names)}: {line}" for line, names in commands.items()), *([""] if commands else [])]
+
+
+def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]], skipped: list[str]) -> str:
+    states = [row["state"] for row in unfinished]
+    seen = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no runs at all"
+    lines = [
+        f"no finished runs in {', '.join(map(str, results_dir))} ({seen}): train some first, e.g. python -m lmablate.train"
+    ]
+    for folder in [one for given in results_dir for one in below(Path(given))]:
+        lines.append(f"there are runs one level down: python -m lmablate.report {folder}")
+    return "\n".join([*lines, *skipped])
+
+
+def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, Any]]) -> str:
+    n, arms = runs["run_id"].nunique(), runs["arm"].nunique()
+    words = f"{n} run{'s' * (n != 1)} of {arms} arm{'s' * (arms != 1)}"
+    did = {"tune": "tuned them", "search": "were searched by"}
+    counts = {stage: every.loc[every["stage"] == stage, "run_id"].nunique() if "stage" in every else 0 for stage in did}
+    if len(every) > len(runs):
+        words += "".join(f", and {counts[stage]} that {did[stage]}" for stage in did if counts[stage])
+    return words + (f" ({len(unfinished)} more not finished)" if unfinished else "")
+
+
+def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:
+    import pandas as pd
+
+    from lmablate.claims.table import verdict_table
+    from lmablate.report.reproduce import command
+    from lmablate.report.summary import arms_table
+
+    tuned = every[every["stage"].isin(["tune", "search"])] if "stage" in every and len(every) > len(runs) else every[:0]
+    table = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()
+    if "provenance.overrides" in table:
+        table["provenance.overrides"] = [command(words) for words in table["provenance.overrides"]]
+        table = table.rename(columns={"provenance.overrides": "command"})
+    first = ["run_id", "arm"]
+    table = table[[*first, *(column for column in table.columns if column not in first)]].sort_values(
+        ["arm", "init_seed"]
+    )
+    frames = {"runs": table, "arms": arms_table(runs), "verdicts": verdict_table(claims)}
+    for name, frame in frames.items():
+        atomic_write(folder / f"{name}.csv", frame.to_csv(index=False))

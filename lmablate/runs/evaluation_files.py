@@ -1,0 +1,80 @@
+"""The files of evaluations: ``RESULTS_DIR/<run_id>/evaluations/<text>-<hash>.json``.
+
+A file holds one text under one set of lengths and changes (lmablate/evaluate); the same question replaces it. Training
+leaves one where ``runtime.evaluate_lengths`` asks for it, and ``python -m lmablate.evaluate`` at any time later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.core.files import atomic_write, read_json
+from lmablate.schema.evaluation_windows import VALIDATION, asked_protocols
+
+if TYPE_CHECKING:
+    from lmablate.schema.run_config import RunConfig
+
+FOLDER = "evaluations"
+SCHEMA_VERSION = 1
+MEASURES = ("tokens", "nats_per_token", "bits_per_byte", "accuracy", "ece")
+
+
+def file_name(text: str, fingerprint: str, protocols: Sequence[tuple[int, int]], changes: Sequence[str]) -> str:
+    """The name of an evaluation: its text in words, and a hash of everything that was asked."""
+    asked = json.dumps([fingerprint, sorted(map(list, protocols)), sorted(changes)])
+    word = re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:40] or "text"
+    return f"{word}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"
+
+
+def write_evaluation(run_dir: Path, content: dict[str, Any]) -> Path:
+    """Write one evaluation, whole or not at all; non-finite numbers become null."""
+    path = path_of(run_dir, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def path_of(run_dir: Path, content: dict[str, Any]) -> Path:
+    text = content["text"]
+    asked = [(entry["length"], entry["stride"]) for entry in content["results"]]
+    return run_dir / FOLDER / file_name(text["name"], text["fingerprint"], asked, content["changes"])
+
+
+def finite(value: Any) -> Any:
+    """`value` with every non-finite number as null: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """One file, or None where it cannot be read."""
+    try:
+        content = read_json(path)
+        whole = content["schema_version"] == SCHEMA_VERSION and all(
+            {"length", "stride", "positions", *MEASURES} <= set(entry) for entry in content["results"]
+        )
+        return content if whole and {"run_id", "text", "changes", "train_length"} <= set(content) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def lacks(cfg: RunConfig, run_dir: Path, row: dict[str, Any] | None) -> bool:
+    """Does the finished run of `row` lack the evaluation that its configuration asks for? A diverged one has none."""
+    if not asks(cfg) or row is None or row["status"] != "completed":
+        return False
+    name = file_name(VALIDATION, str(row.get("data", {}).get("fingerprint")), asked_protocols(cfg), [])
+    return read_evaluation(run_dir / FOLDER / name) is None
+
+
+def asks(cfg: RunConfig) -> bool:
+    """Is an evaluation to follow the training of `cfg`? Runs that only choose a learning rate have none."""
+    return cfg.runtime.evaluate_lengths is not None and cfg.stage != "tune"

@@ -1,0 +1,71 @@
+"""A run taken from its folder: configuration, tokens, and the model with its last weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmablate.core import access
+from lmablate.core.errors import ConfigError
+from lmablate.core.source_code import describe
+from lmablate.model import build_model
+from lmablate.model.own_code import code_of
+from lmablate.runs.run import load_data, read_config
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.training.checkpoint import checkpoints, load_weights
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+    from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.run_config import RunConfig
+
+
+def run_there(run_dir: Path) -> RunDirectory:
+    """Return the directory of a run that a user named. Raises ConfigError for a folder that is none."""
+    directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    if access.there(directory.config_path) is None:
+        raise ConfigError(f"{run_dir}: {access.closed(directory.path)}")
+    if not directory.config_path.is_file():
+        raise ConfigError(
+            f"{run_dir}: no run is there; give the folder of one, RESULTS_DIR/<run_id>, which holds config.yaml and checkpoint/"
+        )
+    return directory
+
+
+def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
+    """The model of a run with its last weights, and its tokens. Raises ConfigError for a folder that is none."""
+    directory = run_there(run_dir)
+    found = checkpoints(directory.checkpoint_dir)
+    if not found:
+        raise ConfigError(
+            f"{run_dir}: there is no checkpoint in {directory.checkpoint_dir}: train the run first, or again if it was deleted"
+        )
+    cfg = read_config(directory.config_path)
+    _same_code(run_dir, cfg)
+    data = load_data(cfg)
+    _same_text(run_dir, directory.read_result(), data)
+    model = build_model(cfg)
+    try:
+        load_weights(found[0], model)
+    except PermissionError:
+        raise ConfigError(f"{found[0]}: {access.closed(found[0])}") from None
+    return model.eval(), cfg, data
+
+
+def _same_code(run_dir: Path, cfg: RunConfig) -> None:
+    """Refuse weights that other code would read than the code that trained them."""
+    now, then = code_of(cfg) or {}, cfg.code or {}
+    if other := {module: said for module, said in {**then, **now}.items() if now.get(module) != then.get(module)}:
+        raise ConfigError(
+            f"{run_dir}: it was trained with other code than stands here now: {describe(other)}. Put that code back, or train it again"
+        )
+
+
+def _same_text(run_dir: Path, row: dict[str, Any] | None, data: TokenData) -> None:
+    """Refuse a tokenizer that is no longer the one the run was trained with: its text may have changed since."""
+    trained = (row or {}).get("data", {}).get("tokenizer")
+    if trained is not None and trained != data.tokenizer_fingerprint:
+        raise ConfigError(
+            f"{run_dir}: its tokenizer was made from a text that is not there any more (data.paths has changed since the run): "
+            "put the text back, or train again"
+        )

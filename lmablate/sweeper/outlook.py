@@ -1,0 +1,30 @@
+"""What a study will train: runs that are known now, and those that hang on the results of others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lmablate.launcher.jobs import Job, prepare_jobs
+
+if TYPE_CHECKING:
+    from lmablate.data import TokenData
+    from lmablate.sweeper.study import Study
+
+
+def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, TokenData]]:
+    """A study's jobs whose identity is known now, those that hang on the results of these, and the data of both by run id."""
+    from lmablate.sweeper.study import seed_word
+
+    study.check()
+    jobs: dict[str, Job] = {}
+    data: dict[str, TokenData] = {}
+    for trials in study.stages():
+        batch, stores = study.prepare(trials)
+        jobs |= {job.run_id: job for job in batch}
+        data |= stores
+        if not all(job.done for job in batch):
+            break
+    later, stores = prepare_jobs(study.later())
+    for job in later:
+        job.label = f"{job.cfg.arm} · {seed_word(job.cfg.init_seed, job.cfg.data_seed)}"
+    return jobs, later, data | stores
