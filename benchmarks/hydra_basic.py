@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 from lmablate.config.compose import register_resolvers, to_run_config  # noqa: E402
 from lmablate.core.paths import CONF_DIR  # noqa: E402
 from lmablate.launcher.hydra_launchers import register  # noqa: E402
-from lmablate.runs.run import execute, load_data  # noqa: E402
+from lmablate.runs.prepared import prepare_run  # noqa: E402
+from lmablate.runs.run import execute  # noqa: E402
 from lmablate.sweeper.plugin import register_sweeper  # noqa: E402
 
 register_resolvers()
@@ -32,7 +33,7 @@ def task(cfg: DictConfig) -> None:
     whole = OmegaConf.create(OmegaConf.to_container(cfg))
     whole.hydra = HydraConfig.instance().cfg.hydra
     run = to_run_config(whole)
-    execute(run, load_data(run))
+    execute(prepare_run(run))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def write_tokens(path: Path) -> int:
     import numpy as np
 
     from lmablate.config import compose
-    from lmablate.runs.run import load_data
+    from lmablate.runs.prepared import load_data
 
     data = load_data(compose([*SHAPE.overrides(), "data=kjv", "tokenizer=bytes"]))
     np.savez(path, train=np.asarray(data.train), val=data.val)

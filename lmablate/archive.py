@@ -24,6 +24,7 @@ from lmablate.core.paths import given_path
 from lmablate.results.evaluations import ARCHIVE as EVALUATIONS
 from lmablate.results.evaluations import evaluations_of, restore_evaluations
 from lmablate.runs.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
+from lmablate.schema.result import parse_result
 
 ROWS, STUDY = "rows.jsonl", "study.json"
 SCHEMA_VERSION = 1
@@ -70,7 +71,7 @@ def _readable(results_dir: Path) -> Iterator[Row]:
     for run, why in access.folders(results_dir):
         row, problem = (None, why) if why else read_result_file(run / "result.json")
         if row is not None:
-            yield row
+            yield row.model_dump(exclude_unset=True)
         elif why or access.there(run / "result.json"):
             print(f"{run}: left out ({problem})", file=sys.stderr)
 
@@ -106,10 +107,10 @@ def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
         directory = RunDirectory(results_dir, row["run_id"])
         if directory.is_done:
             continue
-        try:
-            directory.finish(row)
-        except ValueError as error:
-            raise ConfigError(f"{archive / ROWS}: {error}") from None
+        result, problem = parse_result(row)
+        if result is None:
+            raise ConfigError(f"{archive / ROWS}: result of run {row['run_id']}: {problem}")
+        directory.finish(result)
         made += 1
     restore_evaluations(archive, {row["run_id"] for row in rows}, results_dir)
     if study is not None and not study_path(results_dir, study["sweep"]).exists():

@@ -18,7 +18,7 @@ def plan(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print one row a job and the totals; returns the exit code."""
     from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.pricing import show, show_published, tell_own_parts
-    from lmablate.runs.run import foreign_vocabulary
+    from lmablate.runs.prepared import foreign_vocabulary
 
     counted = [cfg for cfg in configs if foreign_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))]
     if counted:

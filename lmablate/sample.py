@@ -148,7 +148,7 @@ def write(
 
 def _check_text(run_dir: Path) -> None:
     """Refuse runs that write no text, before their data is opened."""
-    from lmablate.runs.run import read_config
+    from lmablate.runs.config_file import read_config
     from lmablate.runs.run_directory import RunDirectory
 
     path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path

@@ -12,6 +12,7 @@ import yaml
 
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import SCIENCE_VERSION
+from lmablate.schema.result import RunResult
 
 Row = dict[str, Any]
 GRID = {"norm": ("rms", "layer"), "activation": ("swiglu", "gelu")}
@@ -55,7 +56,7 @@ def write_fake_results(
             config = {**row["config"], "choices": row["choices"], "overrides": row["provenance"]["overrides"]}
             directory.config_path.write_text(yaml.safe_dump(config))
             directory.write_status({"state": row["status"], "pid": 1, "step": steps, "steps": steps})
-            directory.finish(row)
+            directory.finish(RunResult.model_validate(row))
             rows.append(row)
     return rows
 
@@ -212,7 +213,7 @@ def write_fake_study(
         for record in history:
             directory.append(record)
         directory.config_path.write_text(yaml.safe_dump({**row["config"], "choices": row["choices"]}))
-        directory.finish(row)
+        directory.finish(RunResult.model_validate(row))
         uses.append(
             {"run_id": row["run_id"], "arm": arm, "stage": stage, "lr": lr, "init_seed": seed, "data_seed": seed}
         )

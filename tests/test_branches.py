@@ -11,7 +11,8 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_history, load_runs
-from lmablate.runs.run import RunSession, load_data
+from lmablate.runs.prepared import load_data, prepare_run
+from lmablate.runs.run import RunSession
 from lmablate.runs.wsd_branches import expand, trunk_id
 from lmablate.stats import paired_differences
 
@@ -30,7 +31,7 @@ def words(tmp_path_factory):
 def train(cfg, die_at: int | None = None) -> None:
     """One run in this process. With `die_at` it is dropped after that step, as a kill would: no end is written."""
     data = load_data(cfg)
-    session = RunSession(cfg, data)
+    session = RunSession(prepare_run(cfg, data))
     for record in session.trainer.records():
         session.take(record)
         if die_at is not None and record["step"] >= die_at:

@@ -26,7 +26,8 @@ from lmablate.compare.difference import (
 from lmablate.compare.examples import strongest, visible
 from lmablate.config import compose
 from lmablate.runs.load import load_run
-from lmablate.runs.run import execute, load_data
+from lmablate.runs.prepared import prepare_run
+from lmablate.runs.run import execute
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EOT = 9
@@ -37,7 +38,7 @@ def train(folder, *words):
         [*QUICK, f"data.paths='{folder}/text/*.txt'", f"results_dir={folder}/results", "trainer.precision=fp32",
          "trainer.steps=6", *words]
     )  # fmt: skip
-    row = execute(cfg, load_data(cfg))
+    row = execute(prepare_run(cfg))
     return folder / "results" / row["run_id"]
 
 

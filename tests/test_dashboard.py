@@ -18,7 +18,8 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import BOOKKEEPING
 from lmablate.dashboard import Sweep, main
-from lmablate.runs.run import execute, load_data
+from lmablate.runs.prepared import prepare_run
+from lmablate.runs.run import execute
 from lmablate.runs.tracking import dashboard_panels
 from lmablate.runs.tracking.worker import read_offline
 
@@ -110,7 +111,7 @@ def recorded(tmp_path_factory):
         "trainer.precision=fp32",
     ]
     cfg = compose([*words, "runtime.wandb=offline", "runtime.compile=false"])
-    row = execute(cfg, load_data(cfg))
+    row = execute(prepare_run(cfg))
     return read_offline(folder / "results" / row["run_id"])
 
 

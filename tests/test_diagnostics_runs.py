@@ -12,7 +12,8 @@ from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_history, load_runs
 from lmablate.runs.complete_diagnostics import SecondMaking
-from lmablate.runs.run import RunSession, execute, load_data
+from lmablate.runs.prepared import load_data, prepare_run
+from lmablate.runs.run import RunSession, execute
 from lmablate.runs.wsd_branches import expand
 from lmablate.schema.diagnostics import DiagnosticsSettings, covers
 from lmablate.training.trainer import Interrupted
@@ -50,7 +51,7 @@ def measured(folder):
 
 def stop_at(cfg, data, step):
     """Train until a record of `step`, then stop as SIGTERM does: a checkpoint is written."""
-    with RunSession(cfg, data) as session:
+    with RunSession(prepare_run(cfg, data)) as session:
         seen = [0]
 
         def train():
@@ -64,7 +65,7 @@ def stop_at(cfg, data, step):
 
 def test_a_finished_run_is_completed_in_its_own_folder_with_the_same_numbers(composed, tmp_path):
     at, data = composed
-    execute(at(tmp_path, on=False), data)
+    execute(prepare_run(at(tmp_path, on=False), data))
     before = load_runs(tmp_path)
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     files = {path.name for path in folder.iterdir()}
@@ -77,7 +78,7 @@ def test_a_finished_run_is_completed_in_its_own_folder_with_the_same_numbers(com
     assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-000000012.safetensors"]
     assert (folder / "again" / "history.jsonl").exists()
     assert not job(at(tmp_path, on=True)).done
-    result = execute(at(tmp_path, on=True), data)
+    result = execute(prepare_run(at(tmp_path, on=True), data))
     after = load_runs(tmp_path)
     assert after[SAME].equals(before[SAME])
     assert job(at(tmp_path, on=True)).done
@@ -95,14 +96,14 @@ def test_a_finished_run_is_completed_in_its_own_folder_with_the_same_numbers(com
 
 def test_a_second_making_that_comes_out_otherwise_says_so(composed, tmp_path, caplog):
     at, data = composed
-    execute(at(tmp_path, on=False), data)
+    execute(prepare_run(at(tmp_path, on=False), data))
     (path,) = tmp_path.glob("*/result.json")
     row = json.loads(path.read_text())
     row["val_loss"] += 1e-6
     del row["checksum"]  # as of a row that is not damaged
     row["sweep"], row["numerics"]["compiled"] = "norms", True
     path.write_text(json.dumps(row))
-    result = execute(at(tmp_path, on=True), data)
+    result = execute(prepare_run(at(tmp_path, on=True), data))
     assert "made with other compiled" in result["diagnostics"]["note"]
     assert str(row["val_loss"]) in result["diagnostics"]["note"]
     assert "came out" in caplog.text
@@ -111,12 +112,12 @@ def test_a_second_making_that_comes_out_otherwise_says_so(composed, tmp_path, ca
 
 def test_a_run_that_began_without_starts_anew_and_one_that_began_with_goes_on(composed, tmp_path):
     at, data = composed
-    execute(at(tmp_path / "whole", on=True), data)
+    execute(prepare_run(at(tmp_path / "whole", on=True), data))
     stop_at(at(tmp_path / "late", on=False), data, 6)
-    execute(at(tmp_path / "late", on=True), data)
+    execute(prepare_run(at(tmp_path / "late", on=True), data))
     stop_at(at(tmp_path / "early", on=True), data, 6)
     (begun,) = (tmp_path / "early").glob("*/checkpoint/*")
-    execute(at(tmp_path / "early", on=True), data)
+    execute(prepare_run(at(tmp_path / "early", on=True), data))
     histories = [load_history(tmp_path / name).drop(columns=["seconds", "tokens_per_second"]) for name in
                  ("whole", "late", "early")]  # fmt: skip
     assert begun.name == "step-000000007.safetensors"
@@ -130,7 +131,7 @@ def test_branches_are_completed_from_a_trunk_that_has_what_is_asked_for(words, t
     for extra in ((), ON):
         configs = expand([compose([*base, *extra])])
         for cfg in reversed(configs):  # the longest first
-            execute(cfg, load_data(cfg))
+            execute(prepare_run(cfg))
         losses = load_runs(tmp_path).sort_values("run_id")["val_loss"].tolist()
         if not extra:
             before = losses
@@ -182,7 +183,7 @@ def test_what_is_there_covers_what_is_asked(changes, enough):
 
 def test_a_restored_row_without_its_history_is_not_done(composed, tmp_path):
     at, data = composed
-    execute(at(tmp_path, on=True), data)
+    execute(prepare_run(at(tmp_path, on=True), data))
     assert job(at(tmp_path, on=True)).done
     next(tmp_path.glob("*/history.jsonl")).unlink()
     assert not job(at(tmp_path, on=True)).done
@@ -203,7 +204,7 @@ def test_a_second_making_reads_the_first_ones_row(tmp_path):
 
 
 def test_config_yaml_keeps_what_was_asked_for(composed, tmp_path):
-    from lmablate.runs.run import read_config, write_config
+    from lmablate.runs.config_file import read_config, write_config
 
     at, _ = composed
     write_config(at(tmp_path, on=True), tmp_path / "config.yaml")

@@ -18,7 +18,8 @@ from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.results import load_history, load_runs
 from lmablate.results.load import numerics_words
-from lmablate.runs.run import execute, load_data, with_data
+from lmablate.runs.prepared import load_data, prepare_run, with_data
+from lmablate.runs.run import execute
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import run_id
 from lmablate.training import distributed
@@ -188,7 +189,7 @@ def test_a_run_that_goes_on_from_parts_says_from_which_step_and_leaves_none_of_t
     directory = RunDirectory(tmp_path, run_id(with_data(cfg, data), data)).create()
     spread = cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"parallel": "ddp"})})
     trained(RankTrainer, with_data(spread, data), data, directory.checkpoint_dir, until=5)
-    execute(cfg, data)
+    execute(prepare_run(cfg, data))
     (attempt,) = map(json.loads, directory.attempts_path.read_text().splitlines())
     assert attempt["from"] == 5
     assert [path.name for path in directory.checkpoint_dir.iterdir()] == ["step-000000009.safetensors"]

@@ -15,8 +15,10 @@ from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_runs
 from lmablate.results.load import load_evaluations, load_positions
 from lmablate.runs.gang_run import train_group
-from lmablate.runs.run import execute, load_data
+from lmablate.runs.prepared import load_data, prepare_run
+from lmablate.runs.run import execute
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.result import RunResult
 
 ASKED = ("runtime.evaluate_lengths=[1,2,4]", "runtime.evaluate_stride=48")
 
@@ -35,7 +37,7 @@ def trained(words, tmp_path_factory):
     rows = {}
     for posemb, asked in (("rope", ASKED), ("alibi", ())):
         cfg = compose([*words, *asked, f"posemb={posemb}", f"results_dir={folder}"])
-        rows[posemb] = execute(cfg, load_data(cfg))
+        rows[posemb] = execute(prepare_run(cfg))
     return rows, folder
 
 
@@ -58,7 +60,7 @@ def test_training_leaves_what_it_was_asked_for_and_the_same_row(trained, words, 
     assert own["tokens"].nunique() == 1
     assert not (set(found["run_id"]) - {rows["rope"]["run_id"]})
     cfg = compose([*words, f"results_dir={tmp_path}"])
-    plain = execute(cfg, load_data(cfg))
+    plain = execute(prepare_run(cfg))
     assert (plain["run_id"], plain["val_loss"]) == (rows["rope"]["run_id"], rows["rope"]["val_loss"])
 
 
@@ -75,7 +77,7 @@ def test_positions_of_a_run_add_up(trained):
 def test_a_finished_run_that_lacks_its_evaluation_is_made_up_for(words, tmp_path, monkeypatch):
     plain = compose([*words, f"results_dir={tmp_path}"])
     data = load_data(plain)
-    row = execute(plain, data)
+    row = execute(prepare_run(plain, data))
     asked = compose([*words, *ASKED, f"results_dir={tmp_path}"])
     (job,), stores = prepare_jobs([asked])
     directory = RunDirectory(tmp_path, row["run_id"])
@@ -83,7 +85,7 @@ def test_a_finished_run_that_lacks_its_evaluation_is_made_up_for(words, tmp_path
     assert job.run_id == row["run_id"]
     assert not job.done
     monkeypatch.setattr("lmablate.training.trainer.Trainer.backward", None)  # nothing is trained
-    train_group([(job.cfg, stores[job.run_id])])
+    train_group([prepare_run(job.cfg, stores[job.run_id])])
     assert job.done
     assert (directory.result_path.read_bytes(), directory.history_path.read_bytes()) == before
     assert len(load_evaluations(tmp_path)) == 5
@@ -151,7 +153,7 @@ def test_runs_without_weights_are_refused(trained, tmp_path, capsys):
     directory = RunDirectory(tmp_path, row["run_id"])
     directory.create().config_path.write_text("{}")
     assert "is not finished" in told(capsys, directory.path)[1]
-    directory.finish({**row, "status": "diverged", "diverged_at_step": 3})
+    directory.finish(RunResult.model_validate({**row, "status": "diverged", "diverged_at_step": 3}))
     assert "the run diverged at step 3" in told(capsys, directory.path)[1]
 
 
@@ -215,9 +217,9 @@ def test_an_evaluation_that_fails_costs_no_training(words, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("lmablate.runs.evaluate_run.at_lengths", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            execute(cfg, data)
+            execute(prepare_run(cfg, data))
     (job,), _ = prepare_jobs([cfg])
     assert job.directory.is_done
     assert not job.done
-    execute(job.cfg, data)
+    execute(prepare_run(job.cfg, data))
     assert job.done

@@ -20,8 +20,10 @@ from lmablate.launcher.sweep_manifest import look
 from lmablate.results import load_history
 from lmablate.runs import recovery
 from lmablate.runs.config_file import read_config, write_config
-from lmablate.runs.run import RunSession, execute, load_data
+from lmablate.runs.prepared import load_data, prepare_run
+from lmablate.runs.run import RunSession, execute
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.result import RunResult
 from lmablate.training.checkpoint import Damaged, checkpoints, load_weights, read_checkpoint, save_checkpoint
 from lmablate.training.trainer import Trainer
 
@@ -43,7 +45,7 @@ def made(text, results, *more):
 @pytest.fixture(scope="module")
 def undisturbed(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    return execute(*made(text, folder)), load_history(folder)[SAME]
+    return execute(prepare_run(*made(text, folder))), load_history(folder)[SAME]
 
 
 def poison(monkeypatch, times):
@@ -62,7 +64,7 @@ def poison(monkeypatch, times):
 
 def test_a_nan_that_does_not_come_again_is_repeated_away_and_said(text, tmp_path, monkeypatch, undisturbed, caplog):
     poison(monkeypatch, 1)
-    row = execute(*made(text, tmp_path, "runtime.nan_restarts=1"))
+    row = execute(prepare_run(*made(text, tmp_path, "runtime.nan_restarts=1")))
     wanted, history = undisturbed
     assert (row["status"], row["val_loss"], row["train_loss"]) == (
         "completed",
@@ -77,7 +79,7 @@ def test_a_nan_that_does_not_come_again_is_repeated_away_and_said(text, tmp_path
 
 def test_a_nan_that_comes_again_is_a_divergence_at_its_step(text, tmp_path, monkeypatch):
     poison(monkeypatch, 99)
-    row = execute(*made(text, tmp_path, "runtime.nan_restarts=2"))
+    row = execute(prepare_run(*made(text, tmp_path, "runtime.nan_restarts=2")))
     assert (row["status"], row["diverged_at_step"], row["val_loss"]) == ("diverged", 7, None)
     assert row["provenance"]["faults"] == {"not_finite_at": [7, 7, 7], "not_finite_came_again": True}
     assert len(checkpoints(tmp_path / row["run_id"] / "checkpoint")) == 1
@@ -85,7 +87,7 @@ def test_a_nan_that_comes_again_is_a_divergence_at_its_step(text, tmp_path, monk
 
 def test_without_the_policy_a_nan_is_recorded_at_once(text, tmp_path, monkeypatch):
     poison(monkeypatch, 1)
-    row = execute(*made(text, tmp_path))
+    row = execute(prepare_run(*made(text, tmp_path)))
     assert (row["status"], row["diverged_at_step"]) == ("diverged", 7)
     assert "faults" not in row["provenance"]
 
@@ -107,7 +109,7 @@ def no_room_for(monkeypatch, most):
 
 def test_out_of_memory_goes_on_with_smaller_passes_and_the_same_science(text, tmp_path, monkeypatch, undisturbed):
     no_room_for(monkeypatch, 1)
-    row = execute(*made(text, tmp_path, "runtime.on_oom=halve_microbatch"))
+    row = execute(prepare_run(*made(text, tmp_path, "runtime.on_oom=halve_microbatch")))
     wanted, _ = undisturbed
     assert row["run_id"] == wanted["run_id"]
     assert row["val_loss"] == pytest.approx(wanted["val_loss"], rel=1e-5)
@@ -120,7 +122,7 @@ def test_out_of_memory_is_a_failure_that_names_the_size(text, tmp_path, monkeypa
     no_room_for(monkeypatch, 2)
     cfg, data = made(text, tmp_path)
     with pytest.raises(RuntimeError) as caught:
-        execute(cfg, data)
+        execute(prepare_run(cfg, data))
     said = recovery.failure(caught.value, cfg)
     assert said["kind"] == "out_of_memory"
     assert said["tried"] == {"microbatch_size": 4, "context_length": 32, "bytes": 4294967296}
@@ -156,12 +158,12 @@ def test_two_processes_cannot_train_one_run_and_a_made_one_is_not_made_again(tex
     folder = RunDirectory(tmp_path, undisturbed[0]["run_id"]).create()
     lock = FileLock.take(folder.lock_path)
     with pytest.raises(Held):
-        execute(cfg, data)
+        execute(prepare_run(cfg, data))
     assert not folder.config_path.exists()
     lock.release()
-    row = execute(cfg, data)
+    row = execute(prepare_run(cfg, data))
     made_at = folder.result_path.stat().st_mtime_ns
-    assert execute(cfg, data) == json.loads(json.dumps(row))
+    assert execute(prepare_run(cfg, data)) == RunResult.model_validate_json(row.model_dump_json())
     assert folder.result_path.stat().st_mtime_ns == made_at
     assert folder.attempts_path.read_text().count("\n") == 1
 
@@ -189,7 +191,7 @@ def test_sigint_ends_the_step_and_a_second_one_ends_the_run(text, tmp_path, monk
 @pytest.mark.parametrize("damage", ["a bit", "half", "another model"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(text, tmp_path, undisturbed, caplog, damage):
     cfg, data = made(text, tmp_path)
-    with RunSession(cfg, data) as session:
+    with RunSession(prepare_run(cfg, data)) as session:
         for record in session.trainer.records():
             session.take(record)
             if record["step"] == 6:
@@ -201,10 +203,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(text, tmp_path, undis
     raw[-9] ^= 1  # of a weight or a moment: the file is as well-formed as before
     if damage == "another model":
         other = made(text, tmp_path / "other", "model.d_model=32")
-        row = execute(*other)
+        row = execute(prepare_run(*other))
         raw = checkpoints(tmp_path / "other" / row["run_id"] / "checkpoint")[0].read_bytes()
     newest.write_bytes(raw[: len(raw) // 2] if damage == "half" else raw)
-    row = execute(cfg, data)
+    row = execute(prepare_run(cfg, data))
     assert "going back to the checkpoint before" in caplog.text
     assert row["val_loss"] == undisturbed[0]["val_loss"]
     assert load_history(tmp_path)[SAME].equals(undisturbed[1])
@@ -214,11 +216,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(text, tmp_path, undis
 
 
 def test_a_changed_number_in_a_result_is_noticed(text, tmp_path):
-    row = execute(*made(text, tmp_path))
+    row = execute(prepare_run(*made(text, tmp_path)))
     directory = RunDirectory(tmp_path, row["run_id"])
     whole = directory.result_path.read_text()
     read = directory.read_result()
-    assert read["val_loss"] == row["val_loss"] and "checksum" not in read
+    assert read["val_loss"] == row["val_loss"] and read.get("checksum") is None
     said = f'"val_loss": {row["val_loss"]}'
     assert whole.count(said) == 1
     directory.result_path.write_text(whole.replace(said, f'"val_loss": {row["val_loss"] - 0.5}'))

@@ -8,7 +8,8 @@ from corpus import QUICK, write_corpus
 from lmablate.config import compose
 from lmablate.results import load_history, load_runs
 from lmablate.runs import gang_run
-from lmablate.runs.run import execute, load_data
+from lmablate.runs.prepared import prepare_run
+from lmablate.runs.run import execute
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def runs(text, results, words):
     configs = [
         compose([*replaced(word), f"data.paths={text}/*.txt", f"results_dir={results}", *word]) for word in words
     ]
-    return [(cfg, load_data(cfg)) for cfg in configs]
+    return [prepare_run(cfg) for cfg in configs]
 
 
 WORDS = [("seed=0",), ("seed=1",), ("optim.lr=1e-3",), ("trainer.steps=9", "seed=2")]
@@ -36,7 +37,7 @@ def test_rows_of_a_gang_are_those_of_runs_trained_alone(text, tmp_path, monkeypa
     )
     assert len(told) == 1 and told[0].startswith("trying whether 4 runs train faster as one program")
     for cfg, data in runs(text, tmp_path / "solo", WORDS):
-        execute(cfg, data)
+        execute(prepare_run(cfg, data))
     same = ["run_id", "status", "val_loss", "val_bpb", "train_loss", "init_val_loss", "tokens", "numerics", "seed"]
     gang, solo = (load_runs(tmp_path / way).sort_values("run_id", ignore_index=True)[same] for way in ("gang", "solo"))
     assert gang.equals(solo)

@@ -6,7 +6,8 @@ import pytest
 from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
-from lmablate.runs.run import load_data, read_config, with_data, write_config
+from lmablate.runs.config_file import read_config, write_config
+from lmablate.runs.prepared import load_data, with_data
 from lmablate.schema.identity import run_id
 
 

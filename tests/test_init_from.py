@@ -13,9 +13,11 @@ from lmablate.launcher.jobs import prepare_jobs
 from lmablate.model import build_model
 from lmablate.results import load_history, load_runs
 from lmablate.runs.gang_run import train_group
-from lmablate.runs.run import RunSession, execute, load_data, with_data
+from lmablate.runs.prepared import load_data, prepare_run, with_data
+from lmablate.runs.run import RunSession, execute
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import science
+from lmablate.schema.result import RunResult
 from lmablate.training.checkpoint import checkpoints, load_weights
 from lmablate.training.gang import graph_key
 from lmablate.training.trainer import Interrupted, Trainer
@@ -33,7 +35,7 @@ def world(tmp_path_factory):
     for seed in (0, 1):
         cfg = compose([*words, f"seed={seed}"])
         data = load_data(cfg)
-        rows.append(execute(cfg, data))
+        rows.append(execute(prepare_run(cfg, data)))
     return words, [row["run_id"] for row in rows], rows, data
 
 
@@ -46,7 +48,7 @@ def last_weights(folder, run_id):
 
 
 def run(cfg):
-    return execute(cfg, load_data(cfg))
+    return execute(prepare_run(cfg))
 
 
 def test_it_starts_where_the_parent_ended_and_its_optimizer_afresh(world):
@@ -110,19 +112,19 @@ def test_killed_and_continued_it_ends_with_the_same_bits(world, tmp_path):
     cfg = child(world, "optim.lr=2e-3", "runtime.checkpoint_seconds=0")
     data = world[3]
     asked = iter([0, 0, 0, 15])
-    session = RunSession(cfg, data)
+    session = RunSession(prepare_run(cfg, data))
     with pytest.raises(Interrupted):
         list(map(session.take, session.trainer.records(lambda: next(asked))))
     level = json.loads((session.directory.path / "history.jsonl").read_text().splitlines()[0])["val_loss"]
     session.lock.release()  # the end of a process frees its locks
-    again = RunSession(cfg, data)
+    again = RunSession(prepare_run(cfg, data))
     for record in again.trainer.records():
         again.take(record)
     row = again.finish()
     assert again.trainer.detector.initial_loss == world[2][0]["init_val_loss"] > level
     whole = compose([*(w for w in world[0] if not w.startswith("results_dir")), f"results_dir={tmp_path}"])
-    execute(whole, data)  # the same parent, elsewhere
-    apart = execute(child(world, "optim.lr=2e-3", f"results_dir={tmp_path}"), data)
+    execute(prepare_run(whole, data))  # the same parent, elsewhere
+    apart = execute(prepare_run(child(world, "optim.lr=2e-3", f"results_dir={tmp_path}"), data))
     assert (apart["run_id"], apart["val_loss"], apart["train_loss"]) == (
         row["run_id"],
         row["val_loss"],
@@ -136,7 +138,7 @@ def test_children_of_different_parents_train_in_one_gang_to_the_same_bits(world,
     configs = [with_data(cfg, data) for cfg in configs]
     assert len({graph_key(cfg, data) for cfg in configs}) == 1
     monkeypatch.setattr("lmablate.runs.gang_run.plan_size", lambda runs: (2, "as the test wants"))
-    train_group([(cfg, data) for cfg in configs])
+    train_group([prepare_run(cfg, data) for cfg in configs])
     runs = load_runs(configs[0].results_dir)
     ganged = runs[(runs["optim.lr"] == 4e-3)].sort_values("init_seed")
     assert (ganged["init_val_loss"].to_numpy() == np.array([row["val_loss"] for row in world[2]])).all()
@@ -175,17 +177,17 @@ def test_a_table_of_learned_positions_cannot_be_made_longer(world):
 def test_an_unfinished_or_diverged_parent_is_refused(world, tmp_path):
     cfg = compose([*world[0], f"results_dir={tmp_path}"])
     data = world[3]
-    session = RunSession(cfg, data)
+    session = RunSession(prepare_run(cfg, data))
     next(iter(session.trainer.records()))
     identity = session.directory.run_id
     mine = compose([*world[0], f"results_dir={tmp_path}", f"trainer.init_from={identity}"])
     with pytest.raises(ConfigError, match="not finished"):
         prepare_jobs([mine])
     row = {**world[2][0], "run_id": identity, "status": "diverged"}
-    session.directory.finish(row)
+    session.directory.finish(RunResult.model_validate(row))
     with pytest.raises(ConfigError, match="that run diverged"):
         prepare_jobs([mine])
-    session.directory.finish({**row, "status": "completed"})
+    session.directory.finish(RunResult.model_validate({**row, "status": "completed"}))
     with pytest.raises(ConfigError, match="no checkpoint any more"):
         prepare_jobs([mine])
 

@@ -19,7 +19,7 @@ from lmablate.core.errors import ConfigError
 from lmablate.inspect.__main__ import main
 from lmablate.inspect.initialisation import arms, by_layer, one, summarise
 from lmablate.model import build_model
-from lmablate.runs.run import load_data, with_data
+from lmablate.runs.prepared import load_data, with_data
 from lmablate.schema.identity import science
 
 

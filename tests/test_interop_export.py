@@ -15,7 +15,8 @@ from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import ByteTokenizer, load_pretrained, train_bpe
 from lmablate.interop import export
 from lmablate.interop.tokenizer import as_hf, byte_characters
-from lmablate.runs.run import execute, load_data
+from lmablate.runs.prepared import prepare_run
+from lmablate.runs.run import execute
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.data import PretrainedTokenizer
 
@@ -29,7 +30,7 @@ def trained(folder, *words):
     cfg = compose(
         [*QUICK, f"data.paths='{folder}/text/*.txt'", f"results_dir={folder}/results", "trainer.precision=fp32", *words]
     )
-    execute(cfg, load_data(cfg))
+    execute(prepare_run(cfg))
     return next((folder / "results").glob("*/result.json")).parent
 
 

@@ -23,7 +23,7 @@ from lmablate.launcher.scheduler import heaviest_first, run_jobs
 from lmablate.launcher.warm import WarmProcess
 from lmablate.model import components
 from lmablate.results import load_history
-from lmablate.runs.run import write_config
+from lmablate.runs.config_file import write_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork is used on Linux alone")
 NUMBERS = ["step", "tokens", "train_loss", "lr", "grad_norm", "val_loss", "val_bpb"]

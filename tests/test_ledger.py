@@ -15,6 +15,7 @@ from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.sweep_manifest import load_sweeps, look, record
 from lmablate.results import load_runs
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.result import RunResult
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def finished(folder, run_id, **changes):
     """A result row under another name."""
     directory = RunDirectory(folder, run_id)
     (row,) = write_fake_results(folder / "aside", {"norm": ["rms"]}, seeds=[0])
-    directory.finish(row | {"run_id": run_id} | changes)
+    directory.finish(RunResult.model_validate(row | {"run_id": run_id} | changes))
     return directory
 
 
@@ -75,7 +76,7 @@ def test_a_grid_is_named_by_what_its_runs_differ_in_and_a_single_run_by_what_was
     (row,) = write_fake_results(tmp_path / "aside", {"norm": ["layer"]}, seeds=[0])
     words = ["norm=layer", "data.paths=/home/me/texts/en/*.txt", "seed=0", "runtime.threads=1"]
     row["provenance"]["overrides"] = words
-    RunDirectory(tmp_path, "a" * 12).finish(row | {"run_id": "a" * 12})
+    RunDirectory(tmp_path, "a" * 12).finish(RunResult.model_validate(row | {"run_id": "a" * 12}))
     failed = RunDirectory(tmp_path, "b" * 12)
     failed.write_status({"state": "failed", "step": 3, "steps": 9, "error": "killed by [/SIGKILL]"})
     failed.config_path.write_text("overrides:\n- norm=none\n- seed=7\n")

@@ -21,6 +21,7 @@ from lmablate.report.summary import arms_table, notices
 from lmablate.report.tuned_studies import shown
 from lmablate.results import load_history, load_runs
 from lmablate.results.studies import load_studies
+from lmablate.schema.result import RunResult
 from lmablate.sweeper.optuna_plugin import _dimension
 from lmablate.sweeper.optuna_search import Search
 from lmablate.sweeper.optuna_space import dimensions, read_search
@@ -117,7 +118,7 @@ class Fake:
                 "stage": cfg.stage,
                 "config": {"trainer": {"steps": cfg.trainer.steps}},
             }
-            job.directory.finish(row | {"data": {"val_tokens": 400, "val_bytes": 800}})
+            job.directory.finish(RunResult.model_validate(row | {"data": {"val_tokens": 400, "val_bytes": 800}}))
         return code
 
 

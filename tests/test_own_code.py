@@ -23,7 +23,7 @@ from lmablate.core.paths import ROOT
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
 from lmablate.model import build_model, components
-from lmablate.runs.run import check_code, load_data, with_data
+from lmablate.runs.prepared import check_code, load_data, with_data
 from lmablate.schema.identity import run_id
 from lmablate.training.gang import graph_key
 from lmablate.training.trainer import Interrupted, Trainer

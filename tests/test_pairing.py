@@ -7,7 +7,7 @@ from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
 from lmablate.model import build_model
-from lmablate.runs.run import load_data, with_data
+from lmablate.runs.prepared import load_data, with_data
 from lmablate.training.trainer import Trainer
 
 ARMS = (

@@ -18,7 +18,7 @@ from lmablate.core.paths import CONF_DIR
 from lmablate.model import build_model
 from lmablate.results import load_runs
 from lmablate.results.arms import with_arms
-from lmablate.runs.run import check_vocabulary
+from lmablate.runs.prepared import check_vocabulary
 
 NAMES = presets.names()
 CPU = ("runtime.device=cpu", "trainer.precision=fp32")

@@ -19,6 +19,7 @@ from lmablate.report.reproduce import commands
 from lmablate.report.summary import arms_table, followed, held_equal, notices, question, varied
 from lmablate.results import load_runs
 from lmablate.results.load import with_arms
+from lmablate.schema.result import RunResult
 
 VOID = {"meta", "link", "br"}
 
@@ -313,7 +314,7 @@ def test_rows_with_the_contract_keys_alone_make_a_report(tmp_path):
     for norm in ("rms", "layer"):
         row = original({"norm": norm})
         bare(row)
-        fake_results.RunDirectory(results, row["run_id"]).finish(row)
+        fake_results.RunDirectory(results, row["run_id"]).finish(RunResult.model_validate(row))
     page = report(results, tmp_path / "out")
     assert "2 runs of 2 arms" in page.text
 

@@ -12,12 +12,13 @@ from lmablate.core.errors import ConfigError
 from lmablate.results import load_history, load_runs
 from lmablate.results.load import (
     HISTORY_COLUMNS,
-    RESULT_KEYS,
     RunDirectory,
     SkippedFile,
     check_writable,
     load_unfinished,
 )
+from lmablate.runs.run_directory import read_result_file
+from lmablate.schema.result import REQUIRED, RunResult
 
 NO_NAN = {"parse_constant": lambda word: pytest.fail(f"{word} is not JSON")}
 
@@ -84,21 +85,22 @@ def test_result_comes_last_is_valid_json_and_marks_the_run_done(run):
     row = {**fake_results.fake_row({}), "run_id": run.run_id, "train_loss": math.nan}
     run.create()
     assert not run.is_done
-    run.finish(row)
+    run.finish(RunResult.model_validate(row))
     assert run.is_done
     stored = json.loads(run.result_path.read_text(), **NO_NAN)
     assert stored.pop("checksum")
-    assert stored == run.read_result() == {**row, "train_loss": None}
+    assert stored == run.read_result().model_dump(exclude_unset=True) == {**row, "train_loss": None}
     assert [path.name for path in run.path.iterdir()] == ["result.json"]
 
 
-@pytest.mark.parametrize("key", RESULT_KEYS)
+@pytest.mark.parametrize("key", REQUIRED)
 def test_a_result_without_a_contract_key_is_refused(run, key):
     row = {**fake_results.fake_row({}), "run_id": run.run_id}
     del row[key]
-    with pytest.raises(ValueError, match=rf"lacks {key}"):
-        run.finish(row)
-    assert not run.result_path.exists()
+    with pytest.raises(ValueError, match=rf"{key}\n  Field required"):
+        run.finish(RunResult.model_validate(row))
+    run.create().result_path.write_text(json.dumps(row))
+    assert read_result_file(run.result_path) == (None, f"lacks {key}")
 
 
 @pytest.mark.parametrize(
@@ -108,12 +110,21 @@ def test_a_result_without_a_contract_key_is_refused(run, key):
         ({"n_params": 1.5}, "n_params=1.5"),
         ({"val_loss": "4.3"}, "val_loss='4.3'"),
         ({"choices": {"norm": None}}, "choices"),
-        ({"run_id": "another"}, "handed to the folder of run 0123456789ab"),
     ],
 )
 def test_a_result_of_the_wrong_kind_is_refused(run, change, words):
-    with pytest.raises(ValueError, match=words):
-        run.finish({**fake_results.fake_row({}), "run_id": run.run_id, **change})
+    row = {**fake_results.fake_row({}), "run_id": run.run_id, **change}
+    with pytest.raises(ValueError):
+        run.finish(RunResult.model_validate(row))
+    run.create().result_path.write_text(json.dumps(row))
+    found, problem = read_result_file(run.result_path)
+    assert found is None and words in problem
+
+
+def test_a_result_goes_into_the_folder_of_its_own_run(run):
+    row = {**fake_results.fake_row({}), "run_id": "another"}
+    with pytest.raises(ValueError, match="handed to the folder of run 0123456789ab"):
+        run.finish(RunResult.model_validate(row))
 
 
 def test_status_is_replaced_whole(run):
@@ -124,7 +135,7 @@ def test_status_is_replaced_whole(run):
 
 
 def test_a_damaged_result_does_not_count_as_done(run):
-    run.finish({**fake_results.fake_row({}), "run_id": run.run_id})
+    run.finish(RunResult.model_validate({**fake_results.fake_row({}), "run_id": run.run_id}))
     run.result_path.write_text(run.result_path.read_text()[:200])
     assert not run.is_done
 
@@ -226,7 +237,7 @@ def test_a_damaged_result_is_skipped_by_name_and_the_rest_loads(tmp_path, damage
 def test_an_empty_directory_has_the_columns_and_a_missing_one_is_an_error(tmp_path):
     runs = load_runs(tmp_path)
     assert len(runs) == 0
-    assert set(RESULT_KEYS) - {"choices", "provenance"} <= set(runs.columns)
+    assert set(REQUIRED) - {"choices", "provenance"} <= set(runs.columns)
     assert runs["val_loss"].dtype == "float64"
     assert list(load_history(tmp_path).columns) == list(HISTORY_COLUMNS)
     (tmp_path / "file").write_text("")

@@ -9,8 +9,10 @@ from corpus import QUICK, write_corpus
 
 from lmablate import sample
 from lmablate.config import compose
+from lmablate.runs.config_file import read_config, write_config
 from lmablate.runs.load import load_run
-from lmablate.runs.run import execute, load_data, read_config, write_config
+from lmablate.runs.prepared import prepare_run
+from lmablate.runs.run import execute
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def run(tmp_path_factory):
     write_corpus(folder / "text")
     words = [*QUICK, f"data.paths='{folder}/text/*.txt'", f"results_dir={folder}/results", "posemb=learned"]
     cfg = compose([*words, "trainer.precision=fp32", "optim.lr=0.02", "trainer.steps=40", "runtime.evaluations=1"])
-    execute(cfg, load_data(cfg))
+    execute(prepare_run(cfg))
     return next((folder / "results").glob("*/result.json")).parent
 
 
@@ -132,7 +134,7 @@ def test_a_run_of_a_prefix_objective_reads_its_prompt_in_both_directions(capsys,
     write_corpus(tmp_path / "text")
     words = [*QUICK, f"data.paths='{tmp_path}/text/*.txt'", f"results_dir={tmp_path}/results", "objective=prefix"]
     cfg = compose([*words, "trainer.precision=fp32", "optim.lr=0.02"])
-    execute(cfg, load_data(cfg))
+    execute(prepare_run(cfg))
     run = next((tmp_path / "results").glob("*/result.json")).parent
     model, _, data = load_run(run)
     ids = [data.eot_id, *data.encode("in the be")]

@@ -27,6 +27,7 @@ from lmablate.runs.load import load_run
 from lmablate.runs.recovery import failure
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.wsd_branches import Trunk
+from lmablate.schema.result import RunResult
 from lmablate.training.checkpoint import checkpoints
 
 REMEDY = r"belongs to .*\(mode \d+\).*chmod"
@@ -130,7 +131,7 @@ def finished(tmp_path_factory):
     words += ["trainer.precision=fp32", "runtime.progress=off", "runtime.device=cpu", f"data.paths={text}/*.txt"]
     words += [f"results_dir={place}/results"]
     (job,), _ = prepare_jobs([compose(words)])
-    job.directory.finish({**fake_row({}), "run_id": job.run_id})
+    job.directory.finish(RunResult.model_validate({**fake_row({}), "run_id": job.run_id}))
     return words, job
 
 

@@ -18,7 +18,8 @@ from lmablate.launcher.jobs import Job
 from lmablate.launcher.progress import outcome, results_table
 from lmablate.model import build_model
 from lmablate.results import load_history, load_runs
-from lmablate.runs.run import execute, with_data
+from lmablate.runs.prepared import prepare_run, with_data
+from lmablate.runs.run import execute
 from lmablate.training.gang import Gang
 from lmablate.training.trainer import Trainer
 
@@ -148,7 +149,7 @@ def _positions(model, length):
 def test_a_run_tells_its_accuracy_everywhere(tmp_path):
     cfg, data = setting("mqar", n_pairs=3, length_factors=[1, 2])
     cfg = cfg.model_copy(update={"results_dir": str(tmp_path)})
-    row = execute(cfg, data)
+    row = execute(prepare_run(cfg, data))
     assert 0 <= row["val_accuracy"] <= 1
     assert row["val_bpb"] is None
     assert "no bytes" in row["data"]["note"]
@@ -200,7 +201,7 @@ MQAR = (
 def test_attention_solves_recall_and_a_short_window_does_not():
     """Two layers of attention answer over 99 %; a window that reaches 2 x 3 tokens back, and none at all, do not."""
     from lmablate.config import compose
-    from lmablate.runs.run import load_data
+    from lmablate.runs.prepared import load_data
 
     found = {}
     for name, words in {

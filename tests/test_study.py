@@ -15,6 +15,7 @@ from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_runs
 from lmablate.results.studies import load_studies, study_path, study_runs
+from lmablate.schema.result import RunResult
 from lmablate.sweeper.rules import rule_of
 from lmablate.sweeper.settings import read_study
 from lmablate.sweeper.study import Study
@@ -62,7 +63,9 @@ class Fake:
             }
             row |= {"status": "completed" if loss is not None else "diverged", "val_loss": loss, "provenance": {}}
             row |= {"init_seed": cfg.init_seed, "data_seed": cfg.data_seed, "arm": cfg.arm, "stage": cfg.stage}
-            job.directory.finish(row | {"sweep": cfg.sweep, "config": {"optim": {"lr": cfg.optim.lr}}})
+            job.directory.finish(
+                RunResult.model_validate(row | {"sweep": cfg.sweep, "config": {"optim": {"lr": cfg.optim.lr}}})
+            )
         return self.code
 
 

@@ -47,7 +47,7 @@ def sheet(cfg: RunConfig) -> list[tuple[str, str]]:
 def show(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print the account of every distinct model of a command; returns the exit code."""
     from lmablate.budget import DEFINITIONS
-    from lmablate.runs.run import load_data, with_data
+    from lmablate.runs.prepared import load_data, with_data
 
     told: set[str] = set()
     for cfg in configs:

@@ -164,7 +164,7 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
         for path, why in access.folders(folder):
             if why:
                 print(f"{path}: left out ({why})", file=sys.stderr)
-            elif (row := RunDirectory(folder, path.name).read_result()) is not None and row["status"] == "completed":
+            elif (row := RunDirectory(folder, path.name).read_result()) is not None and row.status == "completed":
                 completed.append(path)
         if not completed:
             lower = "".join(f"; there are runs one level down, in {one}" for one in below(folder))

@@ -86,7 +86,7 @@ def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int]
     from lmablate.analysis._style import save
     from lmablate.analysis.decode import figure
     from lmablate.core.files import atomic_write
-    from lmablate.runs.run import load_data, with_data
+    from lmablate.runs.prepared import load_data, with_data
     from lmablate.runs.run_directory import check_writable
 
     check_writable(out, "--out")

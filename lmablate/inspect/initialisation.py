@@ -132,7 +132,7 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
     import pandas as pd
     import torch
 
-    from lmablate.runs.run import load_data, with_data
+    from lmablate.runs.prepared import load_data, with_data
 
     threads = torch.get_num_threads()
     rows, done, line = [], 0, Line()

@@ -72,7 +72,7 @@ def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bo
     from lmablate.inspect.accounted import COMPILED, PLAIN, WRITTEN_OUT
     from lmablate.inspect.measured import measure
     from lmablate.inspect.parts_time import measure_parts
-    from lmablate.runs.run import load_data, with_data
+    from lmablate.runs.prepared import load_data, with_data
     from lmablate.runs.run_directory import check_writable
     from lmablate.training.compile import missing_compiler
 

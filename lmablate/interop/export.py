@@ -112,10 +112,10 @@ def _same_tokens(folder: Path, cfg: RunConfig, data: TokenData) -> None:
 
 
 def _facts(run_dir: Path, cfg: RunConfig, pieces: Sequence[Piece]) -> dict[str, Any]:
-    row = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).read_result() or {}
+    row = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).read_result()
     kept = ("run_id", "science_version", "status", "seed", "tokens", "n_params", "val_loss", "val_bpb")
     axes = {axis: option for axis, option in cfg.choices.items() if option != "none"}
-    facts = {"run_id": run_dir.absolute().name} | {key: row[key] for key in kept if key in row}
+    facts = {"run_id": run_dir.absolute().name} | ({key: row[key] for key in kept} if row is not None else {})
     private = ("results_dir=", "runtime.", "data.paths=", "tokenizer.path=")  # places on the machine it was trained on
     words = [word for word in cfg.overrides if not word.lstrip("+").startswith(private)]
     names = [type(piece.theirs).__name__ for piece in pieces]

@@ -26,10 +26,10 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
     from lmablate.model.components import trust
     from lmablate.runs.config_file import asked_path, read_config
     from lmablate.runs.gang_run import train_group
+    from lmablate.runs.prepared import prepare_run
     from lmablate.runs.recovery import HELD
-    from lmablate.runs.run import load_data
     from lmablate.runs.run_directory import RunDirectory
-    from lmablate.runs.state import is_complete
+    from lmablate.runs.state import state_of
     from lmablate.training.trainer import Interrupted
 
     trust(*trusted)
@@ -39,13 +39,11 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
         if all(cfg.branches for cfg in configs):
             return _run_branches(directories, list(trusted))
         first = directories[0].path  # one of them speaks for all
-        train_group(
-            [(cfg, load_data(cfg)) for cfg in configs], on_trial=lambda what: leave_word(first, {"doing": what})
-        )
+        train_group([prepare_run(cfg) for cfg in configs], on_trial=lambda what: leave_word(first, {"doing": what}))
         return 0
     except (Interrupted, KeyboardInterrupt):
         for directory in directories:
-            if not is_complete(directory, read_config(asked_path(directory.path))):
+            if not state_of(read_config(asked_path(directory.path)), directory).done:
                 leave_word(directory.path, {"state": "stopped"})
         return 143
     except Held as held:
@@ -53,7 +51,7 @@ def run_group(paths: Sequence[Path], trusted: Sequence[str]) -> int:
         return HELD
     except Exception:
         log.exception("these runs could not train together; they go on one by one")
-    left = [one for one in directories if not is_complete(one, read_config(asked_path(one.path)))]
+    left = [one for one in directories if not state_of(read_config(asked_path(one.path)), one).done]
     codes = [run_directory(directory.path, list(trusted)) for directory in left]
     return max(codes, default=0)
 

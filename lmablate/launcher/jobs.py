@@ -8,24 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, Held
 from lmablate.core.source_code import describe
 from lmablate.launcher.labels import label_jobs
-from lmablate.runs.evaluation_files import lacks
-from lmablate.runs.run import check_vocabulary, load_data, with_data
+from lmablate.runs.prepared import check_vocabulary, load_data, prepare_run
 from lmablate.runs.run_directory import RunDirectory, check_readable, check_writable
-from lmablate.runs.state import is_complete
+from lmablate.runs.state import RunState, state_of
 from lmablate.runs.tracking.account import check_names
 from lmablate.runs.wsd_branches import trunk_id
 from lmablate.schema.diagnostics import merge
-from lmablate.schema.identity import run_id
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
+    from lmablate.schema.result import RunResult
     from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -45,6 +44,7 @@ class Job:
     asked: int = 1
     other_overrides: list[list[str]] = field(default_factory=list)
     trunk: str | None = None  # runs with the same one train in one process, the longest first
+    _state: RunState | None = None
 
     @property
     def directory(self) -> RunDirectory:
@@ -53,10 +53,14 @@ class Job:
     @property
     def done(self) -> bool:
         """A finished run that lacks the diagnostics or the evaluation asked for is not done, nor one that is to be trained again."""
-        directory = self.directory
-        if self.to_replace:
-            return False
-        return is_complete(directory, self.cfg) and not lacks(self.cfg, directory.path, directory.read_result())
+        return not self.to_replace and self.state.done
+
+    @property
+    def state(self) -> RunState:
+        """What the run has and lacks; what is done stays done, and is not looked at again."""
+        if self._state is None or not self._state.done:
+            self._state = state_of(self.cfg, self.directory, self._state)
+        return self._state
 
     @property
     def to_replace(self) -> bool:
@@ -74,9 +78,9 @@ class Job:
             return 0
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> RunResult:
         """The result of a job that is done."""
-        result = self.directory.read_result()
+        result = self.state.result
         assert result is not None
         return result
 
@@ -147,10 +151,9 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
         )
         if key not in stores:
             stores[key] = load_data(cfg)
-        data = stores[key]
-        final = with_data(cfg, data)
+        run = prepare_run(cfg, stores[key])
+        final, data, identity = run.cfg, run.data, run.run_id
         check_text(final, data)
-        identity = run_id(final, data)
         if identity in jobs:
             jobs[identity].asked += 1
             jobs[identity].other_overrides.append(cfg.overrides)

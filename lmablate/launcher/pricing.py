@@ -94,7 +94,7 @@ def _state(job: Job) -> str:
     from lmablate.schema.identity import is_stale
 
     if job.done:
-        state = "done, stale" if is_stale(job.row) else str(job.row["status"])
+        state: str = "done, stale" if is_stale(job.row.science_version, job.row.code) else job.row.status
     else:  # a finished one lacks the diagnostics asked for
         state = "to train again" if job.directory.is_done else "to train"
     return f"{state} (asked {job.asked} times)" if job.asked > 1 else state

@@ -20,6 +20,7 @@ from lmablate.results.common_targets import COMMON
 
 if TYPE_CHECKING:
     from lmablate.launcher.jobs import Job
+    from lmablate.schema.result import RunResult
 
 LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
 BAR = 10  # cells of a live bar
@@ -39,11 +40,12 @@ class Board:
         self.status: dict[str, dict[str, Any]] = {}
         self.began = time.monotonic()
         self._said: dict[str, float] = {}
+        self._open = list(self.jobs)  # not known to be done
         self._done: set[str] = set()  # what is done stays done
+        self._lowest: tuple[float, Job] | None = None
         self._compiling = False  # was it said?
         self._begun: dict[str, int] = {}  # the step that each run began at
-        self._last: dict[str, dict[str, Any]] = {}  # heartbeats, also of runs that have ended
-        self._work = {job.run_id: float(job.work) for job in self.todo}
+        self._times = {job.run_id: Todo(job.cfg, float(job.work), {}) for job in self.todo}
         wanted = jobs[0].cfg.runtime.progress if jobs else "off"
         self.console = console()
         self.mode = ("live" if self.console.is_terminal else "lines") if wanted == "auto" else wanted
@@ -90,7 +92,9 @@ class Board:
         if not status:
             return
         before = self.status.get(job.run_id, {})
-        self.status[job.run_id] = self._last[job.run_id] = {"steps": before.get("steps"), **status}
+        self.status[job.run_id] = {"steps": before.get("steps"), **status}
+        if job.run_id in self._times:
+            self._times[job.run_id].status = self.status[job.run_id]
         if self.mode != "lines":
             return
         if "from" in status and self._begun.get(job.run_id) != status["from"]:
@@ -112,6 +116,7 @@ class Board:
         self.status.pop(job.run_id, None)
         if status["state"] == "failed":
             self.failed.append((job, status["error"]))
+            self._end(job)
             self.say(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
         elif status["state"] == "done":
             name = f"{job.run_id}  {job.label}" if len(self.jobs) > 1 else job.run_id  # of one, the label was just said
@@ -121,16 +126,16 @@ class Board:
         """The table of all runs, best first, and what failed."""
         rows = sorted(
             ((job, job.row) for job in self.jobs if job.done),
-            key=lambda pair: (pair[1]["val_loss"] is None, pair[1]["val_loss"] or 0.0),
+            key=lambda pair: (pair[1].val_loss is None, pair[1].val_loss or 0.0),
         )
         if rows and self.mode != "off":
             self.console.print(results_table(rows))
             if told := beside_unigram(rows[0][1]):
                 self.say(f"For scale, the first of these and in brackets a unigram model: {told}.")
-            unigram = rows[0][1].get("data", {}).get("unigram_val_loss")
+            unigram = rows[0][1].data.get("unigram_val_loss")
             if unigram is not None and not told:
                 self.say(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
-            chance = rows[0][1].get("data", {}).get("chance_accuracy")
+            chance = rows[0][1].data.get("chance_accuracy")
             if chance is not None:
                 self.say(f"For scale: the best guess that reads nothing is right in {100 * chance:.2f} %.")
         for job, reason in self.failed:
@@ -144,16 +149,26 @@ class Board:
 
     def _count(self) -> int:
         """How many runs are done."""
-        self._done |= {job.run_id for job in self.jobs if job.run_id not in self._done and job.done}
+        still = []
+        for job in self._open:
+            if not job.done:
+                still.append(job)
+                continue
+            self._done.add(job.run_id)
+            self._end(job)
+            loss = job.row.val_loss
+            if loss is not None and (self._lowest is None or loss < self._lowest[0]):
+                self._lowest = loss, job
+        self._open = still
         return len(self._done)
+
+    def _end(self, job: Job) -> None:
+        if job.run_id in self._times:
+            self._times[job.run_id].end()
 
     def _left(self) -> str:
         """Time until the whole command is done, in brackets; nothing where it is not known, or all have ended."""
-        ended = self._done | {job.run_id for job, _ in self.failed}
-        todo = [
-            Todo(job.cfg, self._work[job.run_id], self._last.get(job.run_id, {}), job.run_id in ended)
-            for job in self.todo
-        ]
+        todo = list(self._times.values())
         seconds = None if all(one.ended for one in todo) else time_left(todo)
         if seconds is None:
             return ""
@@ -163,17 +178,14 @@ class Board:
         return f"  ({whole} done in {duration(seconds)})"
 
     def _best(self) -> str:
-        self._count()
-        done = [(job.row, job) for job in self.jobs if job.run_id in self._done]
-        finite = [(row["val_loss"], job) for row, job in done if row["val_loss"] is not None]
-        if not finite:
+        if self._lowest is None:
             return ""
-        loss, job = min(finite, key=lambda pair: pair[0])
+        loss, job = self._lowest
         return f", best so far {loss:.4f} ({job.label})"
 
     def _render(self) -> Group:
         head = Text(plain(f"{self._count()}/{len(self.jobs)} done{self._best()}{self._left()}"), style="bold")
-        rows = [(job, self.status[job.run_id]) for job in self.todo if job.run_id in self.status]
+        rows = [(job, status) for job in self.todo if (status := self.status.get(job.run_id)) is not None]
         return Group(head, *([live_table(rows, ascii_only=self.console.options.ascii_only)] if rows else []))
 
 
@@ -190,19 +202,19 @@ def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool =
     return table([*columns, *map(Column, ("train", "val", "accuracy", "tokens/s", ""))], cells)
 
 
-def results_table(rows: Sequence[tuple[Job, dict[str, Any]]]) -> Table:
+def results_table(rows: Sequence[tuple[Job, RunResult]]) -> Table:
     """One line a run, numbers aligned."""
-    tasks = any(row.get("val_accuracy") is not None for _, row in rows)  # which have no bytes
-    mixed = len({row["choices"].get("objective") for _, row in rows}) > 1  # whose losses are of different targets
+    tasks = any(row.val_accuracy is not None for _, row in rows)  # which have no bytes
+    mixed = len({row.choices.get("objective") for _, row in rows}) > 1  # whose losses are of different targets
     measure = "accuracy" if tasks else "second half" if mixed else "bits/byte"
-    whole = all(row["status"] == "completed" for _, row in rows)
+    whole = all(row.status == "completed" for _, row in rows)
     cells = []
     for job, row in rows:
-        loss, number = row["val_loss"], row.get(COMMON) if mixed else row["val_bpb"]
+        loss, number = row.val_loss, row.get(COMMON) if mixed else row.val_bpb
         second = accuracy(row) if tasks else "-" if number is None else f"{number:.4f}"
-        status = row["status"] if row["status"] != "diverged" else f"diverged at step {row['diverged_at_step']}"
+        status = row.status if row.status != "diverged" else f"diverged at step {row.diverged_at_step}"
         sizes = (f"{row[key]:,}" for key in ("n_params", "flops_per_token", "tokens"))
-        speed = f"{row['tokens_per_second']:,.0f}"
+        speed = f"{row.tokens_per_second:,.0f}"
         cells.append((job.run_id, job.label, "-" if loss is None else f"{loss:.4f}", status, second, *sizes, speed))
     columns = (
         Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("val loss", keep=True),
@@ -211,25 +223,25 @@ def results_table(rows: Sequence[tuple[Job, dict[str, Any]]]) -> Table:
     return table(columns, cells)
 
 
-def outcome(row: dict[str, Any]) -> str:
+def outcome(row: RunResult) -> str:
     """A result in a few words."""
-    if row["status"] == "diverged":
-        return f"diverged at step {row['diverged_at_step']}"
-    said = [f"val loss {row['val_loss']:.4f} nats/token"]
-    if row.get("val_accuracy") is not None:
+    if row.status == "diverged":
+        return f"diverged at step {row.diverged_at_step}"
+    said = [f"val loss {row.val_loss:.4f} nats/token"]
+    if row.val_accuracy is not None:
         said.append(f"accuracy {accuracy(row)}")
-    elif row["val_bpb"] is not None:
-        said.append(f"{row['val_bpb']:.4f} bits/byte")
-    return ", ".join([*said, f"{row['tokens_per_second']:,.0f} tokens/s"])
+    elif row.val_bpb is not None:
+        said.append(f"{row.val_bpb:.4f} bits/byte")
+    return ", ".join([*said, f"{row.tokens_per_second:,.0f} tokens/s"])
 
 
-def accuracy(row: dict[str, Any]) -> str:
+def accuracy(row: RunResult | dict[str, Any]) -> str:
     """The share of right answers of a run on a task, in per cent."""
     value = row.get("val_accuracy")
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
 
 
-def beside_unigram(row: dict[str, Any]) -> str:
+def beside_unigram(row: RunResult) -> str:
     """What a run of an objective with targets of its own was measured on, each number with what a unigram model of the training
     text reaches; nothing for other runs."""
     pairs = [(key.removesuffix("_unigram"), value) for key, value in row.items() if key.endswith("_unigram")]

@@ -85,14 +85,15 @@ def offline_hint(jobs: Sequence[Job]) -> str:
 
 def _run_here(job: Job, board: Board) -> int:
     """A single job needs no process of its own. Returns the signal that stopped it, or 0."""
-    from lmablate.runs.run import execute, load_data
+    from lmablate.runs.prepared import prepare_run
+    from lmablate.runs.run import execute
     from lmablate.training.trainer import Interrupted
 
     board.started(job)
     try:
         while True:
             try:
-                execute(job.cfg, load_data(job.cfg), partial(board.update, job), board.stopping)
+                execute(prepare_run(job.cfg), partial(board.update, job), board.stopping)
                 break
             except Held as held:
                 board.say(f"wait    {job.run_id}  {job.label}: {held}")

@@ -139,9 +139,15 @@ def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
     held = is_held(directory.lock_path)
     row = directory.read_result()
     if row is not None:
-        state = {"completed": "done"}.get(row["status"], row["status"])
-        found |= {"state": state, "val_loss": row["val_loss"], "step": None, "error": None, "older": is_stale(row)}
-        found["overrides"] = row["provenance"].get("overrides")
+        state = {"completed": "done"}.get(row.status, row.status)
+        found |= {
+            "state": state,
+            "val_loss": row.val_loss,
+            "step": None,
+            "error": None,
+            "older": is_stale(row.science_version, row.code),
+        }
+        found["overrides"] = row.provenance.get("overrides")
     elif held or (held is None and _fresh(status, found["age"])):
         found |= {"state": "running", "error": None}
         found |= {key: value for key, value in owner(directory.lock_path).items() if key in ("host", "pid")}

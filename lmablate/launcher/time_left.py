@@ -20,6 +20,18 @@ class Todo:
     work: float
     status: Status
     ended: bool = False
+    _whole: float | None = None
+
+    def end(self) -> None:
+        """Take no more of its time; what it took still says what others will take."""
+        if not self.ended:
+            self._whole = run_left(self.cfg, self.status, step=0)
+            self.ended = True
+
+    @property
+    def whole(self) -> float | None:
+        """Seconds that all of the run takes; None before its first steps were timed."""
+        return self._whole if self._whole is not None else run_left(self.cfg, self.status, step=0)
 
 
 def evaluations_left(cfg: RunConfig, step: int) -> int:
@@ -47,7 +59,7 @@ def time_left(todo: Sequence[Todo]) -> float | None:
     """
     waiting = [one for one in todo if not one.ended]
     at_work = [(one, left) for one in waiting if (left := run_left(one.cfg, one.status)) is not None]
-    known = [(seconds, one.work) for one in todo if (seconds := run_left(one.cfg, one.status, step=0)) is not None]
+    known = [(seconds, one.work) for one in todo if (seconds := one.whole) is not None]
     if not known:
         return None
     rate = sum(seconds for seconds, _ in known) / max(1e-9, sum(work for _, work in known))

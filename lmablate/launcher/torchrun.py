@@ -64,7 +64,7 @@ def follow(ranks: Ranks) -> int:
     import torch
 
     from lmablate.model import build_model
-    from lmablate.runs.run import load_data, with_data
+    from lmablate.runs.prepared import prepare_run
     from lmablate.schema.run_config import RunConfig
     from lmablate.training.distributed.trainer import RankTrainer
     from lmablate.training.memory import keep_freed_memory
@@ -78,9 +78,9 @@ def follow(ranks: Ranks) -> int:
         torch.set_num_threads(cfg.runtime.threads)
         torch.set_flush_denormal(True)
         keep_freed_memory()
-        data = load_data(cfg)
+        run = prepare_run(cfg)
         with asked_to_stop() as stop:
-            trainer = RankTrainer(build_model(with_data(cfg, data)), data, cfg, Path(told["folder"]))
+            trainer = RankTrainer(build_model(run.cfg), run.data, run.cfg, Path(told["folder"]))
             try:
                 for _ in trainer.records(lambda: stop.signal):
                     pass

@@ -54,15 +54,16 @@ def run_directory(path: Path, trusted: list[str]) -> int:
     from lmablate.core.locks import Held
     from lmablate.model.components import trust
     from lmablate.runs.config_file import asked_path, read_config
+    from lmablate.runs.prepared import prepare_run
     from lmablate.runs.recovery import CONFIG, HELD, failure
-    from lmablate.runs.run import execute, load_data
+    from lmablate.runs.run import execute
     from lmablate.training.trainer import Interrupted
 
     trust(*trusted)
     cfg = None
     try:
         cfg = read_config(asked_path(path))
-        execute(cfg, load_data(cfg))
+        execute(prepare_run(cfg))
     except Held as held:
         print(held, file=sys.stderr)
         return HELD

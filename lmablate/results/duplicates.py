@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lmablate.core import access
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import is_stale
+from lmablate.schema.result import RunResult
 
-Row = dict[str, Any]
 NAMED = 6  # runs that are named one by one
 
 
@@ -18,19 +18,18 @@ class Copy(NamedTuple):
     """One folder's row of a run."""
 
     folder: Path
-    row: Row
+    row: RunResult
 
     @property
     def worth(self) -> tuple[bool, int, bool, bool, int]:
         """Of two copies the larger is taken, of equals the first. A loss, or that a run diverged, does not count: that would
         choose by the outcome."""
-        diagnostics = self.row.get("diagnostics")
         return (
-            not is_stale(self.row),
-            self.row["science_version"],
-            self.row["status"] != "failed",
-            bool(access.there(RunDirectory(self.folder, self.row["run_id"]).history_path)),
-            len(diagnostics) if isinstance(diagnostics, dict) else 0,
+            not is_stale(self.row.science_version, self.row.code),
+            self.row.science_version,
+            self.row.status != "failed",
+            bool(access.there(RunDirectory(self.folder, self.row.run_id).history_path)),
+            len(self.row.diagnostics or ()),
         )
 
 
@@ -61,7 +60,7 @@ def _copies(folders: Sequence[Path]) -> dict[str, list[Copy]]:
     for run_id in sorted({name for own in names for name in own if sum(name in other for other in names) > 1}):
         for folder in folders:
             row = RunDirectory(folder, run_id).read_result()
-            if row is not None and row["run_id"] == run_id:
+            if row is not None and row.run_id == run_id:
                 out.setdefault(run_id, []).append(Copy(folder, row))
     return out
 
@@ -101,7 +100,7 @@ def _numbers(copies: Sequence[tuple[Copy, Copy]]) -> str:
     if not differ:
         return "Their losses agree."
     named = [
-        f"{a.row['run_id']}: {_outcome(a)} ({_numerics(a)}) counts, {_outcome(b)} ({_numerics(b)}) does not"
+        f"{a.row.run_id}: {_outcome(a)} ({_numerics(a)}) counts, {_outcome(b)} ({_numerics(b)}) does not"
         for a, b in differ
     ]
     more = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
@@ -109,11 +108,11 @@ def _numbers(copies: Sequence[tuple[Copy, Copy]]) -> str:
 
 
 def _outcome(copy: Copy) -> str:
-    loss = copy.row["val_loss"]
-    return str(copy.row["status"]) if loss is None else f"{loss:.4f}"
+    loss = copy.row.val_loss
+    return copy.row.status if loss is None else f"{loss:.4f}"
 
 
 def _numerics(copy: Copy) -> str:
     from lmablate.results.load import numerics_words
 
-    return numerics_words(copy.row["numerics"])
+    return numerics_words(copy.row.numerics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +15,15 @@ from lmablate.results import duplicates
 from lmablate.results.arms import arm_columns, arm_label, axes_that_vary, with_arms
 from lmablate.results.evaluations import load_evaluations, load_positions
 from lmablate.runs.config_file import MOST_BYTES
-from lmablate.runs.run_directory import (
-    COUNTS,
-    MEASURES,
-    NULLABLE_COUNTS,
-    RESULT_KEYS,
-    RUN_ID,
-    STATUSES,
-    TASK_MEASURES,
-    RunDirectory,
-    check_readable,
-    check_writable,
-    read_result_file,
-)
+from lmablate.runs.run_directory import RUN_ID, RunDirectory, check_readable, check_writable, read_result_file
 from lmablate.schema.identity import is_stale
+from lmablate.schema.result import LEADING, NUMBERS, STATUSES, WHOLE, WHOLE_OR_NONE, RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
     "HISTORY_COLUMNS",
-    "RESULT_KEYS",
     "RunDirectory",
     "SkippedFile",
     "arm_columns",
@@ -87,28 +75,22 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
             if path.parent.name in twice and twice[path.parent.name].taken.folder != folder:
                 continue
             row, problem = read_result_file(path)
-            if row is None or row["run_id"] != path.parent.name:  # the id becomes part of paths
+            if row is None or row.run_id != path.parent.name:  # the id becomes part of paths
                 problem = problem or "its run_id is not the name of its folder"
                 warnings.warn(f"{path}: left out ({problem})", SkippedFile, stacklevel=2)
                 continue
-            axes |= dict.fromkeys(row["choices"])
-            rows[row["run_id"]] = _flatten(row)
+            axes |= dict.fromkeys(row.choices)
+            rows[row.run_id] = _flatten(row)
     for sentence in duplicates.sentences(twice):
         warnings.warn(sentence, SkippedFile, stacklevel=2)
     wanted = STATUSES if status is None else {status} if isinstance(status, str) else set(status)
     if unknown := set(wanted) - set(STATUSES):
         raise ConfigError(f"status={', '.join(sorted(unknown))}: unknown; there are {', '.join(STATUSES)}")
-    scalars = [
-        key
-        for key in (*RESULT_KEYS, *TASK_MEASURES, "init_seed", "data_seed", "sweep")
-        if key not in ("choices", "provenance")
-    ]
     frame = pd.DataFrame([row for row in rows.values() if row["status"] in wanted])
-    frame = frame.reindex(columns=list(dict.fromkeys([*scalars, *axes, *frame.columns])))
-    for column in (*NULLABLE_COUNTS, *COUNTS):
-        frame[column] = frame[column].astype("Int64" if column in NULLABLE_COUNTS else "int64")
-    for column in (*MEASURES, *TASK_MEASURES):
-        frame[column] = frame[column].astype("float64")
+    frame = frame.reindex(columns=list(dict.fromkeys([*LEADING, *axes, *frame.columns])))
+    for columns, kind in ((WHOLE, "int64"), (WHOLE_OR_NONE, "Int64"), (NUMBERS, "float64")):
+        for column in columns:
+            frame[column] = frame[column].astype(kind)
     for seed in ("init_seed", "data_seed"):
         frame[seed] = frame[seed].fillna(frame["seed"])
     if "ffn" in axes:  # rows from before there were other options
@@ -231,28 +213,22 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+def _flatten(row: RunResult) -> dict[str, Any]:
     """One result as a flat row; see load_runs for who wins a name."""
     flat = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
-    flat["numerics"] = numerics_words(row["numerics"])
-    flat["code"] = " ".join(f"{module}={said}" for module, said in code_of_row(row).items()) or None
-    flat["stale"] = is_stale({**row, "code": code_of_row(row)})
-    flat |= row["choices"]
+    flat["numerics"] = numerics_words(row.numerics)
+    flat["code"] = " ".join(f"{module}={said}" for module, said in (row.code or {}).items()) or None
+    flat["stale"] = is_stale(row.science_version, row.code)
+    flat |= row.choices
     for block in _BLOCKS:
         for key, value in _leaves(row.get(block) or {}, f"{block}."):
             flat.setdefault(key, value)
-    for key, value in _leaves(row.get("config", {})):
+    for key, value in _leaves(row.config):
         if "." in key and key not in flat:
             flat[key] = value
         elif key not in flat or (value is not None and flat[key] != value):
             flat[f"config.{key}"] = value
     return flat
-
-
-def code_of_row(row: Mapping[str, Any]) -> dict[str, str]:
-    """The modules of a row's run that were not as shipped, each with its fingerprint (source.py)."""
-    code = row.get("code")
-    return {str(module): str(said) for module, said in code.items()} if isinstance(code, dict) else {}
 
 
 def numerics_words(numerics: dict[str, Any]) -> str:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.files import read_jsonl
 from lmablate.runs.run_directory import RunDirectory
-from lmablate.runs.state import is_complete
+from lmablate.runs.state import state_of
 from lmablate.schema.diagnostics import asked_of, measured_until
 
 if TYPE_CHECKING:
     from lmablate.runs.wsd_branches import Trunk
+    from lmablate.schema.result import RunResult
     from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class SecondMaking(RunDirectory):
         self.history_path = self.again / "history.jsonl"
         self.checkpoint_dir = self.again / "checkpoint"
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: RunResult) -> None:
         """Put history and checkpoint in the place of the first ones, and then the row, which says that all of it is there."""
         old = self.path / "again.old"
         shutil.rmtree(old, ignore_errors=True)
@@ -58,7 +59,7 @@ def open_directory(cfg: RunConfig, identity: str) -> RunDirectory:
     from lmablate.training.checkpoint import checkpoints
 
     directory = RunDirectory(Path(cfg.results_dir), identity)
-    if directory.is_done and not is_complete(directory, cfg):
+    if "diagnostics" in state_of(cfg, directory).lacks:
         log.info("run %s is done and lacks diagnostics: it is made again", identity)
         second = SecondMaking(cfg.results_dir, identity)
         second.again.mkdir(exist_ok=True)
@@ -87,9 +88,9 @@ def check_trunk(trunk: Trunk | None, cfg: RunConfig) -> None:
             trunk.end = -1
 
 
-def told(cfg: RunConfig, directory: RunDirectory, result: dict[str, Any]) -> dict[str, Any]:
-    """`result` with what a run with diagnostics says of them: what was asked for, the spike scores of its records, and, made
-    again, whether it came out as before."""
+def with_diagnostics(cfg: RunConfig, directory: RunDirectory, result: RunResult) -> RunResult:
+    """Add what a run with diagnostics says of them: what was asked for, the spike scores of its records, and, made again,
+    whether it came out as before."""
     from lmablate.diagnostics.spikes import spike_scores
 
     asked = asked_of(cfg)
@@ -100,24 +101,24 @@ def told(cfg: RunConfig, directory: RunDirectory, result: dict[str, Any]) -> dic
         said |= spike_scores(read_jsonl(directory.history_path))
     before = directory.first.read_result() if isinstance(directory, SecondMaking) else None
     if before is not None:
-        said["first_val_loss"], said["note"] = before["val_loss"], _compare(before, result)
-        result = {**result, **{key: before[key] for key in KEPT if key in before}}
+        said["first_val_loss"], said["note"] = before.val_loss, _compare(before, result)
+        result = result.model_copy(update={key: before[key] for key in KEPT})
         if said["note"] is not None:
             log.warning("run %s: %s", directory.run_id, said["note"])
-    return {**result, "diagnostics": said}
+    return result.model_copy(update={"diagnostics": said})
 
 
-def _compare(before: dict[str, Any], after: dict[str, Any]) -> str | None:
+def _compare(before: RunResult, after: RunResult) -> str | None:
     """None where a second making gave the first one's loss to the bit; else what differs, in words."""
-    if (before["status"], before["val_loss"]) == (after["status"], after["val_loss"]):
+    if (before.status, before.val_loss) == (after.status, after.val_loss):
         return None
-    here = {**before["numerics"], "host": before["provenance"].get("host")}
-    there = {**after["numerics"], "host": after["provenance"].get("host")}
+    here = {**before.numerics, "host": before.provenance.get("host")}
+    there = {**after.numerics, "host": after.provenance.get("host")}
     moved = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
     why = (
         f"made with other {', '.join(moved)}"
         if moved
         else "although device, precision and compilation are the same: libraries or processor must differ"
     )
-    first = f"{before['status']}, val_loss {before['val_loss']}"
-    return f"made again for its diagnostics it came out {after['status']}, val_loss {after['val_loss']}, after {first}, {why}"
+    first = f"{before.status}, val_loss {before.val_loss}"
+    return f"made again for its diagnostics it came out {after.status}, val_loss {after.val_loss}, after {first}, {why}"

@@ -13,14 +13,17 @@ from lmablate.evaluate.lengths import at_lengths
 from lmablate.evaluate.reach import check_reach
 from lmablate.evaluate.ready import ready
 from lmablate.evaluate.text import Text, read_text, validation_text
+from lmablate.model import build_model
 from lmablate.runs.evaluation_files import SCHEMA_VERSION, write_evaluation
 from lmablate.runs.provenance import device_name
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.evaluation_windows import ASKED, Protocol, asked_protocols, protocols
+from lmablate.training.checkpoint import checkpoints, load_weights
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
+    from lmablate.runs.prepared import PreparedRun
     from lmablate.schema.run_config import RunConfig
 
 
@@ -80,17 +83,14 @@ def at_the_end(model: TransformerLM, cfg: RunConfig, data: TokenData, directory:
     return write_evaluation(directory.path, content)
 
 
-def make_up(cfg: RunConfig, data: TokenData, directory: RunDirectory) -> bool:
-    """The same of a run that finished without it, from its checkpoint; False if that is gone."""
-    from lmablate.model import build_model
-    from lmablate.training.checkpoint import checkpoints, load_weights
-
-    found = checkpoints(directory.checkpoint_dir)
+def evaluate_from_checkpoint(run: PreparedRun) -> bool:
+    """Evaluate a finished run from its last checkpoint, as its configuration asks; returns False if there is none."""
+    found = checkpoints(run.directory.checkpoint_dir)
     if not found:
         return False
-    model = build_model(cfg)
+    model = build_model(run.cfg)
     load_weights(found[0], model)
-    at_the_end(ready(model, cfg, cfg.runtime.device), cfg, data, directory)
+    at_the_end(ready(model, run.cfg, run.cfg.runtime.device), run.cfg, run.data, run.directory)
     return True
 
 
@@ -139,6 +139,6 @@ def check_finished(run_dir: Path, to: str = "evaluate") -> None:
     row = directory.read_result()
     if row is None:
         raise ConfigError(f"{run_dir}: the run is not finished: train it first (the same command continues it)")
-    if row["status"] != "completed":
-        where = f" at step {row['diverged_at_step']}" if row["diverged_at_step"] is not None else ""
-        raise ConfigError(f"{run_dir}: the run {row['status']}{where}, so that it has no weights to {to}")
+    if row.status != "completed":
+        where = f" at step {row.diverged_at_step}" if row.diverged_at_step is not None else ""
+        raise ConfigError(f"{run_dir}: the run {row.status}{where}, so that it has no weights to {to}")

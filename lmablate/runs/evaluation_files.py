@@ -18,6 +18,7 @@ from lmablate.core.files import atomic_write, read_json
 from lmablate.schema.evaluation_windows import VALIDATION, asked_protocols
 
 if TYPE_CHECKING:
+    from lmablate.schema.result import RunResult
     from lmablate.schema.run_config import RunConfig
 
 FOLDER = "evaluations"
@@ -67,12 +68,12 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def lacks(cfg: RunConfig, run_dir: Path, row: dict[str, Any] | None) -> bool:
-    """Does the finished run of `row` lack the evaluation that its configuration asks for? A diverged one has none."""
-    if not asks(cfg) or row is None or row["status"] != "completed":
-        return False
-    name = file_name(VALIDATION, str(row.get("data", {}).get("fingerprint")), asked_protocols(cfg), [])
-    return read_evaluation(run_dir / FOLDER / name) is None
+def has_evaluation(cfg: RunConfig, run_dir: Path, result: RunResult) -> bool:
+    """Return whether a run has the evaluation that `cfg` asks for, also where it asks for none."""
+    if not asks(cfg):
+        return True
+    name = file_name(VALIDATION, str(result.data.get("fingerprint")), asked_protocols(cfg), [])
+    return read_evaluation(run_dir / FOLDER / name) is not None
 
 
 def asks(cfg: RunConfig) -> bool:

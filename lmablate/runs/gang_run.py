@@ -14,23 +14,21 @@ from lmablate.core.locks import Held
 from lmablate.core.signals import asked_to_stop
 from lmablate.model import build_model
 from lmablate.runs.recovery import not_finite
-from lmablate.runs.run import Finished, RunSession, completed_later, execute, with_data
+from lmablate.runs.run import Finished, RunSession, completed_later, execute
 from lmablate.training.gang import Gang, Stack
 from lmablate.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.schema.run_config import RunConfig
+    from lmablate.runs.prepared import PreparedRun
 
 log = logging.getLogger(__name__)
-Run = tuple["RunConfig", "TokenData"]
 SIZES = (2, 4, 8, 16, 32)
 TRIALS = 5  # timed steps of each candidate size
 MARGIN = 1.05  # a gang must beat training alone by this much: it holds more memory
 
 
 def train_group(
-    runs: Sequence[Run],
+    runs: Sequence[PreparedRun],
     on_end: Callable[[str, str], None] = lambda run_id, status: None,
     on_trial: Callable[[str], None] = lambda what: None,
 ) -> None:
@@ -40,12 +38,12 @@ def train_group(
     run that cannot start is reported as failed and leaves the others alone. Raises trainer.Interrupted after SIGTERM or
     SIGINT, with checkpoints written.
     """
-    torch.set_num_threads(runs[0][0].runtime.threads)
+    torch.set_num_threads(runs[0].cfg.runtime.threads)
     torch.set_flush_denormal(True)
     runs = [run for run in runs if not _only_evaluated(run, on_end)]
     if not runs:
         return None
-    compiled = runs[0][0].runtime.compile is True
+    compiled = runs[0].cfg.runtime.compile is True
     if len(runs) > 1:
         on_trial(trial_words(len(runs), compiled=compiled))
     size, why = plan_size(runs)
@@ -53,24 +51,24 @@ def train_group(
     if size == 1:
         return _one_by_one(runs, on_end)
     difference = self_test(runs)
-    if difference and runs[0][0].runtime.exact_gangs is not False:
+    if difference and runs[0].cfg.runtime.exact_gangs is not False:
         log.info("gang: together these runs would differ by %.1g from each alone: one after the other", difference)
         return _one_by_one(runs, on_end)
     # `gang` marks rows whose bits may differ from those of a run trained alone.
     note: dict[str, Any] = {"gang": difference > 0, "gang_size": size, "gang_self_test": difference}
     sessions: list[RunSession] = []
     held: list[Held] = []
-    again: list[Run] = []  # not finite, to be repeated alone
+    again: list[PreparedRun] = []  # not finite, to be repeated alone
 
     def queue() -> Iterator[tuple[RunSession, Trainer]]:
-        for cfg, data in runs:
+        for run in runs:
             try:
-                session = RunSession(cfg, data)
+                session = RunSession(run)
             except Held as error:  # the others first
                 held.append(error)
                 continue
             except Finished as finished:
-                on_end(finished.row["run_id"], finished.row["status"])
+                on_end(finished.result.run_id, finished.result.status)
                 continue
             session.numerics = dict(note)
             sessions.append(session)
@@ -83,10 +81,10 @@ def train_group(
                     session.take(record)
                     continue
                 if _to_repeat(session):
-                    again.append((session.cfg, session.trainer.data))
+                    again.append(session.run)
                 else:
                     result = session.finish()
-                    on_end(result["run_id"], result["status"])
+                    on_end(result.run_id, result.status)
                 session.__exit__()
                 sessions.remove(session)
         finally:
@@ -105,34 +103,34 @@ def _to_repeat(session: RunSession) -> bool:
     return bool(session.cfg.runtime.nan_restarts) and p.diverged_at_step is not None and not_finite(session.trainer)
 
 
-def _only_evaluated(run: Run, on_end: Callable[[str, str], None]) -> bool:
+def _only_evaluated(run: PreparedRun, on_end: Callable[[str, str], None]) -> bool:
     """Make the evaluation that a finished run lacks; False for a run that is to be trained."""
-    row = completed_later(*run)
-    if row is not None:
-        on_end(row["run_id"], row["status"])
-    return row is not None
+    result = completed_later(run)
+    if result is not None:
+        on_end(result.run_id, result.status)
+    return result is not None
 
 
-def _one_by_one(runs: Sequence[Run], on_end: Callable[[str, str], None]) -> None:
+def _one_by_one(runs: Sequence[PreparedRun], on_end: Callable[[str, str], None]) -> None:
     held: list[Held] = []
-    for cfg, data in runs:
+    for run in runs:
         try:
-            result = execute(cfg, data)
+            result = execute(run)
         except Held as error:
             held.append(error)
             continue
-        on_end(result["run_id"], result["status"])
+        on_end(result.run_id, result.status)
     if held:
         raise held[0]
 
 
-def plan_size(runs: Sequence[Run]) -> tuple[int, str]:
+def plan_size(runs: Sequence[PreparedRun]) -> tuple[int, str]:
     """How many members train fastest on this machine, and why: (1, ...) means one after the other.
 
     Each candidate size is timed for a few steps, per member; a gang is chosen only where it beats training alone. If the
     runs are compiled, the size that is best without is compiled and has to beat one run that is compiled.
     """
-    cfg = runs[0][0]
+    cfg = runs[0].cfg
     if len(runs) == 1:
         return 1, "nothing to gang with"
     alone = _seconds_per_member(runs, 1)
@@ -159,12 +157,11 @@ def trial_words(n: int, *, compiled: bool) -> str:
     return f"trying whether {n} runs train faster as one program than one by one ({long}; Ctrl-C loses nothing)"
 
 
-def _trial(run: Run) -> Trainer:
-    cfg = with_data(*run)
-    return Trainer(build_model(cfg), run[1], cfg, folder=None)
+def _trial(run: PreparedRun) -> Trainer:
+    return Trainer(build_model(run.cfg), run.data, run.cfg, folder=None)
 
 
-def _seconds_per_member(runs: Sequence[Run], size: int, *, compiled: bool = False) -> float:
+def _seconds_per_member(runs: Sequence[PreparedRun], size: int, *, compiled: bool = False) -> float:
     """The fastest of a few steps of `size` members, over `size`: noise only ever adds."""
     trainers = [_trial(run) for run in runs[:size]]
     stack = Stack(trainers, compiled=compiled) if size > 1 else None
@@ -183,7 +180,7 @@ def _seconds_per_member(runs: Sequence[Run], size: int, *, compiled: bool = Fals
     return min(times[1:]) / size
 
 
-def self_test(runs: Sequence[Run]) -> float:
+def self_test(runs: Sequence[PreparedRun]) -> float:
     """The largest relative difference between the gradients of two members together and each alone; 0.0: bit-equal.
 
     Eager on a CPU it is 0.0 but for a few sequences a step with an FFN width that fills no whole vectors: the last values
@@ -191,7 +188,7 @@ def self_test(runs: Sequence[Run]) -> float:
     """
     together, alone = [_trial(run) for run in runs[:2]], [_trial(run) for run in runs[:2]]
     rows = [trainer.rows(0) for trainer in together]
-    compiled = runs[0][0].runtime.compile is True
+    compiled = runs[0].cfg.runtime.compile is True
     Stack(together, compiled=compiled).backward(rows)
     worst = 0.0
     for mine, single, batch in zip(together, alone, rows, strict=True):

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
+from lmablate.runs.config_file import read_config
 from lmablate.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
+    from lmablate.schema.result import RunResult
     from lmablate.schema.run_config import RunConfig
 
 # What decides nothing but draws, and with it the weights of the parent alone.
@@ -31,12 +33,10 @@ def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
     """
     if cfg.trainer.init_from is None:
         return cfg
-    from lmablate.runs.run import read_config
-
     directory, row = _finished(cfg)
     parent = read_config(directory.config_path)
     asked = f"trainer.init_from={directory.run_id}"
-    if (row.get("data") or {}).get("tokenizer") != data.tokenizer_fingerprint:
+    if row.data.get("tokenizer") != data.tokenizer_fingerprint:
         raise ConfigError(
             f"{asked}: that run reads text with another tokenizer, so its token rows mean other tokens: use its text "
             f"({_word(parent, 'data')} {_word(parent, 'tokenizer')}), or one tokenizer for both (tokenizer=bytes or pretrained)"
@@ -62,7 +62,7 @@ def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
     )
 
 
-def _finished(cfg: RunConfig) -> tuple[RunDirectory, dict]:
+def _finished(cfg: RunConfig) -> tuple[RunDirectory, RunResult]:
     """The folder and the row of the parent."""
     name, folder = str(cfg.trainer.init_from), Path(cfg.results_dir)
     directory = RunDirectory(folder, name)
@@ -80,8 +80,8 @@ def _finished(cfg: RunConfig) -> tuple[RunDirectory, dict]:
     row = directory.read_result()
     if row is None:
         raise ConfigError(f"{asked}: that run is not finished: train it first (the same command continues it)")
-    if row["status"] != "completed":
-        raise ConfigError(f"{asked}: that run {row['status']}, so it has no weights to start from: choose another")
+    if row.status != "completed":
+        raise ConfigError(f"{asked}: that run {row.status}, so it has no weights to start from: choose another")
     _checkpoint(directory)
     return directory, row
 

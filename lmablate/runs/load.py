@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.source_code import describe
 from lmablate.model import build_model
 from lmablate.model.own_code import code_of
-from lmablate.runs.run import load_data, read_config
+from lmablate.runs.config_file import read_config
+from lmablate.runs.prepared import load_data
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.training.checkpoint import checkpoints, load_weights
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
+    from lmablate.schema.result import RunResult
     from lmablate.schema.run_config import RunConfig
 
 
@@ -61,9 +63,9 @@ def _same_code(run_dir: Path, cfg: RunConfig) -> None:
         )
 
 
-def _same_text(run_dir: Path, row: dict[str, Any] | None, data: TokenData) -> None:
+def _same_text(run_dir: Path, row: RunResult | None, data: TokenData) -> None:
     """Refuse a tokenizer that is no longer the one the run was trained with: its text may have changed since."""
-    trained = (row or {}).get("data", {}).get("tokenizer")
+    trained = None if row is None else row.data.get("tokenizer")
     if trained is not None and trained != data.tokenizer_fingerprint:
         raise ConfigError(
             f"{run_dir}: its tokenizer was made from a text that is not there any more (data.paths has changed since the run): "

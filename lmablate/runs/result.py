@@ -12,7 +12,7 @@ from lmablate.runs.wsd_branches import trunk_id
 from lmablate.schema.identity import SCIENCE_VERSION
 
 if TYPE_CHECKING:
-    from lmablate.data import TokenData
+    from lmablate.runs.prepared import PreparedRun
     from lmablate.schema.run_config import RunConfig
     from lmablate.training.trainer import Trainer
 
@@ -31,16 +31,17 @@ SUMMARY = (
 )
 
 
-def facts_of(cfg: RunConfig, data: TokenData, identity: str) -> dict[str, Any]:
+def facts_of(run: PreparedRun) -> dict[str, Any]:
     """What is known of a run before it starts."""
     from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
     from lmablate.budget.measured import measures_flops
     from lmablate.data.tasks.store import SkillData
     from lmablate.objective import objective_of
 
+    cfg, data = run.cfg, run.data
     counts = parameters(cfg)
     return {
-        "run_id": identity,
+        "run_id": run.run_id,
         "science_version": SCIENCE_VERSION,
         "choices": cfg.choices,
         "seed": cfg.seed,

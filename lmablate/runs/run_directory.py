@@ -25,20 +25,10 @@ from lmablate.core.files import append_line, atomic_write, make_folder, parsed, 
 from lmablate.core.locks import NAME as LOCK
 from lmablate.core.paths import CHECKPOINTS, given_path
 from lmablate.core.secrets import redacted
+from lmablate.schema.result import RunResult, parse_result
 
 RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # as the name of a folder
 CHECKSUM = "checksum"  # of result.json, over all its other keys
-STATUSES = ("completed", "diverged", "failed")
-COUNTS = ("science_version", "n_params", "n_params_non_embedding", "flops_per_token", "tokens")  # never null
-NULLABLE_COUNTS = ("seed", "init_seed", "data_seed", "diverged_at_step", "peak_memory_bytes")
-MEASURES = ("train_loss", "init_val_loss", "val_loss", "val_bpb", "tokens_per_second", "wall_seconds")
-TASK_MEASURES = ("val_accuracy",)  # of runs on a task; null or missing in others
-# What every result.json holds; `sweep`, `init_seed`, `data_seed`, `config` and `data` are written too, not required.
-RESULT_KEYS = (
-    *("run_id", "science_version", "status", "choices", "seed", "n_params", "n_params_non_embedding"),
-    *("flops_per_token", "tokens", "train_loss", "init_val_loss", "val_loss", "val_bpb", "diverged_at_step"),
-    *("tokens_per_second", "wall_seconds", "peak_memory_bytes", "numerics", "provenance"),
-)
 
 
 class RunDirectory:
@@ -112,17 +102,12 @@ class RunDirectory:
             return {}
         return status if isinstance(status, dict) else {}
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json, which marks the run as done.
-
-        Raises ValueError where a key of the contract is missing or has the wrong type: a mistake of the caller.
-        """
-        if problem := _problem(result):
-            raise ValueError(f"result of run {self.run_id}: {problem}")
-        if result["run_id"] != self.run_id:
-            raise ValueError(f"result of run {result['run_id']} handed to the folder of run {self.run_id}")
+    def finish(self, result: RunResult) -> None:
+        """Write result.json, which marks the run as done. Raises ValueError for the result of another run."""
+        if result.run_id != self.run_id:
+            raise ValueError(f"result of run {result.run_id} handed to the folder of run {self.run_id}")
         self.create()
-        row = json.loads(_json(result))
+        row = json.loads(_json(result.model_dump(exclude_unset=True)))
         atomic_write(self.result_path, _json({**row, CHECKSUM: _checksum(row)}, indent=1) + "\n")
 
     @property
@@ -130,8 +115,8 @@ class RunDirectory:
         """Is there a result.json that can be read? A damaged one does not count, so the run is made again."""
         return self.read_result() is not None
 
-    def read_result(self) -> dict[str, Any] | None:
-        """The result row, or None where there is none that can be read."""
+    def read_result(self) -> RunResult | None:
+        """Return the result, or None where there is none that can be read."""
         return read_result_file(self.result_path)[0]
 
 
@@ -211,45 +196,25 @@ def check_readable(folder: Path, key: str = "results_dir=") -> None:
         raise ConfigError(f"{key}{folder}: {why}")
 
 
-def read_result_file(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """A row and "", or None and what is wrong with the file."""
+def read_result_file(path: Path) -> tuple[RunResult | None, str]:
+    """Read a result.json; returns the result and "", or None and what is wrong with the file."""
     try:
         row = read_json(path)
     except OSError as error:
         return None, access.reason(error)
     except ValueError as error:
         return None, f"not JSON ({error})"
-    if problem := _problem(row):
-        return None, problem
-    said = row.pop(CHECKSUM, None)  # rows from before there were any, and from archives, have none
-    if said is not None and said != _checksum(row):
+    said = row.pop(CHECKSUM, None) if isinstance(row, dict) else None  # rows of the past and of archives have none
+    result, problem = parse_result(row)
+    if result is not None and said is not None and said != _checksum(row):
         return None, "its checksum does not fit: damaged, or changed by hand"
-    return row, ""
+    return result, problem
 
 
 def _checksum(row: dict[str, Any]) -> str:
     """Of the content, whatever its layout and order."""
     text = json.dumps(row, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _problem(row: Any) -> str:
-    """What keeps `row` from being a result of the contract; "" if nothing does."""
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    if missing := [key for key in RESULT_KEYS if key not in row]:
-        return f"lacks {', '.join(missing)}"
-    if row["status"] not in STATUSES:
-        return f"status is {row['status']!r}, not one of {', '.join(STATUSES)}"
-    if not isinstance(row["choices"], dict) or not all(isinstance(word, str) for word in row["choices"].values()):
-        return "choices is not a mapping from axis to option word"
-    wrong = [key for key in ("numerics", "provenance") if not isinstance(row[key], dict)]
-    wrong += ["run_id"] if not isinstance(row["run_id"], str) else []
-    wrong += [key for key in ("config", "data") if not isinstance(row.get(key, {}), dict)]
-    wrong += [key for key in COUNTS if not isinstance(row[key], int)]
-    wrong += [key for key in NULLABLE_COUNTS if not isinstance(row.get(key), int | None)]
-    wrong += [key for key in (*MEASURES, *TASK_MEASURES) if not isinstance(row.get(key), int | float | None)]
-    return f"wrong type: {', '.join(f'{key}={row[key]!r}' for key in wrong)}" if wrong else ""
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

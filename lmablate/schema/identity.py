@@ -74,12 +74,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def is_stale(row: Mapping[str, Any]) -> bool:
-    """Was this row made by code whose numbers have since changed: ours, or that of a part of the user's own?"""
-    code = row.get("code")
-    return row.get("science_version") != SCIENCE_VERSION or bool(
-        changed_since(code if isinstance(code, dict) else None)
-    )
+def is_stale(science_version: int, code: Mapping[str, str] | None) -> bool:
+    """Return whether the code that made a row has since changed its numbers: ours, or that of a part of the user's own."""
+    return science_version != SCIENCE_VERSION or bool(changed_since(code))
 
 
 def run_id(cfg: RunConfig, data: Content) -> str:

@@ -272,15 +272,15 @@ class Search:
     def _read(self, one: Asked, rung: int) -> None:
         """The mean of the metric over a trial's seeds; a diverged run counts with its loss before training."""
         rows = [self._jobs[one.number, rung, i].directory.read_result() for i in range(len(self.settings.seeds))]
-        found = [row for row in rows if row is not None and row["status"] != "failed"]
+        found = [row for row in rows if row is not None and row.status != "failed"]
         if len(found) < len(rows):
             lost = len(rows) - len(found)
             one.state, one.note = "failed", f"{lost} of {len(rows)} runs without a result"
             return
         one.by_seed = [metric_of(row, self.settings.metric) for row in found]
-        diverged = [row for row in found if row["status"] == "diverged"]
+        diverged = [row for row in found if row.status == "diverged"]
         if diverged:
-            steps = ", ".join(str(row["diverged_at_step"]) for row in diverged)
+            steps = ", ".join(str(row.diverged_at_step) for row in diverged)
             one.state, one.note = "diverged", f"{len(diverged)} of {len(found)} runs, at step {steps}"
         known = [value for value in one.by_seed if value is not None]
         one.value = statistics.fmean(known) if len(known) == len(found) else None

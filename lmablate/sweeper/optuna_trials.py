@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from lmablate.sweeper.optuna_space import Dimension
 
 if TYPE_CHECKING:
     import optuna
+
+    from lmablate.schema.result import RunResult
 
 INSTALL = "pip install 'lmablate[optuna]'"
 # What became of a trial. `stopped`: at an early rung; `refused`: its settings make no model; `failed`: a run crashed.
@@ -66,12 +68,12 @@ def make_sampler(sampler: str, seed: int) -> optuna.samplers.BaseSampler:
     return samplers.RandomSampler(seed=seed)  # of a grid all points are enqueued: GridSampler cannot be asked and told
 
 
-def metric_of(row: Mapping[str, Any], metric: str) -> float | None:
+def metric_of(row: RunResult, metric: str) -> float | None:
     """A run's metric; of a diverged one the loss before training, which everything that learns is below, in the metric's
     unit. None where not even that was finite."""
-    if row["status"] == "completed":
+    if row.status == "completed":
         return float(row[metric])
-    start, data = row["init_val_loss"], row.get("data") or {}
+    start, data = row.init_val_loss, row.data
     if start is None:
         return None
     if metric != "val_bpb":

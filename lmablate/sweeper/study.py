@@ -174,10 +174,10 @@ class Study:
         for trial in trials:
             row = self._job_of[trial].directory.read_result()
             self.missing.discard(trial)
-            if row is None or row["status"] == "failed":
+            if row is None or row.status == "failed":
                 self.missing.add(trial)
             else:
-                self.losses[trial] = row["val_loss"] if row["status"] == "completed" else None
+                self.losses[trial] = row.val_loss if row.status == "completed" else None
 
     def stages(self) -> Iterator[list[Trial]]:
         """Batches of trials. Each must have been collected before the next is asked for."""

@@ -94,7 +94,7 @@ def rows(results: Path) -> dict[str, dict[str, Any]]:
     from lmablate.runs.run_directory import RunDirectory
 
     found = {path.name: RunDirectory(results, path.name).read_result() for path in results.iterdir() if path.is_dir()}
-    return {run_id: row for run_id, row in found.items() if row is not None}
+    return {run_id: row.model_dump(exclude_unset=True) for run_id, row in found.items() if row is not None}
 
 
 def history(results: Path, run_id: str) -> list[tuple[Any, ...]]:
@@ -173,10 +173,11 @@ class Children:
 def train_here(line: Sequence[str]) -> None:
     """One run in this process."""
     from lmablate.config import compose
-    from lmablate.runs.run import execute, load_data
+    from lmablate.runs.prepared import prepare_run
+    from lmablate.runs.run import execute
 
     cfg = compose(list(line))
-    execute(cfg, load_data(cfg))
+    execute(prepare_run(cfg))
 
 
 def descendants(pid: int) -> dict[int, int]:

@@ -17,10 +17,11 @@ def interrupted(folder: Path, name: str, children: Children, steps: int = 12) ->
 
     def stopped() -> None:
         from lmablate.config import compose
-        from lmablate.runs.run import RunSession, load_data
+        from lmablate.runs.prepared import prepare_run
+        from lmablate.runs.run import RunSession
 
         cfg = compose(line)
-        session = RunSession(cfg, load_data(cfg))
+        session = RunSession(prepare_run(cfg))
         for record in session.trainer.records():
             session.take(record)
             if record["step"] == steps // 2:

@@ -83,7 +83,8 @@ class Assassin:
 
 def crash_points(outcome: Outcome, folder: Path, children: Children, *, full: bool) -> None:
     from lmablate.config import compose
-    from lmablate.runs.run import execute, load_data
+    from lmablate.runs.prepared import prepare_run
+    from lmablate.runs.run import execute
 
     cfg = compose(words(folder, folder, steps=6))
     outcome.expect(
@@ -91,7 +92,7 @@ def crash_points(outcome: Outcome, folder: Path, children: Children, *, full: bo
     )
 
     def train(results: Path) -> None:
-        execute(cfg.model_copy(update={"results_dir": str(results)}), load_data(cfg))
+        execute(prepare_run(cfg.model_copy(update={"results_dir": str(results)})))
 
     reference = folder / "points-reference"
     outcome.expect(children.call(lambda: train(reference)) == 0, "the unbroken run failed")

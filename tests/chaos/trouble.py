@@ -105,7 +105,7 @@ def memory(outcome: Outcome, folder: Path, children: Children) -> None:
         from lmablate.config import compose
         from lmablate.launcher.jobs import prepare_jobs
         from lmablate.launcher.worker import run_directory
-        from lmablate.runs.run import write_config
+        from lmablate.runs.config_file import write_config
 
         (job,), _ = prepare_jobs([compose(list(line))])
         write_config(job.cfg, job.directory.config_path)

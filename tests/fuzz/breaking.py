@@ -213,6 +213,7 @@ def do_damage(damage: tuple[str, ...], work: Path) -> None:
     if kind == "gone":
         if not work.is_dir():  # it has gone already
             return
+        os.chmod(work, 0o700)  # an earlier damage may have closed it
         for folder, _, _ in os.walk(work):
             os.chmod(folder, 0o700)
         os.rename(work, f"{work}.gone")

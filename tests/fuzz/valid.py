@@ -52,7 +52,7 @@ def _overrides(r: Random) -> list[str]:
     words = [*TINY, *TEXT]
     extra = [
         [], [], ["norm=layer"], ["seed=1"], ["results_dir=results"], ["results_dir=new"], ["-v"], ["norm=rms", "seed=0"],
-        ["data.paths=[text/*.txt,rows.jsonl]"], ["data.paths=rows.jsonl"], ["--trust", "mypackage", "norm=max"],
+        ["data.paths=[text/*.txt,rows.jsonl]"], ["data.paths=rows.jsonl"], ["--trust", "mypackage", "norm=largest"],
         ["schedule.warmup_steps=2"], ["optim.lr=1e-3"], ["attention=mqa"], ["runtime.workers=1"],
     ]  # fmt: skip
     return [*words, *r.choice(extra)]
@@ -207,7 +207,7 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "lmablate.claims.lecture": _plain([["results", "--out", "lecture.md"]]),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
     "lmablate.check": _plain(
-        [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=max", "--only", "gradients"]]
+        [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=largest", "--only", "gradients"]]
     ),
     "lmablate.analysis.survey": _plain([["--out", "figure"]]),
     "lmablate.demo": _plain([["--help"], ["norm=nothing"]]),

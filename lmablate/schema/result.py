@@ -1,0 +1,125 @@
+"""The result of a run: what result.json holds, what its reader checks, and the columns of load_runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Status = Literal["completed", "diverged", "failed"]
+STATUSES: tuple[str, ...] = get_args(Status)
+
+
+class RunResult(BaseModel):
+    """One run, as it ended. What an objective measures besides stands under names of its own (``extra``).
+
+    Fields are attributes; every name, those of the objective too, can also be asked for like that of a mapping.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    run_id: str = Field(description="hash of the resolved science; the name of the run's folder")
+    science_version: int = Field(description="of the code; older rows are stale")
+    status: Status = Field(description="completed, diverged or failed")
+    choices: dict[str, str] = Field(description="the option of each axis; a column each")
+    seed: int | None = Field(description="both seeds, where they are equal")
+    n_params: int = Field(description="parameters")
+    n_params_non_embedding: int = Field(description="parameters without token and position tables and an untied head")
+    flops_per_token: int = Field(description="training FLOPs of a token: matrix products, forward and backward")
+    tokens: int = Field(description="tokens of training text seen")
+    train_loss: float | None = Field(description="nats per target, mean over the last logging interval")
+    init_val_loss: float | None = Field(description="val_loss before training")
+    val_loss: float | None = Field(description="nats per target of the validation text; null where the run diverged")
+    val_bpb: float | None = Field(description="bits per UTF-8 byte of the validation text, end tokens paid for")
+    diverged_at_step: int | None = Field(description="the step at which it diverged")
+    tokens_per_second: float | None = Field(description="of training, evaluation left out")
+    wall_seconds: float | None = Field(description="seconds of training, evaluation left out")
+    peak_memory_bytes: int | None = Field(description="of the process, or of the GPU")
+    numerics: dict[str, Any] = Field(
+        description="what may move the last bits: device, precision, compiled, gang, threads"
+    )
+    provenance: dict[str, Any] = Field(description="host, time, versions, overrides")
+    val_accuracy: float | None = Field(None, description="share of right answers, of a task")
+    init_seed: int | None = Field(None, description="seed of the initial weights")
+    data_seed: int | None = Field(None, description="seed of the order of the data")
+    sweep: str | None = Field(None, description="the stored sweep that asked for the run")
+    arm: str | None = Field(None, description="the arm of a study")
+    stage: str | None = Field(None, description="the stage of a study")
+    solved: str | None = Field(None, description="what a budget solved, in words")
+    trunk: str | None = Field(None, description="what runs of schedule=wsd_branches share")
+    code: dict[str, str] | None = Field(None, description="modules that are not as shipped, with their fingerprints")
+    data: dict[str, Any] = Field({}, description="fingerprints and sizes of text and tokenizer")
+    config: dict[str, Any] = Field({}, description="the resolved configuration; a column each, with dotted names")
+    diagnostics: dict[str, Any] | None = Field(None, description="what was measured during training")
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the field or extra of this name; `default` where there is none."""
+        return getattr(self, name, default)
+
+    def keys(self) -> Iterator[str]:
+        """Yield the names of all fields and extras."""
+        return (name for name, _ in self)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield every name with its value."""
+        return iter(self)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has weights to evaluate."""
+        return self.status == "completed"
+
+
+REQUIRED = tuple(name for name, field in RunResult.model_fields.items() if field.is_required())
+# The first columns of load_runs: what every row has, and what tells runs of one arm apart.
+LEADING = tuple(
+    name
+    for name in (*REQUIRED, "val_accuracy", "init_seed", "data_seed", "sweep")
+    if name not in ("choices", "provenance")
+)
+
+
+def _of_type(*types: Any) -> tuple[str, ...]:
+    return tuple(name for name in LEADING if RunResult.model_fields[name].annotation in types)
+
+
+WHOLE, WHOLE_OR_NONE, NUMBERS = _of_type(int), _of_type(int | None), _of_type(float | None)
+
+
+def parse_result(row: Any) -> tuple[RunResult | None, str]:
+    """Check the content of a result.json; returns the result and "", or None and what is wrong."""
+    if not isinstance(row, dict):
+        return None, "not a JSON object"
+    try:
+        return RunResult.model_validate(row), ""
+    except ValidationError as error:
+        return None, _in_words(error, row)
+
+
+def _in_words(error: ValidationError, row: dict[str, Any]) -> str:
+    found = error.errors(include_url=False, include_context=False)
+    if missing := [str(one["loc"][0]) for one in found if one["type"] == "missing"]:
+        return f"lacks {', '.join(missing)}"
+    wrong = list(dict.fromkeys(str(one["loc"][0]) for one in found))
+    if "status" in wrong:
+        return f"status is {row['status']!r}, not one of {', '.join(STATUSES)}"
+    if "choices" in wrong:
+        return "choices is not a mapping from axis to option word"
+    return f"wrong type: {', '.join(f'{key}={row[key]!r}' for key in wrong)}"
+
+
+def markdown_table() -> str:
+    """Return the fields as a table of Markdown, for docs/results.md."""
+    lines = ["| field | type | meaning |", "|---|---|---|"]
+    for name, field in RunResult.model_fields.items():
+        kind = str(field.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")
+        kind = "text" if kind == "str" else kind.replace("Literal['completed', 'diverged', 'failed']", "text")
+        lines.append(f"| `{name}` | {kind.replace(' | ', ' or ')} | {field.description} |")
+    return "\n".join(lines) + "\n"
