@@ -109,7 +109,7 @@ def _state(folder: Path, sweep: Sweep, run_id: str) -> dict[str, Any]:
     """The state of a run, with a label; one that no sweep lists is recognised by its overrides."""
     row = look(folder, run_id)
     overrides = row.pop("overrides")
-    label = sweep.jobs[run_id]["label"]
+    label = sweep.jobs[run_id].label
     if not label and overrides is None:
         overrides = _overrides(folder / run_id / "config.yaml")
     return {**row, "label": label or ("" if overrides is None else of_overrides([str(word) for word in overrides]))}
@@ -139,7 +139,7 @@ def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: b
     parts: list[Any] = []
     for sweep, rows in sweeps:
         counts = Counter(row["state"] for row in rows)
-        grid = of_grid([job["overrides"] for job in sweep.jobs.values()]) if sweep.name.startswith("grid-") else ""
+        grid = of_grid([job.overrides for job in sweep.jobs.values()]) if sweep.name.startswith("grid-") else ""
         name = f"{sweep.name} ({grid})" if grid else sweep.name
         line = Text(f"{plain(name) or 'runs of no sweep'}: ", style="bold")
         line.append(f"{len(rows)} run{'s' * (len(rows) != 1)}", style="bold")
@@ -224,7 +224,7 @@ def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequen
     for sweep in chosen(folder, name):
         for row in states(folder, sweep):
             if row["state"] in accepted and row["run_id"] not in configs:
-                cfg = _config(folder, row["run_id"], sweep.jobs[row["run_id"]]["config"])
+                cfg = _config(folder, row["run_id"], sweep.jobs[row["run_id"]].config)
                 configs[row["run_id"]] = cfg.model_copy(update={"results_dir": str(folder)})
     if not configs:
         print(f"{folder}: no run is {' or '.join(sorted(accepted))}")

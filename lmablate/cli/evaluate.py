@@ -8,13 +8,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError, DataError, in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.runs.run_directory import run_path
+from lmablate.schema.evaluation import EvaluationFile
 
 DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
 files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
@@ -127,7 +127,9 @@ def _evaluate(asked: argparse.Namespace) -> None:
     if not done:
         raise ConfigError("no run could be evaluated so; the reasons stand above")
     if asked.json:
-        atomic_write(asked.json, json.dumps(finite(done), indent=1, allow_nan=False) + "\n")
+        atomic_write(
+            asked.json, json.dumps(finite([one.model_dump() for one in done]), indent=1, allow_nan=False) + "\n"
+        )
     if asked.out:
         _write_tables(folders, done, asked.out)
 
@@ -176,43 +178,43 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     return list(dict.fromkeys(found)), searched
 
 
-def _lines(content: dict[str, Any], path: Path, *, positions: bool) -> list[str]:
+def _lines(content: EvaluationFile, path: Path, *, positions: bool) -> list[str]:
     """What one evaluation says, as text."""
-    text, entries = content["text"], content["results"]
-    changes = f", with {' '.join(content['changes'])}" if content["changes"] else ""
+    text, entries = content.text, content.results
+    changes = f", with {' '.join(content.changes)}" if content.changes else ""
     lines = [
-        f"{content['run_id']} on {text['name']} ({text['tokens']:,} tokens, {text['bytes']:,} bytes){changes}",
+        f"{content.run_id} on {text.name} ({text.tokens:,} tokens, {text.bytes:,} bytes){changes}",
         "  times   length   stride   nats/token   change   bits/byte   accuracy     ECE",
     ]
-    base = next((entry["nats_per_token"] for entry in entries if entry["length"] == content["train_length"]), None)
+    base = next((entry.nats_per_token for entry in entries if entry.length == content.train_length), None)
     for entry in entries:
-        change = "" if base is None else f"{entry['nats_per_token'] - base:+.4f}"
-        ece = "-" if entry["ece"] is None else f"{entry['ece']:.4f}"
-        sliding = "-" if entry["stride"] == entry["length"] else str(entry["stride"])
+        change = "" if base is None else f"{entry.nats_per_token - base:+.4f}"
+        ece = "-" if entry.ece is None else f"{entry.ece:.4f}"
+        sliding = "-" if entry.stride == entry.length else str(entry.stride)
         lines.append(
-            f"  {entry['times']:5g}   {entry['length']:6d}   {sliding:>6}   {entry['nats_per_token']:10.4f}  {change:>7}   "
-            f"{entry['bits_per_byte']:9.4f}   {entry['accuracy']:8.4f}   {ece:>5}"
+            f"  {entry.length / content.train_length:5g}   {entry.length:6d}   {sliding:>6}   {entry.nats_per_token:10.4f}  {change:>7}   "
+            f"{entry.bits_per_byte:9.4f}   {entry.accuracy:8.4f}   {ece:>5}"
         )
     if positions:
         for entry in entries:
-            lines.append(f"  loss by position, windows of {entry['length']} that move on by {entry['stride']}:")
-            for place in entry["positions"]:
-                lines.append(f"    {place['start']:6d} to {place['end'] - 1:6d}   {place['nats_per_token']:8.4f}")
+            lines.append(f"  loss by position, windows of {entry.length} that move on by {entry.stride}:")
+            for place in entry.positions:
+                lines.append(f"    {place.start:6d} to {place.end - 1:6d}   {place.nats_per_token:8.4f}")
     return [*lines, f"  {path}"]
 
 
-def _write_tables(folders: Sequence[Path], done: Sequence[dict[str, Any]], out: Path) -> None:
+def _write_tables(folders: Sequence[Path], done: Sequence[EvaluationFile], out: Path) -> None:
     """The evaluations of this command as tables and a figure."""
     from lmablate.analysis._style import save
     from lmablate.analysis.length import by_length
     from lmablate.results.evaluations import frames
     from lmablate.results.load import load_runs
 
-    lengths, positions = frames(done)
+    lengths, positions = frames((None, content) for content in done)
     atomic_write(out / "lengths.csv", lengths.to_csv(index=False))
     atomic_write(out / "positions.csv", positions.to_csv(index=False))
     runs = load_runs({str(folder.absolute().parent) for folder in folders})
-    own = runs[runs["run_id"].isin([content["run_id"] for content in done])]
+    own = runs[runs["run_id"].isin([content.run_id for content in done])]
     own.attrs.update(runs.attrs)
     paths = save(by_length(own, lengths, positions), out / "length")
     print("\n".join(map(str, [out / "lengths.csv", out / "positions.csv", *paths])))

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmablate.core import access
 from lmablate.core.files import atomic_write, read_json
@@ -28,18 +30,38 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FOLDER = ".sweeps"
-SCHEMA_VERSION = 1
 LOCK_SECONDS = 10.0  # for another command to write the same file
 SILENT_SECONDS = 600.0  # after which a run is stale on a file system that has no locks
 STATES = ("done", "diverged", "running", "stale", "stopped", "failed", "damaged", "missing")
 
 
+class ManifestJob(BaseModel):
+    """One run of a command. `config` is its RunConfig, as it was then."""
+
+    model_config = ConfigDict(strict=True)
+
+    run_id: str
+    label: str = ""
+    overrides: list[str] = []
+    config: dict[str, Any] | None = None
+
+
+class SweepManifest(BaseModel):
+    """The file of a command; a study's stages add to one."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_version: Literal[1] = 1
+    sweep: str
+    jobs: list[ManifestJob]
+
+
 @dataclass
 class Sweep:
-    """The jobs of a command: by run id its label, its words and its configuration."""
+    """The jobs of a command, by run id."""
 
     name: str
-    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jobs: dict[str, ManifestJob] = field(default_factory=dict)
 
 
 def record(jobs: Sequence[Job]) -> None:
@@ -66,11 +88,11 @@ def _write(path: Path, jobs: Sequence[Job]) -> None:
     known = _read(path)
     entries = {} if known is None else known.jobs
     for job in jobs:
-        config = job.cfg.model_dump()
-        entries[job.run_id] = {"label": job.label, "overrides": job.cfg.overrides, "config": config}
-    name = jobs[0].cfg.sweep or path.stem
-    listed = [{"run_id": run_id, **entry} for run_id, entry in entries.items()]
-    atomic_write(path, json.dumps({"schema_version": SCHEMA_VERSION, "sweep": name, "jobs": listed}) + "\n")
+        entries[job.run_id] = ManifestJob(
+            run_id=job.run_id, label=job.label, overrides=job.cfg.overrides, config=job.cfg.model_dump()
+        )
+    manifest = SweepManifest(sweep=jobs[0].cfg.sweep or path.stem, jobs=list(entries.values()))
+    atomic_write(path, json.dumps(manifest.model_dump()) + "\n")
 
 
 def _name(jobs: Sequence[Job]) -> str:
@@ -93,7 +115,7 @@ def load_sweeps(results_dir: str | Path) -> list[Sweep]:
     for path, closed in access.folders(folder):
         of_run = RUN_ID.fullmatch(path.name) if closed else any(access.there(path / mark) for mark in marks)
         if path.name not in known and of_run:
-            alone.jobs[path.name] = {"label": "", "overrides": [], "config": None}
+            alone.jobs[path.name] = ManifestJob(run_id=path.name)
     return [*sweeps, alone] if alone.jobs else sweeps
 
 
@@ -107,20 +129,17 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> Sweep | None:
     try:
-        content = read_json(path)
-        if content["schema_version"] != SCHEMA_VERSION:
-            return None
-        jobs = {}
-        for job in content["jobs"]:
-            if RUN_ID.fullmatch(job["run_id"]):  # it becomes a folder's name
-                entry = {"label": str(job["label"]), "overrides": [str(word) for word in job["overrides"]]}
-                jobs[job["run_id"]] = entry | {"config": job["config"] if isinstance(job["config"], dict) else None}
-        return Sweep(str(content["sweep"]), jobs)
+        manifest = SweepManifest.model_validate(read_json(path))
+        known = {job.run_id: job for job in manifest.jobs if RUN_ID.fullmatch(job.run_id)}  # it becomes a folder's name
+        return Sweep(manifest.sweep, known)
     except FileNotFoundError:  # it is about to be written
         pass
     except PermissionError as error:
         log.warning("%s: left out (%s)", path, access.reason(error))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        log.warning("%s: left out, being damaged (%s: %s)", path, ".".join(map(str, first["loc"])), first["msg"])
+    except (OSError, ValueError) as error:
         log.warning("%s: left out, being damaged (%s)", path, error)
     return None
 

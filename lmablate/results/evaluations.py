@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.files import read_jsonl
-from lmablate.runs.evaluation_files import FOLDER, MEASURES, finite, path_of, read_evaluation, write_evaluation
+from lmablate.runs.evaluation_files import FOLDER, finite, path_of, read_evaluation, write_evaluation
+from lmablate.schema.evaluation import MEASURES, EvaluationFile, WindowScores
 from lmablate.schema.evaluation_windows import VALIDATION
 
 if TYPE_CHECKING:
@@ -27,20 +28,19 @@ POSITION_COLUMNS = (*KEYS, "sliding", "start", "end", "tokens", "nats_per_token"
 
 def evaluations_of(results_dir: Path, run_ids: Collection[str]) -> str:
     """The evaluations of some runs on their validation text, one a line; bins of calibration stay out."""
-    found = [one for one in _contents(results_dir) if one["run_id"] in run_ids and one["text"]["name"] == VALIDATION]
-    for content in found:
-        del content["file"]
-        content["results"] = [{**entry, "calibration": []} for entry in content["results"]]
-    return "".join(sorted(json.dumps(_rounded(finite(content)), allow_nan=False) + "\n" for content in found))
+    found = [one for _, one in _contents(results_dir) if one.run_id in run_ids and one.text.name == VALIDATION]
+    whole = (one.model_dump() for one in found)
+    kept = ({**one, "results": [{**entry, "calibration": []} for entry in one["results"]]} for one in whole)
+    return "".join(sorted(json.dumps(_rounded(finite(one)), allow_nan=False) + "\n" for one in kept))
 
 
 def restore_evaluations(archive: Path, run_ids: Collection[str], results_dir: Path) -> None:
     """Put them back beside the results of their runs, where they are not there already. Raises ConfigError."""
     try:
-        contents = read_jsonl(archive / ARCHIVE) if (archive / ARCHIVE).exists() else []
-        for content in contents:
-            if content["run_id"] in run_ids and not path_of(results_dir / content["run_id"], content).exists():
-                write_evaluation(results_dir / content["run_id"], content)
+        lines = read_jsonl(archive / ARCHIVE) if (archive / ARCHIVE).exists() else []
+        for content in map(EvaluationFile.model_validate, lines):
+            if content.run_id in run_ids and not path_of(results_dir / content.run_id, content).exists():
+                write_evaluation(results_dir / content.run_id, content)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{archive / ARCHIVE}: damaged ({type(error).__name__}: {error}): take it out, or mend it"
@@ -74,13 +74,13 @@ def load_positions(results_dir: str | Path | Iterable[str | Path]) -> pd.DataFra
     return frames(_contents(results_dir))[1]
 
 
-def frames(contents: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def frames(contents: Iterable[tuple[Path | None, EvaluationFile]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluations as two tables, by length and by position; of one question asked twice the later answer stands."""
     import pandas as pd
 
-    pairs = [(_common(content, entry), entry) for content in contents for entry in content["results"]]
-    rows = [{**{key: entry[key] for key in MEASURES}, **common} for common, entry in pairs]
-    places = [{**common, **place} for common, entry in pairs for place in entry["positions"]]
+    pairs = [(_common(path, content, entry), entry) for path, content in contents for entry in content.results]
+    rows = [{**{key: getattr(entry, key) for key in MEASURES}, **common} for common, entry in pairs]
+    places = [{**common, **place.model_dump()} for common, entry in pairs for place in entry.positions]
     lengths = pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(KEYS), keep="last", ignore_index=True)
     positions = pd.DataFrame(places, columns=list(POSITION_COLUMNS))
     for frame, columns in ((lengths, MEASURES[1:]), (positions, ["nats_per_token"])):
@@ -89,28 +89,29 @@ def frames(contents: Iterable[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFra
     return lengths, positions.drop_duplicates([*KEYS, "start"], keep="last", ignore_index=True)
 
 
-def _common(content: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+def _common(path: Path | None, content: EvaluationFile, entry: WindowScores) -> dict[str, Any]:
     return {
-        "run_id": content["run_id"],
-        "text": content["text"]["name"],
-        "text_fingerprint": content["text"]["fingerprint"],
-        "changes": " ".join(content["changes"]),
-        "train_length": content["train_length"],
-        "length": entry["length"],
-        "times": entry["length"] / content["train_length"],
-        "stride": entry["stride"],
-        "sliding": entry["stride"] < entry["length"],
-        "numerics": " ".join(content.get("numerics", {}).values()),
-        "file": content.get("file"),
+        "run_id": content.run_id,
+        "text": content.text.name,
+        "text_fingerprint": content.text.fingerprint,
+        "changes": " ".join(content.changes),
+        "train_length": content.train_length,
+        "length": entry.length,
+        "times": entry.length / content.train_length,
+        "stride": entry.stride,
+        "sliding": entry.stride < entry.length,
+        "numerics": " ".join(content.numerics.values()),
+        "file": None if path is None else str(path),
     }
 
 
-def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[dict[str, Any]]:
+def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[tuple[Path, EvaluationFile]]:
     """Every readable evaluation of finished runs, the oldest first; of a run in several folders, of the copy that counts."""
     from lmablate.results.duplicates import counted
     from lmablate.results.load import SkippedFile, result_folders
 
-    found, folders = [], result_folders(results_dir)
+    found: list[tuple[Path, EvaluationFile]] = []
+    folders = result_folders(results_dir)
     counts = counted(folders)
     for folder in folders:
         paths = [path for run, why in access.folders(folder) if not why for path in _files(run / FOLDER)]
@@ -121,7 +122,7 @@ def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[dict[str, 
             if content is None:
                 warnings.warn(f"{path}: left out (not an evaluation that can be read)", SkippedFile, stacklevel=3)
             else:
-                found.append({**content, "file": str(path)})
+                found.append((path, content))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
@@ -14,9 +14,10 @@ from lmablate.evaluate.reach import check_reach
 from lmablate.evaluate.ready import ready
 from lmablate.evaluate.text import Text, read_text, validation_text
 from lmablate.model import build_model
-from lmablate.runs.evaluation_files import SCHEMA_VERSION, write_evaluation
+from lmablate.runs.evaluation_files import write_evaluation
 from lmablate.runs.provenance import device_name
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.evaluation import EvaluationFile, ScoredText, WindowScores
 from lmablate.schema.evaluation_windows import ASKED, Protocol, asked_protocols, protocols
 from lmablate.training.checkpoint import checkpoints, load_weights
 
@@ -38,25 +39,20 @@ def evaluation(
     train_length: int,
     changes: Sequence[str] = (),
     watched: bool = False,
-) -> dict[str, Any]:
-    """What a file of evaluations holds: `text` under every protocol of `plan`. `watched`: progress is said on stderr."""
+) -> EvaluationFile:
+    """Evaluate a model on `text` under every protocol of `plan`. `watched`: progress is said on stderr."""
     name = run_id if watched else ""
     results = at_lengths(model, cfg, text, eot_id, plan, train_length=train_length, watched=name)
     device = model.embedding.weight.device.type
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run_id": run_id,
-        "text": {
-            "name": text.name,
-            "fingerprint": text.fingerprint,
-            "tokens": len(text.tokens),
-            "bytes": text.n_bytes,
-        },
-        "changes": list(changes),
-        "train_length": train_length,
-        "numerics": {"device": device_name(device), "precision": cfg.trainer.precision},
-        "results": results,
-    }
+    scored = ScoredText(name=text.name, fingerprint=text.fingerprint, tokens=len(text.tokens), bytes=text.n_bytes)
+    return EvaluationFile(
+        run_id=run_id,
+        text=scored,
+        changes=list(changes),
+        train_length=train_length,
+        numerics={"device": device_name(device), "precision": cfg.trainer.precision},
+        results=[WindowScores.model_validate(one) for one in results],
+    )
 
 
 def check_text(cfg: RunConfig, data: TokenData) -> None:
@@ -103,8 +99,8 @@ def evaluate_run(
     paths: str | None,
     text_field: str,
     device: str,
-) -> dict[str, Any]:
-    """The content of an evaluation of the finished run in `run_dir`; raises ConfigError."""
+) -> EvaluationFile:
+    """Evaluate the finished run in `run_dir`; raises ConfigError."""
     from lmablate.runs.load import load_run
 
     check_finished(run_dir)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.files import atomic_write, read_json
+from lmablate.schema.evaluation import EvaluationFile
 from lmablate.schema.evaluation_windows import VALIDATION, asked_protocols
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 FOLDER = "evaluations"
-SCHEMA_VERSION = 1
-MEASURES = ("tokens", "nats_per_token", "bits_per_byte", "accuracy", "ece")
 
 
 def file_name(text: str, fingerprint: str, protocols: Sequence[tuple[int, int]], changes: Sequence[str]) -> str:
@@ -33,18 +32,18 @@ def file_name(text: str, fingerprint: str, protocols: Sequence[tuple[int, int]],
     return f"{word}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"
 
 
-def write_evaluation(run_dir: Path, content: dict[str, Any]) -> Path:
+def write_evaluation(run_dir: Path, content: EvaluationFile) -> Path:
     """Write one evaluation, whole or not at all; non-finite numbers become null."""
     path = path_of(run_dir, content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(finite(content.model_dump()), indent=1, allow_nan=False) + "\n")
     return path
 
 
-def path_of(run_dir: Path, content: dict[str, Any]) -> Path:
-    text = content["text"]
-    asked = [(entry["length"], entry["stride"]) for entry in content["results"]]
-    return run_dir / FOLDER / file_name(text["name"], text["fingerprint"], asked, content["changes"])
+def path_of(run_dir: Path, content: EvaluationFile) -> Path:
+    """Return the file of an evaluation in the folder of its run."""
+    windows = [(entry.length, entry.stride) for entry in content.results]
+    return run_dir / FOLDER / file_name(content.text.name, content.text.fingerprint, windows, content.changes)
 
 
 def finite(value: Any) -> Any:
@@ -56,15 +55,11 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """One file, or None where it cannot be read."""
+def read_evaluation(path: Path) -> EvaluationFile | None:
+    """Read one file; returns None where it cannot be read."""
     try:
-        content = read_json(path)
-        whole = content["schema_version"] == SCHEMA_VERSION and all(
-            {"length", "stride", "positions", *MEASURES} <= set(entry) for entry in content["results"]
-        )
-        return content if whole and {"run_id", "text", "changes", "train_length"} <= set(content) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return EvaluationFile.model_validate(read_json(path))
+    except (OSError, ValueError):
         return None
 
 
