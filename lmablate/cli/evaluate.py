@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,11 +189,12 @@ def _lines(content: EvaluationFile, path: Path, *, positions: bool) -> list[str]
     ]
     base = next((entry.nats_per_token for entry in entries if entry.length == content.train_length), None)
     for entry in entries:
-        change = "" if base is None else f"{entry.nats_per_token - base:+.4f}"
+        loss = entry.nats_per_token
+        change = "" if base is None or loss is None else f"{loss - base:+.4f}"
         ece = "-" if entry.ece is None else f"{entry.ece:.4f}"
         sliding = "-" if entry.stride == entry.length else str(entry.stride)
         lines.append(
-            f"  {entry.length / content.train_length:5g}   {entry.length:6d}   {sliding:>6}   {entry.nats_per_token:10.4f}  {change:>7}   "
+            f"  {entry.length / content.train_length:5g}   {entry.length:6d}   {sliding:>6}   {math.nan if loss is None else loss:10.4f}  {change:>7}   "
             f"{entry.bits_per_byte:9.4f}   {entry.accuracy:8.4f}   {ece:>5}"
         )
     if positions:
