@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 from corpus import QUICK, write_corpus
 
-from lmablate import plan
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.core.signals import asked_to_stop
-from lmablate.launcher import labels, progress
+from lmablate.launcher import labels, pricing, progress
 from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.launcher.scheduler import offline_hint, run_jobs
 from lmablate.launcher.time_left import Todo, evaluations_left, run_left, time_left
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.result import RunResult
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,14 @@ def cfg(steps=60, evaluations=3):
 def job(run_id="6f7374e61214", label="rms swiglu", **settings):
     row = {"status": "completed", "val_loss": 3.87, "val_bpb": 1.8, "tokens_per_second": 5186.0}
     return SimpleNamespace(
-        cfg=cfg(**settings), run_id=run_id, label=label, work=1.0, asked=1, done=False, row=row, directory=None
+        cfg=cfg(**settings),
+        run_id=run_id,
+        label=label,
+        work=1.0,
+        asked=1,
+        done=False,
+        row=RunResult.model_construct(**row),
+        directory=None,
     )
 
 
@@ -199,7 +206,7 @@ def test_the_plan_of_a_study_is_a_row_an_arm():
         return Job(one.model_copy(update={"arm": arm, "stage": stage}), run_id), None if done else 20.0
 
     jobs = [priced("[/a]", "tune", "1", done=True), priced("[/a]", "tune", "2"), priced("[/a]", "evaluate", "3")]
-    shown = printed(plan._arms_table([*jobs, priced("b", "evaluate", "4")]))
+    shown = printed(pricing._arms_table([*jobs, priced("b", "evaluate", "4")]))
     assert [line.split()[0] for line in shown] == ["arm", "[/a]", "b"]
     assert shown[1].split()[2:] == ["2", "1", "1", "40"]
 

@@ -36,8 +36,8 @@ def test_rows_of_a_gang_are_those_of_runs_trained_alone(text, tmp_path, monkeypa
         runs(text, tmp_path / "gang", WORDS), lambda run_id, status: ended.append((run_id, status)), told.append
     )
     assert len(told) == 1 and told[0].startswith("trying whether 4 runs train faster as one program")
-    for cfg, data in runs(text, tmp_path / "solo", WORDS):
-        execute(prepare_run(cfg, data))
+    for run in runs(text, tmp_path / "solo", WORDS):
+        execute(run)
     same = ["run_id", "status", "val_loss", "val_bpb", "train_loss", "init_val_loss", "tokens", "numerics", "seed"]
     gang, solo = (load_runs(tmp_path / way).sort_values("run_id", ignore_index=True)[same] for way in ("gang", "solo"))
     assert gang.equals(solo)

@@ -372,7 +372,7 @@ def test_a_trial_is_the_run_that_its_words_typed_are_and_a_plan_shows_what_is_le
     assert json.loads((tmp_path / job.run_id / "result.json").read_text())["stage"] == "search"
     before = stored(tmp_path)
     capsys.readouterr()
-    monkeypatch.setattr("lmablate.plan.CALIBRATION_SECONDS", 0.02)
+    monkeypatch.setattr("lmablate.launcher.pricing.CALIBRATION_SECONDS", 0.02)
     assert front_door("lmablate.plan", "", plan, [*asked_for, "hydra.sweeper.trials=4"], study=plan_study) == 0
     printed = capsys.readouterr().out
     assert "search: 4 trials of sampler=tpe over" in printed

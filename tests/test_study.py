@@ -342,7 +342,7 @@ STARTS = {"rms": [], "longer": ["model.context_length=64"], "longest": ["model.c
 
 def test_an_arm_starts_from_the_run_of_its_own_seed_and_not_before(text, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lmablate.launcher.jobs.with_data", lambda cfg, data: cfg
+        "lmablate.runs.prepared.with_data", lambda cfg, data: cfg
     )  # made-up runs have no weights to look at
     made = study(text, tmp_path, arms=STARTS, tune="none", starts={"longest": "longer", "longer": "rms"})
     launch = Fake()
@@ -358,7 +358,7 @@ def test_an_arm_starts_from_the_run_of_its_own_seed_and_not_before(text, tmp_pat
 
 
 def test_an_arm_whose_start_diverged_is_missing_in_words(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmablate.launcher.jobs.with_data", lambda cfg, data: cfg)
+    monkeypatch.setattr("lmablate.runs.prepared.with_data", lambda cfg, data: cfg)
     made = study(text, tmp_path, arms=STARTS, tune="none", starts={"longer": "rms"})
     made.run(Fake(lambda cfg: None if cfg.init_seed == 1 and cfg.model.context_length != 128 else 2.0))
     assert "longer: 1 run without a result; the runs of rms that it starts from are not all completed" in made.notes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,8 +192,9 @@ def _lines(content: EvaluationFile, path: Path, *, positions: bool) -> list[str]
         change = "" if base is None or loss is None else f"{loss - base:+.4f}"
         ece = "-" if entry.ece is None else f"{entry.ece:.4f}"
         sliding = "-" if entry.stride == entry.length else str(entry.stride)
+        said = "-" if loss is None else f"{loss:.4f}"
         lines.append(
-            f"  {entry.length / content.train_length:5g}   {entry.length:6d}   {sliding:>6}   {math.nan if loss is None else loss:10.4f}  {change:>7}   "
+            f"  {entry.length / content.train_length:5g}   {entry.length:6d}   {sliding:>6}   {said:>10}  {change:>7}   "
             f"{entry.bits_per_byte:9.4f}   {entry.accuracy:8.4f}   {ece:>5}"
         )
     if positions:
