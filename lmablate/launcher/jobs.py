@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,9 @@ class Job:
     trunk: str | None = None  # runs with the same one train in one process, the longest first
     _state: RunState | None = None
 
-    @property
+    @cached_property
     def directory(self) -> RunDirectory:
+        """The folder of the run."""
         return RunDirectory(Path(self.cfg.results_dir), self.run_id)
 
     @property

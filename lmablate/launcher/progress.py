@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmablate.schema.result import RunResult
 
 LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
+LOOK_SECONDS = 1.0  # between two looks at runs that others may have finished
 BAR = 10  # cells of a live bar
 STOPPING = (
     "stopping: checkpoints are being written (Ctrl-C again stops at once, and loses the steps since the last one)"
@@ -41,6 +42,7 @@ class Board:
         self.began = time.monotonic()
         self._said: dict[str, float] = {}
         self._open = list(self.jobs)  # not known to be done
+        self._looked = -math.inf  # when they were last looked at
         self._done: set[str] = set()  # what is done stays done
         self._lowest: tuple[float, Job] | None = None
         self._compiling = False  # was it said?
@@ -147,8 +149,11 @@ class Board:
                 file=sys.stderr,
             )
 
-    def _count(self) -> int:
-        """How many runs are done."""
+    def _count(self, seconds: float = 0.0) -> int:
+        """Count the runs that are done; those that are open are looked at again after `seconds`."""
+        if time.monotonic() - self._looked < seconds:
+            return len(self._done)
+        self._looked = time.monotonic()
         still = []
         for job in self._open:
             if not job.done:
@@ -184,7 +189,9 @@ class Board:
         return f", best so far {loss:.4f} ({job.label})"
 
     def _render(self) -> Group:
-        head = Text(plain(f"{self._count()}/{len(self.jobs)} done{self._best()}{self._left()}"), style="bold")
+        head = Text(
+            plain(f"{self._count(LOOK_SECONDS)}/{len(self.jobs)} done{self._best()}{self._left()}"), style="bold"
+        )
         rows = [(job, status) for job in self.todo if (status := self.status.get(job.run_id)) is not None]
         return Group(head, *([live_table(rows, ascii_only=self.console.options.ascii_only)] if rows else []))
 
