@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lmablate.core.torch_utils import eager
-from lmablate.diagnostics import activations, attention, experts
+from lmablate.diagnostics import activations, attention, expert_load
 from lmablate.diagnostics.gradients import copies, gradient_norms, update_ratios
 from lmablate.diagnostics.logits import logit_scale
 from lmablate.diagnostics.module_names import Found, groups
@@ -144,7 +144,7 @@ def look_inside(model: TransformerLM, texts: Batch, measures: Collection[str]) -
         if "attention" in measures:
             watches.enter_context(attention.watching(model, found))
         if "experts" in measures:
-            watches.enter_context(experts.watching(model, found))
+            watches.enter_context(expert_load.watching(model, found))
         hidden = model.hidden(texts.inputs, texts.prefix)
     if "logits" in measures:
         found |= logit_scale(model, hidden)
