@@ -75,10 +75,10 @@ class Miscounted(Gated):
         return super().n_vector_params(shape, settings)
 '''
 OPTIONS = {
-    "norm/largest": "# Mine. norm=largest\n_target_: mypackage.parts.MaxNorm\neps: 1.0e-6\n",
-    "attention/gated": "# Mine. attention=gated\n_target_: mypackage.parts.Gated\nscale: null\n",
-    "activation/snake": "# Mine. activation=snake\ngated: false\nfn:\n  _target_: mypackage.parts.Snake\n",
-    "ffn/maxout": "# Mine. ffn=maxout\n_target_: mypackage.parts.Maxout\n",
+    "norm/users_largest": "# Mine. norm=users_largest\n_target_: mypackage.parts.MaxNorm\neps: 1.0e-6\n",
+    "attention/users_gated": "# Mine. attention=users_gated\n_target_: mypackage.parts.Gated\nscale: null\n",
+    "activation/users_snake": "# Mine. activation=users_snake\ngated: false\nfn:\n  _target_: mypackage.parts.Snake\n",
+    "ffn/users_maxout": "# Mine. ffn=users_maxout\n_target_: mypackage.parts.Maxout\n",
     "attention/miscounted": "# Mine. attention=miscounted\n_target_: mypackage.parts.Miscounted\nscale: null\n",
 }
 

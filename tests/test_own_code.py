@@ -63,24 +63,24 @@ def identity(corpus, *words):
 
 
 def test_edited_code_is_another_run_and_reformatted_code_is_the_same(package, corpus):
-    first, shipped = identity(corpus, "norm=largest"), identity(corpus)
+    first, shipped = identity(corpus, "norm=users_largest"), identity(corpus)
     package.write_text(
         PARTS.replace("Parts of my own.", "Said otherwise.").replace("(x.abs()", "(  # of all\n            x.abs()")
     )
-    assert identity(corpus, "norm=largest") == first
+    assert identity(corpus, "norm=users_largest") == first
     package.write_text(PARTS.replace("helpers.FACTOR * x", "3 * x"))
-    assert identity(corpus, "norm=largest") != first
+    assert identity(corpus, "norm=users_largest") != first
     package.write_text(PARTS)
     (package.parent / "helpers.py").write_text(
         "FACTOR = 2.0\n"
     )  # a module of the package that the part's module imports
-    assert identity(corpus, "norm=largest") != first
+    assert identity(corpus, "norm=users_largest") != first
     assert identity(corpus) == shipped
 
 
 def test_a_command_says_what_is_not_as_shipped_and_rows_carry_it(package, corpus, tmp_path, caplog):
     caplog.set_level("INFO", "lmablate")
-    (job,), _ = prepare_jobs([config(corpus, "norm=largest", f"results_dir={tmp_path / 'results'}")])
+    (job,), _ = prepare_jobs([config(corpus, "norm=users_largest", f"results_dir={tmp_path / 'results'}")])
     assert "not as shipped, so part of the run id by content: mypackage.helpers, mypackage.parts" in caplog.text
     assert run_jobs([job]) == 0
     assert set(job.row["code"]) == {"mypackage.parts", "mypackage.helpers"}
@@ -182,7 +182,7 @@ def trained(cfg, folder=None, stop_at=None):
 
 def test_plain_torch_parts_give_equal_runs_from_equal_seeds(package, corpus):
     """Weights, raw parameters and random numbers of the forward pass; three calls were 5.129, 5.043 and 5.097."""
-    cfg = config(corpus, "attention=gated", "trainer.steps=4", "runtime.log_every=1")
+    cfg = config(corpus, "attention=users_gated", "trainer.steps=4", "runtime.log_every=1")
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": 64})})
     torch.manual_seed(1)
     first, losses = trained(cfg)
@@ -199,7 +199,7 @@ def test_plain_torch_parts_give_equal_runs_from_equal_seeds(package, corpus):
 
 def test_what_another_part_draws_moves_no_draw(package, corpus):
     """The draws of a place depend on its layer, branch and shape, and not on what is drawn before it."""
-    cfg = config(corpus, "attention=gated")
+    cfg = config(corpus, "attention=users_gated")
     gate = build_model(cfg).blocks[1].attention.branch.gate.weight
     package.write_text(PARTS.replace("self.gate =", "self.more = nn.Linear(3, 5)\n        self.gate ="))
     as_new_process()
@@ -208,7 +208,7 @@ def test_what_another_part_draws_moves_no_draw(package, corpus):
 
 def test_plain_torch_parts_resume_to_the_bit(package, corpus, tmp_path):
     """Their buffers too, which a forward pass changes."""
-    cfg = config(corpus, "attention=gated", "trainer.steps=6", "runtime.log_every=1")
+    cfg = config(corpus, "attention=users_gated", "trainer.steps=6", "runtime.log_every=1")
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": 64})})
     whole, _ = trained(cfg)
     assert trained(cfg, tmp_path, stop_at=3) is None
@@ -219,16 +219,16 @@ def test_plain_torch_parts_resume_to_the_bit(package, corpus, tmp_path):
 
 
 def test_plain_torch_parts_train_alone(package, corpus):
-    cfg, data = config(corpus, "attention=gated"), SimpleNamespace(fingerprint="", tokenizer_fingerprint="")
+    cfg, data = config(corpus, "attention=users_gated"), SimpleNamespace(fingerprint="", tokenizer_fingerprint="")
     assert graph_key(cfg, data) is None
-    assert graph_key(config(corpus, "norm=largest"), data) is not None
+    assert graph_key(config(corpus, "norm=users_largest"), data) is not None
 
 
 # --- Counts ---------------------------------------------------------------------------------------------------------------
 
 
 def test_parameters_that_a_class_does_not_state_are_counted_by_building(package, corpus):
-    cfg = config(corpus, "attention=gated")
+    cfg = config(corpus, "attention=users_gated")
     built = sum(p.numel() for p in build_model(cfg, device="meta").parameters())
     assert parameters(cfg).total == built
     mha, d = config(corpus), cfg.model.d_model
@@ -250,7 +250,7 @@ def test_a_stated_count_that_is_not_built_is_refused(package, corpus):
         config(corpus, "attention=miscounted")
     said = str(refused.value)
     assert "attention=miscounted (mypackage.parts.Miscounted)" in said
-    built = sum(p.numel() for p in build_model(config(corpus, "attention=gated"), device="meta").parameters())
+    built = sum(p.numel() for p in build_model(config(corpus, "attention=users_gated"), device="meta").parameters())
     assert f"{built:,}" in said and f"{parameters(config(corpus)).total:,}" in said
 
 
@@ -265,7 +265,7 @@ def test_commands_agree_to_the_bit_on_any_number_of_workers_and_after_a_kill(tmp
     words = [
         *sizes,
         f"data.paths={corpus}/*.txt",
-        "attention=gated",
+        "attention=users_gated",
         "seed=0,1",
         "trainer.steps=200",
         "runtime.checkpoint_seconds=0",

@@ -99,7 +99,7 @@ def test_a_package_of_ones_own_in_an_empty_folder(installed, tmp_path):
     _, environment = installed
     module = write_package(tmp_path)
     text = write_corpus(tmp_path / "text")
-    options = ["norm=largest", "activation=snake", "attention=gated", "ffn=maxout"]
+    options = ["norm=users_largest", "activation=users_snake", "attention=users_gated", "ffn=users_maxout"]
 
     def lmablate(name, *words, code=0):
         command = [sys.executable, "-m", f"lmablate.{name}", *map(str, words), "--trust", "mypackage"]

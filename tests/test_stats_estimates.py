@@ -108,6 +108,9 @@ def test_a_contrast_that_is_wider_than_the_rest_is_found_by_an_f_test():
 def test_fractions_have_the_intervals_of_statsmodels(count, n):
     expected = proportion_confint(count, n, method="beta")
     assert clopper_pearson(count, n) == pytest.approx(tuple(0.0 if math.isnan(x) else x for x in expected))
+    for wrong in ((n + 1, n), (-1, n), (0, 0)):
+        with pytest.raises(ValueError):
+            clopper_pearson(*wrong)
 
 
 def test_fishers_test_of_the_lady_tasting_tea():

@@ -33,11 +33,35 @@ def forward_products(cfg: RunConfig) -> tuple[float, list[float]]:
     """Multiply-adds of the forward pass: with matrices, for each token, those of experts that it does not meet left out; and
     of each layer, for each pair of a query and a key that it reads. Of several stacks each has its layers, as in
     :func:`keys_of_layers`, and a matrix that not all tokens of a text meet counts for those that do."""
+    from lmablate.model.multi_stack import generator_of
+    from lmablate.objective import objective_of
+
     if cfg.model.n_encoder_layers is not None:
-        return stacks.products_of_two(cfg)
+        return _products_of_two(cfg)
     matrices, scores = stack_products(cfg)
-    more, further = stacks.generator_products(cfg)
-    return matrices + stacks.end_products(cfg) + more, scores + further
+    matrices += stacks.ends(cfg).matmuls
+    if (own := generator_of(cfg)) is None:
+        return matrices, scores
+    more, further = stack_products(own)
+    hidden = objective_of(cfg).targets_per_token(cfg.model.context_length)  # that the generator's head reads
+    return matrices + (more + stacks.row_map(own).matmuls + hidden * stacks.head(own).matmuls), scores + further
+
+
+def _products_of_two(cfg: RunConfig) -> tuple[float, list[float]]:
+    """The same of an encoder and its decoder, for each token of both their texts."""
+    from lmablate.model.attention import CrossAttention
+    from lmablate.model.dims import attention_shape
+    from lmablate.model.multi_stack import decoder_of, encoder_of
+
+    encoder, decoder = encoder_of(cfg), decoder_of(cfg)
+    shape, n = attention_shape(decoder), cfg.model.n_layers
+    reads, first = stack_products(encoder)
+    reads += n * CrossAttention.weights_per_source_token(shape)
+    writes, second = stack_products(decoder)
+    writes += n * CrossAttention.weights_per_token(shape, {}) + stacks.ends(decoder).matmuls
+    total = reads * encoder.model.context_length + writes * decoder.model.context_length
+    across = [CrossAttention.products_per_key(shape, {})] * n
+    return total / cfg.model.context_length, [*first, *second, *across]
 
 
 def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
@@ -108,9 +132,16 @@ def keys_of_layers(cfg: RunConfig) -> list[float]:
     """The mean number of keys that a token has read by its queries in each layer in training: itself, what came before it, and
     what the objective lets it read after it. Of two stacks the encoder's layers, the decoder's, and its cross attention, of
     which a token has those of its part; after a model's layers those of its generator."""
-    if cfg.model.n_encoder_layers is not None:
-        return stacks.keys_of_two(cfg)
-    return stack_keys(cfg) + stacks.generator_keys(cfg)
+    from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of
+
+    if cfg.model.n_encoder_layers is None:
+        generator = generator_of(cfg)
+        return stack_keys(cfg) + (stack_keys(generator) if generator else [])
+    encoder, decoder = encoder_of(cfg), decoder_of(cfg)
+    length, source = cfg.model.context_length, encoder.model.context_length
+    share = source / length
+    own = [share * keys for keys in stack_keys(encoder)] + [(1 - share) * keys for keys in stack_keys(decoder)]
+    return own + [(1 - share) * source] * cfg.model.n_layers
 
 
 def stack_keys(cfg: RunConfig) -> list[float]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lmablate.core.axes import PARTS
 from lmablate.core.errors import ConfigError
 from lmablate.core.source_code import is_shipped
 from lmablate.model import components
@@ -37,7 +38,6 @@ FLOPS = {
     "ffn": ("weights_per_token",),
 }
 CACHE = ("cached_numbers",)
-AXES = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn")
 
 
 class Work(NamedTuple):
@@ -54,7 +54,7 @@ def states(target: Any, names: tuple[str, ...]) -> bool:
 
 def measures_flops(cfg: RunConfig) -> list[str]:
     """The axes of `cfg` whose FLOPs torch's flop counter counts, since their classes do not say them."""
-    found = [axis for axis in AXES if not _says_its_flops(cfg, axis)]
+    found = [axis for axis in PARTS if not _says_its_flops(cfg, axis)]
     whole = {"norm", "norm_position", "block_layout", "activation"} & set(found)
     none = not whole or not shell_work(cfg).per_token  # most norms and activations multiply no matrices
     return [axis for axis in found if axis in FLOPS or not none]

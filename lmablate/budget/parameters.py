@@ -58,9 +58,32 @@ def attention_params(cfg: RunConfig, layer: int = 0) -> int:
         return measured.attention_params(cfg, layer)
     shape = attention_shape(cfg)
     total = option.weights_per_token(shape, settings) + option.n_vector_params(shape, settings)
-    for name, widths in zip(("qk_norm", "v_norm"), option.norm_widths(shape, settings), strict=True):
+    return total + _head_norms(cfg, option.norm_widths(shape, settings))
+
+
+def _head_norms(cfg: RunConfig, widths: tuple[list[int], list[int]]) -> int:
+    """Learned numbers of the norms of queries and keys, and of values, of these widths."""
+    from lmablate.model import components
+
+    total = 0
+    for name, own in zip(("qk_norm", "v_norm"), widths, strict=True):
         norm = getattr(cfg.stability, name)
-        total += sum(components.count(norm, f"stability.{name}", width) for width in widths) if norm else 0
+        total += sum(components.count(norm, f"stability.{name}", width) for width in own) if norm else 0
+    return total
+
+
+def _cross_params(cfg: RunConfig) -> int:
+    """Learned numbers of the cross attention of one layer, with the norms of its branch."""
+    from lmablate.model import components
+    from lmablate.model.attention import CrossAttention
+    from lmablate.model.dims import attention_shape
+
+    shape = attention_shape(cfg)
+    total = CrossAttention.weights_per_token(shape, {}) + CrossAttention.weights_per_source_token(shape)
+    total += CrossAttention.n_vector_params(shape, {}) + _head_norms(cfg, CrossAttention.norm_widths(shape, {}))
+    if getattr(components.target(cfg.block_layout, "block_layout"), "in_turn", False):
+        position = components.target(cfg.norm_position, "norm_position")
+        total += position.norms_per_branch * components.count(cfg.norm, "norm", cfg.model.d_model)
     return total
 
 
@@ -109,14 +132,15 @@ def shell_params(cfg: RunConfig) -> int:
 
 def parameters(cfg: RunConfig) -> Parameters:
     """Parameter counts by closed form, without building anything."""
-    from lmablate.model.multi_stack import decoder_of, encoder_of
+    from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of
 
     two = cfg.model.n_encoder_layers is not None
     found = [stack_params(decoder_of(cfg)), stack_params(encoder_of(cfg))] if two else [stack_params(cfg)]
-    tables, rest = stacks.end_params(cfg)
-    of_generator = stacks.generator_params(cfg)
-    tables += sum(each.table for each in found) + of_generator[0]
-    rest += sum(each.layers for each in found) + of_generator[1]
-    if two:
-        rest += cfg.model.n_layers * stacks.cross_params(cfg) + stacks.second_norm(cfg)
+    beside = stacks.ends(cfg)
+    if two:  # and a norm of what the encoder embeds, where there is one of what the decoder does
+        beside += stacks.StackCost(rest=cfg.model.n_layers * _cross_params(cfg)) + stacks.embedding_norm(cfg)
+    if (own := generator_of(cfg)) is not None:  # which shares the token rows
+        beside += stacks.row_map(own) + stacks.head(own) + stacks.StackCost(rest=stack_params(own).layers)
+    rest = beside.rest + sum(each.layers for each in found)
+    tables = beside.tables + sum(each.table for each in found)
     return Parameters(rest + tables, rest, sum(each.idle for each in found))

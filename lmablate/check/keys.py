@@ -17,20 +17,13 @@ from lmablate.core.errors import ConfigError
 from lmablate.model import components
 from lmablate.schema.run_config import RunRequest
 
-# Keys that act in a scene of their own: the definition of divergence needs a run that diverges.
+# Keys of the run that act in a scene of their own: the definition of divergence needs a run that diverges. An option says
+# it of its keys itself, in `acts_with` of its class.
 _WILD = {"optim.lr": 0.3, "optim.grad_clip": None, "trainer.steps": 24, "schedule.warmup_fraction": 0.8}
-SCENES: dict[str, dict[str, Any]] = {
-    "trainer.divergence_smoothing": {**_WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.3},
-    "schedule.warmup_fraction": {"trainer.steps": 12},
-    # the ramp between fast and slow pairs moves by whole pairs; a short text is one that is not long
-    "posemb.original_length": {"posemb.rope_theta": 100.0},
-    "posemb.beta_fast": {"posemb.original_length": 2000},
-    "posemb.short_factor": {"posemb.original_length": 100, "posemb.short_factor": 2.0},
-    "schedule.final_fraction": {"trainer.steps": 12},
-    "schedule.decay_fraction": {"trainer.steps": 12},
-    # 1 + w is the same function; w near 0 is only rounded more finely, which takes some steps to show
-    "norm.unit_offset": {"trainer.steps": 40},
+_SCENES: dict[str, dict[str, Any]] = {
     "trainer.divergence_patience": {**_WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.0},
+    "trainer.divergence_smoothing": {**_WILD, "trainer.divergence_patience": 3, "trainer.divergence_smoothing": 0.3},
+    **{f"schedule.{name}_fraction": {"trainer.steps": 12} for name in ("warmup", "final", "decay")},
 }
 # Values of keys that hold free text, or where true is what most options do anyway.
 _TEXTS: dict[str, list[Any]] = {"attention.pattern": ["ls", "sg"], "model.final_norm": [True, False]}
@@ -50,12 +43,22 @@ def _words_in(annotation: Any) -> list[Any]:
     return [annotation] if not inner else [word for part in inner for word in _words_in(part)]
 
 
+def _part_of(raw: dict[str, Any], path: str) -> Any:
+    """The class or function whose key this is; None for a key that belongs to none."""
+    way = path.rpartition(".")[0]
+    part = get(raw, way) if way else {}
+    return components.target(part, way.rpartition(".")[2]) if "_target_" in part else None
+
+
+def _scene(raw: dict[str, Any], path: str) -> dict[str, Any]:
+    """The values of other keys that a key needs in order to act."""
+    return getattr(_part_of(raw, path), "acts_with", {}).get(path.rpartition(".")[2]) or _SCENES.get(path, {})
+
+
 def _declared(raw: dict[str, Any], path: str) -> list[Any]:
     """What the schema says of a key, or the signature of the part that it belongs to."""
-    *way, key = path.split(".")
-    if "_target_" in (part := get(raw, ".".join(way)) if way else {}):
-        target = components.target(part, way[-1])
-        return _words_in(get_type_hints(getattr(target, "__init__", target)).get(key))
+    if (target := _part_of(raw, path)) is not None:
+        return _words_in(get_type_hints(getattr(target, "__init__", target)).get(path.rpartition(".")[2]))
     kind: Any = RunRequest
     for key in path.split("."):
         fields = getattr(kind, "model_fields", {})
@@ -105,9 +108,9 @@ class Records:
 def dead(records: Records, path: str) -> list[Any]:
     """The values that a key accepts and that change nothing; empty where one changes something, or all are refused."""
     raw = records.raw
-    if path in SCENES:
+    if scene := _scene(raw, path):
         raw = copy.deepcopy(raw)
-        for key, value in SCENES[path].items():
+        for key, value in scene.items():
             put(raw, key, value)
         records = Records(raw)
     accepted = other_values(raw, path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -26,6 +27,7 @@ Metric = Literal["val_loss", "val_bpb", "train_loss", "lr_sensitivity", "loss_sp
 Direction = Literal["lower", "higher", "equal", "not_higher"]
 Value = str | bool | int | float | None
 Arms = dict[str, Value | list[Value]]
+AnyClaim = TypeVar("AnyClaim", bound=Settings)
 
 
 class Published(Settings):
@@ -121,17 +123,22 @@ class Claim(Settings):
 @cache
 def load_claims() -> dict[str, Claim]:
     """All claims by id, in the order of their files. Raises ConfigError where a file is wrong."""
+    return read_claims(sorted(FOLDER.glob("*.yaml")), Claim)
+
+
+def read_claims(paths: Iterable[Path], kind: type[AnyClaim]) -> dict[str, AnyClaim]:
+    """Return the claims of these files by id. Keys beside ``claims`` are those of each. Raises ConfigError with file and claim."""
     import yaml
 
-    found: dict[str, Claim] = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
+    found: dict[str, AnyClaim] = {}
+    for path in paths:
         content = yaml.safe_load(path.read_text())
-        for entry in content["claims"]:
+        for entry in content.pop("claims"):
             try:
-                claim = Claim.model_validate({"group": content["group"], **entry})
+                claim = kind.model_validate({**content, **entry})
             except ValidationError as error:
                 raise ConfigError(f"{path.name}, claim {entry.get('id')}: {error}") from error
-            if claim.id in found:
-                raise ConfigError(f"{path.name}: claim {claim.id} stands there twice")
-            found[claim.id] = claim
+            if entry["id"] in found:
+                raise ConfigError(f"{path.name}: claim {entry['id']} stands there twice")
+            found[entry["id"]] = claim
     return found

@@ -56,18 +56,21 @@ def value_of(row: Row, column: str) -> Any:
 
 def matches(row: Row, arms: Arms) -> bool:
     return all(
-        any(_is(column, value_of(row, column), one) for one in (wanted if isinstance(wanted, list) else [wanted]))
-        for column, wanted in arms.items()
+        is_wanted(value_of(row, column), wanted, NEAR if column in SHAPES else SAME) for column, wanted in arms.items()
     )
 
 
-def _is(column: str, value: Any, wanted: Any) -> bool:
+def is_wanted(value: Any, wanted: Any, near: float = 0.0) -> bool:
+    """Whether a value is the wanted one: a number within `near` of it (relative) or in its range ``low..high``, or any of a
+    list."""
+    if isinstance(wanted, list):
+        return any(is_wanted(value, one, near) for one in wanted)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(wanted, str) and ".." in wanted:
         low, high = (float(end) for end in wanted.split(".."))
         return number and low <= value <= high
     if number and isinstance(wanted, int | float) and not isinstance(wanted, bool):
-        return abs(value - wanted) <= (NEAR if column in SHAPES else SAME) * abs(wanted)
+        return abs(value - wanted) <= near * abs(wanted)
     return bool(value == wanted)
 
 

@@ -27,6 +27,7 @@ AXES = (
     "stability",
     "aspect_ratio",
 )
+PARTS = AXES[: AXES.index("ffn") + 1]  # those with a module of their own, lmablate.model.<axis>; the others are numbers
 _BEGIN, _END = "<!-- axes: made by python -m lmablate.core.axes README.md -->", "<!-- end of axes -->"
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import cache_dir
 
 SIDE = 512  # of the square matrices that are multiplied
 TRIALS = 7
+PRECISIONS = ("fp32", "bf16")
 GAIN = 1.3  # by which bf16 must win: casts and the fp32 parts take their share of it
+
+T = TypeVar("T")
 
 
 @cache
@@ -27,15 +32,30 @@ def matmul_rates(folder: Path | None = None) -> dict[str, float]:
 
     path = (folder or cache_dir()) / "machine.json"
     here = f"{processor()} | torch {torch.__version__}"
-    known = _read(path)
-    if here not in known:
-        known[here] = _measure()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, json.dumps(known, indent=1))
-        except OSError:  # a read-only home: measured again by the next command
-            pass
-    return known[here]
+    return remembered(path, here, _measure, lambda rates: {name: float(rates[name]) for name in PRECISIONS})
+
+
+def remembered(path: Path, key: str, measure: Callable[[], T], read: Callable[[Any], T]) -> T:
+    """Return the value of `key` in a JSON file; measure it and keep it there if it is missing or `read` refuses it."""
+    try:
+        return read(_entries(path)[key])
+    except (KeyError, TypeError, ValueError):
+        found = measure()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(_entries(path) | {key: found}, indent=1))
+    except OSError:  # a read-only home: measured again by the next command
+        pass
+    return found
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What earlier commands measured; nothing, if the file is not whole."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def bf16_is_faster(folder: Path | None = None) -> bool:
@@ -63,15 +83,6 @@ def _measure() -> dict[str, float]:
         return best
     finally:
         torch.set_num_threads(threads)
-
-
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    """What earlier commands measured; nothing, if the file is not whole."""
-    try:
-        known = json.loads(path.read_text())
-        return {here: {name: float(rates[name]) for name in ("fp32", "bf16")} for here, rates in known.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def processor() -> str:

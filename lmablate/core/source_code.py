@@ -26,6 +26,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from lmablate.core.axes import PARTS
 from lmablate.core.errors import ConfigError, in_words
 
 HERE = Path(__file__).resolve().parents[1]
@@ -37,10 +38,7 @@ SCIENCE = (
 )
 NEW = "a new file"
 # Modules of which a run uses those alone that its options name.
-AXIS_MODULES = tuple(
-    f"lmablate.model.{axis}"
-    for axis in ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn")
-)
+AXIS_MODULES = tuple(f"lmablate.model.{axis}" for axis in PARTS)
 
 
 def fingerprint(path: Path) -> str | None:

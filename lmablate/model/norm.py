@@ -16,9 +16,14 @@ from lmablate.model.kernels import layer_norm, rms_norm
 from lmablate.model.primitives import Bias, Gain
 from lmablate.model.types import PositiveFloat
 
+# 1 + w is the same function as g. A w near 0 is only rounded more finely, which takes some steps to show.
+_OFFSET = {"unit_offset": {"trainer.steps": 40}}
+
 
 class RMSNorm(nn.Module):
     """``g * x / sqrt(mean(x^2) + eps)`` (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+
+    acts_with: ClassVar[Mapping[str, Any]] = _OFFSET
 
     def __init__(
         self, d_model: int, *, eps: PositiveFloat, gain: Literal[False] | None, unit_offset: Literal[True] | None
@@ -38,6 +43,8 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.Module):
     """``g * (x - mean(x)) / sqrt(var(x) + eps) + b``, the variance over D, not D - 1 (Ba et al. 2016, arXiv 1607.06450)."""
+
+    acts_with: ClassVar[Mapping[str, Any]] = _OFFSET
 
     def __init__(
         self,

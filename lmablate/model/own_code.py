@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lmablate.core.axes import PARTS
 from lmablate.core.source_code import fingerprints, is_shipped, place_of
 from lmablate.model import components
 
@@ -33,9 +34,7 @@ def own_parts(cfg: RunConfig) -> list[str]:
 
 def _targets(cfg: RunConfig) -> Iterator[tuple[str, Any]]:
     """The classes and functions that the options of `cfg` name, each with the key that names it."""
-    places = {
-        axis: getattr(cfg, axis) for axis in ("norm", "norm_position", "posemb", "attention", "block_layout", "ffn")
-    }
+    places = {axis: getattr(cfg, axis) for axis in PARTS if axis != "activation"}
     places |= {"activation.fn": cfg.activation.fn}
     places |= {f"stability.{name}": getattr(cfg.stability, name) for name in ("qk_norm", "v_norm")}
     for place, part in places.items():

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmablate.core.axes import AXES
+
 if TYPE_CHECKING:
     import pandas as pd
 
 # The research axes in the order a reader meets them; other groups follow as they come.
 AXIS_ORDER = (
-    *("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn", "stability", "aspect_ratio"),
+    *AXES,
     *("preset", "shrink", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
 )
 _NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage", "trunk", "code")

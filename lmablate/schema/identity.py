@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lmablate.core.axes import PARTS
 from lmablate.core.settings import Settings
 from lmablate.core.source_code import changed_since
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 # Raised whenever a change of the code alters the numbers of a run; older rows are then shown as stale.
 SCIENCE_VERSION = 2
 
-_PARTS = ("norm", "norm_position", "posemb", "attention", "block_layout", "activation")
-GRAPH = (*_PARTS, "ffn", "stability", "model", "objective", "trainer")  # what decides the operations of a step
+GRAPH = (*PARTS, "stability", "model", "objective", "trainer")  # what decides the operations of a step
 
 
 class Content(Protocol):
@@ -46,10 +46,9 @@ def science(cfg: RunConfig, data: Content) -> dict[str, Any]:
     }
     for name in ("model", "stability", "objective", "optim", "schedule", "trainer"):
         out[name] = getattr(cfg, name)
-    for name in _PARTS:
-        out[name] = {"option": cfg.choices[name], "settings": _without_targets(_plain(getattr(cfg, name)))}
-    if cfg.ffn is not None:
-        out["ffn"] = {"option": cfg.choices["ffn"], "settings": _without_targets(_plain(cfg.ffn))}
+    for name in PARTS:
+        if (part := getattr(cfg, name)) is not None:
+            out[name] = {"option": cfg.choices[name], "settings": _without_targets(_plain(part))}
     if cfg.code:  # the content of what is not as shipped, wherever it stands
         out["code"] = sorted(cfg.code.values())
     return _plain(out)

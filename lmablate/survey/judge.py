@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from lmablate.core.errors import ConfigError
+from lmablate.claims.claim import read_claims
+from lmablate.claims.predicates import is_wanted
 from lmablate.core.settings import Settings
 from lmablate.stats.counts import clopper_pearson
 from lmablate.survey.table import COLUMNS, Row, systems
@@ -54,18 +55,7 @@ class SurveyClaim(Settings):
 @cache
 def load_claims() -> dict[str, SurveyClaim]:
     """All of them by id, in the order of the file. Raises ConfigError where it is wrong."""
-    import yaml
-
-    found: dict[str, SurveyClaim] = {}
-    for entry in yaml.safe_load(FILE.read_text())["claims"]:
-        try:
-            claim = SurveyClaim.model_validate(entry)
-        except ValidationError as error:
-            raise ConfigError(f"{FILE.name}, claim {entry.get('id')}: {error}") from error
-        if claim.id in found:
-            raise ConfigError(f"{FILE.name}: claim {claim.id} stands there twice")
-        found[claim.id] = claim
-    return found
+    return read_claims([FILE], SurveyClaim)
 
 
 def judged(table: Sequence[Row] | None = None, claims: Mapping[str, SurveyClaim] | None = None) -> list[Row]:
@@ -156,16 +146,7 @@ def _decide(
 
 def matches(row: Row, wanted: Wanted) -> bool | None:
     """Whether every column is as wanted; None where the published facts do not say."""
-    found = [None if row[column] is None else _is(row[column], value) for column, value in wanted.items()]
+    found = [None if row[column] is None else is_wanted(row[column], value) for column, value in wanted.items()]
     if False in found:
         return False
     return None if None in found else True
-
-
-def _is(value: Any, wanted: Value | list[Value]) -> bool:
-    if isinstance(wanted, list):
-        return any(_is(value, one) for one in wanted)
-    if isinstance(wanted, str) and ".." in wanted:
-        low, high = (float(end) for end in wanted.split(".."))
-        return bool(low <= value <= high)
-    return bool(value == wanted)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from lmablate.core.files import atomic_write
-from lmablate.core.hardware import matmul_rates, processor
+from lmablate.core.hardware import matmul_rates, processor, remembered
 from lmablate.core.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -43,15 +42,7 @@ def seconds_per_step(cfg: RunConfig) -> float:
     """
     path = (Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else cache_dir()) / "timings.json"
     key = hashlib.sha256(json.dumps(_shape(cfg), sort_keys=True, default=str).encode()).hexdigest()[:16]
-    if (known := _read(path).get(key)) is not None:
-        return known
-    seconds = _measure(cfg)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(_read(path) | {key: seconds}, indent=1))
-    except OSError:  # a read-only home: measured again by the next command
-        pass
-    return seconds
+    return remembered(path, key, lambda: _measure(cfg), float)
 
 
 def _shape(cfg: RunConfig) -> list[Any]:
@@ -86,14 +77,6 @@ def _measure(cfg: RunConfig) -> float:
         return trainer.seconds_per_step(BUDGET_SECONDS)
     finally:
         torch.set_num_threads(threads)
-
-
-def _read(path: Path) -> dict[str, float]:
-    """What earlier commands measured; nothing, if the file is not whole."""
-    try:
-        return {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def guessed_seconds(cfg: RunConfig) -> float:

@@ -3,6 +3,9 @@
 An option is built as ``Option(shape, layer=i, **yaml)`` and is called as ``branch(x, positions)`` with x ``[..., T, D]``.
 Its static methods say in closed form what a layer of it costs and reads (parameters, multiply-adds, cached numbers,
 windows), so that the accounting in lmablate/budget needs no module.
+
+A new option needs no entry here: its YAML names its module. The names below serve imports, and stored configurations, which
+name this package.
 """
 
 from lmablate.model.attention.base import Attention, AttentionShape

@@ -36,7 +36,7 @@ class CrossAttention(HeadAttention):
             dropout=self.shape.dropout if self.training else 0.0,
             may_read=True,
         )
-        return self.output(y)
+        return self.output(y, x)
 
     @classmethod
     def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:

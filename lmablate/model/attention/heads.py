@@ -49,7 +49,7 @@ class HeadAttention(Attention):
         v = self.heads(self.v_proj(x), self.v_norm)
         q, k = positions.rotate(q, k)
         if positions.past is not None and (earlier := positions.past(self.layer, (k, v))) is not None:
-            return self.output(self.read(q, earlier))
+            return self.output(self.read(q, earlier), x)
         q, bias = biased(q, positions, self.layer, self.scale)
         group = self.shape.n_heads // self.shape.n_kv_heads
         if group > 1:
@@ -65,10 +65,11 @@ class HeadAttention(Attention):
             dropout=self.shape.dropout if self.training else 0.0,
             may_read=positions.may_read,
         )
-        return self.output(y)
+        return self.output(y, x)
 
-    def output(self, y: Tensor) -> Tensor:
-        """``[..., H, T, head_dim] -> [..., T, D]``."""
+    def output(self, y: Tensor, x: Tensor) -> Tensor:
+        """Join what the heads read, ``[..., H, T, head_dim] -> [..., T, D]``. `x`: the branch's input, ``[..., T, D]``, for
+        subclasses that gate what was read."""
         return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
 
     def kept(self) -> list[tuple[int, int]]:

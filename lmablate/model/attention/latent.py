@@ -70,7 +70,7 @@ class LatentAttention(Attention):
         if positions.past is not None:
             token = torch.cat((c.unsqueeze(-3), k_turned), -1)
             if (earlier := positions.past(self.layer, (token,))) is not None:
-                return self.output(self.read(q, q_turned, earlier, scale))
+                return self.output(self.read(q, q_turned, earlier, scale), x)
 
         k, v = self.heads(self.kv_proj(c)).split((head_dim, self.v_head_dim), -1)
         q_turned, bias = biased(q_turned, positions, self.layer, scale)
@@ -87,10 +87,11 @@ class LatentAttention(Attention):
             dropout=self.shape.dropout if self.training else 0.0,
             may_read=positions.may_read,
         )
-        return self.output(y)
+        return self.output(y, x)
 
-    def output(self, y: Tensor) -> Tensor:
-        """``[..., H, T, v_head_dim] -> [..., T, D]``."""
+    def output(self, y: Tensor, x: Tensor) -> Tensor:
+        """Join what the heads read, ``[..., H, T, v_head_dim] -> [..., T, D]``. `x`: the branch's input, ``[..., T, D]``, for
+        subclasses that gate what was read."""
         return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
 
     def kept(self) -> list[tuple[int, int]]:

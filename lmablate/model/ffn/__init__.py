@@ -3,6 +3,9 @@
 An option is made from its YAML and asked for the branch of each layer and for what that costs (base.py). `dense.py` has the
 networks, `routing.py` says which experts a token meets, `experts.py` and `grouped.py` compute them, `balance.py` keeps them equally
 busy, `mixture.py` puts these together, and `token_choice.py` and `options.py` are what ``conf/ffn`` names.
+
+A new option needs no entry here: its YAML names its module. The names below serve imports, and stored configurations, which
+name this package.
 """
 
 from lmablate.model.ffn.base import FeedForward, FFNOption, FFNShape

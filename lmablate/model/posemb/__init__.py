@@ -4,6 +4,9 @@ A position embedding is built as ``PosEmb(shape, **yaml)`` and has hooks that do
 to the token embeddings, ``rotate`` turns queries and keys, ``score_bias`` is added to the scaled attention scores of every
 layer, and ``relative`` changes the queries of one layer and gives that layer a bias that depends on them. Attention calls
 the hooks and never asks which option it has.
+
+A new option needs no entry here: its YAML names its module. The names below serve imports, and stored configurations, which
+name this package.
 """
 
 from lmablate.model.posemb.absolute import Learned, Sinusoidal

@@ -1,5 +1,6 @@
 """Rotary positions: queries and keys are turned by an angle that grows with their position."""
 
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ class Spectrum(NamedTuple):
     amplitude: float
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Rotary(PosEmb):
     """Base of the rotary options: turns channel pairs of q and k by ``t * w_i``, so that ``q_t . k_s`` depends on
     ``t - s`` only (Su et al. 2021, arXiv 2104.09864, eq. 34).
@@ -28,28 +30,34 @@ class Rotary(PosEmb):
     `rotary_fraction` of the channels of a head, the first ones, are turned (None: all; GPT-J 0.25, Pythia 0.25). Of these
     W channels, pair i is ``(x_i, x_{i + W/2})``, as in Llama, or with ``layout=pairs`` ``(x_2i, x_{2i+1})``, as in the
     paper and GPT-J: one model up to the order of the rows of ``q_proj`` and ``k_proj`` (:func:`pairs_to_halves`).
+
+    An option is a dataclass: its fields are the keys of its YAML, and `check` refuses numbers that cannot meet.
     """
 
-    def __init__(
-        self,
-        shape: PositionShape,
-        *,
-        rope_theta: PositiveFloat,
-        rotary_fraction: RotaryFraction | None,
-        layout: Layout | None,
-    ) -> None:
-        super().__init__(shape)
-        self.rope_theta, self.pairs, self.context_length = rope_theta, layout is not None, shape.context_length
-        self.width = shape.head_dim if rotary_fraction is None else int(shape.head_dim * rotary_fraction)
+    shape: PositionShape = field(kw_only=False)
+    rope_theta: PositiveFloat
+    rotary_fraction: RotaryFraction | None
+    layout: Layout | None
+
+    def __post_init__(self) -> None:
+        super().__init__(self.shape)
+        head_dim, fraction = self.shape.head_dim, self.rotary_fraction
+        self.pairs, self.context_length = self.layout is not None, self.shape.context_length
+        self.width = head_dim if fraction is None else int(head_dim * fraction)
         if self.width % 2 or not self.width:
-            part = "" if rotary_fraction is None else f" times posemb.rotary_fraction={rotary_fraction}"
+            part = "" if fraction is None else f" times posemb.rotary_fraction={fraction}"
             raise ConfigError(
-                f"rotary positions turn pairs of channels, and {shape.head_dim} channels a head{part} are {self.width}: choose "
+                f"rotary positions turn pairs of channels, and {head_dim} channels a head{part} are {self.width}: choose "
                 "an even model.head_dim (or model.d_model / model.n_heads; attention.rope_head_dim with attention=mla), and a "
                 "posemb.rotary_fraction that leaves an even number"
             )
+        self.check()
         self.cos: Tensor
         self.sin: Tensor
+        self.fill()
+
+    def check(self) -> None:
+        """Raise ConfigError for numbers that cannot meet."""
 
     def spectrum(self, length: int) -> Spectrum:
         """The angles for a text of `length` tokens."""
@@ -60,7 +68,7 @@ class Rotary(PosEmb):
         return self.rope_theta ** (-torch.arange(0, self.width, 2, dtype=torch.float64, device="cpu") / self.width)
 
     def fill(self) -> None:
-        """Make the tables of the training length; the last act of every option's constructor."""
+        """Make the tables of the training length."""
         cos, sin = self._tables(self.context_length)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -104,19 +112,9 @@ class Rotary(PosEmb):
         return x if rest is None else torch.cat((x, rest), -1)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class RoPE(Rotary):
     """``w_i = rope_theta^(-2i/W)`` (Su et al. 2021, arXiv 2104.09864, eq. 15)."""
-
-    def __init__(
-        self,
-        shape: PositionShape,
-        *,
-        rope_theta: PositiveFloat,
-        rotary_fraction: RotaryFraction | None,
-        layout: Layout | None,
-    ) -> None:
-        super().__init__(shape, rope_theta=rope_theta, rotary_fraction=rotary_fraction, layout=layout)
-        self.fill()
 
     def spectrum(self, length: int) -> Spectrum:
         return Spectrum(self.plain_frequencies(), 1.0)
