@@ -132,7 +132,7 @@ def _of_study(study: Study) -> Sweep:
 def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, ...]:
     """`keys` as runs record them: for one that is resolved away (``model.ff_ratio``) what differs in its group instead."""
     from lmablate.core.settings import BOOKKEEPING
-    from lmablate.runs.tracking.worker import flatten
+    from lmablate.runs.tracking.client import flatten
 
     rows = [{**flatten(cfg.model_dump(exclude=set(BOOKKEEPING))), **cfg.choices} for cfg in configs]
     found: dict[str, None] = {}

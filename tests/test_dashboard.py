@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import yaml
 from corpus import QUICK, write_corpus
-from tracked import home_without_wandb
+from tracked import home_without_wandb, read_offline
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb_workspaces.reports.v2 import internal as report_model
 from wandb_workspaces.workspaces import internal as workspace_model
@@ -18,10 +18,9 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import BOOKKEEPING
 from lmablate.dashboard import Sweep, main
-from lmablate.runs.prepared import prepare_run
-from lmablate.runs.run import execute
+from lmablate.launcher.jobs import prepare_jobs
+from lmablate.launcher.scheduler import run_jobs
 from lmablate.runs.tracking import dashboard_panels
-from lmablate.runs.tracking.worker import read_offline
 
 GRID = """\
 # @package _global_
@@ -111,8 +110,9 @@ def recorded(tmp_path_factory):
         "trainer.precision=fp32",
     ]
     cfg = compose([*words, "runtime.wandb=offline", "runtime.compile=false"])
-    row = execute(prepare_run(cfg))
-    return read_offline(folder / "results" / row["run_id"])
+    jobs, _ = prepare_jobs([cfg])
+    assert run_jobs(jobs) == 0
+    return read_offline(jobs[0].directory.path)
 
 
 @pytest.mark.parametrize(

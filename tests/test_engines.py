@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from corpus import QUICK, command, write_corpus
@@ -18,13 +19,15 @@ from corpus import QUICK, command, write_corpus
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.launcher import engine as engines
-from lmablate.launcher import remote
+from lmablate.launcher import remote, scheduler
 from lmablate.launcher.engine import Launcher, engine_of, words_of
-from lmablate.launcher.jobs import prepare_jobs
+from lmablate.launcher.job_files import prepare
+from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.task import NO_FOLDER, Task, _parser
 from lmablate.results import load_history
 from lmablate.runs.recovery import HELD
+from lmablate.runs.tracking.client import announce
 from lmablate.train import train
 
 RAY = {"address": None, "cpus": None, "gpus": None, "at_once": None, "retries": 2}
@@ -76,6 +79,38 @@ def test_plain_strings_are_all_that_crosses(job, tmp_path, monkeypatch):
     read = _parser().parse_args(words)
     assert read.directories == [job.directory.path] and read.directories[0].is_absolute()
     assert (read.folder, read.cache, read.threads) == (str(tmp_path), str(tmp_path / "cache"), 1)
+
+
+def test_each_run_is_followed_to_wandb_where_it_trains(job, monkeypatch):
+    """By the command here, by an engine's task there; what an ended follower left unsent, by the next command."""
+    seen = []
+
+    @contextlib.contextmanager
+    def following(folders, mode, say=None):
+        seen.append(([*folders], mode))
+        yield
+
+    class Child:
+        def __init__(self, *args, **options):
+            self.poll = lambda: 0
+
+    job.cfg = job.cfg.model_copy(update={"runtime": job.cfg.runtime.model_copy(update={"wandb": "offline"})})
+    path = job.directory.path
+    for module in ("scheduler", "task"):
+        monkeypatch.setattr(f"lmablate.launcher.{module}.following", following)
+    monkeypatch.setattr(scheduler, "_run_here", lambda job, board: 0)
+    monkeypatch.setattr(scheduler, "_run_in_processes", lambda *args: 0)
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    scheduler.run_jobs([job])
+    scheduler.run_jobs([job], engine=SimpleNamespace(slots=len))
+    prepare(job)
+    Task(words_of([job])).run()
+    assert seen == [([path], "offline"), ([], "offline"), ([path.absolute()], "offline")]
+    monkeypatch.setattr(Job, "done", True)
+    scheduler.run_jobs([job])
+    announce(path, name="n", group=None, project="p", config={})
+    scheduler.run_jobs([job])
+    assert seen[3:] == [([], "offline"), ([path], "offline")]
 
 
 def test_a_machine_without_the_folder_says_so_and_starts_nothing(job, tmp_path, monkeypatch):

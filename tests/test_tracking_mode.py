@@ -8,7 +8,8 @@ from tracked import ID, KEY, home_without_wandb
 
 from lmablate.core.errors import ConfigError
 from lmablate.runs.tracking import account
-from lmablate.runs.tracking.worker import flatten, resolve_mode, short_name
+from lmablate.runs.tracking.account import resolve_mode
+from lmablate.runs.tracking.client import flatten, short_name
 
 
 @pytest.fixture(autouse=True)

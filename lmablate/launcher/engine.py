@@ -121,6 +121,8 @@ def words_of(jobs: Sequence[Job]) -> list[str]:
     words = [str(job.directory.path.absolute()) for job in jobs]
     words += ["--folder", os.getcwd(), "--threads", str(runtime.threads)]
     words += ["--compiled", str(compile_cache(runtime.cache_dir))]
+    if runtime.wandb != "disabled":
+        words += ["--wandb", runtime.wandb]
     if cache := os.environ.get("LMABLATE_CACHE"):
         words += ["--cache", os.path.abspath(cache)]
     if asked := os.environ.get(ASKED):

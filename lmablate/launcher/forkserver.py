@@ -28,7 +28,7 @@ from lmablate.launcher.server import Request, Server
 from lmablate.launcher.worker import die_with_parent, run_directory
 
 TRAINING = """yaml lmablate.runs.run lmablate.training.trainer lmablate.model lmablate.model.attention lmablate.model.posemb
-lmablate.model.activation lmablate.data.build lmablate.runs.tracking.worker lmablate.schema.run_config""".split()
+lmablate.model.activation lmablate.data.build lmablate.schema.run_config""".split()
 
 
 def warm_up(modules: Sequence[str]) -> int:

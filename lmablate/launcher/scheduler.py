@@ -22,6 +22,8 @@ from lmablate.launcher.processes import Starter
 from lmablate.launcher.progress import Board
 from lmablate.launcher.slots import Places, gpus, how_many, places_for
 from lmablate.runs.recovery import failure
+from lmablate.runs.tracking.account import resolve_mode
+from lmablate.runs.tracking.client import following, unsent
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -36,19 +38,18 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
     A job that fails harms no other; failures are listed at the end with their overrides and logs. SIGTERM and SIGINT go
     to the jobs, which write a checkpoint and stop.
     """
-    from lmablate.runs.tracking.worker import resolve_mode
-
     sweep_manifest.record(jobs)
     put_aside(jobs)
     todo = [job for job in jobs if not job.done]
     engine = engine if todo else None  # no cluster is asked for nothing
     board = Board(jobs, todo)
-    if todo:
-        mode = resolve_mode(todo[0].cfg.runtime.wandb)  # once, so that its hint is given once
-        for job in todo:
-            runtime = job.cfg.runtime.model_copy(update={"wandb": mode})
-            job.cfg = job.cfg.model_copy(update={"runtime": runtime})
-    with board:
+    mode = resolve_mode(jobs[0].cfg.runtime.wandb) if jobs else "disabled"  # once, so that its hint is given once
+    for job in todo:
+        runtime = job.cfg.runtime.model_copy(update={"wandb": mode})
+        job.cfg = job.cfg.model_copy(update={"runtime": runtime})
+    followed = todo if engine is None else []  # an engine's tasks follow theirs
+    followed = [*followed, *(job for job in jobs if job.done and unsent(job.directory.path))]
+    with board, following([job.directory.path for job in followed], mode):
         if len(todo) == 1 and engine is None and not _needs_process(todo[0]):
             stopped_by = _run_here(todo[0], board)
         else:
@@ -58,7 +59,7 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
             groups = [*trunks, *groups]
             n_slots = slots(todo) if engine is None else engine.slots(todo)
             stopped_by = _run_in_processes(groups, board, n_slots, engine)
-    if kept := offline_hint(todo):
+    if kept := offline_hint([*todo, *followed]):
         board.say(kept)
     if stopped_by:
         n = f"{sum(job.done for job in jobs)} of {len(jobs)} run{'s are' if len(jobs) != 1 else ' is'} done"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lmablate.runs.config_file import ASKED
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.runs.tracking.client import following
 
 NO_FOLDER = 72  # the run's folder is not there on this machine
 LOOK_SECONDS = 0.2
@@ -61,10 +62,12 @@ class Task:
                 cwd=words.folder,
                 start_new_session=True,
             )
-        try:
-            code = self._wait(beat)
-        except KeyboardInterrupt:  # how Ray asks a task to stop
-            code = self.stop()
+        first = RunDirectory(words.directories[0].parent, words.directories[0].name)
+        with following(words.directories, words.wandb, first.log):
+            try:
+                code = self._wait(beat)
+            except KeyboardInterrupt:  # how Ray asks a task to stop
+                code = self.stop()
         if code < 0 and not self.stopped:
             self._note(code)
         return code
@@ -118,5 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trust", action="append", default=[])
     parser.add_argument("--asked", help="the launcher, whose configuration the run reads")
     parser.add_argument("--gpu")
+    parser.add_argument("--wandb", default="disabled", help="how wandb follows the run: online, offline")
     parser.add_argument("--watch", type=int, help="a process of this machine with which the run ends")
     return parser

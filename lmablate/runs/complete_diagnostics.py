@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lmablate.core.files import read_jsonl
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.state import state_of
+from lmablate.runs.tracking.client import send_anew
 from lmablate.schema.diagnostics import asked_of, measured_until
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class SecondMaking(RunDirectory):
         old = self.path / "again.old"
         shutil.rmtree(old, ignore_errors=True)
         os.replace(self.history_path, self.first.history_path)
+        send_anew(self.path)
         if self.checkpoint_dir.exists():
             if self.first.checkpoint_dir.exists():
                 os.replace(self.first.checkpoint_dir, old)
@@ -72,6 +74,7 @@ def open_directory(cfg: RunConfig, identity: str) -> RunDirectory:
             log.info("run %s had begun without these diagnostics: it starts anew", identity)
             for path in begun:
                 path.unlink()
+            send_anew(directory.path)
     return directory
 
 

@@ -16,20 +16,6 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
     from lmablate.training.trainer import Trainer
 
-# What the tracker says at the end.
-SUMMARY = (
-    "status",
-    "val_loss",
-    "val_bpb",
-    "val_accuracy",
-    "train_loss",
-    "diverged_at_step",
-    "n_params",
-    "n_params_non_embedding",
-    "flops_per_token",
-    "tokens",
-)
-
 
 def facts_of(run: PreparedRun) -> dict[str, Any]:
     """What is known of a run before it starts."""

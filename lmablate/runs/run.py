@@ -24,10 +24,11 @@ from lmablate.runs.evaluate_run import at_the_end, evaluate_from_checkpoint
 from lmablate.runs.prepared import PreparedRun, check_code
 from lmablate.runs.progress_file import Heartbeat
 from lmablate.runs.recovery import Attempts, free_memory
-from lmablate.runs.result import SUMMARY, facts_of, outcome_of
+from lmablate.runs.result import facts_of, outcome_of
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.state import state_of
-from lmablate.runs.tracking.worker import flatten, open_tracker, resolve_mode, short_name
+from lmablate.runs.tracking.account import resolve_mode
+from lmablate.runs.tracking.client import announce, flatten, short_name
 from lmablate.runs.wsd_branches import Trunk
 from lmablate.schema.result import RunResult
 from lmablate.training import distributed
@@ -99,7 +100,7 @@ def completed_later(run: PreparedRun) -> RunResult | None:
 
 
 class RunSession:
-    """One run at work: its lock, directory, trainer, tracker and heartbeat. Leaving it without `finish` marks it as failed.
+    """One run at work: its lock, directory, trainer and heartbeat. Leaving it without `finish` marks it as failed.
 
     Raises locks.Held where another process has the lock, and Finished where one has made the run since.
     """
@@ -142,22 +143,19 @@ class RunSession:
         self.facts = facts_of(run)
         self.numerics: dict[str, Any] = {"gang": False, **distributed.numerics(cfg)}
         self.status = "failed"
-        self.summary: dict[str, Any] = {}
         self._first = True
-        science = cfg.model_dump(exclude=set(BOOKKEEPING))
-        self.tracker = open_tracker(
-            resolve_mode(cfg.runtime.wandb),
-            run_id=run.run_id,
-            name=short_name(cfg.choices, default_choices(), run.run_id),
+        if resolve_mode(cfg.runtime.wandb) != "disabled":
+            self._announce()
+
+    def _announce(self) -> None:
+        """Leave what wandb is to know of the run before it starts, for whoever follows it."""
+        cfg, facts = self.cfg, {key: value for key, value in self.facts.items() if key != "choices"}
+        announce(
+            self.directory.path,
+            name=short_name(cfg.choices, default_choices(), self.directory.run_id),
             group=cfg.sweep,
             project=cfg.runtime.wandb_project,
-            config={
-                **flatten({k: v for k, v in self.facts.items() if k != "choices"}),
-                **flatten(science),
-                **cfg.choices,
-            },
-            directory=self.directory.path,
-            resume=self.directory.checkpoint_dir.exists(),
+            config={**flatten(facts), **flatten(cfg.model_dump(exclude=set(BOOKKEEPING))), **cfg.choices},
         )
 
     def _sign_in(self, step: int | None) -> None:
@@ -178,7 +176,6 @@ class RunSession:
             self.directory.truncate_history(record["step"] - 1)
             self._first = False
         self.directory.append(record)
-        self.tracker.log(record)
         self.heartbeat.beat(record)
         if record.get("val_loss") is not None:
             self.directory.log(f"step {record['step']}/{self.cfg.trainer.steps}: val loss {record['val_loss']:.4f}")
@@ -193,7 +190,6 @@ class RunSession:
         self.directory.finish(result)
         keep_last(self.run.directory.checkpoint_dir, self.cfg.runtime.keep_checkpoints)
         self.status = result.status
-        self.summary = {key: result[key] for key in SUMMARY}
         self.directory.log(self.status)
         if "evaluation" in state_of(self.cfg, self.run.directory).lacks:
             self.heartbeat.doing("evaluating at other lengths (runtime.evaluate_lengths)")
@@ -211,7 +207,6 @@ class RunSession:
             )
             self.directory.log(said)
         try:
-            self.tracker.finish(self.status, self.summary)
             if self.status != "failed":
                 self.heartbeat.end(self.status)
         finally:

@@ -1,8 +1,9 @@
 """The folder of one run, as the trainer writes it.
 
 ``RESULTS_DIR/<run_id>/`` holds `config.yaml`, `history.jsonl` (one flushed line a record), `status.json` (a heartbeat),
-`attempts.jsonl` (who worked on it, and from which step), `log.txt`, `checkpoint/`, `.lock` (locks.py) and, written last and
-atomically, `result.json`: its presence means the run is done. It carries a checksum, so that a changed number is noticed.
+`attempts.jsonl` (who worked on it, and from which step), `log.txt`, `checkpoint/`, `.lock` (locks.py), what wandb is and was told
+(`wandb_run.json`, `wandb_sent.json`, mirror.py) and, written last and atomically, `result.json`: its presence means the run is done. It
+carries a checksum, so that a changed number is noticed.
 """
 
 from __future__ import annotations

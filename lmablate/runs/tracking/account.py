@@ -14,9 +14,21 @@ from lmablate.core.console import detail
 from lmablate.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
+MODES = ("auto", "online", "offline", "disabled")
 FORBIDDEN, LONGEST = "/\\#?%:", 128  # in a project's name, and characters of any name
 # wandb 0.31 calls its public server by the first name, and takes a key that is stored under the second as well.
 _PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+
+
+def resolve_mode(mode: str) -> str:
+    """``online``, ``offline`` or ``disabled`` for a value of runtime.wandb; neither wandb nor the network is asked.
+
+    ``auto`` follows WANDB_MODE and wandb's settings files; else it is online if a key is configured and otherwise off,
+    which a hint says once. Raises ConfigError for any other word.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"runtime.wandb={mode}: unknown; use one of {', '.join(MODES)}")
+    return configured_mode() if mode == "auto" else mode
 
 
 def configured_mode() -> str:

@@ -1,16 +1,13 @@
-"""The mirror of a run in wandb; history.jsonl and result.json stay the source of truth.
+"""The follower: a process that sends what the runs of a command write to wandb (``python -m lmablate.runs.tracking.worker``).
 
-wandb lives in a process of its own (this file, run as ``python -m lmablate.runs.tracking.worker``), which a thread of the training
-process feeds with JSON lines (mirror.py). So the training process imports no wandb, waits for it nowhere but in
-`Tracker.finish`, can end it at a deadline, and shows the same memory with it and without. When training is killed, the
-process sees its input end, writes what it was given, marks the run as failed (exit code 1) and goes.
+It tails history.jsonl of every run that is at work, and ends a run at wandb when the run has ended: with the numbers of
+result.json, or as failed (exit code 1). It is started and ended by mirror.py. When the process that started it is gone, or asks
+it to end, it sends the rest and goes. However it hangs, and however it ends, the runs do not notice.
 
 - The id is the run id, with ``resume="allow"``, always. Online, a rerun continues the same wandb run. Offline, each
   attempt leaves a segment (``wandb/offline-run-<time>-<id>``), which `wandb sync` appends in order of time.
-- A resumed run starts again at its checkpoint, so the steps between checkpoint and kill are logged twice. No wandb step
-  is passed, since wandb drops steps that go back; charts run over `tokens`, where repeated points lie on each other
-  (`seconds` and `tokens_per_second` may differ). `read_offline` lets the later attempt win, as history.jsonl does. What
-  never reached the mirror (machine lost, wandb off or down at the time) is sent from history.jsonl first.
+- No step is sent twice: a resumed run repeats the steps after its checkpoint, with the same numbers. The last step that
+  was sent stands in wandb_sent.json; online the server knows it better. No wandb step is passed; charts run over `tokens`.
 - Sent: the flat configuration, the records, the summary. Not sent: code, diffs, requirements, arguments, host, hardware,
   system metrics, terminal output, error reports.
 """
@@ -21,260 +18,286 @@ import json
 import math
 import os
 import signal
-import struct
+import sys
 import threading
 import time
-import zlib
-from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from lmablate.core.errors import ConfigError
-from lmablate.runs.tracking.account import configured_mode
-from lmablate.runs.tracking.client import Message, Tracker, plain
+from lmablate.core.files import atomic_write, parsed, read_json
+from lmablate.core.locks import FileLock, Held, is_held
+from lmablate.core.secrets import redacted
+from lmablate.runs.run_directory import RunDirectory
+from lmablate.runs.tracking.client import RUN, SENT, mark_of, read_sent, unsent
 
 if TYPE_CHECKING:
     import wandb
 
-__all__ = ["MODES", "Tracker", "flatten", "open_tracker", "read_offline", "resolve_mode", "short_name"]
-
-MODES = ("auto", "online", "offline", "disabled")
-Scalar = str | int | float | bool | None
-_BLOCK = 32 * 1024  # bytes of a block of wandb's log
-_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as wandb spells them in JSON
-
-
-def resolve_mode(mode: str) -> str:
-    """``online``, ``offline`` or ``disabled`` for a value of runtime.wandb; neither wandb nor the network is asked.
-
-    ``auto`` follows WANDB_MODE and wandb's settings files; else it is online if a key is configured and otherwise off,
-    which a hint says once. Raises ConfigError for any other word.
-    """
-    if mode not in MODES:
-        raise ConfigError(f"runtime.wandb={mode}: unknown; use one of {', '.join(MODES)}")
-    return configured_mode() if mode == "auto" else mode
+LOCK = ".wandb.lock"  # in a run's folder: one follower at a time sends it
+LOOK_SECONDS = 1.0
+FLUSH_SECONDS = 1.0  # in which wandb-core has on disk what it was given; its own default is 15
+CONFIRM_SECONDS = 5.0  # after which a record counts as sent, should this process be killed
+# Of result.json, in the summary of the wandb run.
+SUMMARY = (
+    *("status", "val_loss", "val_bpb", "val_accuracy", "train_loss", "diverged_at_step"),
+    *("n_params", "n_params_non_embedding", "flops_per_token", "tokens"),
+)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """One level of dotted keys (``model.d_model``) over scalars; a list becomes its JSON text."""
-    flat: dict[str, Scalar] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            flat[f"{prefix}{key}"] = json.dumps(value, default=plain)
+class Wandb:
+    """wandb, as all runs of a follower share it: its mode, what was said of its failures, and what it did not take."""
+
+    def __init__(self, mode: str, start_seconds: float, end_seconds: float) -> None:
+        self.mode = mode  # online, offline (perhaps after falling back)
+        self.start_seconds, self.end_seconds = start_seconds, end_seconds
+        self.left: list[str] = []  # folders of runs that the server did not take in time
+        self._said: set[str] = set()
+        self._words = os.fdopen(os.dup(1), "w")
+
+    def say(self, kind: str, text: str) -> None:
+        """Say something in words, once for each kind of failure."""
+        if kind not in self._said:
+            self._said.add(kind)
+            with suppress(OSError):  # nobody listens any more
+                print(f"wandb: {redacted(text)}", file=self._words, flush=True)
+
+    def begin(self, folder: Path, run: dict[str, Any]) -> wandb.Run:
+        """Start the wandb run of a folder, offline if online will not do. Raises whatever wandb raises."""
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        try:
+            return self._init(folder, run)
+        except Exception as error:
+            if self.mode != "online":
+                raise
+            self.mode = "offline"
+            why = f"online did not start ({reason(error)}); runs are kept offline"
+            self.say("online", f"{why}, and `wandb sync {folder}/wandb/offline-run-*` uploads one")
+            return self._init(folder, run)
+
+    def _init(self, folder: Path, run: dict[str, Any]) -> wandb.Run:
+        import wandb
+
+        settings = wandb.Settings(
+            # wandb's own limits lie inside ours, so that it can say what went wrong.
+            init_timeout=0.6 * self.start_seconds,
+            finish_timeout=0.7 * self.end_seconds,
+            finish_timeout_raises=True,
+            reinit="create_new",  # several runs at a time in this process
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
+            console="off",
+            silent=True,
+            symlink=False,
+            use_dot_wandb=False,
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            label_disable=True,
+            host="",
+            program="",
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+        )
+        begun = wandb.init(
+            mode=self.mode,  # type: ignore[arg-type]
+            id=folder.name,
+            name=run["name"],
+            group=run["group"],
+            project=run["project"],
+            config=run["config"],
+            dir=folder,
+            resume="allow",
+            settings=settings,
+        )
+        begun.define_metric("tokens")
+        begun.define_metric("*", step_metric="tokens")
+        return begun
+
+
+class Followed:
+    """One run of the command, and what wandb has of it."""
+
+    def __init__(self, folder: Path, service: Wandb) -> None:
+        self.folder, self.service = folder, service
+        self.directory = RunDirectory(folder.parent, folder.name)
+        self.run: wandb.Run | None = None
+        self.last = -1  # step sent
+        self.through = False  # nothing more is to come of it, or can be sent
+        self._lock: FileLock | None = None
+        self._closing: threading.Thread | None = None
+        self._read = (0, 0)  # of history.jsonl: its inode, and how many of its bytes were sent
+        self._noted = (0.0, -1)  # when, and the last step then
+
+    def look(self, *, over: bool) -> bool:
+        """Send what is new; False once there is nothing more to come. `over`: the command has ended, and begins no more runs."""
+        try:
+            return not self.through and self._look(over)
+        except Exception as error:  # whatever wandb or the disk does
+            self._give_up(error)
+            return False
+
+    def _look(self, over: bool) -> bool:
+        if self._closing is not None and self._closing.is_alive():
+            return True
+        held = is_held(self.directory.lock_path)
+        done = self.directory.result_path.exists()
+        at_work = bool(held) or (held is None and not done and not over)  # None: no locks here
+        if self.run is None:
+            to_begin = (
+                not done and not over and self._announced() if at_work else (done or over) and unsent(self.folder)
+            )
+            if not to_begin or not self._begin():
+                return not over
+        if at_work and done:  # it is evaluated further, or made again
+            return True
+        state = mark_of(self.folder)
+        self._send()
+        if at_work:
+            self._confirm()
         else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, Scalar) else plain(value)
-    return flat
+            self._closing = threading.Thread(target=self._close, args=(state,))
+            self._closing.start()
+        return True
 
-
-def short_name(choices: Mapping[str, str], defaults: Mapping[str, str], run_id: str) -> str:
-    """What differs from the defaults, and the id: ``layer-gelu-<id>``, ``no_posemb-<id>``, ``baseline-<id>``."""
-    words = [f"no_{axis}" if word == "none" else word for axis, word in choices.items() if defaults.get(axis) != word]
-    return "-".join([*(words or ["baseline"]), run_id])
-
-
-def open_tracker(
-    mode: str,
-    *,
-    run_id: str,
-    name: str,
-    group: str | None,
-    project: str,
-    config: Mapping[str, Any],
-    directory: Path,
-    resume: bool,
-    start_timeout: float = 20,
-    finish_timeout: float = 30,
-) -> Tracker:
-    """Mirror a run. Returns at once: wandb starts beside the training. Trouble is logged as a warning, never raised.
-
-    `directory` is the run's folder; its ``wandb/`` takes the files. `resume` says that history.jsonl holds an earlier
-    attempt. What is not online after `start_timeout` seconds goes offline, with one warning, and what cannot go offline
-    either goes unmirrored, with one warning. `Tracker.finish` takes `finish_timeout` seconds at most.
-    Raises ConfigError for an unknown mode.
-    """
-    run = {"run_id": run_id, "name": name, "group": group, "project": project, "config": dict(config)}
-    run["directory"] = str(Path(directory).resolve())
-    return Tracker(resolve_mode(mode), run, resume=resume, start_timeout=start_timeout, finish_timeout=finish_timeout)
-
-
-def read_offline(directory: Path) -> dict[str, Any]:
-    """What wandb's files in a run's folder hold: `run_id, name, group, project, config, history, summary, exit_code`.
-
-    All attempts are merged in order of time. `history` has the records as they were logged, without wandb's own keys;
-    where a later attempt repeats steps, its records replace the earlier ones. `exit_code` is the last attempt's, None if
-    it was never ended. A torn end of a file is left out. Raises FileNotFoundError if there are no such files.
-    """
-    found = (_segment(path) for path in Path(directory).glob("wandb/*/*.wandb"))
-    segments = sorted(
-        (one for one in found if one["run_id"]), key=lambda one: one["started"]
-    )  # without: it never began
-    if not segments:
-        raise FileNotFoundError(f"{directory}: no wandb files; runtime.wandb=offline writes them")
-    run: dict[str, Any] = {**segments[-1], "config": {}, "summary": {}, "history": []}
-    for segment in segments:
-        run["config"] |= segment["config"]
-        run["summary"] |= segment["summary"]
-        first = min((record["step"] for record in segment["history"] if "step" in record), default=math.inf)
-        run["history"] = [record for record in run["history"] if record.get("step", -1) < first] + segment["history"]
-    del run["started"]
-    return run
-
-
-def _segment(path: Path) -> dict[str, Any]:
-    """One .wandb file, read as `read_offline` says, and when it was started."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined] # made at import
-
-    found: dict[str, Any] = dict.fromkeys(("run_id", "name", "group", "project", "exit_code"))
-    found |= {"started": (0, path.parent.name), "config": {}, "summary": {}, "history": []}
-    for data in _frames(path.read_bytes()):
-        record = Record.FromString(data)
-        if record.HasField("run"):
-            run = record.run
-            found |= {"run_id": run.run_id, "name": run.display_name, "project": run.project}
-            found |= {"group": run.run_group or None, "started": (run.start_time.ToNanoseconds(), path.parent.name)}
-            found["config"] |= _items(run.config.update)
-        elif record.HasField("config"):
-            found["config"] |= _items(record.config.update)
-        elif record.HasField("history"):
-            found["history"].append(_items(record.history.item))
-        elif record.HasField("summary"):
-            found["summary"] |= _items(record.summary.update)
-        elif record.HasField("exit"):
-            found["exit_code"] = record.exit.exit_code
-    return found
-
-
-def _items(items: Any) -> dict[str, Any]:
-    """Key and value of wandb's items, those of its own (``_step``, ``_wandb.runtime``) left out."""
-    pairs = ((item.key or ".".join(item.nested_key), json.loads(item.value_json)) for item in items)
-    return {
-        key: _NUMBERS.get(value, value) if isinstance(value, str) else value for key, value in pairs if key[0] != "_"
-    }
-
-
-def _frames(log: bytes) -> Iterator[bytes]:
-    """The records of wandb's log: a 7-byte file header, then blocks of chunks (checksum, length, kind, data), where a
-    record that does not fit into its block goes on in the next (kinds: 1 whole, 2 first, 3 middle, 4 last)."""
-    position, parts = 7, list[bytes]()
-    while position + 7 <= len(log):
-        if _BLOCK - position % _BLOCK < 7:  # no room for a chunk: padding
-            position += _BLOCK - position % _BLOCK
-            continue
-        checksum, size, kind = struct.unpack_from("<IHB", log, position)
-        data = log[position + 7 : position + 7 + size]
-        if len(data) < size or zlib.crc32(bytes([kind]) + data) != checksum:
-            return  # torn by a kill
-        parts = [data] if kind in (1, 2) else [*parts, data]
-        if kind in (1, 4):
-            yield b"".join(parts)
-        position += 7 + size
-
-
-def _serve() -> None:
-    """wandb's process: a run, its records and its end come in as JSON lines; what became of it goes out."""
-    lines, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)  # wandb-core inherits these, and must not hold the pipes
-    os.dup2(null, 1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the end is for the training process to tell
-        signal.signal(number, signal.SIG_IGN)
-    run = json.loads(lines.readline())
-    threading.Thread(target=_leave_when_orphaned, args=(os.getppid(), sum(run["timeouts"])), daemon=True).start()
-    try:
-        uploaded = _mirror(run, lines, lambda message: print(json.dumps(message), file=answers, flush=True))
-        print(json.dumps({"uploaded": uploaded}), file=answers, flush=True)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(json.dumps({"error": reason[:300]}), file=answers, flush=True)
-    os._exit(0)  # all is written; wandb-core, if it still hangs on a server, goes with us
-
-
-def _mirror(run: Message, lines: TextIO, answer: Any) -> bool:
-    """One run from start to end; False if the server has not taken all of it in time."""
-    import wandb
-
-    mirrored, last_step = _init(run)
-    answer({"folder": str(Path(mirrored.dir).parent), "last_step": last_step})
-    end: Message = {"exit_code": 1, "summary": {"status": "failed"}}  # for input that ends without an end: a kill
-    for line in lines:
-        if not line.endswith("\n"):
-            break
-        message = json.loads(line)
-        if "finish" in message:
-            end = message["finish"]
-            break
-        mirrored.log(message["log"])
-    mirrored.summary.update(end["summary"])
-    try:
-        mirrored.finish(exit_code=end["exit_code"])
-    except TimeoutError:
+    def _announced(self) -> bool:
+        """Has the run that is at work said what it is called? What stands there may be of an earlier attempt."""
+        with suppress(OSError):
+            return (self.folder / RUN).stat().st_mtime_ns >= self.directory.lock_path.stat().st_mtime_ns
         return False
-    wandb.teardown()
-    return True
+
+    def _begin(self) -> bool:
+        """Begin or continue the run at wandb; False where another follower is at it."""
+        try:
+            self._lock = FileLock.take(self.folder / LOCK, patience=0)
+        except Held:
+            return False
+        sent = read_sent(self.folder)
+        self.run = self.service.begin(self.folder, read_json(self.folder / RUN))
+        self.last = sent.get("step", -1)
+        if self.service.mode == "online" and not sent.get("anew"):  # the server knows what has arrived there
+            self.last = self.run.summary.get("step", -1) if self.run.resumed else -1
+        self._read, self._noted = (0, 0), (time.monotonic(), self.last)
+        return True
+
+    def _send(self) -> None:
+        """Send the records that wandb lacks. After a rewrite, which a resume begins with, the file is read from its start."""
+        assert self.run is not None
+        try:
+            file = self.directory.history_path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            now = os.fstat(file.fileno())
+            inode, offset = self._read
+            if inode != now.st_ino or offset > now.st_size:
+                offset = 0
+            file.seek(offset)
+            lines = file.read().split(b"\n")
+        self._read = (now.st_ino, offset + sum(len(line) + 1 for line in lines[:-1]))  # the last has no end yet
+        for line in lines[:-1]:
+            with suppress(ValueError):  # torn by a kill; the resume mends it
+                record = parsed(line)
+                if record["step"] > self.last:
+                    self.run.log({key: math.nan if value is None else value for key, value in record.items()})
+                    self.last = record["step"]
+
+    def _confirm(self) -> None:
+        """Note now and then what is sent and on disk by now, in case this process is killed."""
+        when, step = self._noted
+        if self.last != step and time.monotonic() - when > CONFIRM_SECONDS:
+            self._note(step=step)
+            self._noted = (time.monotonic(), self.last)
+
+    def _note(self, **sent: Any) -> None:
+        with suppress(OSError):
+            atomic_write(self.folder / SENT, json.dumps(sent) + "\n")
+
+    def _close(self, state: str) -> None:
+        """End the run at wandb as it has ended here; in a thread of its own, since a lost server takes its time."""
+        assert self.run is not None
+        row = self.directory.read_result()
+        ended = {"status": "failed"} if row is None else {key: row.get(key) for key in SUMMARY}
+        try:
+            self.run.summary.update(ended)
+            self.run.finish(exit_code=int(ended["status"] == "failed"))
+        except TimeoutError:
+            self.service.left.append(str(Path(self.run.dir).parent))
+            self.through = True
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self._note(step=self.last, end=state)
+            self.through = row is not None
+        self._release()
+
+    def _give_up(self, error: Exception) -> None:
+        why = f"stopped at run {self.folder.name} ({reason(error)}); training goes on without it"
+        self.service.say("stopped", why)
+        self.through = True
+        self._release()
+
+    def _release(self) -> None:
+        self.run = None
+        if self._lock is not None:
+            self._lock.release()
 
 
-def _init(run: Message) -> tuple[wandb.Run, int | None]:
-    """The wandb run, and the last step that the mirror already has of it."""
-    import wandb
-
-    folder = Path(run["directory"])
-    (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    last_step = _last_step(folder) if run["mode"] == "offline" else None
-    start_timeout, finish_timeout = run["timeouts"]
-    settings = wandb.Settings(
-        # wandb's own limits lie inside ours, so that it can say what went wrong.
-        init_timeout=0.6 * start_timeout,
-        finish_timeout=0.7 * finish_timeout,
-        finish_timeout_raises=True,
-        console="off",
-        silent=True,
-        symlink=False,
-        use_dot_wandb=False,
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        label_disable=True,
-        host="",
-        program="",
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_disable_machine_info=True,
-        x_save_requirements=False,
-    )
-    mirrored = wandb.init(
-        mode=run["mode"],
-        id=run["run_id"],
-        name=run["name"],
-        group=run["group"],
-        project=run["project"],
-        config=run["config"],
-        dir=folder,
-        resume="allow",
-        settings=settings,
-    )
-    mirrored.define_metric("tokens")
-    mirrored.define_metric("*", step_metric="tokens")
-    return mirrored, mirrored.summary.get("step") if mirrored.resumed else last_step
+def reason(error: BaseException) -> str:
+    """Return an error in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _last_step(folder: Path) -> int | None:
-    """The last step in wandb's files so far; None also where they cannot be read."""
-    try:
-        return read_offline(folder)["history"][-1]["step"]
-    except Exception:  # a file of another version, damaged in a new way: the mirror is then sent the whole history
-        return None
+def follow(folders: list[str], service: Wandb, over: threading.Event) -> None:
+    """Send what the runs in `folders` write, until all have ended or the command is over and the rest is sent."""
+    runs = [Followed(Path(folder), service) for folder in folders]
+    while runs:
+        ended = over.is_set()
+        runs = [run for run in runs if run.look(over=ended)]
+        if ended:
+            time.sleep(0.05)
+        else:
+            over.wait(LOOK_SECONDS)
+    if service.left:
+        n, upload = len(service.left), f"`wandb sync --include-online {' '.join(service.left)}`"
+        service.say(
+            "left", f"the server did not take {n} runs whole in time; {upload} or the same command sends the rest"
+        )
 
 
-def _leave_when_orphaned(parent: int, seconds: float) -> None:
-    """However wandb hangs: when training has gone, so has this, `seconds` later."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    time.sleep(seconds)
+def _watch(parent: int, over: threading.Event, seconds: float) -> None:
+    """End the command's part when the command has gone, and this process a while later, however wandb hangs."""
+    while os.getppid() == parent and not over.wait(1):
+        pass
+    over.set()
+    time.sleep(seconds + 1)
     os._exit(1)
 
 
+def main() -> None:
+    """Follow the runs whose folders come in as JSON; arguments: the mode, and seconds for wandb to start and to end."""
+    mode, start_seconds, end_seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+    over = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: over.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Thread(target=_watch, args=(os.getppid(), over, end_seconds), daemon=True).start()
+    folders = json.load(sys.stdin)
+    service = Wandb(mode, start_seconds, end_seconds)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)  # wandb-core inherits these, and must not hold the pipe
+    os.dup2(null, 1)
+    try:
+        import wandb
+
+        follow(folders, service, over)
+        wandb.teardown()
+    except Exception as error:
+        service.say("stopped", f"stopped ({reason(error)}); training goes on without it")
+    os._exit(0)  # all is written; wandb-core, if it still hangs on a server, goes with us
+
+
 if __name__ == "__main__":
-    _serve()
+    main()
