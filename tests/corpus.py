@@ -1,10 +1,15 @@
 """A small text on disk, and the command line that trains a small model on it."""
 
+import contextlib
+import importlib
+import io
+import logging
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 QUICK = (
     "data=files", "tokenizer=bytes", "model.d_model=32", "model.n_layers=2", "model.context_length=32", "trainer.batch_size=4",
@@ -37,3 +42,22 @@ def command(
         timeout=timeout,
         check=False,
     )
+
+
+def here(module: str, *words: str, cwd: Path | None = None, env: dict | None = None) -> subprocess.CompletedProcess:
+    """What `command` gives, from this process: for tests of what a command does and not of how it starts."""
+    main = importlib.import_module(module).main
+    out, err = io.StringIO(), io.StringIO()
+    notes, log = logging.StreamHandler(err), logging.getLogger("lmablate")
+    log.addHandler(notes)
+    try:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            contextlib.chdir(cwd or "."),
+            mock.patch.dict(os.environ, env or {}),
+        ):
+            code = main(list(words))
+    finally:
+        log.removeHandler(notes)
+    return subprocess.CompletedProcess([module, *words], code, out.getvalue(), err.getvalue())

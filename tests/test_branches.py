@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from corpus import QUICK, command, write_corpus
+from corpus import QUICK, command, here, write_corpus
 from test_resume import start_and_stop
 
 from lmablate.config import compose
@@ -51,7 +51,7 @@ def separate(words, tmp_path_factory):
 
 
 def test_a_branch_is_the_separate_run_of_its_budget_to_the_bit(words, separate, tmp_path):
-    done = command("lmablate.train", *BRANCHES, *words, f"results_dir={tmp_path}")
+    done = here("lmablate.train", *BRANCHES, *words, f"results_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     runs = load_runs(tmp_path)
     assert runs[SAME].equals(separate)
@@ -64,7 +64,7 @@ def test_a_branch_is_the_separate_run_of_its_budget_to_the_bit(words, separate, 
     past = {steps: history[(history["run_id"] == run) & (history["step"] <= 10)] for steps, run in by_steps.items()}
     assert past[12]["seconds"].tolist() == past[30]["seconds"].tolist() == past[60]["seconds"].tolist()
     assert past[12]["step"].tolist() == [0, 3, 6, 9]
-    again = command("lmablate.train", *BRANCHES, *words, f"results_dir={tmp_path}")
+    again = here("lmablate.train", *BRANCHES, *words, f"results_dir={tmp_path}")
     assert "3 done already, 0 to train" in again.stdout
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from corpus import QUICK, command, write_corpus
+from corpus import QUICK, command, here, write_corpus
 
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
@@ -67,7 +67,7 @@ def test_history_is_on_a_tokens_axis_and_ends_with_the_result(grid):
 def test_running_again_trains_nothing(grid):
     folder, words, _ = grid
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").glob("*/result.json")}
-    again = command("lmablate.train", *words)
+    again = here("lmablate.train", *words, env={"LMABLATE_START": "spawn"})  # no process waits for work
     assert again.returncode == 0
     assert "4 done already, 0 to train" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "results").glob("*/result.json")}
@@ -76,7 +76,7 @@ def test_running_again_trains_nothing(grid):
 @pytest.mark.slow
 def test_a_larger_grid_trains_only_what_is_missing(grid):
     folder, words, _ = grid
-    plan = command("lmablate.plan", "-m", "norm=rms,layer,none", *words[2:])
+    plan = here("lmablate.plan", "-m", "norm=rms,layer,none", *words[2:])
     assert plan.returncode == 0, plan.stderr
     assert "6 runs, 4 done already, 2 to train" in plan.stdout
     assert len(list((folder / "results").glob("*/result.json"))) == 4
@@ -85,7 +85,7 @@ def test_a_larger_grid_trains_only_what_is_missing(grid):
 @pytest.mark.slow
 def test_duplicates_are_merged(grid):
     _, words, _ = grid
-    plan = command("lmablate.plan", *words, "seed=0", "norm_position=sandwich,double")
+    plan = here("lmablate.plan", *words, "seed=0", "norm_position=sandwich,double")
     assert plan.returncode == 0, plan.stderr
     assert "4 runs" in plan.stdout
     assert "asked 2 times" in plan.stdout
@@ -130,7 +130,7 @@ def test_bad_input_is_refused_in_words(words, says):
 
 @pytest.mark.parametrize("words", ["-m norm=rms,batch", "data=files data.paths=/nowhere/*.txt"])
 def test_bad_input_exits_2_without_a_trace_and_without_training(words, tmp_path):
-    done = command("lmablate.train", *words.split(), f"results_dir={tmp_path}/results")
+    done = here("lmablate.train", *words.split(), f"results_dir={tmp_path}/results", env={"LMABLATE_START": "spawn"})
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr + done.stdout
@@ -146,12 +146,13 @@ def test_a_trace_is_shown_when_asked_for(tmp_path):
 @pytest.mark.parametrize("grid_words", [(), ("-m", "seed=0,1")], ids=["one run", "grid"])
 def test_an_unwritable_results_directory_is_refused(tmp_path, grid_words):
     (tmp_path / "file").write_text("not a folder")
-    done = command(
+    done = here(
         "lmablate.train",
         *grid_words,
         *QUICK,
         f"data.paths={write_corpus(tmp_path / 'text')}/*.txt",
         f"results_dir={tmp_path}/file/results",
+        env={"LMABLATE_START": "spawn"},
     )
     assert done.returncode == 2
     assert "results_dir" in done.stderr
@@ -203,7 +204,7 @@ def test_a_variant_of_the_users_own_needs_one_yaml_and_one_class(grid, tmp_path)
     )
     rest = [word for word in words[3:] if not word.startswith(("results_dir", "activation"))]
     arguments = ("norm=users_own", *rest, f"results_dir={tmp_path}/results")
-    refused = command("lmablate.train", *arguments, cwd=tmp_path)
+    refused = here("lmablate.train", *arguments, cwd=tmp_path)
     assert refused.returncode == 2
     assert "--trust scaled_norms" in refused.stderr
     done = command("lmablate.train", *arguments, "--trust", "scaled_norms", cwd=tmp_path)

@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from corpus import QUICK, command, write_corpus
+from corpus import QUICK, command, here, write_corpus
 from test_resume import start_and_stop
 
 from lmablate.results import load_runs
@@ -25,10 +25,18 @@ def words(tmp_path_factory):
     )
 
 
-def test_a_gang_sweep_gives_the_rows_of_a_local_one(words, tmp_path):
-    for launcher in ("gang", "local"):
-        done = command("lmablate.train", *words, f"hydra/launcher={launcher}", f"results_dir={tmp_path / launcher}")
-        assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def trained(words, tmp_path_factory):
+    """The results of the gang launcher, one gang after the other."""
+    folder = tmp_path_factory.mktemp("gang")
+    done = command("lmablate.train", *words, "hydra/launcher=gang", "runtime.workers=1", f"results_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_gang_sweep_gives_the_rows_of_a_local_one(words, trained, tmp_path):
+    done = here("lmablate.train", *words, "hydra/launcher=local", f"results_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
     same = [
         "run_id",
         "status",
@@ -42,20 +50,17 @@ def test_a_gang_sweep_gives_the_rows_of_a_local_one(words, tmp_path):
         "optim.lr",
         "numerics",
     ]
-    gang, local = (
-        load_runs(tmp_path / way).sort_values("run_id", ignore_index=True)[same] for way in ("gang", "local")
-    )
+    gang, local = (load_runs(way).sort_values("run_id", ignore_index=True)[same] for way in (trained, tmp_path))
     assert len(gang) == 8
     assert gang.equals(local)
     assert set(gang["status"]) == {"completed", "diverged"}
-    again = command("lmablate.train", *words, "hydra/launcher=gang", f"results_dir={tmp_path / 'local'}")
+    again = here("lmablate.train", *words, "hydra/launcher=gang", f"results_dir={tmp_path}")
     assert "8 done already, 0 to train" in again.stdout
 
 
-def test_every_member_has_a_directory_of_its_own(words, tmp_path):
-    done = command("lmablate.train", *words, "hydra/launcher=gang", "runtime.workers=1", f"results_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    for path in tmp_path.glob("*/result.json"):
+def test_every_member_has_a_directory_of_its_own(trained):
+    assert len(list(trained.glob("*/result.json"))) == 8
+    for path in trained.glob("*/result.json"):
         row = json.loads(path.read_text())
         assert row["numerics"]["gang"] is False  # bit-equal to solo, as the self-test found
         assert {"config.yaml", "history.jsonl", "status.json"} <= {p.name for p in path.parent.iterdir()}

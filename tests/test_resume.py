@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from corpus import QUICK, command, write_corpus
+from corpus import QUICK, command, here, write_corpus
 
 from lmablate.results import load_history, load_runs
 
@@ -55,11 +55,11 @@ def start_and_stop(words, results, number, at_step):
 def test_kill_9_and_rerun_gives_the_same_loss_to_the_bit(folder, precision):
     words, _ = run(folder, f"trainer.precision={precision}")
     whole, killed = folder / f"whole-{precision}", folder / f"killed-{precision}"
-    assert command("lmablate.train", *words, f"results_dir={whole}").returncode == 0
+    assert here("lmablate.train", *words, f"results_dir={whole}").returncode == 0
     for at_step in (6, 30):
         assert start_and_stop(words, killed, signal.SIGKILL, at_step) == -signal.SIGKILL
         assert not list(killed.glob("*/result.json"))
-    assert command("lmablate.train", *words, f"results_dir={killed}").returncode == 0
+    assert here("lmablate.train", *words, f"results_dir={killed}").returncode == 0
     assert result(killed)["val_loss"] == result(whole)["val_loss"]
     assert result(killed)["train_loss"] == result(whole)["train_loss"]
     same = ["run_id", "step", "tokens", "train_loss", "lr", "grad_norm", "val_loss", "val_bpb"]
@@ -73,7 +73,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(folder):
     results = folder / "terminated"
     assert start_and_stop(words, results, signal.SIGTERM, 6) == 143
     assert len(list(results.glob("*/checkpoint/step-*.safetensors"))) == 1
-    assert command("lmablate.train", *words, f"results_dir={results}").returncode == 0
+    assert here("lmablate.train", *words, f"results_dir={results}").returncode == 0
     assert load_runs(results)["status"].tolist() == ["completed"]
 
 
@@ -89,7 +89,7 @@ def test_a_sweep_passes_sigterm_on_and_continues_later(folder):
 def test_a_diverged_run_is_a_row(folder):
     words, _ = run(folder, "optim.lr=1e6", "optim.grad_clip=null", "norm=none", "posemb=learned")
     results = folder / "diverged"
-    done = command("lmablate.train", *words, f"results_dir={results}")
+    done = here("lmablate.train", *words, f"results_dir={results}")
     assert done.returncode == 0, done.stderr
     row = result(results)
     assert row["status"] == "diverged"

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import yaml
-from corpus import QUICK, command, write_corpus
+from corpus import QUICK, command, here, write_corpus
 
 from lmablate.budget import flops_per_token, parameters
 from lmablate.config import compose
@@ -257,7 +257,7 @@ def mini(text, tmp_path_factory):
     (folder / "sweeps" / "mini.yaml").write_text(MINI)
     words = ["sweeps=mini", "scale=laptop", *(word for word in QUICK if not word.startswith("trainer.steps"))]
     words += [f"data.paths={text}/*.txt", "tune.factors=[1.0,4.0]", "tune.extend=0"]
-    plan = command("lmablate.plan", "--rows", *words, cwd=folder)
+    plan = here("lmablate.plan", "--rows", *words, cwd=folder)
     assert not list(folder.glob("results/*/config.yaml"))
     return folder, words, plan, command("lmablate.train", *words, "hydra/launcher=gang", cwd=folder)
 
@@ -273,7 +273,7 @@ def test_a_stored_study_is_planned_trained_and_done(mini):
     assert set(runs["trainer.steps"]) == {8}
     assert runs.groupby("stage").size()["evaluate"] == 4
     assert load_studies(folder / "results")["mini"]["stage"] == "done"
-    again = command("lmablate.plan", *words, cwd=folder)
+    again = here("lmablate.plan", *words, cwd=folder)
     assert ", 0 to train" in again.stdout
 
 
@@ -288,7 +288,7 @@ def test_a_stored_study_is_planned_trained_and_done(mini):
 )
 def test_words_that_a_study_cannot_take_are_refused(mini, word, says):
     folder, words, _, _ = mini
-    refused = command("lmablate.plan", *words, word, cwd=folder)
+    refused = here("lmablate.plan", *words, word, cwd=folder)
     assert refused.returncode == 2
     assert says in refused.stderr
 

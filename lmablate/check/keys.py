@@ -10,12 +10,12 @@ import typing
 from typing import Any, get_type_hints
 
 from lmablate.check.finding import Finding, check, fails, holds
-from lmablate.check.small import config, distance, request, training_record
+from lmablate.check.small import config, differs, request, training_record
 from lmablate.check.subject import Subject, get, put
 from lmablate.check.training import SCALES
 from lmablate.core.errors import ConfigError
 from lmablate.model import components
-from lmablate.schema.run_config import RunRequest
+from lmablate.schema.run_config import RunConfig, RunRequest
 
 # Keys of the run that act in a scene of their own: the definition of divergence needs a run that diverges. An option says
 # it of its keys itself, in `acts_with` of its class.
@@ -99,10 +99,11 @@ class Records:
             self._own[scale] = training_record(config(raw=copy.deepcopy(self.raw)), scale)
         return self._own[scale]
 
-    def changed(self, path: str, value: Any, scale: float) -> Any:
+    def changed(self, path: str, value: Any) -> RunConfig:
+        """The configuration with another value of a key. Raises ConfigError for a value that is refused."""
         raw = copy.deepcopy(self.raw)
         put(raw, path, value)
-        return training_record(config(raw=raw, given={path: value}), scale)
+        return config(raw=raw, given={path: value})
 
 
 def dead(records: Records, path: str) -> list[Any]:
@@ -118,10 +119,10 @@ def dead(records: Records, path: str) -> list[Any]:
         left = []
         for value in accepted:
             try:
-                found = records.changed(path, value, scale)
+                cfg = records.changed(path, value)
             except ConfigError:
                 continue
-            if distance(found, records.own(scale)) > 0:
+            if differs(cfg, records.own(scale), scale):
                 return []
             left.append(value)
         if not left:

@@ -110,12 +110,27 @@ def training_record(cfg: RunConfig, scale: float = 1.0) -> SimpleNamespace:
     """Loss and gradient norm of every step, the last validation loss and what became of the run."""
     trainer = trainer_of(cfg, scale)
     records = list(trainer.records())
-    numbers = [record.get(key) for record in records for key in ("train_loss", "grad_norm", "val_loss")]
     return SimpleNamespace(
-        numbers=[x for x in numbers if x is not None],
+        numbers=[number for record in records for number in _numbers(record)],
         diverged=trainer.progress.diverged_at_step,
         tokens=records[-1].get("tokens"),
     )
+
+
+def _numbers(record: dict[str, Any]) -> list[float]:
+    return [record[key] for key in ("train_loss", "grad_norm", "val_loss") if record.get(key) is not None]
+
+
+def differs(cfg: RunConfig, other: SimpleNamespace, scale: float = 1.0) -> bool:
+    """Whether the training record of `cfg` differs from `other` in any bit. Trains up to the first difference."""
+    trainer = trainer_of(cfg, scale)
+    left, tokens = list(other.numbers), None
+    for record in trainer.records():
+        found, tokens = _numbers(record), record.get("tokens")
+        expected, left = left[: len(found)], left[len(found) :]
+        if not np.array_equal(found, expected, equal_nan=True):
+            return True
+    return bool(left) or trainer.progress.diverged_at_step != other.diverged or tokens != other.tokens
 
 
 def distance(a: SimpleNamespace, b: SimpleNamespace) -> float:

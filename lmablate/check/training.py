@@ -22,7 +22,7 @@ from lmablate.training.gang import Gang, graph_key
 from lmablate.training.trainer import Interrupted, Trainer
 
 SCALES = (1.0, 5.0, 20.0, 60.0)  # of the weights, until an option acts
-STEPS = 20  # of a gang
+STEPS = 10  # of a gang
 MANY = 100  # times the rounding between two exact paths: what is more differs
 
 

@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,6 +20,7 @@ from lmablate.config.hints import explain, in_words
 from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite
 from lmablate.config.presets import with_preset
 from lmablate.config.resolve import choose_alternatives, choose_draws, resolve
+from lmablate.config.reuse import Loader, Reuse
 from lmablate.config.task_constraints import without_tokenizer
 from lmablate.config.untrusted_yaml import refuse_hidden
 from lmablate.core import secrets
@@ -34,13 +34,13 @@ _ONE_AT_A_TIME = threading.RLock()  # Hydra and OmegaConf keep what they know in
 
 def register_resolvers() -> None:
     """Make ``${lmablate_root:}`` and ``${lmablate_here:...}`` known; train.yaml finds sweeps/ and a user's conf/ with them."""
-
-    def here(name: str = "") -> str:
-        folder = Path.cwd() / (name or "")
-        return str(folder if folder.is_dir() else ROOT)
-
     OmegaConf.register_new_resolver("lmablate_root", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("lmablate_here", here, replace=True)
+    OmegaConf.register_new_resolver("lmablate_here", _here, replace=True)
+
+
+def _here(name: str = "") -> str:
+    folder = Path.cwd() / (name or "")
+    return str(folder if folder.is_dir() else ROOT)
 
 
 def compose(overrides: Iterable[str] = ()) -> RunConfig:
@@ -68,14 +68,33 @@ def _composed(words: Iterable[str]) -> DictConfig:
         register_resolvers()
         overrides = rewrite(list(words))
         try:
-            loader = ConfigLoaderImpl(create_config_search_path(str(CONF_DIR)))
-            return loader.load_configuration("train", overrides, RunMode.RUN, from_shell=False)
+            return _reuse()(overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise in_words(error, overrides) from error
         except Exception as error:  # of the YAML that was read, or a plain one of Hydra's
             if (said := explained(error)) is None:
                 raise
             raise ConfigError(said) from error
+
+
+def _reuse() -> Reuse:
+    """What composes in the current folder, with what it has composed before as long as no file has changed."""
+    loader, reuse = _reuse_in(str(CONF_DIR), _here(), _here("conf"))
+    if not loader.is_current():
+        _reuse_in.cache_clear()
+        _, reuse = _reuse_in(str(CONF_DIR), _here(), _here("conf"))
+    return reuse
+
+
+@lru_cache(maxsize=4)
+def _reuse_in(*folders: str) -> tuple[Loader, Reuse]:
+    """`folders` are those that Hydra searches, the project's own first."""
+    loader = Loader(create_config_search_path(folders[0]))
+
+    def whole(overrides: list[str]) -> DictConfig:
+        return loader.load_configuration("train", overrides, RunMode.RUN, from_shell=False)
+
+    return loader, Reuse(loader, whole)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from functools import cache
 from typing import Any, NamedTuple
 
 from lmablate.core.errors import ConfigError
@@ -55,6 +56,7 @@ def check_contract(target: Any, place: str) -> None:
         raise ConfigError(f"{place}: {name} {wrong}; {contract.words(place)}")
 
 
+@cache  # a budget asks thousands of times
 def _wrong(target: Any, contract: Contract) -> str | None:
     home, _, base = contract.base.rpartition(".")
     if not inspect.isclass(target) or not issubclass(target, getattr(importlib.import_module(home), base)):

@@ -129,10 +129,15 @@ def release_of(system: str) -> str:
     return _SIZE.sub("", system)
 
 
-def _of_preset(path: Path) -> Row:
+@cache
+def _read(path: Path) -> dict[str, Any]:
     import yaml
 
-    file = yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text())
+
+
+def _of_preset(path: Path) -> Row:
+    file = _read(path)
     preset = file["preset"]
     chosen = {key.removeprefix("override /"): option for entry in file["defaults"] for key, option in entry.items()}
     settings: Mapping[str, Mapping[str, Any]] = preset["settings"]
