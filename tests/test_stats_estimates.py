@@ -51,11 +51,12 @@ def test_sign_flip_of_many_pairs_is_close_to_the_t_test():
 
 
 def test_the_bootstrap_interval_holds_the_mean_and_needs_three_values():
-    low, high = estimates.bootstrap_interval(SAMPLES[4])
+    ((low, high),) = estimates.bootstrap_intervals([SAMPLES[4]])
     t_low, t_high = estimates.interval(SAMPLES[4])
     assert t_low < low < np.mean(SAMPLES[4]) < high < t_high
-    assert estimates.bootstrap_interval([1.0, 2.0]) is None
-    assert estimates.bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    several = [*SAMPLES, [value + 0.1 * i for i, value in enumerate(SAMPLES[3])]]  # two of one size
+    assert estimates.bootstrap_intervals(several) == [estimates.bootstrap_intervals([one])[0] for one in several]
+    assert estimates.bootstrap_intervals([[1.0, 2.0], [2.0, 2.0, 2.0]]) == [None, (2.0, 2.0)]
 
 
 def test_pairs_that_agree_to_the_bit_give_numbers_and_no_nan():

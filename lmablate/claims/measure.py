@@ -112,7 +112,7 @@ def _paired(
         se = found.sd / out.scale * math.sqrt(sum(w * w for w in weights.values()) / n)
         out.pooled, own, out.sd = found, {"se": se, "df": found.df}, se * math.sqrt(n)
     out.interval = estimates.interval(out.values, **own)
-    out.bootstrap = estimates.bootstrap_interval(out.values)
+    out.bootstrap = estimates.bootstrap_intervals([out.values])[0]
     out.p, out.p_sign_flip = estimates.t_test(out.values, **own), estimates.sign_flip(out.values)
     out.p_equal = estimates.tost(out.values, test.margin, **own)
     out.p_not_higher = estimates.not_above(out.values, test.margin, **own)

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from lmablate.results.arms import arm_columns, in_order, is_missing, keys
-from lmablate.stats.estimates import bootstrap_interval, correlation, interval, sign_flip
+from lmablate.stats.estimates import bootstrap_intervals, correlation, interval, sign_flip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = Fa
         for a, b in itertools.combinations(sorted(options, key=in_order), 2):
             place = dict(zip(held, where, strict=True))
             out.append(_compare(axis, (a, options[a]), (b, options[b]), place, mix_numerics))
-    return out
+    return _resampled(out)
 
 
 def against(runs: pd.DataFrame, column: str, baseline: Hashable) -> list[Row]:
@@ -49,7 +49,13 @@ def against(runs: pd.DataFrame, column: str, baseline: Hashable) -> list[Row]:
     for value, row in zip(keys(runs, column), runs.to_dict("records"), strict=True):
         options.setdefault(value, []).append(row)
     base = (baseline, options.pop(baseline))
-    return [_compare(column, base, other, {}, False) for other in options.items()]
+    return _resampled([_compare(column, base, other, {}, False) for other in options.items()])
+
+
+def _resampled(rows: list[Row]) -> list[Row]:
+    """`rows` with their bootstrap intervals, which are made together."""
+    found = bootstrap_intervals([row["differences"] for row in rows])
+    return [row | {"bootstrap_95": list(bounds) if bounds else None} for row, bounds in zip(rows, found, strict=True)]
 
 
 def comparisons(runs: pd.DataFrame) -> list[Row]:
@@ -67,7 +73,7 @@ def _compare(
     finished = [s for s in common if all(r["status"] == "completed" for r in (by_seed_a[s], by_seed_b[s]))]
     differences = [by_seed_b[seed]["val_loss"] - by_seed_a[seed]["val_loss"] for seed in finished]
     losses_a, losses_b = ([by[seed]["val_loss"] for seed in finished] for by in (by_seed_a, by_seed_b))
-    bounds, resampled = interval(differences), bootstrap_interval(differences)
+    bounds = interval(differences)
     diverged = {side: sum(row["status"] == "diverged" for row in rows) for side, rows in (("a", rows_a), ("b", rows_b))}
     unpaired = len(rows_a) + len(rows_b) - 2 * len(common)
     return {
@@ -81,7 +87,7 @@ def _compare(
         "mean_difference": statistics.fmean(differences) if differences else None,
         "sd_difference": statistics.stdev(differences) if len(differences) > 1 else None,
         "interval_95": list(bounds) if bounds else None,
-        "bootstrap_95": list(resampled) if resampled else None,
+        "bootstrap_95": None,  # made for all comparisons together
         "p_sign_flip": sign_flip(differences) if differences else None,
         "correlation": correlation(losses_a, losses_b),
         "n_diverged": diverged,
