@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,10 @@ from corpus import QUICK, write_corpus
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.launcher import processes
-from lmablate.launcher import warm as warm_processes
 from lmablate.launcher.job_files import prepare
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import heaviest_first, run_jobs
-from lmablate.launcher.warm import WarmProcess
+from lmablate.launcher.warm import Template, WarmProcess
 from lmablate.model import components
 from lmablate.results import load_history
 from lmablate.runs.config_file import write_config
@@ -101,6 +101,13 @@ def text(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("fork") / "text")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_command():
+    """The sweeps of these tests share a warm process, as those of one command do."""
+    with processes.started_early([]):
+        yield
+
+
 @pytest.fixture
 def own_parts(tmp_path, monkeypatch):
     """A folder with a package of parts and their options, as the current one."""
@@ -161,7 +168,8 @@ def test_runs_of_a_template_have_the_numbers_of_forked_ones_to_the_bit(text, tmp
 
 @pytest.fixture
 def one_graph_an_option(monkeypatch):
-    """Treat eager runs of one norm and precision as if they compiled the same graph."""
+    """Treat eager runs of one norm and precision as if they compiled the same graph; the compiler itself does nothing."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     monkeypatch.setattr(
         processes, "graph_of", lambda unit: f"{unit[0].cfg.norm['_target_']} {unit[0].cfg.trainer.precision}"
     )
@@ -247,11 +255,34 @@ def test_sigterm_while_a_graph_compiles_starts_nothing_more(text, own_parts, one
     assert not (own_parts / "results" / jobs[2].run_id).exists()
 
 
+def test_what_a_dead_template_has_lost_goes_back_to_the_queue_and_costs_no_time():
+    ours, theirs = Pipe()
+    template = Template(ours, os.getpid())
+    waiting, training = (template.start([], [], {}) for _ in range(2))
+    assert template.compiling and training.waits_for_graph
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    theirs.send(("started", training.number, child.pid))
+    assert training.poll() is None and training.pid == child.pid
+    theirs.close()
+    starter = processes.Starter([])
+    starter._templates["graph"] = template
+    starter.pause(0.0)
+    assert template.why
+    assert waiting.poll() == -signal.SIGTERM and waiting.lost
+    assert training.poll() is None  # until it has ended, its lock is taken
+    training.send(signal.SIGTERM)
+    assert child.wait() == training.poll() == -signal.SIGTERM and training.lost
+    began = time.monotonic()
+    starter.pause(0.2)
+    assert time.monotonic() - began > 0.1
+
+
 @pytest.mark.slow
 def test_a_sweep_compiles_a_graph_once(text, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_LOGS", "graph_code")
     jobs = jobs_of(text, tmp_path / "forked", *GRID[:3], more=("runtime.compile=true",))
-    assert run_jobs(jobs) == 0
+    with processes.started_early([]):  # torch reads the variable when it is imported
+        assert run_jobs(jobs) == 0
     assert all(job.row["numerics"]["compiled"] for job in jobs)
     graphs = [job.directory.log_path.read_text().count("TRACED GRAPH") for job in jobs]
     assert graphs[0] > 0 and graphs[1:] == [0, 0]
@@ -338,12 +369,12 @@ def alive(pid):
 def test_a_warm_process_that_cannot_fork_safely_is_not_used(tmp_path, monkeypatch, caplog, text, source, says):
     (tmp_path / "unfit.py").write_text(source)
     monkeypatch.chdir(tmp_path)
-    warm = WarmProcess(["unfit"], {})
-    assert wait_until(lambda: warm.receive() or warm.why or warm.ready, 60)
-    assert says in warm.why
-    assert not alive(warm.process.pid)
+    unfit = WarmProcess(["unfit"])
+    assert wait_until(lambda: unfit.receive() or unfit.why or unfit.ready, 60)
+    assert says in unfit.why
+    assert not alive(unfit.process.pid)
     starter = processes.Starter([])
-    starter.warm = warm
+    starter.warm = unfit
     assert starter.ready() and starter.warm is None  # from here on, spawn
     assert len([record for record in caplog.records if says in record.getMessage()]) == 1
 
@@ -351,13 +382,15 @@ def test_a_warm_process_that_cannot_fork_safely_is_not_used(tmp_path, monkeypatc
 def test_a_process_that_imports_while_the_command_is_read_starts_the_runs(text, tmp_path):
     jobs = jobs_of(text, tmp_path, ("seed=0",), ("seed=1",))
     with processes.started_early(["-m", "seed=0,1"]):
-        (early,) = warm_processes._early
+        (early,) = processes._idle
         with processes.Starter([[job] for job in jobs]) as starter:
-            assert starter.warm is early and not warm_processes._early
+            assert starter.warm is early and not processes._idle
             assert wait_until(starter.ready, 60)
             prepare(jobs[0])
             process = starter.start([jobs[0]], 0)
             assert wait_until(lambda: process.poll() is not None, 60)
+        with processes.Starter([[job] for job in jobs]) as starter:  # the next stage of a study
+            assert starter.warm is early and starter.ready()
     assert jobs[0].done
     assert not alive(early.process.pid)
 
@@ -365,14 +398,13 @@ def test_a_process_that_imports_while_the_command_is_read_starts_the_runs(text, 
 @pytest.mark.parametrize("words", [["seed=1"], ["-m", "seed=0,1", "--cfg", "job"], ["-m", "runtime.device=cuda"]])
 def test_nothing_starts_early_where_nothing_will_be_forked(words):
     with processes.started_early(words):
-        assert not warm_processes._early
+        assert not processes._idle
 
 
 def test_a_command_that_trains_nothing_leaves_no_process():
     with processes.started_early(["sweeps=sanity"]):
-        (early,) = warm_processes._early
+        (early,) = processes._idle
     assert not alive(early.process.pid)
-    assert not warm_processes._early
 
 
 def test_spawn_where_fork_is_unsafe_or_unwanted(text, tmp_path, monkeypatch):

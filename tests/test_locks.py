@@ -1,18 +1,19 @@
 """Locks that free themselves when their owner ends, and files that are whole or not there."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from lmablate.core import files, locks
 from lmablate.core.files import append_line, atomic_write, read_jsonl
 from lmablate.core.locks import FileLock, Held, is_held, owner
-from lmablate.runs import progress_file
+from lmablate.runs.progress_file import age
+from lmablate.runs.run_directory import RunDirectory
 
 HOLDER = """
 import sys, time
@@ -127,15 +128,31 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path, mon
     assert path.read_text() == "old"
 
 
-def test_the_age_of_a_heartbeat_survives_a_clock_that_jumps(monkeypatch):
-    status = json.loads(json.dumps(progress_file.now()))
-    monkeypatch.setattr(progress_file.time, "time", lambda: 0.0)
-    assert 0 <= progress_file.age(status) < 60
-    monkeypatch.setattr(progress_file, "_uptime", lambda: status["uptime"] + 90)
-    assert progress_file.age(status) == pytest.approx(90)
-    monkeypatch.setattr(progress_file, "_boot", lambda: "another machine")
-    assert progress_file.age(status) == 0.0  # its clock is ahead of ours: no age below zero
-    monkeypatch.setattr(progress_file.time, "time", lambda: status["time"] + 7)
-    assert progress_file.age(status) == pytest.approx(7)
-    assert progress_file.age({}) is None
-    assert progress_file.age({"time": "soon", "uptime": 10**400}) is None
+def test_what_is_not_durable_is_replaced_whole_and_not_flushed(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path, "0" * 12)
+    run.write_status({"step": 1})
+
+    def flushed(fd):
+        raise AssertionError("a heartbeat waits for no disk")
+
+    monkeypatch.setattr(files.os, "fsync", flushed)
+    run.write_status({"step": 2})
+    monkeypatch.setattr(files.os, "replace", lambda *paths: flushed(0))
+    with pytest.raises(AssertionError):
+        run.write_status({"step": 3})
+    assert [one.name for one in run.path.iterdir()] == ["status.json"]
+    assert run.read_status() == {"step": 2}
+
+
+def test_the_age_of_a_heartbeat_is_told_by_no_clock_of_its_writer(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path, "0" * 12)
+    assert age(run) is None
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 1e9)
+    run.write_status({"state": "running", "time": 0.0, "uptime": 10**400})
+    monkeypatch.undo()
+    assert 0 <= age(run) < 60
+    os.utime(run.status_path, (real(), real() - 90))
+    assert age(run) == pytest.approx(90, abs=20)
+    os.utime(run.status_path, (real(), real() + 90))  # a clock ahead of ours: no age below zero
+    assert age(run) == 0.0

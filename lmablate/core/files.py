@@ -36,19 +36,22 @@ def settle_folders(*, refused: bool) -> None:
                 folder.rmdir()
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write `data` aside in the same folder, flush it to disk and rename it to `path`: no reader sees half a file."""
-    write_together({path: data})
+def atomic_write(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Write `data` aside in the same folder, flush it to disk and rename it to `path`: no reader sees half a file.
+
+    `durable=False` leaves the flush to the operating system, for what may be lost in a power cut.
+    """
+    write_together({path: data}, durable=durable)
 
 
-def write_together(files: Mapping[Path, bytes | str]) -> None:
+def write_together(files: Mapping[Path, bytes | str], *, durable: bool = True) -> None:
     """The same for files that belong together: on a full disk none of them is written."""
     aside: dict[Path, Path] = {}
     try:
         for path, data in files.items():
             handle, temporary = _aside(path)
             aside[path] = Path(temporary)
-            _fill(handle, data.encode() if isinstance(data, str) else data, path)
+            _fill(handle, data.encode() if isinstance(data, str) else data, path, durable)
             os.chmod(temporary, 0o666 & ~_umask())
         for path, temporary_path in aside.items():
             os.replace(temporary_path, path)
@@ -59,7 +62,7 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
             ):  # the folder may have gone, or become read-only: the first reason is the one to tell
                 temporary_path.unlink(missing_ok=True)
         raise
-    for folder in {path.parent for path in files}:
+    for folder in {path.parent for path in files} if durable else ():
         _sync_folder(folder)
 
 
@@ -72,13 +75,14 @@ def _aside(path: Path) -> tuple[int, str]:
         raise
 
 
-def _fill(handle: int, raw: bytes, path: Path) -> None:
-    """Write `raw` to an open file and flush it to disk; an OSError names `path`, the file that it is for."""
+def _fill(handle: int, raw: bytes, path: Path, durable: bool) -> None:
+    """Write `raw` to an open file and flush it to disk if `durable`; an OSError names `path`, the file that it is for."""
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
     except OSError as error:
         if error.filename is None:  # of a write, which knows no name
             error.filename = str(path)

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
-import select
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Protocol
 
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import Job
 from lmablate.launcher.slots import Places, gpus
-from lmablate.launcher.warm import Broken, Forked, WarmProcess, end_early, start_early, warm_process
-from lmablate.runs.config_file import ASKED
+from lmablate.launcher.warm import UNNEEDED, Broken, Template, WarmProcess
+from lmablate.launcher.worker import start_worker, thread_environment
 from lmablate.training import compile
 
 log = logging.getLogger(__name__)
+_idle: list[WarmProcess] | None = None  # of the present command, between its sweeps; None outside of one
 
 
 class Process(Protocol):
@@ -49,22 +49,7 @@ class Spawned:
     lost = False
 
     def __init__(self, jobs: Sequence[Job], environment: dict[str, str]) -> None:
-        from lmablate.model.components import trusted
-
-        module = "worker" if len(jobs) == 1 else "gang_worker"
-        command = [sys.executable, "-m", f"lmablate.launcher.{module}", *(str(job.directory.path) for job in jobs)]
-        command += ["--parent", str(os.getpid())]
-        for package in trusted():
-            command += ["--trust", package]
-        with open(jobs[0].directory.log_path, "ab") as log_file:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
+        self.process = start_worker([job.directory.path for job in jobs], _trusted(), environment)
         self.pid = self.process.pid
 
     def poll(self) -> int | None:
@@ -81,13 +66,13 @@ class Starter:
         self.warm: WarmProcess | None = None
         self.places = places
         self._left: Counter[str] = Counter()  # runs to come, by graph
-        self._compiling: dict[str, Forked] = {}
+        self._templates: dict[str, Template] = {}  # by graph
         jobs = [job for unit in queue for job in unit]
         if jobs and all(can_fork(job) for job in jobs):
             log.debug("runs start by fork of a warm process")
             self._left.update(graph for unit in queue if (graph := graph_of(unit)))
             compiled = any(job.cfg.runtime.compile is True for job in jobs)
-            self.warm = warm_process(["torch._inductor.compile_fx"] if compiled else [], environment_of(jobs[0], 0))
+            self.warm = _take(["torch._inductor.compile_fx"] if compiled else [])
 
     def ready(self) -> bool:
         """Can a process be started now? Not while the warm one still imports."""
@@ -97,25 +82,18 @@ class Starter:
         return self.warm is None or self.warm.ready
 
     def next(self, queue: Sequence[Sequence[Job]]) -> int:
-        """Where in the queue to go on: not where a graph is needed that another run is still compiling, if possible."""
-        busy = {graph for graph, first in self._compiling.items() if first.waits_for_graph}
+        """Where in the queue to go on: not where a graph is needed that is still compiled for another run, if possible."""
+        busy = {graph for graph, template in self._templates.items() if template.compiling}
         return next((i for i, unit in enumerate(queue) if not busy or graph_of(unit) not in busy), 0)
 
     def start(self, jobs: Sequence[Job], slot: int) -> Process:
         """A process at work on `jobs` (several: as a gang), its words in the log of the first."""
-        from lmablate.model.components import trusted
-
         environment = environment_of(jobs[0], slot, self.places.device(slot) if self.places is not None else None)
         if self.warm is not None:
             directories = [job.directory.path for job in jobs]
-            graph, last = self._graph_of_next(jobs)
             try:
-                started = self.warm.start(
-                    directories, jobs[0].directory.log_path, trusted(), environment, graph=graph, last=last
-                )
-                if graph is not None:
-                    self._compiling.setdefault(graph, started)
-                return started
+                forker = self._template_of(jobs, environment) or self.warm
+                return forker.start(directories, _trusted(), environment)
             except Broken as error:
                 if not self.warm.why:
                     log.warning("a run could not be forked (%s); it gets a process of its own", error)
@@ -123,25 +101,31 @@ class Starter:
         return Spawned(jobs, environment)
 
     def stop(self) -> None:
-        """The runs are about to be stopped: nothing shall start in place of one."""
-        if self.warm is not None:
-            self.warm.stop()
+        """What waits for a graph ends with the process that compiles it."""
 
-    def _graph_of_next(self, jobs: Sequence[Job]) -> tuple[str | None, bool]:
-        """The graph to be compiled once for these jobs and others to come, and whether they are the last of it."""
+    def _template_of(self, jobs: Sequence[Job], environment: dict[str, str]) -> Template | None:
+        """What has compiled the graph of these jobs, or is to compile it for them and others to come. Raises Broken."""
         graph = graph_of(jobs)
-        if graph is None:
-            return None, False
+        if self.warm is None or graph is None:
+            return None
         self._left[graph] -= 1
-        shared = graph in self._compiling or self._left[graph] > 0
-        return (graph, self._left[graph] == 0) if shared and self._left[graph] >= 0 else (None, False)
+        if graph not in self._templates and self._left[graph] > 0:
+            self._templates[graph] = self.warm.template(jobs[0].directory.path, _trusted(), environment)
+        template = self._templates.get(graph)
+        if template is None or template.why or template.refused:
+            return None
+        template.last = self._left[graph] <= 0
+        return template
 
     def pause(self, seconds: float) -> None:
-        """Wait, or until a forked process has ended."""
-        if self.warm is not None and not self.warm.why:
-            select.select([self.warm.channel], [], [], seconds)
-        else:
+        """Wait, or until a forked process has started or ended."""
+        forkers = [one for one in (self.warm, *self._templates.values()) if one is not None and not one.why]
+        if not forkers:
             time.sleep(seconds)
+            return
+        wait([one.channel for one in forkers], seconds)
+        for one in forkers:
+            one.receive()
 
     def _give_up_if_broken(self) -> None:
         if self.warm is not None and self.warm.why:
@@ -155,22 +139,47 @@ class Starter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for template in self._templates.values():
+            template.end()
         if self.warm is not None:
-            self.warm.end("is no longer needed")
+            _give_back(self.warm)
 
 
 @contextmanager
 def started_early(words: Sequence[str]) -> Iterator[None]:
-    """A warm process that begins at once, if the command line `words` look like several runs on the CPU."""
+    """Have the sweeps of a command share a warm process; it starts at once if its line looks like several runs on the CPU."""
+    global _idle
     several = {"-m", "--multirun"} & set(words) or any(word.startswith(("sweeps=", "hydra/sweeper=")) for word in words)
     shows = {"-h", "--help", "-c", "--cfg", "--info"} & set(words)
     gpu = "runtime.device=cuda" in words or os.path.exists("/dev/nvidiactl")
-    if several and not shows and not gpu and _method() == "auto" and _handles_work():
-        start_early()
+    early = several and not shows and not gpu and _method() == "auto" and _handles_work()
+    before, _idle = _idle, [WarmProcess()] if early else []
     try:
         yield
     finally:
-        end_early()
+        for warm in _idle:
+            warm.end(UNNEEDED)
+        _idle = before
+
+
+def _take(modules: Sequence[str]) -> WarmProcess:
+    """The warm process of this command, if it lives and is in this folder, with `modules` imported too; else a new one."""
+    while _idle:
+        warm = _idle.pop()
+        warm.receive()
+        if not warm.why and warm.folder == os.getcwd():
+            warm.prepare(modules)
+            return warm
+        warm.end(UNNEEDED)
+    return WarmProcess(modules)
+
+
+def _give_back(warm: WarmProcess) -> None:
+    """A sweep has ended; one that was broken off leaves runs behind, which end with the warm process."""
+    if _idle is None or warm.live:
+        warm.end(UNNEEDED)
+    else:
+        _idle.append(warm)
 
 
 def can_fork(job: Job) -> bool:
@@ -179,6 +188,12 @@ def can_fork(job: Job) -> bool:
     if method not in ("auto", "spawn"):
         raise ConfigError(f"LMABLATE_START={method}: use auto or spawn")
     return method == "auto" and job.cfg.runtime.device == "cpu" and _handles_work()
+
+
+def _trusted() -> list[str]:
+    from lmablate.model.components import trusted  # torch comes with it
+
+    return trusted()
 
 
 def _method() -> str:
@@ -201,10 +216,8 @@ def graph_of(jobs: Sequence[Job]) -> str | None:
 
     A process that has used several threads cannot fork, and parts of a user's own may leave traces in it.
     """
-    from lmablate.model.components import trusted
-
     cfg = jobs[0].cfg
-    if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or trusted():
+    if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or _trusted():
         return None
     return compile.graph_of(cfg)
 
@@ -212,14 +225,9 @@ def graph_of(jobs: Sequence[Job]) -> str | None:
 def environment_of(job: Job, slot: int, device: str | None = None) -> dict[str, str]:
     """What a run's environment adds to ours. `device`: the GPU for it; None: the one whose turn it is."""
     runtime = job.cfg.runtime
-    threads = str(runtime.threads)
-    # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
-    added = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    # What one run of a sweep compiled, the next one finds; and one process compiles, since every core has a run.
-    added["TORCHINDUCTOR_CACHE_DIR"] = str(compile.compile_cache(runtime.cache_dir))
+    added = thread_environment(runtime.threads, str(compile.compile_cache(runtime.cache_dir)))
+    # One process compiles, since every core has a run.
     added["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    if ASKED in os.environ:  # a process that was started early does not have it
-        added[ASKED] = os.environ[ASKED]
     if runtime.device == "cuda":
         visible = [one.name for one in gpus()]
         added["CUDA_VISIBLE_DEVICES"] = device or visible[slot % len(visible)]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmablate.core.errors import ConfigError
+from lmablate.core.hardware import cores
 from lmablate.core.settings import Settings
 from lmablate.launcher.engine import words_of
 from lmablate.launcher.remote import RemoteProcess, Retries
@@ -136,10 +137,9 @@ class RayEngine:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if self.settings.address is None:
-                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
                 ray.init(
                     address="local",
-                    num_cpus=max(1, min(cores, int(jobs * cpus))),
+                    num_cpus=max(1, min(cores(), int(jobs * cpus))),
                     include_dashboard=False,
                     object_store_memory=STORE_BYTES,
                     **quiet,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lmablate.core.hardware import cores
 from lmablate.core.locks import Held, is_held
 from lmablate.launcher import sweep_manifest
 from lmablate.launcher.engine import Engine
@@ -145,5 +146,4 @@ def slots(jobs: Sequence[Job]) -> int:
     if runtime.device == "cuda":
         needs = [job.cfg.runtime.gpu_memory for job in jobs]
         return min(how_many(gpus(measured=any(need is not None for need in needs)), needs), len(jobs))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, cores // runtime.threads), len(jobs))
+    return min(max(1, cores() // runtime.threads), len(jobs))

@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lmablate.core.errors import ConfigError
+from lmablate.core.hardware import cores
 
 if TYPE_CHECKING:
     from lmablate.launcher.jobs import Job
@@ -138,10 +139,10 @@ def gpus(measured: bool = False) -> tuple[Device, ...]:
 
 def _warn_of_crowds(jobs: Sequence[Job], count: int) -> None:
     """More threads than cores make every run slower, and change no number."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = cores()
     threads = jobs[0].cfg.runtime.threads if jobs else 1
-    if count > 1 and count * threads > cores:
+    if count > 1 and count * threads > there:
         log.warning(
             "%d runs at a time with %d thread%s each on %d cores: they take turns; runtime.workers=%d has a core for each thread",
-            *(count, threads, "s" * (threads > 1), cores, max(1, cores // threads)),
+            *(count, threads, "s" * (threads > 1), there, max(1, there // threads)),
         )

@@ -152,7 +152,7 @@ def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
     """
     directory = RunDirectory(results_dir, run_id)
     status = directory.read_status()
-    found: dict[str, Any] = {"run_id": run_id, "state": "missing", "age": age(status) if status else None}
+    found: dict[str, Any] = {"run_id": run_id, "state": "missing", "age": age(directory) if status else None}
     found |= {key: status.get(key) for key in ("step", "steps", "error", "host", "pid")}
     found |= {"attempts": _lines(directory.attempts_path), "val_loss": None, "older": False, "overrides": None}
     held = is_held(directory.lock_path)

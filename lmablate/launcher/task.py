@@ -10,12 +10,12 @@ import argparse
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lmablate.launcher.worker import start_worker, thread_environment
 from lmablate.runs.config_file import ASKED
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.tracking.client import following
@@ -38,30 +38,14 @@ class Task:
         words = self.words
         if not os.path.isdir(words.folder) or not all((path / "config.yaml").is_file() for path in words.directories):
             return NO_FOLDER
-        threads = str(words.threads)
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-        environment["TORCHINDUCTOR_CACHE_DIR"] = words.compiled
+        environment = thread_environment(words.threads, words.compiled)
         if words.cache is not None:
             environment["LMABLATE_CACHE"] = words.cache
         if words.asked is not None:
             environment[ASKED] = words.asked
         if words.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = words.gpu
-        module = "worker" if len(words.directories) == 1 else "gang_worker"
-        command = [sys.executable, "-m", f"lmablate.launcher.{module}", *map(str, words.directories)]
-        command += ["--parent", str(os.getpid())]
-        for package in words.trust:
-            command += ["--trust", package]
-        with open(words.directories[0] / "log.txt", "ab") as log:
-            self.child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                cwd=words.folder,
-                start_new_session=True,
-            )
+        self.child = start_worker(words.directories, words.trust, environment, words.folder)
         first = RunDirectory(words.directories[0].parent, words.directories[0].name)
         with following(words.directories, words.wandb, first.log):
             try:
@@ -106,7 +90,7 @@ class Task:
             directory = RunDirectory(path.parent, path.name)
             if not directory.is_done:
                 reason = f"killed by {signal.Signals(-code).name}"
-                directory.write_status({"state": "failed", "error": reason, "killed": True, "time": time.time()})
+                directory.write_status({"state": "failed", "error": reason, "killed": True})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,164 +1,165 @@
-"""The scheduler's end of forkserver.py: a warm process, and the children it forks on request."""
+"""The scheduler's end of forkserver.py: processes that fork others on request, and the runs that they have forked."""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any
 
-from lmablate.launcher.server import Lines, send
-
 WARM_SECONDS = 120.0  # for the warm process to import torch, from a slow disk too
 ANSWER_SECONDS = 20.0  # for it to fork
+UNNEEDED = "is no longer needed"
 KILL_SECONDS = 60.0  # for a run whose warm process died to write its checkpoint
 
 
-_early: list[WarmProcess] = []
-
-
-def start_early() -> None:
-    """Start a warm process before it is known which runs there are: it imports while the command is read."""
-    _early.append(
-        WarmProcess([], {"TORCHINDUCTOR_COMPILE_THREADS": os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")})
-    )
-
-
-def warm_process(modules: Sequence[str], environment: dict[str, str]) -> WarmProcess:
-    """The one that was started early if it still lives, with `modules` imported too, or a new one."""
-    while _early:
-        warm = _early.pop()
-        if warm.process.poll() is None:
-            warm.prepare(modules, environment)
-            return warm
-        warm.end()
-    return WarmProcess(modules, environment)
-
-
-def end_early() -> None:
-    """There was nothing to run."""
-    while _early:
-        _early.pop().end("is not needed")
-
-
 class Broken(Exception):
-    """The warm process cannot be used (any more)."""
+    """A process could not be forked."""
 
 
-class WarmProcess:
-    """A process that has imported what runs need, and forks them. `environment` is added to ours."""
+class Forker:
+    """A process that forks others: the warm one, or a template, which has compiled a graph."""
 
-    def __init__(self, modules: Sequence[str], environment: dict[str, str]) -> None:
-        self.channel, theirs = socket.socketpair()
+    def __init__(self, channel: Connection, pid: int) -> None:
+        self.channel, self.pid = channel, pid
+        self.why = ""  # it is of no use any more
+        # By request: the process, exit codes, and what else is known of it.
+        self.pids: dict[int, int] = {}
+        self.codes: dict[int, int] = {}
+        self.refused: dict[int, str] = {}
+        self.live: set[int] = set()  # without an answer, or at work
+        self._count = 0
+
+    def start(self, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]) -> Forked:
+        """Fork a process that trains what stands in `directories`, as soon as this one is free to."""
+        return Forked(self, self._ask("start", directories, trusted, environment))
+
+    def receive(self, seconds: float = 0.0) -> None:
+        """Take in what it says, waiting `seconds` at most for the first message."""
+        try:
+            while not self.why and self.channel.poll(seconds):
+                seconds = 0.0
+                self._note(self.channel.recv())
+        except (EOFError, OSError):
+            self.end()
+
+    def end(self, why: str = "ended") -> None:
+        """Let it go, and with it its children."""
+        self.why = self.why or why
+        self.channel.close()
+
+    def _ask(self, what: str, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]) -> int:
+        """Send a request; returns its number. `environment` is added to ours."""
+        self._count += 1
+        self.live.add(self._count)
+        self._send((what, self._count, list(directories), list(trusted), {**os.environ, **environment}))
+        return self._count
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        with suppress(OSError):  # it has died, as `receive` will find
+            self.channel.send(message)
+
+    def _note(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("started", number, pid):
+                self.pids[number] = pid
+            case ("ended", number, code):
+                self.codes[number] = code
+                self.live.discard(number)
+            case ("refused", number, error):
+                self.refused[number] = error
+                self.live.discard(number)
+
+
+class Template(Forker):
+    """A child of the warm process that compiles a graph and then forks the runs of it."""
+
+    last = False  # no more runs will be asked for
+
+    @property
+    def compiling(self) -> bool:
+        return not self.why and not self.pids
+
+    def _note(self, message: tuple[Any, ...]) -> None:
+        super()._note(message)
+        if self.last and not self.live:
+            self.end(UNNEEDED)
+
+
+class WarmProcess(Forker):
+    """A process that has imported what runs need."""
+
+    def __init__(self, modules: Sequence[str] = ()) -> None:
+        self.folder = os.getcwd()
+        ours, theirs = Pipe()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         command = [sys.executable, "-m", "lmablate.launcher.forkserver"]
         command += ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
-        for module in modules:
-            command += ["--import", module]
+        one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        one["TORCHINDUCTOR_COMPILE_THREADS"] = os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", "1")
         with theirs:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=self.errors,
                 stderr=self.errors,
-                env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                env={**os.environ, **one},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        super().__init__(ours, self.process.pid)
         self.began = time.monotonic()
-        self.ready = False
-        self.why = ""  # it is of no use any more
-        # By request: the process, exit codes, and what else is known of it.
-        self.pids: dict[int, int] = {}
-        self.codes: dict[int, int] = {}
-        self.refused: dict[int, str] = {}
-        self.waiting: set[int] = set()
-        self.orphaned: set[int] = set()
-        self._count = 0
-        self._lines = Lines()
+        self._importing = 1  # messages of what is imported that are to come
+        self.prepare(modules)
 
-    def start(
-        self,
-        directories: Sequence[Path],
-        log: Path,
-        trusted: list[str],
-        environment: dict[str, str],
-        graph: str | None = None,
-        last: bool = False,
-    ) -> Forked:
-        """Fork a process that trains what stands in `directories`. Raises Broken.
+    @property
+    def ready(self) -> bool:
+        return not self._importing
 
-        `graph` names what is compiled once for all that name it; `last` says that no other will.
-        """
-        self._count += 1
-        number = self._count
-        request = {"start": number, "directories": [str(path) for path in directories], "log": str(log)}
-        request |= {"trust": trusted, "environment": environment}
-        if graph is not None:
-            request |= {"graph": graph, "last": last}
-        with suppress(OSError):  # it has died, as `receive` will find
-            send(self.channel, request)
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while number not in self.pids and number not in self.refused and not self.why:
-            self.receive(0.1)
-            if time.monotonic() > deadline:
-                self.end(f"did not answer for {ANSWER_SECONDS:.0f} s")
-        if number not in self.pids:
-            raise Broken(self.why or self.refused[number])
-        return Forked(self, number)
+    def prepare(self, modules: Sequence[str]) -> None:
+        """Import `modules` too, before it forks anything more."""
+        if modules:
+            self._importing += 1
+            self._send(("import", list(modules)))
 
-    def prepare(self, modules: Sequence[str], environment: dict[str, str]) -> None:
-        """Import `modules` before the first fork, under `environment`."""
-        with suppress(OSError):  # it has died, as `receive` will find
-            send(self.channel, {"import": list(modules), "environment": environment})
+    def start(self, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]) -> Forked:
+        """The same at once. Raises Broken."""
+        process = super().start(directories, trusted, environment)
+        self._wait_for(process.number)
+        return process
 
-    def stop(self) -> None:
-        """Let no run start any more."""
-        with suppress(OSError):
-            send(self.channel, {"stop": True})
+    def template(self, directory: Path, trusted: Sequence[str], environment: dict[str, str]) -> Template:
+        """Fork a process that compiles the graph of the run in `directory`, into whose log it writes. Raises Broken."""
+        ours, theirs = Pipe()
+        with theirs:
+            number = self._ask("template", [directory], trusted, environment)
+            with suppress(OSError):
+                send_handle(self.channel, theirs.fileno(), self.pid)
+        try:
+            self._wait_for(number)
+        except Broken:
+            ours.close()
+            raise
+        self.live.discard(number)  # it is asked itself
+        return Template(ours, self.pids[number])
 
     def receive(self, seconds: float = 0.0) -> None:
-        """Take in what it says, waiting `seconds` at most for the first word."""
-        while not self.why and select.select([self.channel], [], [], seconds)[0]:
-            seconds = 0.0
-            try:
-                received = self.channel.recv(1 << 16)
-            except OSError:
-                received = b""
-            if not received:
-                self.end()
-                return
-            for message in self._lines.take(received):
-                self._note(message)
+        super().receive(seconds)
         if not self.ready and time.monotonic() - self.began > WARM_SECONDS:
             self.end(f"took more than {WARM_SECONDS:.0f} s to start")
 
-    def _note(self, message: dict[str, Any]) -> None:
-        match message:
-            case {"ready": threads}:
-                self.ready = True
-                if threads != 1:
-                    self.end(f"has {threads} threads")
-            case {"started": number, "pid": pid}:
-                self.pids[number] = pid
-                (self.waiting.add if "waiting" in message else self.waiting.discard)(number)
-            case {"ended": number, "code": code}:
-                self.codes[number] = code
-            case {"refused": number, "error": error}:
-                self.refused[number] = error
-            case {"orphaned": number}:
-                self.orphaned.add(number)
-
     def end(self, why: str = "") -> None:
-        """Let it go, and with it its children; `why` is found out if not given."""
+        """`why` is found out if not given."""
         if self.why:
             return
         self.channel.close()
@@ -174,65 +175,70 @@ class WarmProcess:
         died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self.why = why or (f"{died} ({said[-1]})" if said and code > 0 else died)
 
+    def _wait_for(self, number: int) -> None:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while number not in self.pids and number not in self.refused and not self.why:
+            self.receive(0.1)
+            if time.monotonic() > deadline:
+                self.end(f"did not answer for {ANSWER_SECONDS:.0f} s")
+        if number not in self.pids:
+            raise Broken(self.why or self.refused[number])
+
+    def _note(self, message: tuple[Any, ...]) -> None:
+        super()._note(message)
+        if message[0] == "ready":
+            self._importing -= 1
+            if message[1] != 1:
+                self.end(f"has {message[1]} threads")
+
 
 class Forked:
-    """A child of the warm process, in a session of its own."""
+    """A run's process, in a session of its own."""
 
-    def __init__(self, warm: WarmProcess, number: int) -> None:
-        self.warm, self.number = warm, number
+    def __init__(self, forker: Forker, number: int) -> None:
+        self.forker, self.number = forker, number
         self.lost = False
         self.code: int | None = None
         self.killed_at = 0.0
-        self._handle: tuple[int, int] | None = None  # of the process id, and the file descriptor: 0 if it has ended
-        self._follow()
+        self._fd: int | None = None  # cannot come to mean another process; -1 where it has ended
 
     @property
     def pid(self) -> int:
         """What a signal for this run goes to: while its graph compiles, the process that does so."""
-        return self.warm.pids[self.number]
+        return self.forker.pids.get(self.number, self.forker.pid)
 
     @property
     def waits_for_graph(self) -> bool:
-        return self.code is None and self.number in self.warm.waiting
+        return self.code is None and self.number not in self.forker.pids
 
     def poll(self) -> int | None:
         if self.code is None:
-            self.warm.receive()
-            self._follow()
-            self.code = self.warm.codes.pop(self.number, None)
-            if self.number in self.warm.refused:  # its template died, and nothing else could be forked
-                self.lost, self.code = True, -signal.SIGTERM
-            elif self.code is None and (self.warm.why or self.number in self.warm.orphaned):
+            self.forker.receive()
+            if self._fd is None and self.number in self.forker.pids:
+                try:
+                    self._fd = os.pidfd_open(self.pid)
+                except ProcessLookupError:
+                    self._fd = -1
+            self.code = self.forker.codes.pop(self.number, None)
+            if self.code is None and (self.forker.why or self.number in self.forker.refused):
                 self._see_it_end()
-            if self.code is not None:
-                self._let_go()
+            if self.code is not None and self._fd is not None and self._fd >= 0:
+                os.close(self._fd)
         return self.code
 
     def send(self, number: int) -> None:
-        os.killpg(self.pid, number)
-
-    def _follow(self) -> None:
-        """Hold a handle that cannot come to mean another process."""
-        if self._handle is None or self._handle[0] != self.pid:
-            self._let_go()
-            fd = 0
-            with suppress(OSError):  # it has ended already
-                fd = os.pidfd_open(self.pid)
-            self._handle = (self.pid, fd)
-
-    def _let_go(self) -> None:
-        if self._handle is not None and self._handle[1]:
-            os.close(self._handle[1])
-        self._handle = None
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:  # it does not lead its session yet
+            os.kill(self.pid, number)
 
     def _see_it_end(self) -> None:
         """Nobody can say how it ended. The kernel asked it to stop (SIGTERM), which takes until its step is done."""
-        fd = self._handle[1] if self._handle else 0
-        if not fd or select.select([fd], [], [], 0)[0]:
+        if self._fd is None or self._fd < 0 or select.select([self._fd], [], [], 0)[0]:
             self.lost, self.code = True, -signal.SIGTERM
             return
         now = time.monotonic()
         self.killed_at = self.killed_at or now + KILL_SECONDS
         if now > self.killed_at:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)

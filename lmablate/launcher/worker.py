@@ -1,18 +1,28 @@
-"""One job in a process of its own: ``python -m lmablate.launcher.worker RUN_DIRECTORY [--trust PACKAGE]``."""
+"""A job in a process of its own: ``python -m lmablate.launcher.worker RUN_DIRECTORY ... [--trust PACKAGE]``.
+
+Several directories are runs that share the process: those of one graph, or the branches of one trunk.
+"""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from lmablate.runs.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 def die_with_parent(parent: int) -> None:
@@ -32,34 +42,69 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def start_worker(
+    directories: Sequence[Path], trusted: Sequence[str], environment: Mapping[str, str], folder: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a worker for the runs in `directories`, with `environment` added to ours, in `folder` (None: the current one).
+
+    It writes to the log of the first run, and leads a session of its own, so that a signal reaches what it has started too.
+    """
+    command = [sys.executable, "-m", "lmablate.launcher.worker", *map(str, directories), "--parent", str(os.getpid())]
+    for package in trusted:
+        command += ["--trust", package]
+    with open(_directory(directories[0]).log_path, "ab") as log_file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=folder,
+            start_new_session=True,
+        )
+
+
+def thread_environment(threads: int, compile_cache: str) -> dict[str, str]:
+    """The environment of a run on `threads` cores; what one run compiles in `compile_cache`, the next one finds."""
+    # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
+    environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    return {**environment, "TORCHINDUCTOR_CACHE_DIR": compile_cache}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directories", type=Path, nargs="+")
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--trust", action="append", default=[])
-    words = parser.parse_args()
+    args = parser.parse_args()
     from lmablate.core.logging import configure_logging
 
-    die_with_parent(words.parent)
+    die_with_parent(args.parent)
     configure_logging()
-    return run_directory(words.directory, words.trust)
+    return run(args.directories, args.trust)
 
 
-def run_directory(path: Path, trusted: list[str]) -> int:
+def run(directories: Sequence[Path], trusted: Sequence[str]) -> int:
+    """Train the runs whose configurations stand in `directories`; returns the exit code of `run_directory` or `run_group`."""
+    from lmablate.model.components import trust
+
+    trust(*trusted)
+    return run_directory(directories[0]) if len(directories) == 1 else run_group(directories)
+
+
+def run_directory(path: Path) -> int:
     """Run the job whose configuration stands in `path`; 0 done, 1 failed (status.json says why), 143 stopped, 75 (HELD)
     where another process is training it.
 
     Whatever starts processes elsewhere calls this one, and the lock that it takes holds between all of them.
     """
     from lmablate.core.locks import Held
-    from lmablate.model.components import trust
     from lmablate.runs.config_file import asked_path, read_config
     from lmablate.runs.prepared import prepare_run
     from lmablate.runs.recovery import CONFIG, HELD, failure
     from lmablate.runs.run import execute
     from lmablate.training.trainer import Interrupted
 
-    trust(*trusted)
     cfg = None
     try:
         cfg = read_config(asked_path(path))
@@ -80,14 +125,65 @@ def run_directory(path: Path, trusted: list[str]) -> int:
     return 0
 
 
+def run_group(paths: Sequence[Path]) -> int:
+    """Train the runs whose config.yaml stand in `paths`; 0 all ended, 1 one failed, 143 stopped.
+
+    Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
+    """
+    from lmablate.core.locks import Held
+    from lmablate.runs.config_file import asked_path, read_config
+    from lmablate.runs.gang_run import train_group
+    from lmablate.runs.prepared import prepare_run
+    from lmablate.runs.recovery import HELD
+    from lmablate.runs.state import state_of
+    from lmablate.training.trainer import Interrupted
+
+    directories = [_directory(path) for path in paths]
+    try:
+        configs = [read_config(asked_path(path)) for path in paths]
+        if all(cfg.branches for cfg in configs):
+            return _run_branches(directories)
+        first = directories[0].path  # one of them speaks for all
+        train_group([prepare_run(cfg) for cfg in configs], on_trial=lambda what: leave_word(first, {"doing": what}))
+        return 0
+    except (Interrupted, KeyboardInterrupt):
+        for directory in directories:
+            if not state_of(read_config(asked_path(directory.path)), directory).done:
+                leave_word(directory.path, {"state": "stopped"})
+        return 143
+    except Held as held:
+        print(held, file=sys.stderr)
+        return HELD
+    except Exception:
+        log.exception("these runs could not train together; they go on one by one")
+    left = [one for one in directories if not state_of(read_config(asked_path(one.path)), one).done]
+    codes = [run_directory(directory.path) for directory in left]
+    return max(codes, default=0)
+
+
+def _run_branches(directories: Sequence[RunDirectory]) -> int:
+    """Branches of one trunk, one after the other, the longest first; each starts from a checkpoint of the trunk's."""
+
+    worst = 0
+    for i, directory in enumerate(directories):
+        code = run_directory(directory.path)
+        if code == 143:
+            for waiting in directories[i + 1 :]:
+                leave_word(waiting.path, {"state": "stopped"})
+            return code
+        worst = max(worst, code)
+    return worst
+
+
 def leave_word(path: Path, said: dict[str, Any]) -> None:
     """Say in status.json what became of a run, if that can be written, and keep what is known of its last step."""
-    from lmablate.runs.progress_file import now
-    from lmablate.runs.run_directory import RunDirectory
-
-    directory = RunDirectory(path.parent, path.name)
+    directory = _directory(path)
     with suppress(OSError):
-        directory.write_status({**directory.read_status(), **said, "pid": os.getpid(), **now()})
+        directory.write_status({**directory.read_status(), **said, "pid": os.getpid()})
+
+
+def _directory(path: Path) -> RunDirectory:
+    return RunDirectory(path.parent, path.name)
 
 
 if __name__ == "__main__":

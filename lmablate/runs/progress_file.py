@@ -1,19 +1,16 @@
-"""status.json of a run: what a sweep's display reads, and how old it is whatever the clocks do.
+"""status.json of a run: what a sweep's display reads, and how old it is.
 
-A heartbeat decides nothing (locks.py does), so that neither a wall clock that jumps nor two machines whose clocks differ can
-make a living run look dead.
+A heartbeat decides nothing: locks.py says whether a run is at work, whatever the clocks do. Only where a file system has no
+locks does ``status`` take a young heartbeat for a run at work.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,34 +21,15 @@ log = logging.getLogger(__name__)
 SHOWN = ("step", "seconds", "train_loss", "val_loss", "val_accuracy", "tokens_per_second")
 
 
-def now() -> dict[str, Any]:
-    """The time in three ways: of the wall, and since which boot of which machine, which never jumps."""
-    return {"time": time.time(), "boot": _boot(), "uptime": _uptime()}
+def age(directory: RunDirectory) -> float | None:
+    """Return the seconds since the heartbeat of a run was written; None where there is none.
 
-
-def age(status: Mapping[str, Any]) -> float | None:
-    """Seconds since a status was written: exact on the machine that wrote it, elsewhere as far as both wall clocks agree."""
-    there, boot, wall = status.get("uptime"), status.get("boot"), status.get("time")
-    if boot is not None and boot == _boot() and _number(there):
-        return max(0.0, _uptime() - float(there))  # type: ignore[arg-type]
-    return max(0.0, time.time() - float(wall)) if _number(wall) else None  # type: ignore[arg-type]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
-
-
-@cache
-def _boot() -> str | None:
+    The file's own time counts, so that no clock of the process that writes does.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return max(0.0, time.time() - directory.status_path.stat().st_mtime)
     except OSError:
         return None
-
-
-def _uptime() -> float:
-    """Seconds since boot, sleep counted where the system can."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Heartbeat:
@@ -99,7 +77,7 @@ class Heartbeat:
 
     def _write(self) -> None:
         try:
-            self.directory.write_status({**self.state, **now()})
+            self.directory.write_status(self.state)
         except OSError as error:
             if not self._told:
                 log.warning("%s: no heartbeat (%s)", self.directory.status_path, error.strerror or error)

@@ -86,14 +86,7 @@ class RunDirectory:
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace status.json. A heartbeat: atomic, so that no reader sees half of it, but not forced to disk."""
         self.create()
-        temporary = self.path / f".status.json.{os.getpid()}.tmp"
-        try:
-            temporary.write_text(_json(status) + "\n")
-            os.replace(temporary, self.status_path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        atomic_write(self.status_path, _json(status) + "\n", durable=False)
 
     def read_status(self) -> dict[str, Any]:
         """The heartbeat; empty where there is none that can be read."""

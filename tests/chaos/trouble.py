@@ -167,22 +167,22 @@ def not_finite(outcome: Outcome, folder: Path, children: Children) -> None:
 
 
 def clocks(outcome: Outcome, folder: Path, children: Children) -> None:
-    """The wall clock jumps by years, forwards and back, at every reading: the same run, and heartbeats of the right age."""
+    """The wall clock of a run jumps by years, at every reading: the same run, and heartbeats of the right age."""
+    from lmablate.launcher.sweep_manifest import look
+
     reference, jumped = folder / "clock-reference", folder / "clock"
     outcome.expect(children.call(lambda: train_here(words(folder, reference, steps=12))) == 0, "the run failed")
 
     def jumping() -> None:
         import random
 
-        from lmablate.launcher.sweep_manifest import look
-
         real = time.time
         time.time = lambda: real() + random.uniform(-1e9, 1e9)  # type: ignore[assignment]
         train_here(words(folder, jumped, "runtime.checkpoint_seconds=0.01", steps=12))
-        (run_id,) = rows(jumped)
-        age = look(jumped, run_id)["age"]
-        assert age is not None and age < 60, f"a heartbeat of {age} seconds"
 
     outcome.expect(children.call(jumping, folder / "clock.log") == 0, f"{(folder / 'clock.log').read_text()[-300:]}")
+    for run_id in rows(jumped):
+        age = look(jumped, run_id)["age"]
+        outcome.expect(age is not None and age < 60, f"a heartbeat of {age} seconds")
     check_against(outcome, jumped, reference)
     outcome.times = 1
