@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lmablate.config.compose import register_resolvers, to_run_config  # noqa: E402
+from lmablate.config.composition import register_resolvers, to_run_config  # noqa: E402
 from lmablate.core.paths import CONF_DIR  # noqa: E402
 from lmablate.launcher.hydra_launchers import register  # noqa: E402
 from lmablate.runs.prepared import prepare_run  # noqa: E402

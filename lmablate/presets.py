@@ -39,7 +39,7 @@ def names() -> list[str]:
 
 @cache
 def _defaults(model: str) -> dict[str, Any]:
-    from lmablate.config.compose import request
+    from lmablate.config.composition import request
 
     return request([f"model={model}", "trainer.precision=fp32", "runtime.device=cpu"])
 

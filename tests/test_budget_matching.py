@@ -16,7 +16,7 @@ from lmablate.budget.flops import reaches
 from lmablate.budget.search import Missed
 from lmablate.config import compose
 from lmablate.config.budget_matching import reference_words
-from lmablate.config.compose import _composed, rewrite, to_request
+from lmablate.config.composition import _composed, rewrite, to_request
 from lmablate.config.resolve import resolve
 from lmablate.core.console import VERBOSE
 from lmablate.core.errors import ConfigError

@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from lmablate.config import compose
-from lmablate.config.compose import register_resolvers
+from lmablate.config.composition import register_resolvers
 from lmablate.config.reuse import Loader
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR

@@ -16,7 +16,7 @@ from lmablate.model import components
 PACKAGE = ROOT / "lmablate"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 BOUNDARY = {
-    "config/compose.py",
+    "config/composition.py",
     "config/quoting.py",
     "config/overrides.py",
     "cli/front_door.py",

@@ -8,7 +8,7 @@ from numeric_keys import numeric_keys
 from tiny import SMALL, VOCAB, distance, training_record
 
 from lmablate.config import limits
-from lmablate.config.compose import explicit, from_request, request
+from lmablate.config.composition import explicit, from_request, request
 from lmablate.config.limits_table import LIMITS
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from scipy import stats
 from tiny import request
 
-from lmablate.config.compose import from_request
+from lmablate.config.composition import from_request
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR
 from lmablate.data import prepare

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from lmablate.check import CHECKS, subject_of
-    from lmablate.config.compose import rewrite
+    from lmablate.config.composition import rewrite
 
     if args.list:
         for each in CHECKS.values():

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmablate.config.compose import explicit, from_request
-from lmablate.config.compose import request as composed
+from lmablate.config.composition import explicit, from_request
+from lmablate.config.composition import request as composed
 from lmablate.model import build_model
 from lmablate.model.primitives import Matrix
 from lmablate.model.transformer import TransformerLM

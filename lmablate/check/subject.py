@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lmablate.check.small import config, request, scaled_model, tokens_for
-from lmablate.config.compose import explicit
+from lmablate.config.composition import explicit
 from lmablate.core.axes import AXES, options
 from lmablate.core.errors import ConfigError
 from lmablate.model import components

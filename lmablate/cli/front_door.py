@@ -63,7 +63,7 @@ def trust_packages(packages: Sequence[str]) -> None:
 
 def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction | None) -> int:
     """Compose every job of a command, check them all, and hand them to `action`."""
-    from lmablate.config.compose import to_run_config
+    from lmablate.config.composition import to_run_config
     from lmablate.launcher.hydra_launchers import launcher_of
     from lmablate.runs.wsd_branches import expand
     from lmablate.sweeper.plugin import StudySweeper
@@ -104,7 +104,7 @@ def _composed(flags: Flags, overrides: list[str]) -> list[DictConfig]:
     """What Hydra makes of a command line: its jobs, or none where a study is left in ``StudySweeper.asked``."""
     from hydra.errors import HydraException
 
-    from lmablate.config.compose import register_resolvers
+    from lmablate.config.composition import register_resolvers
     from lmablate.config.hints import in_words as of_hydra
     from lmablate.config.hints import refused_key
     from lmablate.config.untrusted_yaml import check_folders, named_folders

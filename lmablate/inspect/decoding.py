@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def show(configs: Sequence[RunConfig], launcher: str) -> int:
         if own.arm:
-            from lmablate.config.compose import compose
+            from lmablate.config.composition import compose
 
             if len(configs) > 1:
                 raise ConfigError("--arm says what the arms are, and so does a grid of words: use one of them")

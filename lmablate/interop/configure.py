@@ -25,7 +25,7 @@ BIAS_RATE = (
 
 @cache
 def _defaults() -> dict[str, Any]:
-    from lmablate.config.compose import request
+    from lmablate.config.composition import request
 
     return request(["trainer.precision=fp32", "runtime.device=cpu"])
 

@@ -96,7 +96,7 @@ class StudySweeper(Sweeper):
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from lmablate.config.compose import to_run_config
+        from lmablate.config.composition import to_run_config
         from lmablate.config.hints import in_words
 
         overrides = rewrite(list(words))
