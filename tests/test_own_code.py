@@ -240,7 +240,7 @@ def test_parameters_that_a_class_does_not_state_are_counted_by_building(package,
 
 def test_a_budget_counts_what_is_built(package, corpus):
     arm, reference = (
-        parameters(config(corpus, f"attention={word}", "budget=params")).total for word in ("gated", "mha")
+        parameters(config(corpus, f"attention={word}", "budget=params")).total for word in ("users_gated", "mha")
     )
     assert arm == pytest.approx(reference, rel=0.01)
 
