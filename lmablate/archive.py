@@ -23,6 +23,7 @@ from lmablate.core.files import read_json, read_jsonl, write_together
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import ARCHIVE as EVALUATIONS
 from lmablate.results.evaluations import evaluations_of, restore_evaluations
+from lmablate.results.studies import load_studies, study_path, write_study
 from lmablate.runs.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
 from lmablate.schema.result import parse_result
 
@@ -38,7 +39,6 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
 
     Raises ConfigError where there are none. Failed runs are left out: they are not results.
     """
-    from lmablate.results.studies import load_studies
 
     check_readable(results_dir, "")
     rows = {row["run_id"]: public(row) for row in _readable(results_dir) if row["status"] != "failed"}
@@ -98,7 +98,6 @@ def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
 
     What is there stays: a run that this machine finished is never replaced.
     """
-    from lmablate.results.studies import study_path, write_study
 
     rows, study = load(archive)
     check_writable(results_dir)

@@ -13,9 +13,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmablate.cli.front_door import main as front_door
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
+from lmablate.core.settings import BOOKKEEPING
+from lmablate.results.load import check_writable
+from lmablate.runs.tracking.account import configured_mode
+from lmablate.runs.tracking.client import flatten
 from lmablate.runs.tracking.dashboard_sweep import LOSS, RATE, SEEDS, Sweep
+from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -27,7 +34,6 @@ INSTALL = "pip install 'lmablate[dashboard]'"
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 with an error in words."""
-    from lmablate.cli.front_door import main as front_door
 
     words, overrides = _parser().parse_known_args(argv)
     _check(words, overrides)
@@ -66,8 +72,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
     """What can be told before anything is composed. Raises ConfigError."""
-    from lmablate.results.load import check_writable
-    from lmablate.runs.tracking.account import configured_mode
 
     if flags := [word for word in overrides if word.startswith("-")]:
         raise ConfigError(f"{flags[0]}: no such flag; see --help")
@@ -87,7 +91,6 @@ def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _act(words: argparse.Namespace, sweep: Sweep) -> int:
-    from lmablate.core.files import atomic_write
 
     target = words.wandb_sweep or words.out
     if words.wandb_sweep is not None:
@@ -105,7 +108,6 @@ def _act(words: argparse.Namespace, sweep: Sweep) -> int:
 
 def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
     from lmablate.config.overrides import explicit
-    from lmablate.schema.sweeps import sweep_question
 
     values: dict[str, set[str | None]] = {}
     for cfg in configs:
@@ -131,8 +133,6 @@ def _of_study(study: Study) -> Sweep:
 
 def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, ...]:
     """`keys` as runs record them: for one that is resolved away (``model.ff_ratio``) what differs in its group instead."""
-    from lmablate.core.settings import BOOKKEEPING
-    from lmablate.runs.tracking.client import flatten
 
     rows = [{**flatten(cfg.model_dump(exclude=set(BOOKKEEPING))), **cfg.choices} for cfg in configs]
     found: dict[str, None] = {}

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmablate.cli.front_door import main as front_door
 from lmablate.core.errors import in_words
+from lmablate.report.command import main as report
+from lmablate.train import train
 
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
 SIZE = ("trainer.steps=200", "runtime.wandb=disabled", "runtime.evaluations=8")
@@ -27,9 +30,6 @@ Next, one thing of your own, which four seeds can decide in some minutes:
 
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
-    from lmablate.cli.front_door import main as front_door
-    from lmablate.report.command import main as report
-    from lmablate.train import train
 
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lmablate.cli.front_door import main as front_door
+from lmablate.core.console import own_flags
 from lmablate.core.errors import in_words
 
 if TYPE_CHECKING:
@@ -52,8 +54,6 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.plan <the overrides of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
     columns, ``--all`` prices every stored sweep. Returns the exit code."""
-    from lmablate.cli.front_door import main as front_door
-    from lmablate.core.console import own_flags
 
     words, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
     if "--all" in flags and "--help" not in words:

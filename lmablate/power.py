@@ -14,8 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate.claims import simulation as s
+from lmablate.claims.report_verdicts import evidence
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
+from lmablate.report.tuned_studies import compared, shown
+from lmablate.results.load import check_writable, load_runs, result_folders
+from lmablate.results.studies import studies_in
 from lmablate.stats import planning
 
 if TYPE_CHECKING:
@@ -100,10 +106,6 @@ def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
 
 def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     """The spread of a paired difference in finished runs, pooled over every comparison of two arms, and where it is from."""
-    from lmablate.claims.report_verdicts import evidence
-    from lmablate.report.tuned_studies import compared, shown
-    from lmablate.results.load import load_runs, result_folders
-    from lmablate.results.studies import studies_in
 
     runs = load_runs(results_dir)
     studies = studies_in(result_folders(results_dir))
@@ -173,7 +175,6 @@ def _detectable(words: argparse.Namespace, sd: float) -> list[str]:
 
 def simulate(folder: Path, sets: int) -> list[str]:
     """Simulate everything with `sets` made-up studies a rate, into `folder`; returns the rates as text."""
-    from lmablate.results.load import check_writable
 
     if sets < 10:
         raise ConfigError(f"--sets {sets}: a rate needs at least 10 made-up studies")
@@ -187,7 +188,6 @@ def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
 
     from lmablate.analysis._style import save
     from lmablate.analysis.simulation import figure
-    from lmablate.core.files import atomic_write
 
     table = pd.DataFrame(rates)
     atomic_write(folder / "rates.csv", table.round(5).to_csv(index=False))
@@ -203,7 +203,6 @@ def simulated(sets: int) -> list[Rate]:
 
 def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
     """What is simulated, each part on its own."""
-    from lmablate.claims import simulation as s
 
     return {
         "false positives": lambda: s.false_positives(sets),

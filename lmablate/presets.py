@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
+from lmablate.config.presets import published, with_preset
+from lmablate.config.resolve import resolve
+from lmablate.core import console
 from lmablate.core.axes import AXES
 from lmablate.core.errors import ConfigError, in_words
 from lmablate.core.paths import CONF_DIR
+from lmablate.schema.run_config import RunRequest
 
 if TYPE_CHECKING:
     from lmablate.config.presets import Published
@@ -50,7 +55,6 @@ def _file(group: str, option: str) -> dict[str, Any]:
 
 def facts(name: str) -> Published:
     """What the file of a preset says of its system."""
-    from lmablate.config.presets import published
 
     path: Path = CONF_DIR / "preset" / f"{name}.yaml"
     if not path.is_file():
@@ -60,9 +64,6 @@ def facts(name: str) -> Published:
 
 def config(name: str, shrink: str | None = None) -> RunConfig:
     """The configuration of ``preset=<name> shrink=<shrink>`` in fp32 on the CPU, without the half second that Hydra takes."""
-    from lmablate.config.presets import with_preset
-    from lmablate.config.resolve import resolve
-    from lmablate.schema.run_config import RunRequest
 
     raw, file = _defaults(shrink or "tiny"), _file("preset", name)
     chosen = {key.removeprefix("override /"): option for entry in file["defaults"] for key, option in entry.items()}
@@ -83,7 +84,6 @@ def config(name: str, shrink: str | None = None) -> RunConfig:
 
 def rows() -> list[dict[str, Any]]:
     """One row a system: what it chooses, its sizes, what it counts and what it was announced with."""
-    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 
     out = []
     for name in names():
@@ -153,7 +153,6 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
 
 def show(table: Sequence[dict[str, Any]]) -> None:
     """Print the table, as much of it as the terminal has room for."""
-    from lmablate.core import console
 
     kept = ("preset", "what it chooses", "parameters", "announced")
     columns = [

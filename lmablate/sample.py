@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.errors import ConfigError, in_words
-from lmablate.runs.run_directory import run_path
+from lmablate.runs.config_file import read_config
+from lmablate.runs.run_directory import RunDirectory, run_path
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -76,7 +78,6 @@ def _sample(asked: argparse.Namespace) -> None:
     draw = Draw(asked.temperature, asked.top_k, asked.top_p)
     if draw.temperature == 0 and asked.n > 1:
         raise ConfigError(f"--n {asked.n}: at --temperature 0 all texts are the same one; leave --n out, or raise it")
-    from lmablate.cli.front_door import trust_packages
 
     trust_packages(asked.trust)
     texts = write(
@@ -148,8 +149,6 @@ def write(
 
 def _check_text(run_dir: Path) -> None:
     """Refuse runs that write no text, before their data is opened."""
-    from lmablate.runs.config_file import read_config
-    from lmablate.runs.run_directory import RunDirectory
 
     path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path
     if not access.there(path):

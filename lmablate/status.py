@@ -12,19 +12,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
-from lmablate.core.console import prose
+from lmablate.core.console import Column, console, duration, plain, prose, table
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import read_bounded
+from lmablate.core.logging import configure_logging
 from lmablate.core.paths import given_path
 from lmablate.launcher.labels import of_grid, of_overrides
 from lmablate.launcher.sweep_manifest import STATES, Sweep, load_sweeps, look
+from lmablate.runs.config_file import MOST_BYTES, read_config
 from lmablate.runs.run_directory import below, check_readable
+from lmablate.schema.run_config import RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from lmablate.schema.run_config import RunConfig
 
 RETRIED = ("failed", "stale", "stopped", "missing", "damaged")
 STYLES = {
@@ -53,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words.json:
         print(json.dumps([{"sweep": sweep.name, "runs": rows} for sweep, rows in sweeps], indent=1))
         return 0
-    from lmablate.core.console import console
 
     console().print(shown(sweeps, everything=words.all))
     if not sweeps:
@@ -119,9 +122,6 @@ def _overrides(path: Path) -> list[Any] | None:
     """The overrides in a run's configuration; None where it cannot be read."""
     import yaml
 
-    from lmablate.core.files import read_bounded
-    from lmablate.runs.config_file import MOST_BYTES
-
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     with suppress(OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         found = yaml.load(read_bounded(path, MOST_BYTES), loader)["overrides"]
@@ -133,8 +133,6 @@ def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: b
     """For each sweep a line of counts, and a table of the runs that are not finished."""
     from rich.console import Group
     from rich.text import Text
-
-    from lmablate.core.console import plain
 
     parts: list[Any] = []
     for sweep, rows in sweeps:
@@ -161,7 +159,6 @@ def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: b
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     """A row a run; columns that say nothing here are left out."""
-    from lmablate.core.console import Column, table
 
     columns = (
         Column("run", keep=True, left=True), Column("state", keep=True, left=True), Column("what", keep=True, words=True),
@@ -172,7 +169,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    from lmablate.core.console import duration
 
     step = "" if row["step"] is None else f"{row['step']}/{row['steps']}"
     loss = "" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
@@ -186,8 +182,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -> int:
     """Show it until every run is done or diverged, or Ctrl-C."""
     from rich.live import Live
-
-    from lmablate.core.console import console
 
     done: dict[str, dict[str, Any]] = {}  # a finished run does not change
     try:
@@ -212,8 +206,6 @@ def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -
 
 def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequence[str]) -> int:
     """Train the runs in the states `wanted`, each with the configuration it was asked for with; the exit code of training."""
-    from lmablate.cli.front_door import trust_packages
-    from lmablate.core.logging import configure_logging
     from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 
@@ -241,9 +233,6 @@ def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequen
 def _config(folder: Path, run_id: str, listed: dict[str, Any] | None) -> RunConfig:
     """As the sweep asked for it, else as the run's folder has it."""
     from pydantic import ValidationError
-
-    from lmablate.runs.config_file import read_config
-    from lmablate.schema.run_config import RunConfig
 
     if listed is not None:
         try:

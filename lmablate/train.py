@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmablate.cli.front_door import main as front_door
 from lmablate.core.errors import in_words
 from lmablate.training import distributed
 
@@ -42,7 +43,6 @@ def train_study(study: Study, launcher: str) -> int:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script ``lmablate-train``; returns the exit code."""
-    from lmablate.cli.front_door import main as front_door
     from lmablate.launcher.processes import started_early
 
     words = list(sys.argv[1:] if argv is None else argv)

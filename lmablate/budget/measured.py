@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lmablate.budget.parameters import attention_params as stated_attention
 from lmablate.core.axes import PARTS
 from lmablate.core.errors import ConfigError
 from lmablate.core.source_code import is_shipped
 from lmablate.model import components
+from lmablate.model.dims import attention_shape, ffn_option, ffn_shape, position_shape
+from lmablate.model.factory import pointwise
 from lmablate.model.posemb import PosEmb, Positions
 
 if TYPE_CHECKING:
@@ -104,14 +107,12 @@ def shell_params(cfg: RunConfig) -> int:
 
 
 def _attention(cfg: RunConfig, layer: int) -> nn.Module:
-    from lmablate.model.dims import attention_shape
 
     with torch.device("meta"):
         return components.build(cfg.attention, "attention")(attention_shape(cfg), layer=layer)
 
 
 def _ffn(cfg: RunConfig, layer: int) -> nn.Module:
-    from lmablate.model.dims import ffn_option, ffn_shape
 
     with torch.device("meta"):
         return ffn_option(cfg).branch(ffn_shape(cfg), layer=layer)
@@ -174,7 +175,6 @@ def _of_branch(cfg: RunConfig, axis: str, branch: nn.Module) -> Work:
 
 
 def _of_posemb(cfg: RunConfig) -> Work:
-    from lmablate.model.dims import position_shape
 
     shape = position_shape(cfg)
     with torch.device("meta"):
@@ -194,8 +194,6 @@ def _of_posemb(cfg: RunConfig) -> Work:
 def _of_shell(cfg: RunConfig) -> Work:
     shell = _shell(cfg)
     with torch.device("meta"):
-        from lmablate.model.factory import pointwise
-
         fn = pointwise(cfg.activation.fn)
     learned = [*shell.parameters(), *(fn.parameters() if isinstance(fn, nn.Module) else ())]
     if all(p.ndim < 2 for p in learned):
@@ -252,8 +250,6 @@ def _first_line(error: Exception) -> str:
 
 def disagreements(cfg: RunConfig) -> Iterator[tuple[str, Any, int, int]]:
     """(axis, class, stated, built) of every part whose own closed form of its parameters is not what it builds."""
-    from lmablate.budget.parameters import attention_params as stated_attention
-    from lmablate.model.dims import ffn_option, ffn_shape, position_shape
 
     def differs(axis: str, stated: int, built: int) -> Iterator[tuple[str, Any, int, int]]:
         if stated != built:

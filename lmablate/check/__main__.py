@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate.config.composition import rewrite
+from lmablate.config.untrusted_yaml import check_folders
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.model.components import trust
 
 if TYPE_CHECKING:
     from lmablate.check import Check, Finding, Subject
@@ -40,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from lmablate.check import CHECKS, subject_of
-    from lmablate.config.composition import rewrite
 
     if args.list:
         for each in CHECKS.values():
@@ -58,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _open(packages: Sequence[str]) -> None:
     """Let parts of these packages be built, and look at the configuration of the current folder before it is read."""
-    from lmablate.config.untrusted_yaml import check_folders
-    from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
-    from lmablate.model.components import trust
 
     check_folders([Path.cwd() / "conf", Path.cwd() / "sweeps"], own=(CONF_DIR, SWEEPS_DIR))
     for names in packages:

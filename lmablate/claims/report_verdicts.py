@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.claims.verdict import judge
 from lmablate.results.arms import is_missing
+from lmablate.results.studies import study_runs
 from lmablate.schema.sweeps import sweep_claims
 from lmablate.stats.curves import effective_compute
 from lmablate.stats.noise import seed_noise
@@ -36,8 +37,6 @@ def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.Dat
     trained for never is, since what it found may be an arm here; ``attrs["searched"]`` counts the runs left out for that.
     """
     import pandas as pd
-
-    from lmablate.results.studies import study_runs
 
     used = [study_runs(runs, dict(study)) for study in studies]
     known = {run_id for frame in used for run_id in frame["run_id"]}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lmablate.claims.predicates import Row
 from lmablate.results.arms import axis_columns, config_columns, is_missing
+from lmablate.results.evaluations import load_evaluations
+from lmablate.schema.evaluation_windows import VALIDATION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +62,6 @@ def _longest(rows: Sequence[Row]) -> dict[str, int]:
 def _through_longer_windows(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Of each run, ``val_loss_4x`` and the like: nats per token of the validation text through non-overlapping windows of a
     whole multiple of the training length, the model as it was trained."""
-    from lmablate.results.evaluations import load_evaluations
-    from lmablate.schema.evaluation_windows import VALIDATION
 
     folders = runs.attrs.get("folders", [])
     found = load_evaluations(folders) if folders else None

@@ -10,6 +10,9 @@ import numpy as np
 from lmablate.claims.claim import Claim
 from lmablate.claims.verdict import judge
 from lmablate.core.console import progress
+from lmablate.stats import estimates, sequential
+from lmablate.stats.counts import clopper_pearson
+from lmablate.stats.planning import power, tost_power
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +95,6 @@ def verdicts(
 
 
 def rate(what: str, setting: str, hits: Sequence[bool], expected: float | None) -> Rate:
-    from lmablate.stats.counts import clopper_pearson
 
     count, n = int(sum(hits)), len(hits)
     return Rate(what, setting, count, n, count / n, *clopper_pearson(count, n), expected)
@@ -111,7 +113,6 @@ def false_positives(sets: int, seeds: Sequence[int] = (4, 5, 6, 8, 12), margin: 
 
 def powers(sets: int, table: Mapping[float, int]) -> list[Rate]:
     """A/B studies: how often is a difference of so many sd found with the pairs that a table gives it?"""
-    from lmablate.stats.planning import power
 
     claims = {"b": claim("b", "higher", 0.01)}
     out = []
@@ -124,7 +125,6 @@ def powers(sets: int, table: Mapping[float, int]) -> list[Rate]:
 
 def equivalences(sets: int, table: Mapping[float, int]) -> list[Rate]:
     """TOST: arms that are equal, and arms that differ by just the margin, which must not be called equal."""
-    from lmablate.stats.planning import tost_power
 
     out = []
     for margin, n in table.items():
@@ -182,7 +182,6 @@ def _reports(sets: int, size: int, n: int, effect: float, seed: int) -> Iterator
 
 def looks(sets: int, planned: tuple[int, ...] = (4, 6, 8, 10, 12), effect: float = 1.5) -> list[Rate]:
     """Early looks, pair by pair: error rate, power and the pairs it took; looking without a rule beside them."""
-    from lmablate.stats import estimates, sequential
 
     rng = np.random.default_rng(7)
     nulls, effects = rng.standard_normal((sets, planned[-1])), effect + rng.standard_normal((sets, planned[-1]))
@@ -234,7 +233,6 @@ def pooling(sets: int, n: int = 4) -> list[Rate]:
 
 def judged_looks(sets: int, planned: tuple[int, ...] = (4, 6, 8)) -> list[Rate]:
     """A study that stops at the look that decides, judged from its rows as any other: A/A."""
-    from lmablate.stats import sequential
 
     claims, out = {"s": claim("s", "lower", 0.01)}, []
     for kind in sequential.KINDS:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmablate.claims.claim import Claim, Hypothesis, load_claims
 from lmablate.claims.error_rates import Asked, Corrected, Group, Judged, correct, groups, p_claim
 from lmablate.claims.evidence import Sample
+from lmablate.claims.explanations import diverged_words, more_seeds, no_pair, remarks
 from lmablate.claims.measure import Estimate
 from lmablate.claims.predicates import words
 from lmablate.claims.rows import Table
@@ -110,7 +111,6 @@ def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALP
 
 def _verdict(one: Judged, ps: Corrected | None, alpha: float) -> tuple[Verdict, str, int | None]:
     """The verdict on one test at the p values of a family, its reason, and how many more seeds would decide it."""
-    from lmablate.claims.explanations import diverged_words, more_seeds, no_pair
 
     test, e, sample = one.test, one.estimate, one.sample
     n, least = len(e.values), one.claim.minimum_seeds
@@ -147,7 +147,6 @@ _UNCORRECTED = {"p_holm": None, "p_claim_holm": None, "family": None}
 
 
 def _row(one: Judged, ps: Corrected | None, studies: list[Mapping[str, Any]], alpha: float) -> Row:
-    from lmablate.claims.explanations import remarks
 
     test, e, sample = one.test, one.estimate, one.sample
     verdict, reason, more = _verdict(one, ps, alpha)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmablate.budget import DEFINITIONS, flops_per_token, kv_bytes_per_token, parameters
+from lmablate.cli.front_door import main as front_door
 from lmablate.core.errors import in_words
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ NOTES = (
 
 def sheet(cfg: RunConfig) -> list[tuple[str, str]]:
     """The account of one run: what, and how much."""
-    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
     from lmablate.budget.trace import all_flops_per_token, trace
 
     n, step, length = parameters(cfg), trace(cfg), cfg.model.context_length
@@ -46,7 +47,6 @@ def sheet(cfg: RunConfig) -> list[tuple[str, str]]:
 
 def show(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print the account of every distinct model of a command; returns the exit code."""
-    from lmablate.budget import DEFINITIONS
     from lmablate.runs.prepared import load_data, with_data
 
     told: set[str] = set()
@@ -66,7 +66,6 @@ def show(configs: Sequence[RunConfig], launcher: str) -> int:
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the accounts of a command line; returns the exit code."""
-    from lmablate.cli.front_door import main as front_door
 
     return front_door("lmablate.budget", "what a run costs, in parameters, FLOPs, bytes", show, argv)
 

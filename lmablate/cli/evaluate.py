@@ -9,11 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.errors import ConfigError, DataError, in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
-from lmablate.runs.run_directory import run_path
+from lmablate.results.evaluations import frames
+from lmablate.results.load import load_runs
+from lmablate.runs.evaluation_files import finite, write_evaluation
+from lmablate.runs.run_directory import RunDirectory, below, check_writable, run_path, unwritable
 from lmablate.schema.evaluation import EvaluationFile
 
 DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
@@ -85,10 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 def _evaluate(asked: argparse.Namespace) -> None:
     import torch
 
-    from lmablate.cli.front_door import trust_packages
     from lmablate.runs.evaluate_run import evaluate_run
-    from lmablate.runs.evaluation_files import finite, write_evaluation
-    from lmablate.runs.run_directory import check_writable, unwritable
 
     trust_packages(asked.trust)
     times = _times(asked.lengths)
@@ -153,7 +154,6 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     """Run directories, all of which are there; a results directory stands for its runs that completed, of which some may be
     left out."""
     from lmablate.runs.load import run_there
-    from lmablate.runs.run_directory import RunDirectory, below
 
     found: list[Path] = []
     searched = False
@@ -209,8 +209,6 @@ def _write_tables(folders: Sequence[Path], done: Sequence[EvaluationFile], out: 
     """The evaluations of this command as tables and a figure."""
     from lmablate.analysis._style import save
     from lmablate.analysis.length import by_length
-    from lmablate.results.evaluations import frames
-    from lmablate.results.load import load_runs
 
     lengths, positions = frames((None, content) for content in done)
     atomic_write(out / "lengths.csv", lengths.to_csv(index=False))

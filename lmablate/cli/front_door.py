@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from lmablate.cli.flags import Flags, split
 from lmablate.core.errors import FULL_TRACE, ConfigError, in_words
 from lmablate.core.logging import configure_logging
+from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -108,7 +109,6 @@ def _composed(flags: Flags, overrides: list[str]) -> list[DictConfig]:
     from lmablate.config.hints import in_words as of_hydra
     from lmablate.config.hints import refused_key
     from lmablate.config.untrusted_yaml import check_folders, named_folders
-    from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
     from lmablate.launcher.hydra_launchers import LocalLauncher, register
     from lmablate.sweeper.plugin import StudySweeper, register_sweeper
 
@@ -153,8 +153,6 @@ def _hydra(words: list[str], composed: list[DictConfig]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
-
-    from lmablate.core.paths import CONF_DIR
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
     def task(cfg: DictConfig) -> None:

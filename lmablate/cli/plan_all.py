@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lmablate.budget import flops_per_token
+from lmablate.cli.front_door import main as front_door
+from lmablate.core.console import Column, console, duration, progress, table
+from lmablate.core.paths import SWEEPS_DIR
+from lmablate.launcher.pricing import calibrate
+
 if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.launcher.jobs import Job
@@ -40,9 +46,6 @@ class Collected:
 
 def plan_all(words: Sequence[str]) -> int:
     """Print a line a sweep and the whole; the first sweep that cannot be run ends it with its error and exit code 2."""
-    from lmablate.cli.front_door import main as front_door
-    from lmablate.core.console import progress
-    from lmablate.core.paths import SWEEPS_DIR
 
     found: dict[str, Collected] = {}
     for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
@@ -57,9 +60,6 @@ def plan_all(words: Sequence[str]) -> int:
 
 def show(found: Mapping[str, Collected]) -> None:
     """The table, and what it comes to."""
-    from lmablate.budget import flops_per_token
-    from lmablate.core.console import Column, console, duration, table
-    from lmablate.launcher.pricing import calibrate
     from lmablate.launcher.scheduler import slots
 
     rows: list[tuple[str, ...]] = []

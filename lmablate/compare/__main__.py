@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.cli.front_door import trust_packages
+from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, places
+from lmablate.compare.examples import examples, visible
+from lmablate.compare.scores import score_pair
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
-from lmablate.runs.run_directory import run_path
+from lmablate.report.figures import inline_svg
+from lmablate.runs.run_directory import check_writable, run_path
 
 if TYPE_CHECKING:
     from lmablate.compare.difference import Mean
@@ -73,11 +78,6 @@ def compare(asked: argparse.Namespace) -> list[str]:
     import numpy as np
     import torch
 
-    from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, places
-    from lmablate.compare.examples import examples
-    from lmablate.compare.scores import score_pair
-    from lmablate.runs.run_directory import check_writable
-
     if asked.examples < 0:
         raise ConfigError(f"--examples {asked.examples}: must be 0 or more")
     check_writable(asked.out, "--out")
@@ -108,7 +108,6 @@ def _write(
     import pandas as pd
 
     from lmablate.analysis.token_differences import figure
-    from lmablate.core.files import atomic_write
 
     answer, method = _answer(pair, found), _method(pair, found, what)
     table = pd.DataFrame([{"by": by} | row for by, rows in groups.items() for row in rows])
@@ -137,8 +136,6 @@ def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[A
     import jinja2
 
     from lmablate.analysis._style import signed
-    from lmablate.compare.examples import visible
-    from lmablate.report.figures import inline_svg
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "report" / "templates"),

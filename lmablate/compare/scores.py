@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lmablate.core.axes import default_choices
 from lmablate.core.errors import ConfigError
+from lmablate.data.tasks.store import SkillData
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -65,7 +67,6 @@ def _load(run_dir: Path, device: str) -> _Run:
 
 
 def _check(a: _Run, b: _Run, *, validation: bool) -> None:
-    from lmablate.data.tasks.store import SkillData
 
     for run in (a, b):
         if isinstance(run.data, SkillData):
@@ -91,7 +92,6 @@ def _check(a: _Run, b: _Run, *, validation: bool) -> None:
 
 def _words(a: RunConfig, b: RunConfig) -> tuple[str, str]:
     """What tells the two apart: options, then the seed and the keys of the command line."""
-    from lmablate.core.axes import default_choices
 
     known = default_choices()
     ours, theirs = a.choices, b.choices

@@ -15,6 +15,7 @@ from lmablate.config.budget_solvers import KNOBS, Arm, solve_shape
 from lmablate.core.axes import AXES
 from lmablate.core.errors import ConfigError
 from lmablate.schema.run_config import BudgetSettings, RunConfig, RunRequest
+from lmablate.training.step_time import seconds_per_step
 
 ARM = ("model.head_dim", "model.n_kv_heads", "model.ff_ratio", "model.gated_scale")
 # What changes no size and no speed, left out so that the runs of a sweep share one reference.
@@ -166,7 +167,6 @@ def _shaped(request: RunRequest, draft: RunConfig, other: RunConfig, match: str,
 
 def _equal_seconds(draft: RunConfig, other: RunConfig) -> RunConfig:
     """The steps that take as long as the reference's do, both measured on this machine."""
-    from lmablate.training.step_time import seconds_per_step
 
     mine, its = seconds_per_step(draft), seconds_per_step(other)
     total = its * other.trainer.steps

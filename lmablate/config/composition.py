@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from lmablate.budget.agreement import check
 from lmablate.config.budget_matching import reference_words
 from lmablate.config.hints import explain, in_words
 from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite
@@ -26,6 +27,7 @@ from lmablate.config.untrusted_yaml import refuse_hidden
 from lmablate.core import secrets
 from lmablate.core.errors import ConfigError, explained
 from lmablate.core.paths import CONF_DIR, ROOT
+from lmablate.evaluate.reach import check_asked
 from lmablate.model.own_code import code_of
 from lmablate.schema.run_config import RunConfig, RunRequest
 
@@ -148,8 +150,6 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
 
 def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
     """Check, resolve, and try the model without its weights; `given` are the keys that were asked for explicitly."""
-    from lmablate.budget.agreement import check
-    from lmablate.evaluate.reach import check_asked
 
     raw = without_tokenizer(with_preset(raw, given), given)
     choose_alternatives(raw, given)

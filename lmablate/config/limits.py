@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
+from lmablate.training.step_time import guessed_seconds
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig, RunRequest
@@ -241,14 +242,12 @@ def _runtime(cfg: RunConfig, given: Given) -> Sentences:
         yield f"runtime.evaluate_stride={how.evaluate_stride} is as long as the longest window, so none slides"
     if how.gpu_memory is not None and how.device == "cpu":
         yield f"runtime.gpu_memory={how.gpu_memory:g} has no effect on the CPU"
-    if "runtime.checkpoint_seconds" in given and how.checkpoint_seconds:
-        from lmablate.training.step_time import guessed_seconds
-
-        if (guess := guessed_seconds(cfg)) * NEVER < how.checkpoint_seconds:
-            yield (
-                f"runtime.checkpoint_seconds={how.checkpoint_seconds:g}: a run of about {guess:.0f} s has no checkpoint before its end, "
-                "and one that is killed begins anew"
-            )
+    asked = how.checkpoint_seconds if "runtime.checkpoint_seconds" in given else 0
+    if asked and (guess := guessed_seconds(cfg)) * NEVER < asked:
+        yield (
+            f"runtime.checkpoint_seconds={asked:g}: a run of about {guess:.0f} s has no checkpoint before its end, "
+            "and one that is killed begins anew"
+        )
 
 
 def _diagnostics(cfg: RunConfig, given: Given) -> Sentences:

@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from omegaconf import OmegaConf
 
-from lmablate.config.hints import MULTIRUN, no_option, off_groups, options_of
+from lmablate.config.hints import MULTIRUN, hint, no_option, off_groups, options_of
 from lmablate.config.quoting import as_text, parsed, text_keys
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import SWEEPS_DIR
@@ -107,7 +107,6 @@ def _meant(word: str) -> str:
     """What a word without a value was likely to be."""
     if "＝" in word:
         return f"; {_lookalikes(word)}"
-    from lmablate.config.hints import hint
 
     return hint(word.lstrip("+"))
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from lmablate.core.errors import DataError, first_line
 from lmablate.core.files import read_bounded
+from lmablate.data.hub_client import fetch_tokenizer
 from lmablate.schema.data import BYTES_VOCAB, PretrainedTokenizer
 
 if TYPE_CHECKING:
@@ -193,6 +194,5 @@ def find_pretrained(settings: PretrainedTokenizer) -> Path:
         return path
     if settings.path.endswith(".json") or settings.path.count("/") > 1 or settings.path.startswith(("/", ".", "~")):
         raise DataError(f"tokenizer.path={settings.path}: there is no file {path}")
-    from lmablate.data.hub_client import fetch_tokenizer
 
     return fetch_tokenizer(settings.path, settings.revision)

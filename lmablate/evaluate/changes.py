@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lmablate.budget.agreement import check
 from lmablate.core.axes import options
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR
+from lmablate.model import build_model, components
+from lmablate.model.posemb import PosEmb
 
 if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM
@@ -57,8 +60,6 @@ def changed(cfg: RunConfig, words: Sequence[str], longest: int) -> tuple[RunConf
 
 def _same_kind(cfg: RunConfig, other: RunConfig) -> None:
     """Positions are told in the way that the weights have learned: rotations by rotations, or no longer at all."""
-    from lmablate.model import components
-    from lmablate.model.posemb import PosEmb
 
     mine, theirs = (components.target(each.posemb, "posemb") for each in (cfg, other))
     if theirs is not PosEmb and not any(
@@ -85,8 +86,6 @@ def _option(group: str, name: Any, own: dict[str, Any], lengths: dict[str, float
 
 def rebuilt(model: TransformerLM, cfg: RunConfig) -> TransformerLM:
     """The weights of `model` in the model that `cfg` describes. Raises ConfigError where they are not the same weights."""
-    from lmablate.budget.agreement import check
-    from lmablate.model import build_model
 
     check(cfg)
     other = build_model(cfg, device="meta")

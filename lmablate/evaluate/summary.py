@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmablate.evaluate.calibration import calibration
 from lmablate.evaluate.scoring import Scored
 
 
@@ -36,8 +37,6 @@ def summarise(scored: Scored, *, n_bytes: int, length: int, stride: int, train_l
     """One evaluation of a text of `n_bytes` bytes: `nats_per_token`, `bits_per_byte` (end tokens paid for), `accuracy` of the
     most likely token, expected calibration error (`ece`) and its bins, and `positions`."""
     import torch
-
-    from lmablate.evaluate.calibration import calibration
 
     total = float(scored.nats.astype(np.float64).sum())
     sure = None

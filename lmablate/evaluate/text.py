@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lmablate.core.errors import DataError
+from lmablate.data.local_files import LocalFiles
+from lmablate.data.tally import OR_SKIP
+from lmablate.schema.data import FilesData
 from lmablate.schema.evaluation_windows import VALIDATION
 
 if TYPE_CHECKING:
@@ -39,9 +42,6 @@ def _in_flags(message: str) -> str:
 def read_text(paths: str, data: TokenData, text_field: str = "text") -> Text:
     """The files that `paths` matches, under the run's tokenizer: one text file is one document, and so is one row of a JSONL,
     Parquet or Arrow file. Raises DataError."""
-    from lmablate.data.local_files import LocalFiles
-    from lmablate.data.tally import OR_SKIP
-    from lmablate.schema.data import FilesData
 
     if not paths:
         raise DataError("--data needs a file, or a pattern such as 'texts/*.txt'")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmablate.budget import flops_per_token, forward_products, keys_read
+from lmablate.budget.flops import position_work, reaches, softmax_flops
 from lmablate.inspect import operators as kinds
 
 if TYPE_CHECKING:
@@ -17,8 +19,6 @@ PLAIN, WRITTEN_OUT, COMPILED = "eager", "eager, attention in products", "compile
 def flops_by_kind(cfg: RunConfig, work: Step, mode: str) -> dict[str, float]:
     """Training FLOPs of one text by kind, as the accounting has them: products over the keys that are read, and one for
     each element that any other operation works on, copies included. The optimizer's are not among them."""
-    from lmablate.budget import flops_per_token
-    from lmablate.budget.flops import softmax_flops
 
     length = cfg.model.context_length
     flops: dict[str, float] = dict.fromkeys(
@@ -42,8 +42,6 @@ def flops_by_kind(cfg: RunConfig, work: Step, mode: str) -> dict[str, float]:
 def _attention_products(cfg: RunConfig) -> float:
     """FLOPs of one text's fused attention: the accounting's products over keys, without those of the positions, which no
     fused kernel does."""
-    from lmablate.budget import forward_products, keys_read
-    from lmablate.budget.flops import reaches
 
     _, a_key = forward_products(cfg)
     of_positions = _position_products(cfg)[1]
@@ -54,7 +52,6 @@ def _attention_products(cfg: RunConfig) -> float:
 
 def _position_products(cfg: RunConfig) -> tuple[float, float]:
     """Multiply-adds of position embeddings: with matrices, which a batch does once; for each pair of query and key."""
-    from lmablate.budget.flops import position_work
 
     return position_work(cfg)
 
@@ -62,7 +59,6 @@ def _position_products(cfg: RunConfig) -> tuple[float, float]:
 def visible_products(cfg: RunConfig, *, fused: bool) -> int:
     """The accounting's FLOPs of a step's products, as the profiler must count them: it sees no product in a fused kernel,
     and outside one each query meets all T keys, masked or not."""
-    from lmablate.budget import forward_products
 
     matrices, a_key = forward_products(cfg)
     once, of_positions = _position_products(cfg)

@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.cli.front_door import main as front_door
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
+from lmablate.inspect.measured import bootstrap, step_clock
+from lmablate.runs.run_directory import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +46,6 @@ MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is no
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    from lmablate.cli.front_door import main as front_door
 
     parser = argparse.ArgumentParser(prog="python -m lmablate.inspect decode", add_help=False, allow_abbrev=False)
     parser.add_argument("--arm", action="append", default=[])
@@ -85,9 +88,7 @@ def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int]
 
     from lmablate.analysis._style import save
     from lmablate.analysis.decode import figure
-    from lmablate.core.files import atomic_write
     from lmablate.runs.prepared import load_data, with_data
-    from lmablate.runs.run_directory import check_writable
 
     check_writable(out, "--out")
     torch.set_num_threads(configs[0].runtime.threads)
@@ -144,7 +145,6 @@ def measure(arms: dict[str, RunConfig], length: int, batch: int, rounds: int) ->
     import pandas as pd
 
     from lmablate.decoding.roofline import prefill_cost, step_cost, weight_bytes
-    from lmablate.inspect.measured import bootstrap
 
     cfg = next(iter(arms.values()))
     number = 4 if cfg.runtime.device == "cpu" else 2
@@ -249,8 +249,6 @@ def machine_probes(device: str) -> dict[str, tuple[float, Callable[[], Any]]]:
 def _clocked(cfg: RunConfig) -> Callable[[Callable[[], Any]], float]:
     """Seconds of some work."""
     import torch
-
-    from lmablate.inspect.measured import step_clock
 
     clock = step_clock(cfg)
 

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.config import compose
 from lmablate.core.console import Line, prose
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
+from lmablate.results.load import check_writable
+from lmablate.stats import interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def inspect(words: argparse.Namespace) -> list[str]:
     """Measure, write, and say what was found. Raises ConfigError before anything is computed."""
-    from lmablate.results.load import check_writable
 
     depths = _depths(words.depths)
     if words.inits < 2:
@@ -117,7 +120,6 @@ def _said(key: str, value: str) -> str:
 
 def _config(overrides: Sequence[str], depth: int) -> RunConfig:
     """With an encoder beside it (``model.n_encoder_layers``) both stacks have `depth` layers, and the decoder's are measured."""
-    from lmablate.config import compose
 
     precision = [] if any(word.startswith("trainer.precision=") for word in overrides) else ["trainer.precision=fp32"]
     words = [*overrides, *precision, f"model.n_layers={depth}", "runtime.wandb=disabled"]
@@ -182,8 +184,6 @@ def by_layer(table: pd.DataFrame) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    from lmablate.stats import interval
-
     rows = []
     for (arm, depth, layer), some in table.groupby(["arm", "depth", "layer"], sort=False):
         logs = np.log(some[[GRADIENT, *MEASURES]])
@@ -222,7 +222,6 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(arm: Any, depth: Any, quantity: str, values: list[float], *, exponential: bool = False) -> dict[str, Any]:
-    from lmablate.stats import interval
 
     low, high = interval(values) or (math.nan, math.nan)
     numbers = [sum(values) / len(values), low, high]
@@ -238,7 +237,6 @@ def write(layers: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[str
 
     from lmablate.analysis._style import save
     from lmablate.analysis.gradient_norm import figure
-    from lmablate.core.files import atomic_write
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     atomic_write(folder / "layers.csv", layers.to_csv(index=False, float_format="%.5g"))

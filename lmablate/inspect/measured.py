@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmablate.core.console import Line
+from lmablate.core.errors import ConfigError
 from lmablate.inspect import operators as kinds
 from lmablate.inspect.accounted import COMPILED, WRITTEN_OUT, flops_by_kind, visible_products
 from lmablate.inspect.profiling import UPDATE, Split, alike, marked, profiled, split
+from lmablate.training.compile import compile_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,9 +128,7 @@ def train_step(cfg: RunConfig, data: TokenData, mode: str) -> tuple[Trainer, Cal
     """A trainer and its step, which ends when the device has done it."""
     from torch.profiler import record_function
 
-    from lmablate.core.errors import ConfigError
     from lmablate.model import build_model
-    from lmablate.training.compile import compile_blocks
     from lmablate.training.trainer import Trainer
 
     trainer = Trainer(build_model(cfg), data, cfg, folder=None)

@@ -14,8 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate.cli.front_door import main as front_door
 from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
+from lmablate.inspect.accounted import COMPILED, PLAIN, WRITTEN_OUT
+from lmablate.inspect.measured import measure
+from lmablate.inspect.parts_time import measure_parts
+from lmablate.runs.run_directory import check_writable
+from lmablate.training.compile import missing_compiler
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +50,6 @@ Times are of one machine; run nothing beside it. runtime.device=cuda times a GPU
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells stderr each time that it starts and stops
-    from lmablate.cli.front_door import main as front_door
 
     parser = argparse.ArgumentParser(prog="python -m lmablate.inspect time", add_help=False, allow_abbrev=False)
     parser.add_argument("--steps", default=str(STEPS))
@@ -69,12 +75,7 @@ def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bo
     import pandas as pd
     import torch
 
-    from lmablate.inspect.accounted import COMPILED, PLAIN, WRITTEN_OUT
-    from lmablate.inspect.measured import measure
-    from lmablate.inspect.parts_time import measure_parts
     from lmablate.runs.prepared import load_data, with_data
-    from lmablate.runs.run_directory import check_writable
-    from lmablate.training.compile import missing_compiler
 
     check_writable(out, "--out")
     device = configs[0].runtime.device
@@ -104,7 +105,6 @@ def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bo
 def _write(out: Path, tables: dict[str, pd.DataFrame]) -> None:
     from lmablate.analysis._style import save
     from lmablate.analysis.step_time import figure
-    from lmablate.core.files import atomic_write
 
     for name, table in tables.items():
         first = [column for column in ("config", "mode", "part") if column in table]

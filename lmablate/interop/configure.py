@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lmablate.budget.agreement import check
+from lmablate.config.resolve import resolve
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR
 from lmablate.interop.model_spec import BIASES, NORMS, PLAIN_EXPERTS, SIZES, STACKS, Facts, amplitude, fraction
+from lmablate.schema.run_config import RunRequest
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -32,9 +35,6 @@ def _defaults() -> dict[str, Any]:
 
 def configure(facts: Facts) -> RunConfig:
     """A configuration of these facts, in fp32, otherwise the default one. Raises ConfigError for sizes that do not fit."""
-    from lmablate.budget.agreement import check
-    from lmablate.config.resolve import resolve
-    from lmablate.schema.run_config import RunRequest
 
     raw = copy.deepcopy(_defaults())
     chosen = {group: facts[group] for group in ("norm", "norm_position", "block_layout", "activation", "posemb")}

@@ -17,6 +17,7 @@ from lmablate.interop import model_spec as known
 from lmablate.interop.configure import configure
 from lmablate.interop.convert import NO_TOKENS, fill
 from lmablate.interop.families import FAMILIES, differences
+from lmablate.interop.families.encoders import electra_stack
 from lmablate.interop.model_spec import Facts
 from lmablate.interop.saved import DISCRIMINATOR, library, load
 from lmablate.interop.tensors import Rule, expand, linear
@@ -102,7 +103,6 @@ def to_electra(model: TransformerLM) -> tuple[Any, Any]:
 
 
 def _detector_rules(cfg: RunConfig) -> list[Rule]:
-    from lmablate.interop.families.encoders import electra_stack
 
     at = "discriminator_predictions"
     head = linear("head.dense", f"{at}.dense") + linear("head.replaced", f"{at}.dense_prediction")

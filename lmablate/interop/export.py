@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmablate.core.errors import ConfigError
+from lmablate.data.hub_client import hub_answers, why_offline
+from lmablate.interop.hf_models import pieces_of, special_tokens
+from lmablate.interop.saved import library
+from lmablate.interop.tokenizer import as_hf
 from lmablate.runs.load import load_run
 from lmablate.runs.run_directory import RunDirectory, check_writable
 
@@ -38,8 +42,6 @@ def export_run(run_dir: str | Path, out: str | Path) -> Exported:
     `out` must not exist, be empty, or hold an earlier export, which is replaced. The folder is loaded again and compared
     with the run before it appears under its name. Raises ConfigError for a run that no class expresses.
     """
-    from lmablate.interop.hf_models import pieces_of, special_tokens
-    from lmablate.interop.tokenizer import as_hf
 
     run_dir, out = Path(run_dir), Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file()):
@@ -78,8 +80,6 @@ def _compare(folder: Path, piece: Piece) -> float:
     """How far the loaded folder is from the run on one window, in parts of the largest logit."""
     import torch
 
-    from lmablate.interop.saved import library
-
     loaded = getattr(library(), piece.loads.auto).from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         found = loaded(**piece.given).logits
@@ -94,7 +94,6 @@ def _compare(folder: Path, piece: Piece) -> float:
 
 def _same_tokens(folder: Path, cfg: RunConfig, data: TokenData) -> None:
     """Refuse a folder whose tokenizer reads the validation text otherwise than the run did."""
-    from lmablate.interop.saved import library
 
     first = data.val[: cfg.model.context_length].tolist()
     ends = first.index(data.eot_id) if data.eot_id in first else len(first)
@@ -149,8 +148,6 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     """Upload an exported folder to the Hugging Face Hub as `name`; returns its address. Raises ConfigError in words."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    from lmablate.data.hub_client import hub_answers, why_offline
 
     if not hub_answers():
         raise ConfigError(f"--push {name}: {why_offline()}; the folder {folder} is written and can be pushed later")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lmablate.interop.convert import to_hf
+from lmablate.interop.electra import to_electra
 from lmablate.objective import MaskedLM, Objective, ReplacedTokens, SpanCorruption, objective_of
 
 if TYPE_CHECKING:
@@ -54,8 +56,6 @@ class Piece(NamedTuple):
 def pieces_of(model: TransformerLM, cfg: RunConfig, data: TokenData) -> list[Piece]:
     """One model; of ``objective=rtd`` two, the generator and the discriminator. Their tokens are set, and the input is the first
     validation window as the objective of the run reads it. Raises ConfigError for a run that no class expresses."""
-    from lmablate.interop.convert import to_hf
-    from lmablate.interop.electra import to_electra
 
     objective = objective_of(cfg)
     batch = objective.validation(*(torch.from_numpy(x[:1]) for x in data.val_windows(cfg.model.context_length)))

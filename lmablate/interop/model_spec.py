@@ -17,6 +17,12 @@ import yaml
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR
+from lmablate.model import components
+from lmablate.model.attention import HeadAttention, LatentAttention
+from lmablate.model.dims import ffn_option, ffn_shape, has_final_norm, has_readout, logit_scale, position_shape
+from lmablate.model.ffn import TokenChoice
+from lmablate.model.own_code import own_parts
+from lmablate.model.posemb import Rotary
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -87,8 +93,6 @@ def complete(facts: Facts) -> dict[str, Any]:
 
 def of(cfg: RunConfig) -> dict[str, Any]:
     """The facts of a configuration. Raises ConfigError for parts of a user's own, which no class of theirs computes."""
-    from lmablate.model.dims import has_final_norm, has_readout, logit_scale
-    from lmablate.model.own_code import own_parts
 
     if own := own_parts(cfg):
         raise ConfigError(f"{', '.join(own)}: a part of your own, which no class of transformers computes")
@@ -142,8 +146,6 @@ def _activation(cfg: RunConfig) -> str:
 
 
 def _attention(cfg: RunConfig) -> dict[str, Any]:
-    from lmablate.model import components
-    from lmablate.model.attention import HeadAttention, LatentAttention
 
     option, settings = components.resolve(cfg.attention, "attention")
     given = _settings("attention", settings)
@@ -162,9 +164,6 @@ def _attention(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _experts(cfg: RunConfig) -> dict[str, Any]:
-    from lmablate.model import components
-    from lmablate.model.dims import ffn_option, ffn_shape
-    from lmablate.model.ffn import TokenChoice
 
     if cfg.ffn is None:
         return {}
@@ -183,9 +182,6 @@ def _experts(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _posemb(cfg: RunConfig) -> dict[str, Any]:
-    from lmablate.model import components
-    from lmablate.model.dims import position_shape
-    from lmablate.model.posemb import Rotary
 
     option, settings = components.resolve(cfg.posemb, "posemb")
     word = cfg.choices["posemb"]

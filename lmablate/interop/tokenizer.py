@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import END, ByteTokenizer, Tokenizer
+from lmablate.interop.saved import library
 
 if TYPE_CHECKING:
     from lmablate.interop.hf_models import SpecialTokens
@@ -52,8 +53,6 @@ def as_hf(tokenizer: Tokenizer, context_length: int, special: SpecialTokens | No
     """The tokenizer as an object of transformers, with the `special` tokens of an objective. Like ours, it reads the words of the
     end token, and those of theirs, as ordinary text."""
     from tokenizers import Tokenizer as Inner
-
-    from lmablate.interop.saved import library
 
     text, end = as_json(tokenizer)
     inner = Inner.from_str(text)

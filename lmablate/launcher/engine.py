@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 from lmablate.runs.config_file import ASKED
+from lmablate.training.compile import compile_cache
 
 if TYPE_CHECKING:
     from lmablate.launcher.jobs import Job
@@ -115,7 +116,6 @@ def checked(settings: type[Settings], launcher: str, given: Mapping[str, Any]) -
 def words_of(jobs: Sequence[Job]) -> list[str]:
     """The command line of task.py for `jobs`: all that crosses to the engine, as plain strings."""
     from lmablate.model.components import trusted
-    from lmablate.training.compile import compile_cache
 
     runtime = jobs[0].cfg.runtime
     words = [str(job.directory.path.absolute()) for job in jobs]

@@ -31,7 +31,10 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lmablate.core.logging import configure_logging
+from lmablate.core.source_code import snapshot
 from lmablate.launcher.worker import die_with_parent, run
+from lmablate.runs.config_file import asked_path, read_config
 
 TRAINING = """yaml lmablate.runs.run lmablate.training.trainer lmablate.model lmablate.model.attention lmablate.model.posemb
 lmablate.model.activation lmablate.data.build lmablate.schema.run_config""".split()
@@ -43,8 +46,6 @@ def warm_up(modules: Sequence[str] = ()) -> int:
     for name in (*modules, *TRAINING):
         importlib.import_module(name)
     import torch
-
-    from lmablate.core.source_code import snapshot
 
     snapshot()  # runs of this sweep are of the code that is imported now
     torch.set_num_threads(1)
@@ -59,7 +60,6 @@ def compile_graph(directory: Path, trusted: Sequence[str]) -> None:
     """Do all that the first step of a run does, so that children find its code compiled. Exits where a fork is unsafe."""
     from lmablate.model import build_model
     from lmablate.model.components import trust
-    from lmablate.runs.config_file import asked_path, read_config
     from lmablate.training.trainer import Trainer
 
     with suppress(ImportError):  # the compiler shows progress by it, and it would start a thread to watch itself
@@ -133,8 +133,6 @@ class Server:
         import numpy as np
         import torch
 
-        from lmablate.core.logging import configure_logging
-
         self._become_child(directories[0], environment)
         # As in a process of its own, from the operating system's noise (Python sees to its own). Nothing of ours draws here.
         torch.default_generator.seed()
@@ -146,7 +144,6 @@ class Server:
         self, channel: Connection, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]
     ) -> int:
         """Compile in this child, and fork the runs of that graph."""
-        from lmablate.core.logging import configure_logging
 
         self._become_child(directories[0], environment)
         configure_logging()

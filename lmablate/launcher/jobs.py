@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate.budget import flops_per_token
+from lmablate.config.limits import tell
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, Held
 from lmablate.core.source_code import describe
 from lmablate.launcher.labels import label_jobs
+from lmablate.runs.evaluate_run import check_text
 from lmablate.runs.prepared import check_vocabulary, load_data, prepare_run
 from lmablate.runs.run_directory import RunDirectory, check_readable, check_writable
 from lmablate.runs.state import RunState, state_of
@@ -72,7 +75,6 @@ class Job:
     @property
     def work(self) -> int:
         """FLOPs of the whole run; 0 for a part of the user's own that cannot be counted: its run will say so, and harm no other."""
-        from lmablate.budget import flops_per_token
 
         try:
             return flops_per_token(self.cfg) * self.cfg.tokens
@@ -135,7 +137,6 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
 
     Text is read and tokenised once for each distinct source. Raises ConfigError before anything is trained.
     """
-    from lmablate.runs.evaluate_run import check_text
 
     unwritable = {folder: why for folder in {cfg.results_dir for cfg in configs} if (why := _unwritable(folder))}
     stores: dict[str, TokenData] = {}
@@ -168,7 +169,6 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
         else:
             jobs[identity], data_of[identity] = Job(final, identity), data
             jobs[identity].trunk = trunk_id(final, data) if final.branches else None
-    from lmablate.config.limits import tell
 
     made = list(jobs.values())
     if unwritable and (left := [job for job in made if not job.done and job.cfg.results_dir in unwritable]):

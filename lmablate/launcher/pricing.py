@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lmablate.budget import DEFINITIONS, flops_per_token, kv_bytes_per_token, parameters
 from lmablate.core.console import VERBOSE, Column, console, duration, table
+from lmablate.schema.identity import is_stale
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +36,6 @@ def tell_own_parts(jobs: Sequence[Job], launcher: str) -> None:
 
 def show_published(configs: Sequence[RunConfig]) -> None:
     """What presets at their own size count and cost, which need no text, and no machine that could train them."""
-    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 
     for cfg in configs:
         counts = parameters(cfg)
@@ -71,7 +72,6 @@ def _seconds(job: Job, speed: float) -> float | None:
 
 def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
     """A row a run; those from number `known` on have no identity yet."""
-    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 
     cells = []
     for number, (job, seconds) in enumerate(priced):
@@ -91,7 +91,6 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
 
 
 def _state(job: Job) -> str:
-    from lmablate.schema.identity import is_stale
 
     if job.done:
         state: str = "done, stale" if is_stale(job.row.science_version, job.row.code) else job.row.status
@@ -102,7 +101,6 @@ def _state(job: Job) -> str:
 
 def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
     """A row an arm: its runs of each stage, how many of them are done, and what the others take."""
-    from lmablate.budget import parameters
 
     arms: dict[str, list[tuple[Job, float | None]]] = {}
     for job, seconds in priced:
@@ -121,7 +119,6 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
 
 def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:
     """What it comes to, line by line."""
-    from lmablate.budget import DEFINITIONS
     from lmablate.launcher.jobs import closed
     from lmablate.launcher.scheduler import slots
 
@@ -144,7 +141,6 @@ def calibrate(job: Job, data: TokenData) -> float:
     """FLOP/s that training the job's model reaches here, over a few steps after one that warms up."""
     import torch
 
-    from lmablate.budget import flops_per_token
     from lmablate.model import build_model
     from lmablate.training.trainer import Trainer
 

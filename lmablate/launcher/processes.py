@@ -21,6 +21,7 @@ from lmablate.launcher.jobs import Job
 from lmablate.launcher.slots import Places, gpus
 from lmablate.launcher.warm import UNNEEDED, Broken, Template, WarmProcess
 from lmablate.launcher.worker import start_worker, thread_environment
+from lmablate.model.components import trusted
 from lmablate.training import compile
 
 log = logging.getLogger(__name__)
@@ -191,7 +192,6 @@ def can_fork(job: Job) -> bool:
 
 
 def _trusted() -> list[str]:
-    from lmablate.model.components import trusted  # torch comes with it
 
     return trusted()
 

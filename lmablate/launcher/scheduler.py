@@ -22,9 +22,12 @@ from lmablate.launcher.loop import ELSEWHERE_SECONDS, Loop
 from lmablate.launcher.processes import Starter
 from lmablate.launcher.progress import Board
 from lmablate.launcher.slots import Places, gpus, how_many, places_for
+from lmablate.runs.prepared import prepare_run
 from lmablate.runs.recovery import failure
+from lmablate.runs.run import execute
 from lmablate.runs.tracking.account import resolve_mode
 from lmablate.runs.tracking.client import following, unsent
+from lmablate.training.trainer import Interrupted
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -87,9 +90,6 @@ def offline_hint(jobs: Sequence[Job]) -> str:
 
 def _run_here(job: Job, board: Board) -> int:
     """A single job needs no process of its own. Returns the signal that stopped it, or 0."""
-    from lmablate.runs.prepared import prepare_run
-    from lmablate.runs.run import execute
-    from lmablate.training.trainer import Interrupted
 
     board.started(job)
     try:

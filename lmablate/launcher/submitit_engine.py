@@ -22,6 +22,7 @@ from lmablate.core.settings import Settings
 from lmablate.launcher.engine import words_of
 from lmablate.launcher.processes import environment_of
 from lmablate.launcher.remote import RemoteProcess, Retries
+from lmablate.launcher.scheduler import slots
 from lmablate.launcher.task import Task
 
 if TYPE_CHECKING:
@@ -111,7 +112,6 @@ class SubmititEngine:
         """Slurm gets all jobs at once and has its own queue; the local executor has none."""
         if isinstance(self.settings, SlurmSettings):
             return len(jobs)
-        from lmablate.launcher.scheduler import slots
 
         return min(self.settings.at_once or slots(jobs), len(jobs))
 

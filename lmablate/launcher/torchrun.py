@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lmablate.core.signals import asked_to_stop
+from lmablate.schema.run_config import RunConfig
 from lmablate.training.distributed import check
+from lmablate.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
     from lmablate.training.distributed.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,7 @@ def follow(ranks: Ranks) -> int:
 
     from lmablate.model import build_model
     from lmablate.runs.prepared import prepare_run
-    from lmablate.schema.run_config import RunConfig
     from lmablate.training.distributed.trainer import RankTrainer
-    from lmablate.training.memory import keep_freed_memory
     from lmablate.training.trainer import Interrupted
 
     logging.getLogger("lmablate").setLevel(logging.WARNING)

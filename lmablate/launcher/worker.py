@@ -20,7 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lmablate.core.locks import Held
+from lmablate.core.logging import configure_logging
+from lmablate.runs.config_file import asked_path, read_config
+from lmablate.runs.recovery import CONFIG, HELD, failure
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.runs.state import state_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +82,6 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("--trust", action="append", default=[])
     args = parser.parse_args()
-    from lmablate.core.logging import configure_logging
 
     die_with_parent(args.parent)
     configure_logging()
@@ -98,10 +102,7 @@ def run_directory(path: Path) -> int:
 
     Whatever starts processes elsewhere calls this one, and the lock that it takes holds between all of them.
     """
-    from lmablate.core.locks import Held
-    from lmablate.runs.config_file import asked_path, read_config
     from lmablate.runs.prepared import prepare_run
-    from lmablate.runs.recovery import CONFIG, HELD, failure
     from lmablate.runs.run import execute
     from lmablate.training.trainer import Interrupted
 
@@ -130,12 +131,8 @@ def run_group(paths: Sequence[Path]) -> int:
 
     Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
     """
-    from lmablate.core.locks import Held
-    from lmablate.runs.config_file import asked_path, read_config
     from lmablate.runs.gang_run import train_group
     from lmablate.runs.prepared import prepare_run
-    from lmablate.runs.recovery import HELD
-    from lmablate.runs.state import state_of
     from lmablate.training.trainer import Interrupted
 
     directories = [_directory(path) for path in paths]

@@ -10,6 +10,7 @@ from lmablate.model import components
 from lmablate.model.attention import AttentionShape
 from lmablate.model.ffn import Dense, FFNOption, FFNShape
 from lmablate.model.posemb import PositionShape
+from lmablate.objective import objective_of
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -42,7 +43,6 @@ def attention_shape(cfg: RunConfig) -> AttentionShape:
 def ffn_option(cfg: RunConfig) -> FFNOption:
     """The feed-forward option of `cfg`. Raises ConfigError for settings that mean nothing in it, and for a choice of experts that
     would tell a token what comes after it."""
-    from lmablate.objective import objective_of
 
     if cfg.ffn is None:
         return Dense()
@@ -73,7 +73,6 @@ def logit_scale(cfg: RunConfig) -> float | None:
 
 def detects(cfg: RunConfig) -> bool:
     """Whether the model says of each token if it was replaced, and has no logits over the vocabulary."""
-    from lmablate.objective import objective_of
 
     return objective_of(cfg).detects
 
@@ -94,7 +93,6 @@ def has_final_norm(cfg: RunConfig) -> bool:
 
 def position_shape(cfg: RunConfig) -> PositionShape:
     """What every position embedding of `cfg` is given."""
-    from lmablate.objective import objective_of
 
     m = cfg.model
     option, settings = components.resolve(cfg.attention, "attention")

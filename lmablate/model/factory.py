@@ -31,6 +31,7 @@ from lmablate.model.output_heads import Detector, LastState, Transform
 from lmablate.model.posemb import PosEmb
 from lmablate.model.primitives import Embedding, Head, Linear
 from lmablate.model.transformer import TransformerLM
+from lmablate.objective import objective_of
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -48,7 +49,6 @@ def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> Tra
 
 
 def _assemble(cfg: RunConfig) -> TransformerLM:
-    from lmablate.objective import objective_of
 
     m, objective = cfg.model, objective_of(cfg)
     made = partial(_made, cfg)

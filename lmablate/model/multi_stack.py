@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
 from lmablate.model import components
+from lmablate.objective import objective_of
+from lmablate.schema.training_config import ObjectiveSettings
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 def source_length(cfg: RunConfig) -> int:
     """How many tokens of a text the encoder of `cfg` reads. Raises ConfigError for what two stacks cannot have."""
-    from lmablate.objective import objective_of
 
     length = objective_of(cfg).source_length(cfg.model.context_length)
     asked = f"model.n_encoder_layers={cfg.model.n_encoder_layers}"
@@ -78,7 +79,6 @@ def generator_of(cfg: RunConfig) -> RunConfig | None:
 
 
 def _stack(cfg: RunConfig, sizes: dict[str, Any], *, bidirectional: bool) -> RunConfig:
-    from lmablate.schema.training_config import ObjectiveSettings
 
     own = (
         {"kind": "mlm", "mask_share": 0.15, "random_share": 0.0, "kept_share": 0.0}

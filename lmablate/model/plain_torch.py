@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lmablate.core.source_code import is_shipped
+from lmablate.model.factory import build_model
 from lmablate.model.primitives import Bias, Gain, Matrix
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def why_alone(cfg: RunConfig) -> str | None:
     """Why a run cannot train in a gang, by the parts that it is built from; None where it can."""
     if not cfg.code:  # all is as shipped
         return None
-    from lmablate.model.factory import build_model
 
     model = build_model(cfg, device="meta")
     if names := plain_parameters(model):

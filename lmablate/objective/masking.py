@@ -49,3 +49,11 @@ def segments(bits: np.ndarray, total: int, parts: int) -> np.ndarray:
     cuts = np.sort(bits.argsort(-1, kind="stable")[:, : parts - 1], -1) + 1
     edges = np.concatenate((np.zeros((n, 1), dtype=np.int64), cuts, np.full((n, 1), total)), -1)
     return np.diff(edges, axis=-1)
+
+
+def pairs_ahead(prefix: int, window: int | None, stride: int | None) -> int:
+    """How many keys after their own the queries of a prefix read: at distance d there are ``prefix - d`` of them, for
+    d = stride, 2 stride, ... below `window`."""
+    step = stride or 1
+    n = ((prefix if window is None else min(window, prefix)) - 1) // step
+    return n * prefix - step * n * (n + 1) // 2

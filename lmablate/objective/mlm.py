@@ -11,7 +11,7 @@ from torch import Tensor
 from lmablate.core.errors import ConfigError
 from lmablate.objective.base import Batch, Held, Objective
 from lmablate.objective.likelihood import IGNORE
-from lmablate.objective.masking import TOKENS, VALIDATION, chosen, count, fractions, raw
+from lmablate.objective.masking import TOKENS, VALIDATION, chosen, count, fractions, pairs_ahead, raw
 from lmablate.objective.measures import told
 
 if TYPE_CHECKING:
@@ -102,6 +102,4 @@ def everything(text: Tensor) -> Tensor:
 
 def keys_after(length: int, window: int | None, stride: int | None) -> float:
     """The mean number of keys after its own that a query reads where every token reads every other."""
-    from lmablate.objective.prefix import pairs_ahead
-
     return pairs_ahead(length, window, stride) / length

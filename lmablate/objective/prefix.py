@@ -12,6 +12,7 @@ from torch import Tensor
 from lmablate.core.errors import ConfigError
 from lmablate.objective.base import Batch, Objective
 from lmablate.objective.causal import AFTER, after, prefix_length
+from lmablate.objective.masking import pairs_ahead
 
 
 class Prefix(Objective):
@@ -81,14 +82,6 @@ def draws(data_seed: int, step: int, n: int, length: int) -> np.ndarray:
     draws the same in batches of any size."""
     bits = np.random.Philox(np.random.SeedSequence(data_seed, spawn_key=(step, 1)))
     return 1 + (bits.random_raw(n) % length).astype(np.int64)
-
-
-def pairs_ahead(prefix: int, window: int | None, stride: int | None) -> int:
-    """How many keys after their own the queries of a prefix read: at distance d there are ``prefix - d`` of them, for
-    d = stride, 2 stride, ... below `window`."""
-    step = stride or 1
-    n = ((prefix if window is None else min(window, prefix)) - 1) // step
-    return n * prefix - step * n * (n + 1) // 2
 
 
 @cache

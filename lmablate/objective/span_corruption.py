@@ -12,7 +12,7 @@ from torch import Tensor
 from lmablate.core.errors import ConfigError
 from lmablate.objective.base import Batch, Held, Objective
 from lmablate.objective.likelihood import IGNORE
-from lmablate.objective.masking import SPANS, VALIDATION, count, raw, segments
+from lmablate.objective.masking import SPANS, VALIDATION, count, pairs_ahead, raw, segments
 from lmablate.objective.measures import told
 from lmablate.objective.mlm import whole
 
@@ -132,8 +132,6 @@ class SpanCorruption(Objective):
         return {**found, "val_loss_span_text_unigram": float(-text.log_p[counted].mean())}
 
     def keys_ahead(self, length: int, window: int | None, stride: int | None) -> float:
-        from lmablate.objective.prefix import pairs_ahead
-
         return pairs_ahead(self.layout(length).source, window, stride) / length
 
     def targets_per_token(self, length: int) -> float:

@@ -15,12 +15,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.claims.report_verdicts import evidence, noise
+from lmablate.claims.report_verdicts import verdicts as judged
+from lmablate.claims.table import verdict_table
 from lmablate.core.console import plain, progress
 from lmablate.core.errors import ConfigError, in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.core.secrets import redacted
+from lmablate.launcher.progress import accuracy
+from lmablate.report.claim_tables import lines
+from lmablate.report.figures import draw, draw_verdicts, inline
+from lmablate.report.page import content, render_html, render_markdown
+from lmablate.report.page_data import as_json, config_links, page_data
+from lmablate.report.reproduce import command
+from lmablate.report.sections import questions, without_runs
+from lmablate.report.summary import arms_table
+from lmablate.report.tuned_studies import shown
+from lmablate.results.arms import show
+from lmablate.results.common_targets import on_common_targets
+from lmablate.results.load import SkippedFile, check_writable, load_history, load_runs, load_unfinished, result_folders
+from lmablate.results.studies import studies_in
 from lmablate.runs.run_directory import below
+from lmablate.survey import judged as surveyed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,22 +76,6 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
 
     Raises ConfigError where there are no finished runs, or `out` cannot be written.
     """
-    from lmablate.claims.report_verdicts import evidence, noise
-    from lmablate.claims.report_verdicts import verdicts as judged
-    from lmablate.report.claim_tables import lines
-    from lmablate.report.sections import questions, without_runs
-    from lmablate.report.tuned_studies import shown
-    from lmablate.results.common_targets import on_common_targets
-    from lmablate.results.load import (
-        SkippedFile,
-        check_writable,
-        load_history,
-        load_runs,
-        load_unfinished,
-        result_folders,
-    )
-    from lmablate.results.studies import studies_in
-    from lmablate.survey import judged as surveyed
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SkippedFile)
@@ -134,9 +135,6 @@ def write_page(
 ) -> None:
     """Draw and save all figures, and write the page or the Markdown file beside them."""
     from lmablate.analysis._style import save
-    from lmablate.report.figures import draw, draw_verdicts, inline
-    from lmablate.report.page import content, render_html, render_markdown
-    from lmablate.report.page_data import as_json, config_links, page_data
 
     drawn = [draw(one, every, history, alone=len(asked) == 1) for one in progress(asked, "questions drawn")]
     figures = [*draw_verdicts(claims), *(one for own in drawn for one in own)]
@@ -187,8 +185,6 @@ def _tables(asked: Sequence[Question]) -> list[str]:
 
 def _table(question: Question) -> list[str]:
     """The arms as lines of text, best first, and what a unigram model reaches."""
-    from lmablate.launcher.progress import accuracy
-    from lmablate.results.arms import show
 
     runs, arms = question.runs, question.arms
     rows: list[tuple[str, ...]] = [
@@ -243,10 +239,6 @@ def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, A
 
 def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:
     import pandas as pd
-
-    from lmablate.claims.table import verdict_table
-    from lmablate.report.reproduce import command
-    from lmablate.report.summary import arms_table
 
     tuned = every[every["stage"].isin(["tune", "search"])] if "stage" in every and len(every) > len(runs) else every[:0]
     table = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmablate.core.files import file_stem
+from lmablate.results.arms import with_arms
+from lmablate.schema.sweeps import stored_sweep
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -38,7 +40,6 @@ class Drawn(NamedTuple):
 
 def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
     """The stored sweeps among `names` that have an analysis of their own: lmablate.analysis.<sweep> with a figure()."""
-    from lmablate.schema.sweeps import stored_sweep
 
     found = {}
     for sweep in sorted({name for one in names if isinstance(one, str) and (name := stored_sweep(one)).isidentifier()}):
@@ -126,7 +127,6 @@ def inline_svg(figure: Figure, name: str) -> Markup:
 
 def _whole(every: pd.DataFrame, sweep: str) -> pd.DataFrame:
     """All runs of a sweep as its analysis wants them: with arms, and attrs kept."""
-    from lmablate.results.arms import with_arms
 
     rows = every[every["sweep"] == sweep]
     rows.attrs.update(every.attrs)

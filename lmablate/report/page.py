@@ -8,8 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.budget import DEFINITIONS
+from lmablate.claims.claim import GRADES
 from lmablate.launcher.progress import accuracy
+from lmablate.report import summary
 from lmablate.report.claim_tables import by_study, headline, minus, signed
+from lmablate.report.page_data import content_hash
+from lmablate.report.reproduce import command
+from lmablate.report.sections import Missing
+from lmablate.report.summary import seed_word
+from lmablate.report.tuned_studies import spread_words
 from lmablate.results.arms import show
 
 if TYPE_CHECKING:
@@ -40,9 +48,6 @@ def content(
 ) -> Row:
     """What page and Markdown say, for templates: `questions` with their figures (`drawn`, one list for each), `claims` as
     from claims.reading, `every` finished run, `notices` of the report as a whole, `survey` as from lmablate.survey.judged."""
-    from lmablate.budget import DEFINITIONS
-    from lmablate.claims.claim import GRADES
-    from lmablate.report import summary
 
     asked = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
     alone = asked[0] if len(asked) == 1 else None
@@ -73,8 +78,6 @@ def render_html(told: Row, figures: Mapping[str, Any], data: Any, links: Mapping
     """The page: `told` as from content, `figures` as markup by stem, `data` as from page_data.as_json, `links` to configs."""
     from markupsafe import Markup
 
-    from lmablate.report.page_data import content_hash
-
     script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
     return _environment(html=True).get_template("report.html").render(
         **told, figures=figures, data=data, links=links, script=Markup(script), script_source=Markup(content_hash(script))
@@ -90,8 +93,6 @@ def render_markdown(told: Row) -> str:
 def _environment(html: bool) -> Any:
     import jinja2
 
-    from lmablate.report.reproduce import command
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=html, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -106,9 +107,6 @@ def _environment(html: bool) -> Any:
 
 def _question(question: Question, drawn: list[Drawn]) -> Row:
     from lmablate.analysis.differences import name as comparison_name
-    from lmablate.report import summary
-    from lmablate.report.sections import Missing
-    from lmablate.report.tuned_studies import spread_words
 
     runs, arms = question.runs, question.arms
     name, asked = question.name or "no_sweep", question.varied
@@ -162,7 +160,6 @@ def _colors(arms: pd.Series) -> dict[str, str]:
 
 def _seed_names(runs: pd.DataFrame) -> list[str]:
     """The seeds in order, as columns of the headline table; none where they are too many."""
-    from lmablate.report.summary import seed_word
 
     names = sorted({seed_word(row) for row in runs[SEEDS].to_dict("records")}, key=lambda name: (len(name), name))
     return names if len(names) <= SEED_COLUMNS else []
@@ -170,7 +167,6 @@ def _seed_names(runs: pd.DataFrame) -> list[str]:
 
 def _with_seeds(arms: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
     """The arms with `by_seed`, each seed's finished or diverged runs, and `above`, the distance to the best mean."""
-    from lmablate.report.summary import seed_word
 
     rows = []
     own = dict(tuple(runs[["arm", *SEEDS, "status", "val_loss", "diverged_at_step"]].groupby("arm")))
@@ -207,7 +203,6 @@ def _run_rows(runs: pd.DataFrame) -> list[Row]:
         "provenance.overrides",
     ]
     table = runs.reindex(columns=columns).assign(mean=runs.groupby("arm")["val_loss"].transform("mean"))
-    from lmablate.report.summary import seed_word
 
     rows = table.sort_values(["mean", "arm", "init_seed", "data_seed"], na_position="last").to_dict("records")
     return [{**row, "seed": seed_word(row), "overrides": row["provenance.overrides"]} for row in rows]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from lmablate.report.summary import seed_word
 from lmablate.results.arms import is_missing
 from lmablate.results.duplicates import counted
 
@@ -125,7 +126,6 @@ def _question(question: Question, records: dict[Any, Records], most: int, places
 
 
 def _run(run: Row, arm: int, words: dict[str, int], places: dict[str, int], curves: list[Any]) -> list[Any]:
-    from lmablate.report.summary import seed_word
 
     overrides: Any = run.get("provenance.overrides")
     said = [] if is_missing(overrides) else [shlex.quote(str(word)) for word in overrides]

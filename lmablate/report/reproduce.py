@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.results.arms import is_missing, keys
+from lmablate.schema.sweeps import stored_sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,6 @@ def with_more_seeds(runs: pd.DataFrame, more: int, results_dir: str | Path = DEF
 
 def _asked(runs: pd.DataFrame) -> Iterator[tuple[list[str], bool]]:
     """The overrides of the command behind each sweep of `runs`, without results_dir, and whether it is a tuned study."""
-    from lmablate.schema.sweeps import stored_sweep
 
     names = keys(runs, "sweep")
     for name in dict.fromkeys(names):

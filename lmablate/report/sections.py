@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmablate.claims.report_verdicts import EVALUATED
 from lmablate.report.claim_tables import DECIDED
+from lmablate.report.notices import STAGES, missing, study_notices
+from lmablate.report.reproduce import commands, with_more_seeds
+from lmablate.report.summary import arms_table, notices, question
+from lmablate.report.tuned_studies import compared, sensitivities, shown
 from lmablate.results.arms import keys
+from lmablate.results.common_targets import on_common_targets
 from lmablate.results.duplicates import counted
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,28 +56,24 @@ class Question:
 
     @cached_property
     def arms(self) -> pd.DataFrame:
-        from lmablate.report.summary import arms_table
 
         return arms_table(self.runs)
 
     @cached_property
     def notices(self) -> list[str]:
         """What stands between these runs and a conclusion, of this question alone."""
-        from lmablate.report.summary import notices
 
         return [*notices(self.runs, self.arms), *self.warnings]
 
     @cached_property
     def varied(self) -> str:
         """What its arms differ in, in words."""
-        from lmablate.report.summary import question
 
         return question(self.runs)
 
     @cached_property
     def title(self) -> str:
         """What it asks: in the words of the stored sweep, or of what its arms differ in."""
-        from lmablate.schema.sweeps import sweep_question
 
         return (self.name and sweep_question(self.name)) or self.varied
 
@@ -134,10 +136,6 @@ def _question(
     claims: Sequence[Row],
     places: Sequence[tuple[Path, pd.DataFrame]],
 ) -> Question:
-    from lmablate.report.notices import STAGES, missing, study_notices
-    from lmablate.report.reproduce import commands
-    from lmablate.report.tuned_studies import compared, sensitivities, shown
-    from lmablate.results.common_targets import on_common_targets
 
     own = [study for study in studies if study["sweep"] == name]
     rows.attrs["searched"] = _searched(own, studies)
@@ -185,7 +183,6 @@ def _missing(rows: pd.DataFrame, own: Sequence[Mapping[str, Any]], recorded: set
 
 def _undecided(runs: pd.DataFrame, claims: Sequence[Row], places: Sequence[tuple[Path, pd.DataFrame]]) -> list[Missing]:
     """The claims that could not be judged, with the command that adds the seeds they need."""
-    from lmablate.report.reproduce import with_more_seeds
 
     found = []
     for claim in claims:

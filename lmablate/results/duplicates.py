@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmablate.core import access
+from lmablate.results.folders import numerics_words
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import is_stale
 from lmablate.schema.result import RunResult
@@ -113,6 +114,4 @@ def _outcome(copy: Copy) -> str:
 
 
 def _numerics(copy: Copy) -> str:
-    from lmablate.results.load import numerics_words
-
     return numerics_words(copy.row.numerics)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.files import read_jsonl
+from lmablate.results.duplicates import counted
+from lmablate.results.folders import SkippedFile, result_folders
 from lmablate.runs.evaluation_files import FOLDER, finite, path_of, read_evaluation, write_evaluation
 from lmablate.schema.evaluation import MEASURES, EvaluationFile, WindowScores
 from lmablate.schema.evaluation_windows import VALIDATION
@@ -107,9 +109,6 @@ def _common(path: Path | None, content: EvaluationFile, entry: WindowScores) -> 
 
 def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[tuple[Path, EvaluationFile]]:
     """Every readable evaluation of finished runs, the oldest first; of a run in several folders, of the copy that counts."""
-    from lmablate.results.duplicates import counted
-    from lmablate.results.load import SkippedFile, result_folders
-
     found: list[tuple[Path, EvaluationFile]] = []
     folders = result_folders(results_dir)
     counts = counted(folders)
@@ -128,8 +127,6 @@ def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[tuple[Path
 
 def _files(folder: Path) -> list[Path]:
     """Those of one run. A run folder that may not be entered has no row either, which load_runs says."""
-    from lmablate.results.load import SkippedFile
-
     try:
         if access.there(folder) and (why := access.why_closed(folder)):
             raise PermissionError(errno.EACCES, why, str(folder))

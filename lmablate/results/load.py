@@ -14,8 +14,9 @@ from lmablate.core.files import read_bounded, read_jsonl
 from lmablate.results import duplicates
 from lmablate.results.arms import arm_columns, arm_label, axes_that_vary, with_arms
 from lmablate.results.evaluations import load_evaluations, load_positions
+from lmablate.results.folders import ResultsDir, SkippedFile, numerics_words, result_folders
 from lmablate.runs.config_file import MOST_BYTES
-from lmablate.runs.run_directory import RUN_ID, RunDirectory, check_readable, check_writable, read_result_file
+from lmablate.runs.run_directory import RUN_ID, RunDirectory, check_writable, read_result_file
 from lmablate.schema.identity import is_stale
 from lmablate.schema.result import LEADING, NUMBERS, STATUSES, WHOLE, WHOLE_OR_NONE, RunResult
 
@@ -43,11 +44,6 @@ HISTORY_COLUMNS = (
     *("run_id", "step", "tokens", "seconds", "train_loss", "lr", "grad_norm"),
     *("tokens_per_second", "val_loss", "val_bpb"),
 )
-ResultsDir = str | Path | Iterable[str | Path]
-
-
-class SkippedFile(UserWarning):
-    """Files of a results directory were left out, being damaged or of runs that count elsewhere; the message names them."""
 
 
 def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None = None) -> pd.DataFrame:
@@ -190,15 +186,6 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**63))
 
 
-def result_folders(results_dir: ResultsDir) -> list[Path]:
-    """The folders named, each once; raises ConfigError for one that is none."""
-    named = [results_dir] if isinstance(results_dir, str | Path) else results_dir
-    folders = list({Path(folder).resolve(): Path(folder) for folder in reversed(list(named))}.values())[::-1]
-    for folder in folders:
-        check_readable(folder)
-    return folders
-
-
 def _if(value: Any, kind: type) -> Any:
     """`value` if it is of that kind: a file may say anything."""
     return value if isinstance(value, kind) else None
@@ -229,17 +216,6 @@ def _flatten(row: RunResult) -> dict[str, Any]:
         elif key not in flat or (value is not None and flat[key] != value):
             flat[f"config.{key}"] = value
     return flat
-
-
-def numerics_words(numerics: dict[str, Any]) -> str:
-    """What may move a run's last bits, in words: ``cpu fp32 eager``, ``cpu bf16 compiled gang threads=4``."""
-    words = [str(numerics.get("device", "?")), str(numerics.get("precision", "?"))]
-    words.append("compiled" if numerics.get("compiled") else "eager")
-    words += ["gang"] if numerics.get("gang") else []
-    words += [f"{numerics['parallel']} x{numerics.get('ranks')}"] if numerics.get("parallel") else []
-    words += [f"threads={numerics['threads']}"] if (numerics.get("threads") or 1) > 1 else []
-    words += [f"microbatch={numerics['microbatch_size']}"] if numerics.get("microbatch_size") else []
-    return " ".join(words)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.files import read_jsonl
+from lmablate.diagnostics.spikes import spike_scores
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.state import state_of
 from lmablate.runs.tracking.client import send_anew
@@ -94,7 +95,6 @@ def check_trunk(trunk: Trunk | None, cfg: RunConfig) -> None:
 def with_diagnostics(cfg: RunConfig, directory: RunDirectory, result: RunResult) -> RunResult:
     """Add what a run with diagnostics says of them: what was asked for, the spike scores of its records, and, made again,
     whether it came out as before."""
-    from lmablate.diagnostics.spikes import spike_scores
 
     asked = asked_of(cfg)
     if asked is None:

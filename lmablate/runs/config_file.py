@@ -6,14 +6,11 @@ import hashlib
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.files import atomic_write, read_bounded
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import SCHEMA_VERSION, RunConfig
 
 MOST_BYTES = 4 << 20
 HEAD = "# sha256 of what follows: "
@@ -34,8 +31,6 @@ def read_config(path: Path) -> RunConfig:
     one without a checksum is taken at its word."""
     import yaml
     from pydantic import ValidationError
-
-    from lmablate.schema.run_config import SCHEMA_VERSION, RunConfig
 
     try:
         text = read_bounded(path, MOST_BYTES).decode()

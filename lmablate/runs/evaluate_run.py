@@ -15,6 +15,7 @@ from lmablate.evaluate.ready import ready
 from lmablate.evaluate.text import Text, read_text, validation_text
 from lmablate.model import build_model
 from lmablate.runs.evaluation_files import write_evaluation
+from lmablate.runs.load import load_run
 from lmablate.runs.provenance import device_name
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.evaluation import EvaluationFile, ScoredText, WindowScores
@@ -101,7 +102,6 @@ def evaluate_run(
     device: str,
 ) -> EvaluationFile:
     """Evaluate the finished run in `run_dir`; raises ConfigError."""
-    from lmablate.runs.load import load_run
 
     check_finished(run_dir)
     model, cfg, data = load_run(run_dir)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.source_code import describe
+from lmablate.data import prepare
 from lmablate.model.own_code import code_of
+from lmablate.objective import reserved_ids
 from lmablate.runs.init_from import with_parent
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import run_id
@@ -48,7 +50,6 @@ def prepare_run(cfg: RunConfig, data: TokenData | None = None) -> PreparedRun:
 
 def load_data(cfg: RunConfig) -> TokenData:
     """Open the token store of a run; build it if it is not there yet."""
-    from lmablate.data import prepare
 
     cache = Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else None
     return prepare(cfg.data, cfg.tokenizer, context_length=cfg.model.context_length, cache=cache)
@@ -58,7 +59,6 @@ def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
     """The same configuration with the vocabulary that the tokenizer really has, the ids that the objective adds to it (a mask,
     sentinels), and with what its parent decides (trainer.init_from). Raises ConfigError for a preset at its own size whose
     vocabulary is another, and for a parent that does not fit."""
-    from lmablate.objective import reserved_ids
 
     check_vocabulary(cfg, data.vocab_size)
     own = cfg.objective.model_dump()

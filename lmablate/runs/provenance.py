@@ -7,6 +7,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from lmablate.core.paths import ROOT
+
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
@@ -58,7 +60,6 @@ def provenance(cfg: RunConfig, started: datetime) -> dict[str, Any]:
 
 def _git_state() -> tuple[str | None, bool | None]:
     """The commit of the code that ran, and whether files were changed; (None, None) outside a checkout."""
-    from lmablate.core.paths import ROOT
 
     def git(*words: str) -> str:
         return subprocess.run(

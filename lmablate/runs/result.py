@@ -6,10 +6,13 @@ import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 from lmablate.core.settings import BOOKKEEPING
+from lmablate.data.tasks.store import SkillData
 from lmablate.runs.provenance import device_name, peak_memory_bytes, provenance
 from lmablate.runs.wsd_branches import trunk_id
 from lmablate.schema.identity import SCIENCE_VERSION
+from lmablate.training.compile import missing_compiler
 
 if TYPE_CHECKING:
     from lmablate.runs.prepared import PreparedRun
@@ -19,9 +22,7 @@ if TYPE_CHECKING:
 
 def facts_of(run: PreparedRun) -> dict[str, Any]:
     """What is known of a run before it starts."""
-    from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
     from lmablate.budget.measured import measures_flops
-    from lmablate.data.tasks.store import SkillData
     from lmablate.objective import objective_of
 
     cfg, data = run.cfg, run.data
@@ -94,6 +95,5 @@ def outcome_of(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: di
 
 def _compile_note(trainer: Trainer) -> str | None:
     """Why an eager run could not have been compiled."""
-    from lmablate.training.compile import missing_compiler
 
     return None if trainer.compiled else trainer.compile_note or missing_compiler(trainer.device)

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from lmablate.stats.estimates import t_test
+
 Kind = Literal["obrien_fleming", "pocock", "anytime"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Variance of the effects, in sd of a difference, that the e-process bets on: effects of 2 sd are usual between arms, and with
@@ -159,7 +161,6 @@ def decide(
 ) -> str | None:
     """Why to stop after these `values`, at look `number` of `planned`; None to go on. With a `margin`, the anytime rule also
     stops when its interval lies within it."""
-    from lmablate.stats.estimates import t_test
 
     n = len(values)
     if kind != "anytime":

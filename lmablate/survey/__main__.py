@@ -18,6 +18,7 @@ from pathlib import Path
 from lmablate.core.errors import in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
+from lmablate.results.load import check_writable
 from lmablate.survey.judge import judged
 from lmablate.survey.table import CHOICES, COLUMNS, Row, by_year, systems, word
 
@@ -63,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(table: Sequence[Row], found: Sequence[Row], out: Path) -> None:
     """Everything into `out`. Raises ConfigError if it cannot be written."""
     from lmablate.analysis.survey import draw
-    from lmablate.results.load import check_writable
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     for folder in (out, out / "tables", out / "figures"):

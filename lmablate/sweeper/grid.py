@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lmablate.config.hints import explain
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 
@@ -31,7 +32,6 @@ class GridSettings(Settings):
 
 def read_grid(node: Mapping[str, Any]) -> GridSettings:
     """Check the node ``sweep`` of a grid. Raises ConfigError."""
-    from lmablate.config.hints import explain
 
     if node.get("arms"):
         raise ConfigError(

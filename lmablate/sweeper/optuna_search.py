@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import Job, prepare_jobs
+from lmablate.launcher.scheduler import slots
 from lmablate.results.studies import load_studies, save_study
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
+from lmablate.sweeper.optuna_table import report
 from lmablate.sweeper.optuna_trials import Asked, metric_of, open_study, optuna_library
 from lmablate.sweeper.study import Compose, Launch
 
@@ -153,7 +155,6 @@ class Search:
             return self.total
         if self.settings.batch is not None:
             return self.settings.batch
-        from lmablate.launcher.scheduler import slots
 
         many = [Job(self.base, "")] * self.total * len(self.settings.seeds)
         return max(1, slots(many) // len(self.settings.seeds))
@@ -221,7 +222,6 @@ class Search:
 
     def run(self, launch: Launch) -> int:
         """Train what is missing, batch by batch; returns the exit code. Running it again continues."""
-        from lmablate.sweeper.optuna_table import report
 
         self.check()
         worst, code = 0, 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError
 
+from lmablate.config.hints import explain
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 
@@ -139,7 +140,6 @@ class Dimension:
 
 def read_search(raw: dict[str, Any], typed: dict[str, Any]) -> SearchSettings:
     """Check the keys of ``hydra.sweeper``; `typed` are dimensions of the command line. Raises ConfigError."""
-    from lmablate.config.hints import explain
 
     space = {key: _spelt(value) for key, value in (raw.get("space") or {}).items()}
     if both := set(space) & set(typed):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.core.console import Column, console, table
 from lmablate.launcher.jobs import Job
+from lmablate.launcher.pricing import show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,7 +92,6 @@ def conclusion(search: Search) -> list[str]:
 
 def plan(search: Search) -> int:
     """What ``lmablate.plan`` shows: the space, the trials that are done, the next batch, and what the rest costs at most."""
-    from lmablate.launcher.pricing import show
 
     search.check()
     print(f"{search.name}: {search.total} trials of sampler={search.settings.sampler} over")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmablate.launcher.jobs import Job, prepare_jobs
+from lmablate.sweeper.study import seed_word
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, TokenData]]:
     """A study's jobs whose identity is known now, those that hang on the results of these, and the data of both by run id."""
-    from lmablate.sweeper.study import seed_word
 
     study.check()
     jobs: dict[str, Job] = {}

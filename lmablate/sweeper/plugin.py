@@ -13,10 +13,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lmablate.config.hints import in_words
 from lmablate.config.overrides import SKIP, ZIP, rewrite
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.composer import Composer
+from lmablate.launcher.hydra_launchers import launcher_of
 from lmablate.sweeper.grid import combinations, read_grid
+from lmablate.sweeper.rules import rule_of
+from lmablate.sweeper.settings import read_study
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -43,14 +47,11 @@ class StudySweeper(Sweeper):
     @property
     def launcher_word(self) -> str:
         """The word of the launcher that runs the jobs."""
-        from lmablate.launcher.hydra_launchers import launcher_of
 
         return launcher_of(self.master)
 
     def study(self) -> Study:
         """The checked study. Raises ConfigError."""
-        from lmablate.sweeper.rules import rule_of
-        from lmablate.sweeper.settings import read_study
         from lmablate.sweeper.study import Study
 
         node = OmegaConf.select(self.master, "sweep")
@@ -97,7 +98,6 @@ class StudySweeper(Sweeper):
         from omegaconf.errors import OmegaConfBaseException
 
         from lmablate.config.composition import to_run_config
-        from lmablate.config.hints import in_words
 
         overrides = rewrite(list(words))
         try:

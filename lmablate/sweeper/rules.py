@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lmablate.stats.sequential import look_rule
 from lmablate.sweeper.looks import Rule, never
 from lmablate.sweeper.settings import StudySettings, expand_arms
 
@@ -10,6 +11,5 @@ def rule_of(settings: StudySettings) -> Rule:
     """The rule of a study with `sweep.looks`, at a two-sided 5 % for all its arms together; without looks nothing stops."""
     if not settings.looks:
         return never
-    from lmablate.stats.sequential import look_rule
 
     return look_rule(settings.look_rule or "obrien_fleming", comparisons=max(1, len(expand_arms(settings)) - 1))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from lmablate.config.hints import explain
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 from lmablate.sweeper.grid import Skips, Zips
@@ -78,7 +79,6 @@ def read_study(
 ) -> tuple[StudySettings, TuneSettings]:
     """Check the nodes ``sweep`` and ``tune``; `typed` are keys given several values on the command line, which multiply
     the arms like ``sweep.cross``. Raises ConfigError."""
-    from lmablate.config.hints import explain
 
     node = {key: value for key, value in node.items() if value is not None}
     if isinstance(node.get("seeds"), int | list):  # sweep.seeds=8

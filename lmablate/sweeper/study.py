@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.results.studies import save_study
+from lmablate.runs.wsd_branches import branch_name, expand
 from lmablate.sweeper import record
 from lmablate.sweeper.looks import Look, Rule, never
 from lmablate.sweeper.settings import (
@@ -112,7 +113,6 @@ class Study:
 
     def configs(self, trial: Trial) -> list[RunConfig]:
         """The runs of a trial: one, or in the evaluation one for each branch of a trunk."""
-        from lmablate.runs.wsd_branches import branch_name, expand
 
         cfg = self._base(trial.arm, trial.settings)
         words = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]

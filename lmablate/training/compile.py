@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.paths import cache_dir
+from lmablate.schema.identity import GRAPH
 
 if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM
@@ -65,7 +66,6 @@ def missing_compiler(device: str) -> str | None:
 
 def graph_of(cfg: RunConfig) -> str:
     """Runs with equal answers compile the same graph, whatever text they read."""
-    from lmablate.schema.identity import GRAPH
     from lmablate.training.gang import FUSIBLE_KEYS
 
     told = cfg.model_dump(include=set(GRAPH))

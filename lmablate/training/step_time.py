@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from lmablate.budget import flops_per_token
 from lmablate.core.hardware import matmul_rates, processor, remembered
 from lmablate.core.paths import cache_dir
+from lmablate.schema.identity import GRAPH
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -49,8 +51,6 @@ def _shape(cfg: RunConfig) -> list[Any]:
     """All that decides the time of a step: the machine, the graph, and how it is run."""
     import torch
 
-    from lmablate.schema.identity import GRAPH
-
     graph = cfg.model_dump(include=set(GRAPH))
     graph["trainer"] = {key: graph["trainer"][key] for key in ("batch_size", "precision")}
     device = cfg.runtime.device
@@ -81,7 +81,6 @@ def _measure(cfg: RunConfig) -> float:
 
 def guessed_seconds(cfg: RunConfig) -> float:
     """A rough guess, without training anything, at how long the steps of a run take on this machine's CPU."""
-    from lmablate.budget import flops_per_token
 
     folder = Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else None
     precision = cfg.trainer.precision

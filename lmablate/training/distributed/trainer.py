@@ -19,8 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lmablate.data.tokens import share_of
+from lmablate.evaluate.ready import ready
+from lmablate.model import build_model
 from lmablate.model.training_hooks import after_step, before_step
 from lmablate.objective import Batch
+from lmablate.training.checkpoint import checkpoints, load_weights
 from lmablate.training.compile import compile_blocks
 from lmablate.training.distributed.checkpoint import load_together, save_together, save_whole
 from lmablate.training.distributed.ranks import current
@@ -126,10 +129,6 @@ class RankTrainer(Trainer):
     def _gather_model(self, folder: Path) -> None:
         """What comes after training runs in the first process alone, and needs a whole model."""
         if self.ranks.first:
-            from lmablate.evaluate.ready import ready
-            from lmablate.model import build_model
-            from lmablate.training.checkpoint import checkpoints, load_weights
-
             model = build_model(self.cfg)
             load_weights(checkpoints(folder)[0], model)
             self.model = ready(model, self.cfg, self.device)
