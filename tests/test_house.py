@@ -17,6 +17,7 @@ PACKAGE = ROOT / "lmablate"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 BOUNDARY = {
     "config/composition.py",
+    "config/reuse.py",
     "config/quoting.py",
     "config/overrides.py",
     "cli/front_door.py",

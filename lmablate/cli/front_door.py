@@ -105,9 +105,8 @@ def _composed(flags: Flags, overrides: list[str]) -> list[DictConfig]:
     """What Hydra makes of a command line: its jobs, or none where a study is left in ``StudySweeper.asked``."""
     from hydra.errors import HydraException
 
+    from lmablate.config import hints
     from lmablate.config.composition import register_resolvers
-    from lmablate.config.hints import in_words as of_hydra
-    from lmablate.config.hints import refused_key
     from lmablate.config.untrusted_yaml import check_folders, named_folders
     from lmablate.launcher.hydra_launchers import LocalLauncher, register
     from lmablate.sweeper.plugin import StudySweeper, register_sweeper
@@ -124,16 +123,16 @@ def _composed(flags: Flags, overrides: list[str]) -> list[DictConfig]:
     try:
         _hydra(words, composed)
     except HydraException as error:
-        group = (refused_key(error) or "").rpartition(".")[0]
+        group = (hints.refused_key(error) or "").rpartition(".")[0]
         deferred = [_for_each_job(word) if _sets(word, group) else word for word in overrides]
         several = flags.several or any(word.startswith(("sweeps=", "hydra.mode=")) for word in overrides)
         if not several or deferred == overrides:
-            raise of_hydra(error, overrides) from error
+            raise hints.in_words(error, overrides) from error
         # A fixed key of a group whose option each job chooses: the sweep's own configuration, which has the default, may lack it.
         try:
             return _composed(flags, deferred)
         except HydraException as again:
-            raise of_hydra(again, overrides) from again
+            raise hints.in_words(again, overrides) from again
     return composed
 
 
