@@ -27,7 +27,8 @@ from fuzz.breaking import Line, concerns_the_folder, do_damage
 # What takes long to import. Not what reads the environment or the working folder as it is imported: matplotlib, wandb.
 HEAVY = """
     torch pandas scipy.stats pydantic hydra.main hydra._internal.utils omegaconf rich.console rich.table rich.live
-    tokenizers datasets jinja2 lmablate.config.composition lmablate.launcher.jobs lmablate.runs.run lmablate.training.trainer lmablate.results
+    tokenizers datasets jinja2 lmablate.config.composition lmablate.launcher.jobs lmablate.runs.run
+    lmablate.training.trainer lmablate.results.load
     lmablate.launcher.scheduler lmablate.sweeper.plugin lmablate.budget.measured lmablate.runs.evaluate_run
     lmablate.stats.planning lmablate.decoding.generate lmablate.claims.evidence
 """.split()
