@@ -81,7 +81,7 @@ def test_plain_strings_are_all_that_crosses(job, tmp_path, monkeypatch):
     assert (read.folder, read.cache, read.threads) == (str(tmp_path), str(tmp_path / "cache"), 1)
 
 
-def test_each_run_is_followed_to_wandb_where_it_trains(job, monkeypatch):
+def test_each_run_is_followed_to_wandb_where_it_trains(job, monkeypatch, capsys):
     """By the command here, by an engine's task there; what an ended follower left unsent, by the next command."""
     seen = []
 
@@ -101,12 +101,15 @@ def test_each_run_is_followed_to_wandb_where_it_trains(job, monkeypatch):
     monkeypatch.setattr(scheduler, "_run_here", lambda job, board: 0)
     monkeypatch.setattr(scheduler, "_run_in_processes", lambda *args: 0)
     monkeypatch.setattr(subprocess, "Popen", Child)
+    (path / "wandb" / "offline-run-1").mkdir(parents=True)
     scheduler.run_jobs([job])
+    assert "wandb keeps 1 run offline" in capsys.readouterr().out
     scheduler.run_jobs([job], engine=SimpleNamespace(slots=len))
     prepare(job)
     Task(words_of([job])).run()
     assert seen == [([path], "offline"), ([], "offline"), ([path.absolute()], "offline")]
     monkeypatch.setattr(Job, "done", True)
+    monkeypatch.setattr(scheduler.Board, "summary", lambda board: None)
     scheduler.run_jobs([job])
     announce(path, name="n", group=None, project="p", config={})
     scheduler.run_jobs([job])

@@ -51,8 +51,8 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
     for job in todo:
         runtime = job.cfg.runtime.model_copy(update={"wandb": mode})
         job.cfg = job.cfg.model_copy(update={"runtime": runtime})
-    followed = todo if engine is None else []  # an engine's tasks follow theirs
-    followed = [*followed, *(job for job in jobs if job.done and unsent(job.directory.path))]
+    left = [job for job in jobs if job.done and unsent(job.directory.path)]  # of a follower that was killed
+    followed = [*todo, *left] if engine is None else left  # an engine's tasks follow theirs
     with board, following([job.directory.path for job in followed], mode):
         if len(todo) == 1 and engine is None and not _needs_process(todo[0]):
             stopped_by = _run_here(todo[0], board)
@@ -63,7 +63,7 @@ def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, e
             groups = [*trunks, *groups]
             n_slots = slots(todo) if engine is None else engine.slots(todo)
             stopped_by = _run_in_processes(groups, board, n_slots, engine)
-    if kept := offline_hint([*todo, *followed]):
+    if kept := offline_hint([*todo, *left]):
         board.say(kept)
     if stopped_by:
         n = f"{sum(job.done for job in jobs)} of {len(jobs)} run{'s are' if len(jobs) != 1 else ' is'} done"

@@ -111,6 +111,9 @@ def following(
             words.start()
         except (OSError, RuntimeError) as error:  # no process, or no thread, left for us
             say(f"wandb: not started ({error}); training goes on without it")
+            if process is not None:
+                process.kill()
+                process = None
     try:
         yield process
     finally:

@@ -51,6 +51,7 @@ class Wandb:
     def __init__(self, mode: str, start_seconds: float, end_seconds: float) -> None:
         self.mode = mode  # online, offline (perhaps after falling back)
         self.start_seconds, self.end_seconds = start_seconds, end_seconds
+        self.open: set[Path] = set()  # folders whose runs are begun and not ended
         self.left: list[str] = []  # folders of runs that the server did not take in time
         self._said: set[str] = set()
         self._words = os.fdopen(os.dup(1), "w")
@@ -64,6 +65,8 @@ class Wandb:
 
     def begin(self, folder: Path, run: dict[str, Any]) -> wandb.Run:
         """Start the wandb run of a folder, offline if online will not do. Raises whatever wandb raises."""
+        import wandb
+
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
         try:
             return self._init(folder, run)
@@ -71,8 +74,10 @@ class Wandb:
             if self.mode != "online":
                 raise
             self.mode = "offline"
-            why = f"online did not start ({reason(error)}); runs are kept offline"
-            self.say("online", f"{why}, and `wandb sync {folder}/wandb/offline-run-*` uploads one")
+            self.say("online", f"online did not start ({reason(error)}); runs are kept offline")
+            if self.open:  # they may still get through; this one is for the next command
+                raise
+            wandb.teardown()  # which still has the run's id in use
             return self._init(folder, run)
 
     def _init(self, folder: Path, run: dict[str, Any]) -> wandb.Run:
@@ -112,6 +117,7 @@ class Wandb:
             resume="allow",
             settings=settings,
         )
+        self.open.add(folder)
         begun.define_metric("tokens")
         begun.define_metric("*", step_metric="tokens")
         return begun
@@ -145,14 +151,8 @@ class Followed:
         held = is_held(self.directory.lock_path)
         done = self.directory.result_path.exists()
         at_work = bool(held) or (held is None and not done and not over)  # None: no locks here
-        if self.run is None:
-            to_begin = (
-                not done and not over and self._announced() if at_work else (done or over) and unsent(self.folder)
-            )
-            if not to_begin or not self._begin():
-                return not over
-        if at_work and done:  # it is evaluated further, or made again
-            return True
+        if self.run is None and not (self._due(at_work, done, over) and self._begin()):
+            return not over
         state = mark_of(self.folder)
         self._send()
         if at_work:
@@ -162,11 +162,16 @@ class Followed:
             self._closing.start()
         return True
 
-    def _announced(self) -> bool:
-        """Has the run that is at work said what it is called? What stands there may be of an earlier attempt."""
-        with suppress(OSError):
-            return (self.folder / RUN).stat().st_mtime_ns >= self.directory.lock_path.stat().st_mtime_ns
-        return False
+    def _due(self, at_work: bool, done: bool, over: bool) -> bool:
+        """Is the run to be begun or continued at wandb? One at work is, once it has said what it is called (what stands there may
+        be an earlier attempt's); with a result it is made again, and due when that is done."""
+        if not at_work:
+            return (done or over) and unsent(self.folder)
+        try:
+            said, locked = (path.stat().st_mtime_ns for path in (self.folder / RUN, self.directory.lock_path))
+        except OSError:
+            return False
+        return not done and not over and said >= locked
 
     def _begin(self) -> bool:
         """Begin or continue the run at wandb; False where another follower is at it."""
@@ -241,6 +246,7 @@ class Followed:
 
     def _release(self) -> None:
         self.run = None
+        self.service.open.discard(self.folder)
         if self._lock is not None:
             self._lock.release()
 
