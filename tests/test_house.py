@@ -47,7 +47,7 @@ def imports(path: Path) -> set[str]:
 def test_hydra_only_at_the_boundary_and_wandb_only_in_tracking(path):
     if name_of(path) not in BOUNDARY:
         assert not imports(path) & {"hydra", "omegaconf"}
-    if name_of(path) != "runs/tracking/worker.py":
+    if name_of(path) != "runs/tracking/follower.py":
         assert "wandb" not in imports(path)
     if (
         name_of(path) != "runs/tracking/dashboard_panels.py"

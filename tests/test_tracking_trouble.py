@@ -25,7 +25,7 @@ from tracked import (
 
 from lmablate.core.locks import FileLock
 from lmablate.runs.tracking.client import following, read_sent, send_anew, unsent
-from lmablate.runs.tracking.worker import LOCK, Followed, Wandb
+from lmablate.runs.tracking.follower import LOCK, Followed, Wandb
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +183,7 @@ def followed(run, monkeypatch):
         def is_alive(self):
             return False
 
-    monkeypatch.setattr("lmablate.runs.tracking.worker.threading.Thread", AtOnce)
+    monkeypatch.setattr("lmablate.runs.tracking.follower.threading.Thread", AtOnce)
     return Followed(run.path, Fake())
 
 
@@ -262,7 +262,7 @@ def test_a_finished_run_that_is_made_again_is_sent_anew_when_that_is_done(run, f
 
 def test_without_locks_the_end_of_a_run_is_its_result_or_that_of_the_command(run, followed, monkeypatch):
     run.begin().train(0)
-    monkeypatch.setattr("lmablate.runs.tracking.worker.is_held", lambda path: None)
+    monkeypatch.setattr("lmablate.runs.tracking.follower.is_held", lambda path: None)
     assert followed.look(over=False) and (followed.service.sent, followed.service.ended) == ([0], [])
     assert followed.look(over=True) and followed.service.ended == [1]
     run.train(1)
@@ -272,7 +272,7 @@ def test_without_locks_the_end_of_a_run_is_its_result_or_that_of_the_command(run
 
 def test_what_is_sent_is_confirmed_later_than_it_is_sent(run, followed, monkeypatch):
     """So that after a kill too little is taken for sent, and never too much."""
-    monkeypatch.setattr("lmablate.runs.tracking.worker.CONFIRM_SECONDS", 0)
+    monkeypatch.setattr("lmablate.runs.tracking.follower.CONFIRM_SECONDS", 0)
     run.begin()
     confirmed = []
     for step in range(3):

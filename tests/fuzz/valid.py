@@ -15,7 +15,7 @@ from lmablate.core.paths import CONF_DIR, ROOT
 
 Random = random.Random
 # Processes of commands, and tools of the house.
-INNER = ("lmablate.launcher.", "lmablate.runs.tracking.worker", "lmablate.core.")
+INNER = ("lmablate.launcher.", "lmablate.runs.tracking.follower", "lmablate.core.")
 # What a command writes where nobody says otherwise.
 DEFAULTS = {
     "lmablate.train": ("results", "outputs", "wandb"),

@@ -135,7 +135,7 @@ def _start(folders: Sequence[str], mode: str, *seconds: float) -> subprocess.Pop
             json.dump(folders, listed)
             listed.seek(0)
             return subprocess.Popen(
-                [sys.executable, "-m", "lmablate.runs.tracking.worker", mode, *map(str, seconds)],
+                [sys.executable, "-m", "lmablate.runs.tracking.follower", mode, *map(str, seconds)],
                 stdin=listed,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

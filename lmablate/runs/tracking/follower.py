@@ -1,4 +1,4 @@
-"""The follower: a process that sends what the runs of a command write to wandb (``python -m lmablate.runs.tracking.worker``).
+"""The follower: a process that sends what the runs of a command write to wandb (``python -m lmablate.runs.tracking.follower``).
 
 It tails history.jsonl of every run that is at work, and ends a run at wandb when the run has ended: with the numbers of
 result.json, or as failed (exit code 1). It is started and ended by mirror.py. When the process that started it is gone, or asks
