@@ -128,9 +128,13 @@ def test_bad_input_is_refused_in_words(words, says):
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("words", ["-m norm=rms,batch", "data=files data.paths=/nowhere/*.txt"])
-def test_bad_input_exits_2_without_a_trace_and_without_training(words, tmp_path):
-    done = here("lmablate.train", *words.split(), f"results_dir={tmp_path}/results", env={"LMABLATE_START": "spawn"})
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [(command, "-m norm=rms,batch"), (here, "data=files data.paths=/nowhere/*.txt")],  # the exit code of a real process
+    ids=["grid", "one run"],
+)
+def test_bad_input_exits_2_without_a_trace_and_without_training(run, words, tmp_path):
+    done = run("lmablate.train", *words.split(), f"results_dir={tmp_path}/results")
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr + done.stdout
