@@ -32,7 +32,7 @@ CHANGES = (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3, 10)
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     """The evaluations of the study's runs, which load_runs notes the folders of, beside the published curves."""
-    from lmablate.results.load import load_evaluations, load_positions
+    from lmablate.results.evaluations import load_evaluations, load_positions
 
     own = stage(runs, "evaluate")
     folders = runs.attrs.get("folders", [])

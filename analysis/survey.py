@@ -257,7 +257,7 @@ def draw(table: Sequence[Row], judged: Sequence[Mapping[str, Any]], folder: Path
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.survey --out DIR``: the figures alone."""
-    from lmablate.results.load import check_writable
+    from lmablate.runs.run_directory import check_writable
     from lmablate.survey import judged, systems
 
     parser = parser_of(__doc__)

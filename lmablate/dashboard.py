@@ -18,7 +18,7 @@ from lmablate.core.errors import ConfigError, in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.core.settings import BOOKKEEPING
-from lmablate.results.load import check_writable
+from lmablate.runs.run_directory import check_writable
 from lmablate.runs.tracking.account import configured_mode
 from lmablate.runs.tracking.client import flatten
 from lmablate.runs.tracking.dashboard_sweep import LOSS, RATE, SEEDS, Sweep

@@ -20,8 +20,9 @@ from lmablate.core.errors import ConfigError, in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.report.tuned_studies import compared, shown
-from lmablate.results.load import check_writable, load_runs, result_folders
+from lmablate.results.load import load_runs, result_folders
 from lmablate.results.studies import studies_in
+from lmablate.runs.run_directory import check_writable
 from lmablate.stats import planning
 
 if TYPE_CHECKING:

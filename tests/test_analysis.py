@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from lmablate.analysis import _style, curves, differences, norm_and_activation
 from lmablate.core.errors import ConfigError
 from lmablate.results import load_history, load_runs
-from lmablate.results.load import with_arms
+from lmablate.results.arms import with_arms
 from lmablate.stats import comparisons
 
 ROOT = Path(__file__).parents[1]

@@ -287,7 +287,7 @@ def test_the_search_brackets_its_target():
 
 def test_wall_time_gives_the_steps_of_equal_seconds(monkeypatch):
     speed = {"mha": 0.030, "mqa": 0.020}
-    monkeypatch.setattr(step_time, "seconds_per_step", lambda cfg: speed[cfg.choices["attention"]])
+    monkeypatch.setattr("lmablate.config.budget_matching.seconds_per_step", lambda cfg: speed[cfg.choices["attention"]])
     cfg = compose(["attention=mqa", "budget=wall_time", "trainer.steps=100"])
     assert cfg.trainer.steps == 150
     assert cfg.schedule.warmup_steps == round(0.05 * 150)

@@ -363,7 +363,7 @@ def test_losses_through_longer_windows_are_evidence_of_what_holds_there(monkeypa
             (4.0, False, "", there[name] + 0.01 * (i % 3)), (4.0, True, "", 99.0), (4.0, False, "posemb=x", 99.0), (1.0, False, "", 4.0)
         ]
     ]  # fmt: skip
-    monkeypatch.setattr("lmablate.results.evaluations.load_evaluations", lambda folders: pd.DataFrame(longer))
+    monkeypatch.setattr("lmablate.claims.rows.load_evaluations", lambda folders: pd.DataFrame(longer))
     fails, holds = next(row for row in judge(frame, asked={None: ["R3"]}) if row["id"] == "R3")["tests"]
     assert fails["effect"] == pytest.approx(20, abs=0.5) and fails["verdict"] == "supported"
     assert holds["effect"] == pytest.approx(100 * (5 / 4.05 - 1), abs=0.5) and holds["verdict"] == "supported"

@@ -2,12 +2,14 @@
 
 import pandas as pd
 import pytest
+from fake_results import fake_row
 from made_up import frame, rows
 
 from lmablate.launcher.progress import outcome
 from lmablate.report.summary import arms_table, question
 from lmablate.results.common_targets import objective_notices, on_common_targets
 from lmablate.results.size_matching import matched_size, size_notices
+from lmablate.schema.result import RunResult
 
 
 def arm(name, own, half, objective, **columns):
@@ -89,6 +91,10 @@ def test_sizes_that_were_not_matched_are_said_to_differ(budget):
 
 
 def test_a_run_without_bits_per_byte_ends_in_words():
+    base = fake_row({})
     row = {"status": "completed", "val_loss": 4.0, "val_bpb": None, "tokens_per_second": 1000.0}
-    assert outcome(row) == "val loss 4.0000 nats/token, 1,000 tokens/s"
-    assert outcome({**row, "val_bpb": 2.0}) == "val loss 4.0000 nats/token, 2.0000 bits/byte, 1,000 tokens/s"
+    assert outcome(RunResult.model_validate(base | row)) == "val loss 4.0000 nats/token, 1,000 tokens/s"
+    assert (
+        outcome(RunResult.model_validate(base | row | {"val_bpb": 2.0}))
+        == "val loss 4.0000 nats/token, 2.0000 bits/byte, 1,000 tokens/s"
+    )

@@ -213,13 +213,11 @@ def test_the_plan_of_a_study_is_a_row_an_arm():
 
 def test_the_demo_has_a_help_of_its_own_and_ends_with_what_to_open_and_to_try(tmp_path, monkeypatch, capsys):
     from lmablate import demo
-    from lmablate.cli import front_door
-    from lmablate.report import command as report
 
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(front_door, "main", lambda *words, **keys: asked.append("train") or 0)
-    monkeypatch.setattr(report, "main", lambda words: asked.append("report") or 0)
+    monkeypatch.setattr(demo, "front_door", lambda *words, **keys: asked.append("train") or 0)
+    monkeypatch.setattr(demo, "report", lambda words: asked.append("report") or 0)
     assert demo.main(["--help"]) == 0 and asked == []
     assert "lmablate.demo:" in capsys.readouterr().out and not list(tmp_path.iterdir())
     assert demo.main([]) == 0 and asked == ["train", "report"]

@@ -13,7 +13,7 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_runs
-from lmablate.results.load import load_evaluations, load_positions
+from lmablate.results.evaluations import load_evaluations, load_positions
 from lmablate.runs.gang_run import train_group
 from lmablate.runs.prepared import load_data, prepare_run
 from lmablate.runs.run import execute

@@ -223,11 +223,9 @@ def test_pushing(run, exported, monkeypatch, capsys):
     import huggingface_hub
     from huggingface_hub.errors import LocalTokenNotFoundError
 
-    from lmablate.data import hub_client as hub
-
     assert "give the name as user/model" in refused(capsys, run, "--out", exported, "--push", "nameless")
     assert "--public says how to push" in refused(capsys, run, "--out", exported, "--public")
-    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    monkeypatch.setattr(export, "hub_answers", lambda: False)
     told = refused(capsys, run, "--out", exported, "--push", "me/model")
     assert "does not answer" in told or "is set" in told
     assert "can be pushed later" in told
@@ -245,7 +243,7 @@ def test_pushing(run, exported, monkeypatch, capsys):
         def upload_folder(self, *, folder_path, repo_id, commit_message):
             calls.append((folder_path, repo_id))
 
-    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    monkeypatch.setattr(export, "hub_answers", lambda: True)
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert command.main([str(run), "--out", str(exported), "--push", "me/model"]) == 0
     assert calls == [("me/model", True, True), (exported, "me/model")]

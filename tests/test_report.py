@@ -18,7 +18,7 @@ from lmablate.report.figures import analyses
 from lmablate.report.reproduce import commands
 from lmablate.report.summary import arms_table, followed, held_equal, notices, question, varied
 from lmablate.results import load_runs
-from lmablate.results.load import with_arms
+from lmablate.results.arms import with_arms
 from lmablate.schema.result import RunResult
 
 VOID = {"meta", "link", "br"}

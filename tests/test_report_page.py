@@ -17,7 +17,7 @@ from lmablate.report.page import content, render_html
 from lmablate.report.page_data import FEWEST, FIELDS, as_json, config_links, page_data
 from lmablate.report.sections import Question
 from lmablate.results import load_history, load_runs
-from lmablate.results.load import with_arms
+from lmablate.results.arms import with_arms
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script>"
 LARGEST = 6_000_000  # bytes of a page of 5,000 runs, its still figures apart (each at most 1.5 MB)

@@ -10,14 +10,9 @@ import pytest
 
 from lmablate.core.errors import ConfigError
 from lmablate.results import load_history, load_runs
-from lmablate.results.load import (
-    HISTORY_COLUMNS,
-    RunDirectory,
-    SkippedFile,
-    check_writable,
-    load_unfinished,
-)
-from lmablate.runs.run_directory import read_result_file
+from lmablate.results.folders import SkippedFile
+from lmablate.results.load import HISTORY_COLUMNS, load_unfinished
+from lmablate.runs.run_directory import RunDirectory, check_writable, read_result_file
 from lmablate.schema.result import REQUIRED, RunResult
 
 NO_NAN = {"parse_constant": lambda word: pytest.fail(f"{word} is not JSON")}

@@ -20,7 +20,8 @@ from lmablate.launcher.sweep_manifest import load_sweeps, look
 from lmablate.report import command as report
 from lmablate.results import load_history, load_runs
 from lmablate.results.evaluations import load_evaluations
-from lmablate.results.load import SkippedFile, load_unfinished
+from lmablate.results.folders import SkippedFile
+from lmablate.results.load import load_unfinished
 from lmablate.results.studies import load_studies, save_study, write_study
 from lmablate.runs.init_from import with_parent
 from lmablate.runs.load import load_run

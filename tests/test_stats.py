@@ -7,7 +7,7 @@ import fake_results
 import pytest
 
 from lmablate.results import load_runs
-from lmablate.results.load import arm_columns, arm_label, axes_that_vary, with_arms
+from lmablate.results.arms import arm_columns, arm_label, axes_that_vary, with_arms
 from lmablate.stats import comparisons, interval, paired_differences
 
 

@@ -25,6 +25,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined] 
 from lmablate.core.locks import FileLock
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.tracking.client import announce
+from lmablate.schema.result import RunResult
 
 ID, KEY = "1f2e3d4c5b6a", "0123456789" * 4
 CONFIG = {"norm": "layer", "model.d_model": 128, "optim.lr": 1e-3, "compile": False, "model.d_ff": None}
@@ -78,7 +79,7 @@ class Training:
             "peak_memory_bytes": 1,
             "numerics": {},
         }
-        self.directory.finish({**row, "provenance": {}, **changed})
+        self.directory.finish(RunResult.model_validate({**row, "provenance": {}, **changed}))
         self.stop()
 
 

@@ -19,7 +19,7 @@ from lmablate.core.console import Line, prose
 from lmablate.core.errors import ConfigError, in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
-from lmablate.results.load import check_writable
+from lmablate.runs.run_directory import check_writable
 from lmablate.stats import interval
 
 if TYPE_CHECKING:

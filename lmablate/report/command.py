@@ -34,9 +34,10 @@ from lmablate.report.summary import arms_table
 from lmablate.report.tuned_studies import shown
 from lmablate.results.arms import show
 from lmablate.results.common_targets import on_common_targets
-from lmablate.results.load import SkippedFile, check_writable, load_history, load_runs, load_unfinished, result_folders
+from lmablate.results.folders import SkippedFile
+from lmablate.results.load import load_history, load_runs, load_unfinished, result_folders
 from lmablate.results.studies import studies_in
-from lmablate.runs.run_directory import below
+from lmablate.runs.run_directory import below, check_writable
 from lmablate.survey import judged as surveyed
 
 if TYPE_CHECKING:

@@ -1,14 +1,20 @@
-"""Finished runs as pandas frames: ``load_runs(folder)`` and ``load_history(folder)``."""
+"""Finished runs as pandas frames: ``load_runs(folder)``, ``load_history(folder)``, and what tells their arms apart."""
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["load_evaluations", "load_history", "load_positions", "load_runs"]
+_HOME = {
+    "load": ("HISTORY_COLUMNS", "load_history", "load_runs", "load_unfinished"),
+    "folders": ("SkippedFile",),
+    "evaluations": ("load_evaluations", "load_positions"),
+    "arms": ("arm_columns", "arm_label", "axes_that_vary", "with_arms"),
+}
+__all__ = [name for names in _HOME.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
     """Import a reader when it is asked for: pandas takes a second, and the other modules of this room do without it."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lmablate.results import evaluations, load
-
-    return getattr(load if name in ("load_history", "load_runs") else evaluations, name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"lmablate.results.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,32 +12,14 @@ from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.files import read_bounded, read_jsonl
 from lmablate.results import duplicates
-from lmablate.results.arms import arm_columns, arm_label, axes_that_vary, with_arms
-from lmablate.results.evaluations import load_evaluations, load_positions
 from lmablate.results.folders import ResultsDir, SkippedFile, numerics_words, result_folders
 from lmablate.runs.config_file import MOST_BYTES
-from lmablate.runs.run_directory import RUN_ID, RunDirectory, check_writable, read_result_file
+from lmablate.runs.run_directory import RUN_ID, RunDirectory, read_result_file
 from lmablate.schema.identity import is_stale
 from lmablate.schema.result import LEADING, NUMBERS, STATUSES, WHOLE, WHOLE_OR_NONE, RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "HISTORY_COLUMNS",
-    "RunDirectory",
-    "SkippedFile",
-    "arm_columns",
-    "arm_label",
-    "axes_that_vary",
-    "check_writable",
-    "load_evaluations",
-    "load_history",
-    "load_positions",
-    "load_runs",
-    "load_unfinished",
-    "with_arms",
-]
 
 _BLOCKS = ("numerics", "data", "diagnostics", "val_accuracy_by_length", "provenance")
 HISTORY_COLUMNS = (

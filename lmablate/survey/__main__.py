@@ -18,7 +18,7 @@ from pathlib import Path
 from lmablate.core.errors import in_words
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
-from lmablate.results.load import check_writable
+from lmablate.runs.run_directory import check_writable
 from lmablate.survey.judge import judged
 from lmablate.survey.table import CHOICES, COLUMNS, Row, by_year, systems, word
 

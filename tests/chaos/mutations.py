@@ -107,7 +107,7 @@ def result_problem(path: Path, original: dict[str, Any]) -> str:
     the row that was written. A file without a checksum is taken at its word, but may crash nothing."""
     from lmablate.launcher.sweep_manifest import look
     from lmablate.results import load_runs
-    from lmablate.results.load import SkippedFile
+    from lmablate.results.folders import SkippedFile
     from lmablate.runs.run_directory import read_result_file
 
     with warnings.catch_warnings(record=True) as caught:

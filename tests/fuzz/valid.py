@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from lmablate.core.paths import CONF_DIR, ROOT
 
 Random = random.Random
 # Processes of commands, and tools of the house.
-INNER = ("lmablate.launcher.", "lmablate.runs.tracking.follower", "lmablate.core.")
+INNER = ("lmablate.launcher.", "lmablate.runs.tracking.follower", "lmablate.core.source_code")
 # What a command writes where nobody says otherwise.
 DEFAULTS = {
     "lmablate.train": ("results", "outputs", "wandb"),
@@ -38,8 +39,15 @@ def commands() -> tuple[str, ...]:
             _, program, does = path.read_text().rpartition('if __name__ == "__main__":\n')
             if program and not name.startswith(INNER):
                 assert does.strip() == "sys.exit(main())", f"{name}: its exit code is lost"
-                found.append(name)
-    return tuple(found)
+                found.append(_doors().get(name, name))
+    return tuple(sorted(found))
+
+
+def _doors() -> dict[str, str]:
+    """The rooms whose command stands in lmablate/cli, by its module."""
+    texts = {path.parent.name: path.read_text() for path in (ROOT / "lmablate").glob("*/__main__.py")}
+    named = {room: re.search(r'run_module\("([\w.]+)"', text) for room, text in texts.items()}
+    return {match[1]: f"lmablate.{room}" for room, match in named.items() if match}
 
 
 @cache
