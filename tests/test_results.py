@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 from lmablate.core.errors import ConfigError
+from lmablate.core.paths import ROOT
 from lmablate.results import load_history, load_runs
 from lmablate.results.folders import SkippedFile
 from lmablate.results.load import HISTORY_COLUMNS, load_unfinished
 from lmablate.runs.run_directory import RunDirectory, check_writable, read_result_file
-from lmablate.schema.result import REQUIRED, RunResult
+from lmablate.schema.result import REQUIRED, RunResult, markdown_table
 
 NO_NAN = {"parse_constant": lambda word: pytest.fail(f"{word} is not JSON")}
 
@@ -369,3 +370,7 @@ def test_unfinished_runs_are_listed_with_what_is_known(tmp_path):
     assert found["f" * 12]["error"] == "RuntimeError: out of memory"
     assert found["c" * 12]["overrides"] == ("norm=none", "seed=7")
     assert (found["c" * 12]["step"], found["c" * 12]["steps"]) == (120, 400)
+
+
+def test_the_page_of_results_is_made_of_the_type():
+    assert (ROOT / "docs" / "result.md").read_text().endswith("test holds it -->\n" + markdown_table())

@@ -116,7 +116,7 @@ def _in_words(error: ValidationError, row: dict[str, Any]) -> str:
 
 
 def markdown_table() -> str:
-    """Return the fields as a table of Markdown, for docs/results.md."""
+    """Return the fields as a table of Markdown, for docs/result.md."""
     lines = ["| field | type | meaning |", "|---|---|---|"]
     for name, field in RunResult.model_fields.items():
         kind = str(field.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")
