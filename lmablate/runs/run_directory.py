@@ -9,7 +9,6 @@ carries a checksum, so that a changed number is noticed.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -26,10 +25,9 @@ from lmablate.core.files import append_line, atomic_write, make_folder, parsed, 
 from lmablate.core.locks import NAME as LOCK
 from lmablate.core.paths import CHECKPOINTS, given_path
 from lmablate.core.secrets import redacted
-from lmablate.schema.result import RunResult, parse_result
+from lmablate.schema.result import CHECKSUM, RunResult, checksum, parse_result
 
 RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # as the name of a folder
-CHECKSUM = "checksum"  # of result.json, over all its other keys
 
 
 class RunDirectory:
@@ -102,7 +100,7 @@ class RunDirectory:
             raise ValueError(f"result of run {result.run_id} handed to the folder of run {self.run_id}")
         self.create()
         row = json.loads(_json(result.model_dump(exclude_unset=True)))
-        atomic_write(self.result_path, _json({**row, CHECKSUM: _checksum(row)}, indent=1) + "\n")
+        atomic_write(self.result_path, _json({**row, CHECKSUM: checksum(row)}, indent=1) + "\n")
 
     @property
     def is_done(self) -> bool:
@@ -198,17 +196,7 @@ def read_result_file(path: Path) -> tuple[RunResult | None, str]:
         return None, access.reason(error)
     except ValueError as error:
         return None, f"not JSON ({error})"
-    said = row.pop(CHECKSUM, None) if isinstance(row, dict) else None  # rows of the past and of archives have none
-    result, problem = parse_result(row)
-    if result is not None and said is not None and said != _checksum(row):
-        return None, "its checksum does not fit: damaged, or changed by hand"
-    return result, problem
-
-
-def _checksum(row: dict[str, Any]) -> str:
-    """Of the content, whatever its layout and order."""
-    text = json.dumps(row, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return parse_result(row)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

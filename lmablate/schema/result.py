@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Status = Literal["completed", "diverged", "failed"]
+CHECKSUM = "checksum"  # of result.json, over all its other keys
 STATUSES: tuple[str, ...] = get_args(Status)
 
 
@@ -97,10 +100,20 @@ def parse_result(row: Any) -> tuple[RunResult | None, str]:
     """Check the content of a result.json; returns the result and "", or None and what is wrong."""
     if not isinstance(row, dict):
         return None, "not a JSON object"
+    written = row.pop(CHECKSUM, None)  # rows of the past and of archives have none
     try:
-        return RunResult.model_validate(row), ""
+        result = RunResult.model_validate(row)
     except ValidationError as error:
         return None, _in_words(error, row)
+    if written is not None and written != checksum(row):
+        return None, "its checksum does not fit: damaged, or changed by hand"
+    return result, ""
+
+
+def checksum(row: dict[str, Any]) -> str:
+    """Return a hash of the content, whatever its layout and order."""
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _in_words(error: ValidationError, row: dict[str, Any]) -> str:
