@@ -39,11 +39,12 @@ def commands() -> tuple[str, ...]:
             _, program, does = path.read_text().rpartition('if __name__ == "__main__":\n')
             if program and not name.startswith(INNER):
                 assert does.strip() == "sys.exit(main())", f"{name}: its exit code is lost"
-                found.append(_doors().get(name, name))
+                found.append(doors().get(name, name))
     return tuple(sorted(found))
 
 
-def _doors() -> dict[str, str]:
+@cache
+def doors() -> dict[str, str]:
     """The rooms whose command stands in lmablate/cli, by its module."""
     texts = {path.parent.name: path.read_text() for path in (ROOT / "lmablate").glob("*/__main__.py")}
     named = {room: re.search(r'run_module\("([\w.]+)"', text) for room, text in texts.items()}
