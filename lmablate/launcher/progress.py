@@ -42,7 +42,7 @@ class Board:
         self.began = time.monotonic()
         self._said: dict[str, float] = {}
         self._open = list(self.jobs)  # not known to be done
-        self._looked = -math.inf  # when they were last looked at
+        self._looked, self._head = -math.inf, ""  # when all runs were last looked at, and what was found
         self._done: set[str] = set()  # what is done stays done
         self._lowest: tuple[float, Job] | None = None
         self._compiling = False  # was it said?
@@ -149,11 +149,8 @@ class Board:
                 file=sys.stderr,
             )
 
-    def _count(self, seconds: float = 0.0) -> int:
-        """Count the runs that are done; those that are open are looked at again after `seconds`."""
-        if time.monotonic() - self._looked < seconds:
-            return len(self._done)
-        self._looked = time.monotonic()
+    def _count(self) -> int:
+        """Return how many runs are done; those that were open are looked at."""
         still = []
         for job in self._open:
             if not job.done:
@@ -189,9 +186,10 @@ class Board:
         return f", best so far {loss:.4f} ({job.label})"
 
     def _render(self) -> Group:
-        head = Text(
-            plain(f"{self._count(LOOK_SECONDS)}/{len(self.jobs)} done{self._best()}{self._left()}"), style="bold"
-        )
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._head = f"{self._count()}/{len(self.jobs)} done{self._best()}{self._left()}"
+        head = Text(plain(self._head), style="bold")
         rows = [(job, status) for job in self.todo if (status := self.status.get(job.run_id)) is not None]
         return Group(head, *([live_table(rows, ascii_only=self.console.options.ascii_only)] if rows else []))
 
