@@ -27,14 +27,20 @@ class RunResult(BaseModel):
     status: Status = Field(description="completed, diverged or failed")
     choices: dict[str, str] = Field(description="the option of each axis; a column each")
     seed: int | None = Field(description="both seeds, where they are equal")
-    n_params: int = Field(description="parameters")
+    n_params: int = Field(description="all parameters")
     n_params_non_embedding: int = Field(description="parameters without token and position tables and an untied head")
-    flops_per_token: int = Field(description="training FLOPs of a token: matrix products, forward and backward")
+    flops_per_token: int = Field(
+        description="matrix products of training, forward and backward; causal attention counts the keys it reads"
+    )
     tokens: int = Field(description="tokens of training text seen")
     train_loss: float | None = Field(description="nats per target, mean over the last logging interval")
     init_val_loss: float | None = Field(description="val_loss before training")
-    val_loss: float | None = Field(description="nats per target of the validation text; null where the run diverged")
-    val_bpb: float | None = Field(description="bits per UTF-8 byte of the validation text, end tokens paid for")
+    val_loss: float | None = Field(
+        description="nats per token on the fixed validation text; null where the run diverged"
+    )
+    val_bpb: float | None = Field(
+        description="bits per UTF-8 byte of that text, end tokens paid for: comparable over tokenizers"
+    )
     diverged_at_step: int | None = Field(description="the step at which it diverged")
     tokens_per_second: float | None = Field(description="of training, evaluation left out")
     wall_seconds: float | None = Field(description="seconds of training, evaluation left out")
@@ -46,13 +52,26 @@ class RunResult(BaseModel):
     val_accuracy: float | None = Field(None, description="share of right answers, of a task")
     init_seed: int | None = Field(None, description="seed of the initial weights")
     data_seed: int | None = Field(None, description="seed of the order of the data")
+    n_params_active: int | None = Field(None, description="parameters that a token meets; fewer than all with experts")
+    kv_bytes_per_token: int | None = Field(
+        None, description="keys and values of a full context in bf16, over its tokens"
+    )
+    targets_per_token: float | None = Field(None, description="mean share of tokens that are targets")
+    flops_counted: list[str] | None = Field(
+        None, description="axes whose FLOPs torch counted, since their class does not state them"
+    )
     sweep: str | None = Field(None, description="the stored sweep that asked for the run")
     arm: str | None = Field(None, description="the arm of a study")
     stage: str | None = Field(None, description="the stage of a study")
     solved: str | None = Field(None, description="what a budget solved, in words")
     trunk: str | None = Field(None, description="what runs of schedule=wsd_branches share")
-    code: dict[str, str] | None = Field(None, description="modules that are not as shipped, with their fingerprints")
-    data: dict[str, Any] = Field({}, description="fingerprints and sizes of text and tokenizer")
+    code: dict[str, str] | None = Field(
+        None,
+        description="fingerprint of each module that is not as shipped: your own parts, and files of lmablate that you changed",
+    )
+    data: dict[str, Any] = Field(
+        {}, description="fingerprints and sizes of text and tokenizer, and the unigram model's loss on the same text"
+    )
     config: dict[str, Any] = Field({}, description="the resolved configuration; a column each, with dotted names")
     diagnostics: dict[str, Any] | None = Field(None, description="what was measured during training")
 
