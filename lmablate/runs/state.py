@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lmablate.core import access
 from lmablate.runs.evaluation_files import has_evaluation
 from lmablate.schema.diagnostics import asked_of, covers
 
@@ -52,7 +51,8 @@ def state_of(cfg: RunConfig, directory: RunDirectory, known: RunState | None = N
 
 
 def _stamp(directory: RunDirectory) -> Stamp | None:
-    if not access.there(directory.result_path):
+    try:
+        found = directory.result_path.stat()
+    except OSError:  # none, or none that may be looked at
         return None
-    found = directory.result_path.stat()
     return found.st_mtime_ns, found.st_size
