@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import yaml
+from limits_table import LIMITS
 from numeric_keys import numeric_keys
 from tiny import SMALL, VOCAB, distance, training_record
 
 from lmablate.config import limits
 from lmablate.config.composition import explicit, from_request, request
-from lmablate.config.limits_table import LIMITS
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR
 from lmablate.sweeper.optuna_search import Search

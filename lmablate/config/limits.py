@@ -2,7 +2,7 @@
 
 Design rule 11 for values. A value that contradicts what was asked for is refused where it is resolved (resolve.py, the parts);
 one that a grid may well have as an end point, such as a window as long as the text, is told here in a line.
-`limits_table.py` lists every numeric key with the values at which this happens, and a test holds the two together.
+`tests/limits_table.py` lists every numeric key with the values at which this happens, and a test holds the two together.
 
 Most sentences are about keys that the user gave: a default that a short run never comes to is no mistake.
 """
