@@ -21,7 +21,7 @@ from lmablate.core.settings import BOOKKEEPING
 from lmablate.runs.run_directory import check_writable
 from lmablate.runs.tracking.account import configured_mode
 from lmablate.runs.tracking.client import flatten
-from lmablate.runs.tracking.dashboard_sweep import LOSS, RATE, SEEDS, Sweep
+from lmablate.runs.tracking.dashboard_sweep import LOSS, RATE, SEEDS, DashboardSweep
 from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
 
-def _act(words: argparse.Namespace, sweep: Sweep) -> int:
+def _act(words: argparse.Namespace, sweep: DashboardSweep) -> int:
 
     target = words.wandb_sweep or words.out
     if words.wandb_sweep is not None:
@@ -106,7 +106,7 @@ def _act(words: argparse.Namespace, sweep: Sweep) -> int:
     return 0
 
 
-def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
+def _of_grid(name: str, configs: Sequence[RunConfig]) -> DashboardSweep:
     from lmablate.config.overrides import explicit
 
     values: dict[str, set[str | None]] = {}
@@ -115,10 +115,10 @@ def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
             values.setdefault(key, set()).add(value)
     varied = _recorded([key for key, seen in values.items() if len(seen) > 1 and key not in SEEDS], configs)
     project = configs[0].runtime.wandb_project
-    return Sweep(name, sweep_question(name) or name, varied, (), False, project, tuple(configs))
+    return DashboardSweep(name, sweep_question(name) or name, varied, (), False, project, tuple(configs))
 
 
-def _of_study(study: Study) -> Sweep:
+def _of_study(study: Study) -> DashboardSweep:
     from lmablate.config.overrides import explicit
 
     study.check()
@@ -126,7 +126,7 @@ def _of_study(study: Study) -> Sweep:
     configs = study.bases
     varied = _recorded(list(dict.fromkeys(key for own in keys for key in own if key != RATE)), configs)
     tuned = study.tune.mode != "none"
-    return Sweep(
+    return DashboardSweep(
         study.name, study.settings.question, varied, tuple(study.views), tuned, configs[0].runtime.wandb_project
     )
 
@@ -143,7 +143,7 @@ def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, .
     return tuple(found)
 
 
-def wandb_sweep_text(sweep: Sweep, entity: str | None = None, project: str | None = None) -> str:
+def wandb_sweep_text(sweep: DashboardSweep, entity: str | None = None, project: str | None = None) -> str:
     """A plain grid as the YAML of a wandb sweep, whose agent trains each job by `lmablate.train`.
 
     Every job is one run (``hydra.mode=RUN``) of the stored sweep, so that its defaults hold. Raises ConfigError for a sweep
@@ -197,20 +197,20 @@ def _plain(value: str | None) -> str | int | float:
     return value
 
 
-def specification(sweep: Sweep, entity: str, project: str) -> dict[str, Any]:
+def specification(sweep: DashboardSweep, entity: str, project: str) -> dict[str, Any]:
     """Workspace and report as wandb's library serialises them. `entity` may be empty."""
     views = _views()
     workspace, report = views.workspace(sweep, entity, project), views.report(sweep, entity, project)
     return {"workspace": views.as_json(workspace), "report": views.as_json(report)}
 
 
-def outline(sweep: Sweep) -> list[str]:
+def outline(sweep: DashboardSweep) -> list[str]:
     """What a dashboard of `sweep` shows: its sections, and the panels of each."""
     views = _views()
     return list(views.outline(views.workspace(sweep, "", sweep.project)))
 
 
-def _publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:
+def _publish(sweep: DashboardSweep, entity: str | None, project: str) -> list[str]:
     """Save both at wandb; returns what became of it. Raises ConfigError where wandb cannot be reached."""
     views = _views()
     try:

@@ -119,7 +119,7 @@ def test_killed_and_continued_it_ends_with_the_same_bits(world, tmp_path):
     session.lock.release()  # the end of a process frees its locks
     again = RunSession(prepare_run(cfg, data))
     for record in again.trainer.records():
-        again.take(record)
+        again.store(record)
     row = again.finish()
     assert again.trainer.detector.initial_loss == world[2][0]["init_val_loss"] > level
     whole = compose([*(w for w in world[0] if not w.startswith("results_dir")), f"results_dir={tmp_path}"])

@@ -46,7 +46,7 @@ def test_every_state_is_told_by_lock_result_and_last_word(tmp_path):
     for state, said in (("running", "running"), ("stale", "running"), ("stopped", "stopped"), ("failed", "failed")):
         directory = RunDirectory(tmp_path, by_state[state])
         directory.write_status({"state": said, "step": 3, "steps": 9, "error": "no" if said == "failed" else None})
-    lock = FileLock.take(tmp_path / by_state["running"] / ".lock")
+    lock = FileLock.acquire(tmp_path / by_state["running"] / ".lock")
     found = {run_id: look(tmp_path, run_id) for run_id in words}
     assert {run_id: row["state"] for run_id, row in found.items()} == words
     assert found[by_state["failed"]]["error"] == "no"

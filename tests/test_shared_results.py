@@ -12,7 +12,7 @@ from other_user import give_away, without_powers
 from lmablate import archive, status
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
-from lmablate.core.locks import FileLock, Held
+from lmablate.core.locks import FileLock, LockHeld
 from lmablate.launcher.job_files import prepare
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
@@ -152,10 +152,10 @@ def test_a_run_of_another_user_fails_in_words_and_one_at_work_is_waited_for(fini
     words, _ = finished
     (job,), _ = prepare_jobs([compose([*words, f"results_dir={tmp_path}", "seed=2"])])
     job.directory.create()
-    lock = FileLock.take(job.directory.lock_path)
+    lock = FileLock.acquire(job.directory.lock_path)
     give_away(job.directory.path, 0o755)
     with without_powers():
-        with pytest.raises(Held, match="another process is at work"):
+        with pytest.raises(LockHeld, match="another process is at work"):
             prepare(job)
         lock.release()
         with pytest.raises(PermissionError) as caught:

@@ -110,7 +110,7 @@ def _evaluate(asked: argparse.Namespace) -> None:
                 folder,
                 times=times,
                 stride=asked.stride,
-                words=asked.set,
+                overrides=asked.set,
                 paths=asked.data,
                 text_field=asked.text_field,
                 device=device,
@@ -153,13 +153,13 @@ def _device(asked: str) -> str:
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     """Run directories, all of which are there; a results directory stands for its runs that completed, of which some may be
     left out."""
-    from lmablate.runs.load import run_there
+    from lmablate.runs.load import existing_run
 
     found: list[Path] = []
     searched = False
     for folder in given:
         if access.there(folder / "config.yaml") is not False or not folder.is_dir():
-            run_there(folder)
+            existing_run(folder)
             found.append(folder)
             continue
         completed = []

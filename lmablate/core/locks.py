@@ -29,7 +29,7 @@ _BUSY = {errno.EWOULDBLOCK, errno.EACCES}
 _told: set[str] = set()
 
 
-class Held(Exception):
+class LockHeld(Exception):
     """Another process has the lock; the message says which, as far as it is known."""
 
 
@@ -40,8 +40,8 @@ class FileLock:
         self.path, self.fd = path, fd
 
     @classmethod
-    def take(cls, path: Path, patience: float = PATIENCE) -> FileLock:
-        """Raises Held if another process keeps it for longer than `patience` seconds.
+    def acquire(cls, path: Path, patience: float = PATIENCE) -> FileLock:
+        """Raises LockHeld if another process keeps it for longer than `patience` seconds.
 
         Where the file system has no locks there is a warning, and none is held.
         """
@@ -49,13 +49,13 @@ class FileLock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except PermissionError:  # another user's, who may be at work all the same
             if is_held(path):
-                raise Held(_words(path)) from None
+                raise LockHeld(_words(path)) from None
             raise
         deadline = time.monotonic() + patience
         try:
             while not _locked(fd, fcntl.LOCK_EX, path):
                 if time.monotonic() >= deadline:
-                    raise Held(_words(path))
+                    raise LockHeld(_words(path))
                 time.sleep(0.02)
             with suppress(OSError):  # a full disk: who it is, is for display alone
                 said = json.dumps({"host": platform.node(), "pid": os.getpid()}).encode()

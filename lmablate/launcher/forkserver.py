@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 from lmablate.core.logging import configure_logging
 from lmablate.core.source_code import snapshot
 from lmablate.launcher.worker import die_with_parent, run
-from lmablate.runs.config_file import asked_path, read_config
+from lmablate.runs.config_file import read_config, request_path
 
 TRAINING = """yaml lmablate.runs.run lmablate.training.trainer lmablate.model lmablate.model.attention lmablate.model.posemb
 lmablate.model.activation lmablate.data.build lmablate.schema.run_config""".split()
@@ -67,7 +67,7 @@ def compile_graph(directory: Path, trusted: Sequence[str]) -> None:
 
         tqdm.tqdm.monitor_interval = 0
     trust(*trusted)
-    cfg = read_config(asked_path(directory))
+    cfg = read_config(request_path(directory))
     no_text: Any = None  # reading it may start threads, and none is needed
     trainer = Trainer(build_model(cfg), no_text, cfg, folder=None)
     trainer.compile()

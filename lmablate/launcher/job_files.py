@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> None:
-    """Leave the configuration that the job's process reads, and say that it starts. Raises Held."""
+    """Leave the configuration that the job's process reads, and say that it starts. Raises LockHeld."""
     directory = job.directory.create()
     with suppress(OSError):
         own_config(job).unlink(missing_ok=True)
-    lock = FileLock.take(directory.lock_path)
+    lock = FileLock.acquire(directory.lock_path)
     try:
         write_config(job.cfg, directory.config_path)
         write_config(job.cfg, own_config(job))

@@ -15,7 +15,7 @@ from lmablate.budget import flops_per_token
 from lmablate.config.limits import tell
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
-from lmablate.core.locks import FileLock, Held
+from lmablate.core.locks import FileLock, LockHeld
 from lmablate.core.source_code import describe
 from lmablate.launcher.labels import label_jobs
 from lmablate.runs.evaluate_run import check_text
@@ -97,8 +97,8 @@ def put_aside(jobs: Sequence[Job]) -> None:
         path = job.directory.path
         _replaced.add(str(path))
         try:
-            lock = FileLock.take(job.directory.lock_path)
-        except Held:  # it is trained anew at this moment
+            lock = FileLock.acquire(job.directory.lock_path)
+        except LockHeld:  # it is trained anew at this moment
             continue
         try:
             folder = path.parent / REPLACED

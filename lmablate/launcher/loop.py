@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from lmablate.core.errors import ConfigError
-from lmablate.core.locks import Held, is_held
+from lmablate.core.locks import LockHeld, is_held
 from lmablate.launcher.job_files import own_config, prepare, read_status, trained_by
 from lmablate.launcher.jobs import Job
 from lmablate.launcher.running_job import GRACE_SECONDS, Running, Verdict
@@ -100,7 +100,7 @@ class Loop:
         """Leave the job's configuration for its process; False, and the job put aside, if another process trains it."""
         try:
             prepare(job)
-        except Held:
+        except LockHeld:
             self.elsewhere.append([job])
             self._look_again = time.monotonic() + ELSEWHERE_SECONDS
             self.board.status.pop(job.run_id, None)
@@ -172,7 +172,7 @@ class Loop:
                 return False
             job.cfg = smaller
             self.board.say(
-                f"again   {job.run_id}  {job.label}: {verdict['error']}; now {recovery.tried_words(smaller)}"
+                f"again   {job.run_id}  {job.label}: {verdict['error']}; now {recovery.pass_size_text(smaller)}"
             )
             return True
         if verdict["kind"] == recovery.CONFIG or self.tries[job.run_id] >= (runtime.retries or 0):
@@ -184,7 +184,7 @@ class Loop:
 
     def _cannot_write(self, jobs: Sequence[Job], error: OSError) -> None:
         """A job that cannot even be prepared has failed; if no run could be, the rest of the queue has too."""
-        reason = recovery.words_for(error)
+        reason = recovery.disk_message(error)
         self._give_up(jobs, reason)
         try:
             check_writable(jobs[0].cfg.results_dir)

@@ -61,7 +61,7 @@ class Running:
             reason = f"not done within runtime.time_limit={self.limit:g} seconds, at step {status.get('step', 0)}"
             kind = "time_limit"
         elif code == -signal.SIGKILL and recovery.oom_kills() != self.oom_kills:
-            reason, kind = f"{reason} for lack of memory: {recovery.tried_words(job.cfg)}", recovery.MEMORY
+            reason, kind = f"{reason} for lack of memory: {recovery.pass_size_text(job.cfg)}", recovery.MEMORY
         verdict = {"state": "failed", "error": reason, "kind": kind}
         if kind == recovery.MEMORY:
             verdict["tried"] = status.get("tried") or recovery.tried(job.cfg)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lmablate.core.hardware import cores
-from lmablate.core.locks import Held, is_held
+from lmablate.core.locks import LockHeld, is_held
 from lmablate.launcher import sweep_manifest
 from lmablate.launcher.engine import Engine
 from lmablate.launcher.grouping import group_jobs, split_trunks
@@ -97,7 +97,7 @@ def _run_here(job: Job, board: Board) -> int:
             try:
                 execute(prepare_run(job.cfg), partial(board.update, job), board.stopping)
                 break
-            except Held as held:
+            except LockHeld as held:
                 board.say(f"wait    {job.run_id}  {job.label}: {held}")
                 while is_held(job.directory.lock_path):
                     time.sleep(ELSEWHERE_SECONDS)

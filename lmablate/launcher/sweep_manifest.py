@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmablate.core import access
 from lmablate.core.files import atomic_write, read_json
-from lmablate.core.locks import FileLock, Held, is_held, owner
+from lmablate.core.locks import FileLock, LockHeld, is_held, owner
 from lmablate.runs.progress_file import age
 from lmablate.runs.run_directory import RUN_ID, RunDirectory, read_result_file
 from lmablate.schema.identity import is_stale
@@ -74,12 +74,12 @@ def record(jobs: Sequence[Job]) -> None:
         name = _name(own)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock.take(folder / ".lock", LOCK_SECONDS)
+            lock = FileLock.acquire(folder / ".lock", LOCK_SECONDS)
             try:
                 _write(folder / f"{name}.json", own)
             finally:
                 lock.release()
-        except (OSError, Held) as error:
+        except (OSError, LockHeld) as error:
             why = access.reason(error) if isinstance(error, OSError) else error
             log.warning("%s: the list of this sweep's runs was not written (%s)", folder, why)
 

@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lmablate.core.locks import Held
+from lmablate.core.locks import LockHeld
 from lmablate.core.logging import configure_logging
-from lmablate.runs.config_file import asked_path, read_config
+from lmablate.runs.config_file import read_config, request_path
 from lmablate.runs.recovery import CONFIG, HELD, failure
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.state import state_of
@@ -108,20 +108,20 @@ def run_directory(path: Path) -> int:
 
     cfg = None
     try:
-        cfg = read_config(asked_path(path))
+        cfg = read_config(request_path(path))
         execute(prepare_run(cfg))
-    except Held as held:
+    except LockHeld as held:
         print(held, file=sys.stderr)
         return HELD
     except (Interrupted, KeyboardInterrupt):
-        leave_word(path, {"state": "stopped"})
+        merge_status(path, {"state": "stopped"})
         return 143
     except Exception as error:
         said = failure(error, cfg)
         if said["kind"] != CONFIG:
             traceback.print_exc()
         print(said["error"], file=sys.stderr)
-        leave_word(path, said)
+        merge_status(path, said)
         return 1
     return 0
 
@@ -137,23 +137,23 @@ def run_group(paths: Sequence[Path]) -> int:
 
     directories = [_directory(path) for path in paths]
     try:
-        configs = [read_config(asked_path(path)) for path in paths]
+        configs = [read_config(request_path(path)) for path in paths]
         if all(cfg.branches for cfg in configs):
             return _run_branches(directories)
         first = directories[0].path  # one of them speaks for all
-        train_group([prepare_run(cfg) for cfg in configs], on_trial=lambda what: leave_word(first, {"doing": what}))
+        train_group([prepare_run(cfg) for cfg in configs], on_trial=lambda what: merge_status(first, {"doing": what}))
         return 0
     except (Interrupted, KeyboardInterrupt):
         for directory in directories:
-            if not state_of(read_config(asked_path(directory.path)), directory).done:
-                leave_word(directory.path, {"state": "stopped"})
+            if not state_of(read_config(request_path(directory.path)), directory).done:
+                merge_status(directory.path, {"state": "stopped"})
         return 143
-    except Held as held:
+    except LockHeld as held:
         print(held, file=sys.stderr)
         return HELD
     except Exception:
         log.exception("these runs could not train together; they go on one by one")
-    left = [one for one in directories if not state_of(read_config(asked_path(one.path)), one).done]
+    left = [one for one in directories if not state_of(read_config(request_path(one.path)), one).done]
     codes = [run_directory(directory.path) for directory in left]
     return max(codes, default=0)
 
@@ -166,13 +166,13 @@ def _run_branches(directories: Sequence[RunDirectory]) -> int:
         code = run_directory(directory.path)
         if code == 143:
             for waiting in directories[i + 1 :]:
-                leave_word(waiting.path, {"state": "stopped"})
+                merge_status(waiting.path, {"state": "stopped"})
             return code
         worst = max(worst, code)
     return worst
 
 
-def leave_word(path: Path, said: dict[str, Any]) -> None:
+def merge_status(path: Path, said: dict[str, Any]) -> None:
     """Say in status.json what became of a run, if that can be written, and keep what is known of its last step."""
     directory = _directory(path)
     with suppress(OSError):

@@ -1,7 +1,8 @@
-"""``trainer.init_from=RUN_ID``: a run that starts from the weights of a finished one, its parent.
+"""Start a run from the weights of a finished one, its parent (``trainer.init_from=RUN_ID``).
 
-The parent stands in the same results_dir, and its id is part of the run's own. All weights are the parent's, whatever the
-run may read them with (``posemb=rope_yarn``, a longer context, another text); optimizer, schedule and steps start afresh.
+The parent is in the same results_dir, and its id is part of the run's own id. All weights are the parent's, even if the
+run uses them differently (``posemb=rope_yarn``, a longer context, another text). Optimizer, schedule and steps start
+afresh.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     from lmablate.schema.result import RunResult
     from lmablate.schema.run_config import RunConfig
 
-# What decides nothing but draws, and with it the weights of the parent alone.
+# Settings that decide nothing but initial draws, and so only the parent's weights.
 DRAWS = ("init_std", "depth_scaled_init", "init")
 SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size")
 
 
 def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
-    """`cfg` with what its parent decides: the seed of the draws and the settings of them. Without a parent, `cfg` itself.
+    """Return `cfg` with the init seed and the init settings of its parent, or `cfg` itself without a parent.
 
-    Raises ConfigError for a parent that is missing or unfinished, has other sizes, another tokenizer or other weights, and for
-    a setting of the draws that was asked for and would do nothing.
+    Raises ConfigError for a parent that is missing or unfinished, has other sizes, another tokenizer or other weights.
+    Raises it too for an explicit init setting, which would have no effect.
     """
     if cfg.trainer.init_from is None:
         return cfg
@@ -48,7 +49,7 @@ def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
                 f"{asked}: that run has model.{size}={theirs}, and this one would have {mine}: give both the same"
             )
     _check_weights(cfg, directory, asked)
-    given = {word.lstrip("+").partition("=")[0] for word in cfg.overrides} if cfg.stage is None else set()
+    given = {override.lstrip("+").partition("=")[0] for override in cfg.overrides} if cfg.stage is None else set()
     draws = {key: getattr(parent.model, key) for key in DRAWS}
     for key, theirs in [("init_seed", parent.init_seed), *((f"model.{key}", draws[key]) for key in DRAWS)]:
         mine = getattr(cfg.model, key.removeprefix("model.")) if key in map("model.{}".format, DRAWS) else cfg.init_seed
@@ -63,7 +64,7 @@ def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
 
 
 def _finished(cfg: RunConfig) -> tuple[RunDirectory, RunResult]:
-    """The folder and the row of the parent."""
+    """Return the folder and the row of the parent. Raises ConfigError if it did not complete."""
     name, folder = str(cfg.trainer.init_from), Path(cfg.results_dir)
     directory = RunDirectory(folder, name)
     asked = f"trainer.init_from={name}"
@@ -98,7 +99,7 @@ def _checkpoint(directory: RunDirectory) -> Path:
 
 
 def _check_weights(cfg: RunConfig, directory: RunDirectory, asked: str) -> None:
-    """Compare names and shapes, which costs no memory."""
+    """Raise ConfigError unless names and shapes of the weights are equal. The comparison loads no weights."""
     from safetensors import safe_open
 
     from lmablate.model import build_model

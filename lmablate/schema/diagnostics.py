@@ -52,7 +52,7 @@ class DiagnosticsSettings(Settings):
         return self.every is not None and (step % self.every == 0 or step == steps)
 
 
-def asked_of(cfg: RunConfig) -> DiagnosticsSettings | None:
+def requested_diagnostics(cfg: RunConfig) -> DiagnosticsSettings | None:
     """What a run is asked for, of what its model has; None where that is nothing."""
     asked = cfg.diagnostics
     if asked is None:
@@ -77,7 +77,7 @@ def covers(have: Mapping[str, Any] | None, asked: DiagnosticsSettings | None) ->
 
 def merge(first: RunConfig, second: RunConfig) -> RunConfig | None:
     """Of two configurations of one run, the one whose diagnostics hold the other's; None if neither does."""
-    one, two = asked_of(first), asked_of(second)
+    one, two = requested_diagnostics(first), requested_diagnostics(second)
     if covers(None if one is None else one.model_dump(), two):
         return first
     return second if covers(None if two is None else two.model_dump(), one) else None

@@ -48,7 +48,7 @@ def protocols(times: Sequence[float], stride: int | None, train_length: int, *, 
     return sorted([*found, *sliding], key=lambda each: (each.length, -each.stride))
 
 
-def asked_protocols(cfg: RunConfig) -> list[Protocol]:
+def requested_protocols(cfg: RunConfig) -> list[Protocol]:
     """What ``runtime.evaluate_lengths`` and ``runtime.evaluate_stride`` ask for at the end of training; raises ConfigError."""
     how = cfg.runtime
     if how.evaluate_lengths is None:
