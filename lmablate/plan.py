@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 def plan(configs: Sequence[RunConfig], launcher: str) -> int:
     """Print one row a job and the totals; returns the exit code."""
     from lmablate.launcher.jobs import prepare_jobs
-    from lmablate.launcher.pricing import show, show_published, tell_own_parts
+    from lmablate.launcher.pricing import print_own_components, print_published, show
     from lmablate.runs.prepared import foreign_vocabulary
 
     counted = [cfg for cfg in configs if foreign_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))]
     if counted:
-        show_published(counted)
+        print_published(counted)
     if trained := [cfg for cfg in configs if cfg not in counted]:
         jobs, data = prepare_jobs(trained)
         show(jobs, data)
-        tell_own_parts(jobs, launcher)
+        print_own_components(jobs, launcher)
     return 0
 
 
 def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     """The same for a study: a row an arm, or with `rows` one a run; what hangs on the results of others comes last."""
-    from lmablate.launcher.pricing import show, tell_own_parts
+    from lmablate.launcher.pricing import print_own_components, show
     from lmablate.sweeper import optuna_search, optuna_table
     from lmablate.sweeper.outlook import known_and_later
 
@@ -44,7 +44,7 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     waits_for = "its start" if study.settings.starts else "a look"
     when = f"after {'tuning' if study.stage == 'tune' else waits_for}"
     show(list(jobs.values()), data, later, when, folded=not rows)
-    tell_own_parts(list(jobs.values()), launcher)
+    print_own_components(list(jobs.values()), launcher)
     for line in study.decisions():
         print(line)
     return 0

@@ -20,7 +20,7 @@ from lmablate.core.files import read_bounded
 from lmablate.core.logging import configure_logging
 from lmablate.core.paths import given_path
 from lmablate.launcher.labels import of_grid, of_overrides
-from lmablate.launcher.sweep_manifest import STATES, Sweep, load_sweeps, look
+from lmablate.launcher.sweep_manifest import STATES, SweepJobs, load_sweeps, run_status
 from lmablate.runs.config_file import MOST_BYTES, read_config
 from lmablate.runs.run_directory import below, check_readable
 from lmablate.schema.run_config import RunConfig
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(folder: Path, name: str | None) -> list[Sweep]:
+def chosen(folder: Path, name: str | None) -> list[SweepJobs]:
     """The sweeps of a folder, or those of one name. Raises ConfigError where there is none."""
     sweeps = load_sweeps(folder)
     if name is None:
@@ -103,14 +103,14 @@ def chosen(folder: Path, name: str | None) -> list[Sweep]:
     raise ConfigError(f"--sweep {name}: {folder} has no such sweep; it has {known}")
 
 
-def states(folder: Path, sweep: Sweep) -> list[dict[str, Any]]:
+def states(folder: Path, sweep: SweepJobs) -> list[dict[str, Any]]:
     """What has become of each run, in the order of the sweep."""
     return [_state(folder, sweep, run_id) for run_id in sweep.jobs]
 
 
-def _state(folder: Path, sweep: Sweep, run_id: str) -> dict[str, Any]:
+def _state(folder: Path, sweep: SweepJobs, run_id: str) -> dict[str, Any]:
     """The state of a run, with a label; one that no sweep lists is recognised by its overrides."""
-    row = look(folder, run_id)
+    row = run_status(folder, run_id)
     overrides = row.pop("overrides")
     label = sweep.jobs[run_id].label
     if not label and overrides is None:
@@ -129,7 +129,7 @@ def _overrides(path: Path) -> list[Any] | None:
     return None
 
 
-def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: bool) -> Group:
+def shown(sweeps: Sequence[tuple[SweepJobs, list[dict[str, Any]]]], *, everything: bool) -> Group:
     """For each sweep a line of counts, and a table of the runs that are not finished."""
     from rich.console import Group
     from rich.text import Text

@@ -47,11 +47,11 @@ def _runner(launcher: str) -> Callable[[Sequence[Job], Mapping[str, TokenData]],
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script ``lmablate-train``; returns the exit code."""
-    from lmablate.launcher.processes import started_early
+    from lmablate.launcher.processes import shared_warm_process
 
     words = list(sys.argv[1:] if argv is None else argv)
     purpose = "train language models that differ in one thing"
-    with started_early(words):
+    with shared_warm_process(words):
         return front_door("lmablate.train", purpose, train, words, study=train_study)
 
 

@@ -153,7 +153,7 @@ def test_a_run_asked_for_with_and_without_is_made_once_with(composed, tmp_path):
     at, _ = composed
     for order in ((False, True), (True, False)):
         jobs, _ = prepare_jobs([at(tmp_path, on=on) for on in order])
-        assert [one.asked for one in jobs] == [2]
+        assert [one.requests for one in jobs] == [2]
         assert jobs[0].cfg.diagnostics is not None
     other = at(tmp_path, on=True)
     other = other.model_copy(update={"diagnostics": other.diagnostics.model_copy(update={"sequences": 3})})

@@ -45,7 +45,7 @@ def job(run_id="6f7374e61214", label="rms swiglu", **settings):
         run_id=run_id,
         label=label,
         work=1.0,
-        asked=1,
+        requests=1,
         done=False,
         row=RunResult.model_construct(**row),
         directory=None,

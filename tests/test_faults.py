@@ -16,7 +16,7 @@ from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, LockHeld
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
-from lmablate.launcher.sweep_manifest import look
+from lmablate.launcher.sweep_manifest import run_status
 from lmablate.results import load_history
 from lmablate.runs import recovery
 from lmablate.runs.config_file import read_config, write_config
@@ -182,7 +182,7 @@ def test_sigint_ends_the_step_and_a_second_one_ends_the_run(text, tmp_path, monk
     (job,), _ = prepare_jobs([cfg])
     assert run_jobs([job]) == 130
     assert [path.name for path in checkpoints(job.directory.checkpoint_dir)] == saved
-    assert look(tmp_path, job.run_id)["state"] == "stopped"
+    assert run_status(tmp_path, job.run_id)["state"] == "stopped"
     monkeypatch.setattr(Trainer, "backward", real)
     assert run_jobs([job]) == 0
     assert job.row["val_loss"] == undisturbed[0]["val_loss"] and load_history(tmp_path)[SAME].equals(undisturbed[1])

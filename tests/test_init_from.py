@@ -78,7 +78,7 @@ def test_the_parent_is_science_and_none_is_as_before(world):
     assert jobs[0].run_id == ids[0]
     assert len({job.run_id for job in jobs}) == 3
     assert [job.cfg.init_seed for job in jobs] == [0, 0, 1]
-    assert jobs[1].asked == 2
+    assert jobs[1].requests == 2
 
 
 def test_seeds_of_the_draws_are_the_parents_and_the_order_is_its_own(world):

@@ -9,7 +9,7 @@ import pytest
 from lmablate.core.locks import FileLock
 from lmablate.launcher import job_files, loop, running_job
 from lmablate.launcher.loop import Loop
-from lmablate.launcher.slots import Places
+from lmablate.launcher.slots import Slots
 from lmablate.runs import recovery
 from lmablate.runs.run_directory import RunDirectory
 
@@ -75,7 +75,7 @@ class FakeBoard:
     def update(self, job, status):
         pass
 
-    def say(self, text):
+    def print_line(self, text):
         self.said.append(text)
 
     def stopping(self):
@@ -114,7 +114,7 @@ def clock(monkeypatch):
 
 def sweep(engine, *jobs, slots=2):
     board = FakeBoard()
-    code = Loop([[job] for job in jobs], board, Places(slots), engine).run()
+    code = Loop([[job] for job in jobs], board, Slots(slots), engine).run()
     return code, board
 
 

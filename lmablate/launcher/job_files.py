@@ -1,4 +1,4 @@
-"""What a launcher leaves in a run's folder for the process that trains it, and reads there of what has become of it."""
+"""Write the files that a launcher leaves in a run's folder for its process, and read those of the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prepare(job: Job) -> None:
-    """Leave the configuration that the job's process reads, and say that it starts. Raises LockHeld."""
+    """Write the configuration that the job's process reads, and mark the job as starting. Raises LockHeld."""
     directory = job.directory.create()
     with suppress(OSError):
         own_config(job).unlink(missing_ok=True)
@@ -23,7 +23,7 @@ def prepare(job: Job) -> None:
     try:
         write_config(job.cfg, directory.config_path)
         write_config(job.cfg, own_config(job))
-        leave_status(job, {"state": "starting", "step": 0, "steps": job.cfg.trainer.steps})
+        write_status_file(job, {"state": "starting", "step": 0, "steps": job.cfg.trainer.steps})
     finally:
         lock.release()
 
@@ -33,22 +33,22 @@ def own_config(job: Job) -> Path:
 
 
 def name_launcher() -> None:
-    """Have this launcher's processes read the configurations that it wrote."""
+    """Make this launcher's processes read the configurations that it wrote."""
     os.environ[ASKED] = launcher_name()
 
 
 def read_status(job: Job) -> dict[str, Any]:
-    """The job's heartbeat; empty while there is none to read."""
+    """Return the content of the job's status.json; empty if there is none."""
     return job.directory.read_status()
 
 
-def leave_status(job: Job, status: dict[str, Any]) -> None:
-    """Replace a job's status, if that can be written: it is for display."""
+def write_status_file(job: Job, status: dict[str, Any]) -> None:
+    """Replace a job's status.json, and ignore a failed write: the file is for display."""
     with suppress(OSError):
         job.directory.write_status(status)
 
 
-def trained_by(job: Job) -> str:
-    """Who has the job's lock, in words."""
+def lock_owner_text(job: Job) -> str:
+    """Return text that names the process which holds the job's lock."""
     who = owner(job.directory.lock_path)
     return f"process {who.get('pid', '?')} on {who.get('host', '?')} trains it"

@@ -1,4 +1,4 @@
-"""A job in a process of its own: ``python -m lmablate.launcher.worker RUN_DIRECTORY ... [--trust PACKAGE]``.
+"""Train a job in a process of its own: ``python -m lmablate.launcher.worker RUN_DIRECTORY ... [--trust PACKAGE]``.
 
 Several directories are runs that share the process: those of one graph, or the branches of one trunk.
 """
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 
 def die_with_parent(parent: int) -> None:
-    """End when the parent is killed, with a checkpoint, so that no orphan trains on: on Linux the kernel sees to it, elsewhere
-    a thread."""
+    """End with a checkpoint when the parent is killed, so that no orphan trains on. On Linux the kernel does this,
+    elsewhere a thread."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     else:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before this was set up
         sys.exit(143)
 
 
@@ -50,9 +50,10 @@ def _watch(parent: int) -> None:
 def start_worker(
     directories: Sequence[Path], trusted: Sequence[str], environment: Mapping[str, str], folder: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a worker for the runs in `directories`, with `environment` added to ours, in `folder` (None: the current one).
+    """Start a worker for the runs in `directories`, with `environment` added to ours, in `folder` (None: the current
+    one).
 
-    It writes to the log of the first run, and leads a session of its own, so that a signal reaches what it has started too.
+    It writes to the log of the first run, and leads a session of its own, so that a signal reaches its children too.
     """
     command = [sys.executable, "-m", "lmablate.launcher.worker", *map(str, directories), "--parent", str(os.getpid())]
     for package in trusted:
@@ -70,8 +71,9 @@ def start_worker(
 
 
 def thread_environment(threads: int, compile_cache: str) -> dict[str, str]:
-    """The environment of a run on `threads` cores; what one run compiles in `compile_cache`, the next one finds."""
-    # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
+    """Return the environment variables of a run on `threads` cores. Runs share compiled code through
+    `compile_cache`."""
+    # Two OpenMP teams on one core wait for each other; with one thread a run none waits.
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     return {**environment, "TORCHINDUCTOR_CACHE_DIR": compile_cache}
 
@@ -89,7 +91,7 @@ def main() -> int:
 
 
 def run(directories: Sequence[Path], trusted: Sequence[str]) -> int:
-    """Train the runs whose configurations stand in `directories`; returns the exit code of `run_directory` or `run_group`."""
+    """Train the runs in `directories`. Returns the exit code of `run_directory` or `run_group`."""
     from lmablate.model.components import trust
 
     trust(*trusted)
@@ -97,10 +99,10 @@ def run(directories: Sequence[Path], trusted: Sequence[str]) -> int:
 
 
 def run_directory(path: Path) -> int:
-    """Run the job whose configuration stands in `path`; 0 done, 1 failed (status.json says why), 143 stopped, 75 (HELD)
-    where another process is training it.
+    """Train the run in `path`. Returns 0 for done, 1 for failed (status.json holds the error), 143 for stopped, 75
+    (HELD) if another process is training it.
 
-    Whatever starts processes elsewhere calls this one, and the lock that it takes holds between all of them.
+    All processes that train a run call this function, and its lock holds between them.
     """
     from lmablate.runs.prepared import prepare_run
     from lmablate.runs.run import execute
@@ -117,19 +119,19 @@ def run_directory(path: Path) -> int:
         merge_status(path, {"state": "stopped"})
         return 143
     except Exception as error:
-        said = failure(error, cfg)
-        if said["kind"] != CONFIG:
+        status = failure(error, cfg)
+        if status["kind"] != CONFIG:
             traceback.print_exc()
-        print(said["error"], file=sys.stderr)
-        merge_status(path, said)
+        print(status["error"], file=sys.stderr)
+        merge_status(path, status)
         return 1
     return 0
 
 
 def run_group(paths: Sequence[Path]) -> int:
-    """Train the runs whose config.yaml stand in `paths`; 0 all ended, 1 one failed, 143 stopped.
+    """Train the runs in `paths` together. Returns 0 if all ended, 1 if one failed, 143 for stopped.
 
-    Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
+    Runs that cannot train in a gang train one by one, so that one bad run affects no other.
     """
     from lmablate.runs.gang_run import train_group
     from lmablate.runs.prepared import prepare_run
@@ -140,7 +142,7 @@ def run_group(paths: Sequence[Path]) -> int:
         configs = [read_config(request_path(path)) for path in paths]
         if all(cfg.branches for cfg in configs):
             return _run_branches(directories)
-        first = directories[0].path  # one of them speaks for all
+        first = directories[0].path  # its status shows the trials of all
         train_group([prepare_run(cfg) for cfg in configs], on_trial=lambda what: merge_status(first, {"doing": what}))
         return 0
     except (Interrupted, KeyboardInterrupt):
@@ -159,7 +161,8 @@ def run_group(paths: Sequence[Path]) -> int:
 
 
 def _run_branches(directories: Sequence[RunDirectory]) -> int:
-    """Branches of one trunk, one after the other, the longest first; each starts from a checkpoint of the trunk's."""
+    """Train the branches of one trunk one after the other, the longest first. Each starts from a checkpoint of the
+    trunk."""
 
     worst = 0
     for i, directory in enumerate(directories):
@@ -172,11 +175,11 @@ def _run_branches(directories: Sequence[RunDirectory]) -> int:
     return worst
 
 
-def merge_status(path: Path, said: dict[str, Any]) -> None:
-    """Say in status.json what became of a run, if that can be written, and keep what is known of its last step."""
+def merge_status(path: Path, status: dict[str, Any]) -> None:
+    """Merge `status` into status.json, which keeps the last step, and ignore a failed write."""
     directory = _directory(path)
     with suppress(OSError):
-        directory.write_status({**directory.read_status(), **said, "pid": os.getpid()})
+        directory.write_status({**directory.read_status(), **status, "pid": os.getpid()})
 
 
 def _directory(path: Path) -> RunDirectory:
