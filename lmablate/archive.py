@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.core import access
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_json, read_jsonl, write_together
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import ARCHIVE as EVALUATIONS
@@ -167,7 +167,7 @@ def _check_names(names: Iterable[str]) -> None:
             raise ValueError(f"{name!r} is not the name of a run or sweep")
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(

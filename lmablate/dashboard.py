@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.core.settings import BOOKKEEPING
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'lmablate[dashboard]'"
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 with an error in words."""
 

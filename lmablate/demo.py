@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 from lmablate.report.command import main as report
 from lmablate.train import train
 
@@ -28,7 +28,7 @@ Next, one thing of your own, which four seeds can decide in some minutes:
 """
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
 
     words = list(sys.argv[1:] if argv is None else argv)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
 from lmablate.core.console import own_flags
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -50,7 +50,7 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     return 0
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.plan <the overrides of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
     columns, ``--all`` prices every stored sweep. Returns the exit code."""

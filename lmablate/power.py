@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.claims import simulation as s
 from lmablate.claims.report_verdicts import evidence
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.report.tuned_studies import compared, shown
@@ -33,7 +33,7 @@ TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in s
 TOST_TABLE = {1.0: 13, 1.25: 9, 1.5: 7, 1.75: 6, 2.0: 5, 2.5: 4, 3.0: 4, 4.0: 3}
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 when it was asked for what cannot be answered."""
     words = _parser().parse_args(argv)

@@ -21,7 +21,7 @@ from lmablate.config.presets import published, with_preset
 from lmablate.config.resolve import resolve
 from lmablate.core import console
 from lmablate.core.axes import AXES
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR
 from lmablate.schema.run_config import RunRequest
 
@@ -156,7 +156,7 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 
     kept = ("preset", "what it chooses", "parameters", "announced")
     columns = [
-        console.Column(name, keep=name in kept, words=name == "what it chooses", left=name == "preset")
+        console.Column(name, keep=name in kept, wrap=name == "what it chooses", left=name == "preset")
         for name in _HEADERS
     ]
     console.console().print(console.table(columns, [_cells(row) for row in table]))
@@ -169,7 +169,7 @@ Norms stand before their branch and blocks are serial where nothing else is said
 To train one: preset=gpt2 shrink=tiny."""
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.presets [--markdown | --csv]``."""
     parser = argparse.ArgumentParser(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.runs.config_file import read_config
 from lmablate.runs.run_directory import RunDirectory, run_path
 
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
 """
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Write text; returns the exit code."""
     asked = _parser().parse_args(argv)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.console import Column, console, duration, plain, prose, table
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_bounded
 from lmablate.core.logging import configure_logging
 from lmablate.core.paths import given_path
@@ -44,7 +44,7 @@ MOST_ROWS = 40  # of a sweep, shown at a time
 WATCH_SECONDS = 2.0
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(argv)
     folder = words.results_dir
@@ -161,7 +161,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     """A row a run; columns that say nothing here are left out."""
 
     columns = (
-        Column("run", keep=True, left=True), Column("state", keep=True, left=True), Column("what", keep=True, words=True),
+        Column("run", keep=True, left=True), Column("state", keep=True, left=True), Column("what", keep=True, wrap=True),
         Column("val loss", keep=True), Column("step"), Column("heartbeat"), Column("attempts"), Column("where", left=True),
     )  # fmt: skip
     styles = [STYLES.get(row["state"], "") for row in rows]

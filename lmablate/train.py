@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 from lmablate.training import distributed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _runner(launcher: str) -> Callable[[Sequence[Job], Mapping[str, TokenData]],
     return lambda jobs, data: run_jobs(jobs, gang=data if launcher == "gang" else None, engine=engine)
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script ``lmablate-train``; returns the exit code."""
     from lmablate.launcher.processes import shared_warm_process

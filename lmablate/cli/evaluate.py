@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
-from lmablate.core.errors import ConfigError, DataError, in_words
+from lmablate.core.errors import ConfigError, DataError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import frames
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
 """
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate runs; returns the exit code."""
     asked = _parser().parse_args(argv)

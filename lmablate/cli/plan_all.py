@@ -77,5 +77,5 @@ def show(found: Mapping[str, Collected]) -> None:
         price = duration(seconds) if todo else "-"
         rows.append((sweep, str(len(jobs)), str(len(todo)), price, str(len(done)), str(len(shared - done))))
     names = ("runs", "to train", "time", "done", "asked before")
-    console().print(table([Column("sweep", keep=True, words=True), *map(Column, names)], rows))
+    console().print(table([Column("sweep", keep=True, wrap=True), *map(Column, names)], rows))
     print(f"{every} runs to train, about {duration(total)} on this machine; start-up and evaluation come on top")

@@ -85,7 +85,7 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
             ("-" if open_ else job.run_id, job.label, state, f"{counts.total:,}", price, *(f"{n:,}" for n in sizes))
         )
     columns = (
-        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("state", keep=True, left=True),
+        Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("state", keep=True, left=True),
         Column("params", keep=True), Column("seconds", keep=True),
         *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
         price = sum(seconds or 0.0 for _, seconds in own)
         cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
     names = ("params", "tuning runs", "evaluation runs", "done", "seconds")
-    return table([Column("arm", keep=True, words=True), *map(Column, names)], cells)
+    return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 
 def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:

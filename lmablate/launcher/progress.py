@@ -209,7 +209,7 @@ def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool =
         doing = f": {status['doing']}" if status.get("doing") else ""
         bar = sign * (BAR * min(step, steps) // max(1, steps))
         cells.append((job.run_id, job.label + doing, f"{step}/{steps}", *_numbers(status), bar.ljust(BAR)))
-    columns = (Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("step", keep=True))
+    columns = (Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("step", keep=True))
     return table([*columns, *map(Column, ("train", "val", "accuracy", "tokens/s", ""))], cells)
 
 
@@ -228,7 +228,7 @@ def results_table(rows: Sequence[tuple[Job, RunResult]]) -> Table:
         speed = f"{row.tokens_per_second:,.0f}"
         cells.append((job.run_id, job.label, "-" if loss is None else f"{loss:.4f}", status, second, *sizes, speed))
     columns = (
-        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("val loss", keep=True),
+        Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("val loss", keep=True),
         Column("status", keep=not whole, left=True), *map(Column, (measure, "params", "FLOPs/token", "tokens", "tokens/s")),
     )  # fmt: skip
     return table(columns, cells)

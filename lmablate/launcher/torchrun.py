@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lmablate.core.signals import asked_to_stop
+from lmablate.core.signals import request_stop_on_signal
 from lmablate.schema.run_config import RunConfig
 from lmablate.training.distributed import check
 from lmablate.training.memory import keep_freed_memory
@@ -79,7 +79,7 @@ def follow(ranks: Ranks) -> int:
         torch.set_flush_denormal(True)
         keep_freed_memory()
         run = prepare_run(cfg)
-        with asked_to_stop() as stop:
+        with request_stop_on_signal() as stop:
             trainer = RankTrainer(build_model(run.cfg), run.data, run.cfg, Path(message["folder"]))
             try:
                 for _ in trainer.records(lambda: stop.signal):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmablate.core.locks import LockHeld
-from lmablate.core.signals import asked_to_stop
+from lmablate.core.signals import request_stop_on_signal
 from lmablate.model import build_model
 from lmablate.runs.recovery import not_finite
 from lmablate.runs.run import Finished, RunSession, complete_evaluation, execute
@@ -75,7 +75,7 @@ def train_group(
             sessions.append(session)
             yield session, session.trainer
 
-    with asked_to_stop() as stop:
+    with request_stop_on_signal() as stop:
         try:
             for session, record in Gang(queue(), size=size, compiled=compiled, stop=lambda: stop.signal).run():
                 if record is not None:

@@ -15,7 +15,7 @@ from lmablate.core.axes import default_choices
 from lmablate.core.files import remove_leftovers
 from lmablate.core.locks import FileLock
 from lmablate.core.settings import BOOKKEEPING
-from lmablate.core.signals import StopRequest, asked_to_stop
+from lmablate.core.signals import StopRequest, request_stop_on_signal
 from lmablate.core.torch_utils import eager
 from lmablate.model import build_model
 from lmablate.runs.complete_diagnostics import add_diagnostics_summary, check_trunk_diagnostics, open_directory
@@ -56,7 +56,7 @@ def execute(
     if (result := complete_evaluation(run)) is not None:
         return result
     attempts = Attempts(run.cfg)
-    with asked_to_stop(on_stop) as stop:
+    with request_stop_on_signal(on_stop) as stop:
         while (result := _attempt(run.with_runtime(attempts.cfg), attempts, on_status, stop)) is None:
             free_memory(run.cfg.runtime.device)
     return result
