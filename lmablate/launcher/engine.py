@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
-from lmablate.runs.config_file import ASKED
+from lmablate.runs.config_file import LAUNCHER_VARIABLE
 from lmablate.training.compile import compile_cache
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def task_arguments(jobs: Sequence[Job]) -> list[str]:
         arguments += ["--wandb", runtime.wandb]
     if cache := os.environ.get("LMABLATE_CACHE"):
         arguments += ["--cache", os.path.abspath(cache)]
-    if launcher := os.environ.get(ASKED):
+    if launcher := os.environ.get(LAUNCHER_VARIABLE):
         arguments += ["--asked", launcher]
     for package in trusted():
         arguments += ["--trust", package]

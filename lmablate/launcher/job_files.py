@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.locks import FileLock, owner
-from lmablate.runs.config_file import ASKED, launcher_name, write_config
+from lmablate.runs.config_file import LAUNCHER_VARIABLE, launcher_name, write_config
 
 if TYPE_CHECKING:
     from lmablate.launcher.jobs import Job
@@ -34,7 +34,7 @@ def own_config(job: Job) -> Path:
 
 def name_launcher() -> None:
     """Make this launcher's processes read the configurations that it wrote."""
-    os.environ[ASKED] = launcher_name()
+    os.environ[LAUNCHER_VARIABLE] = launcher_name()
 
 
 def read_status(job: Job) -> dict[str, Any]:

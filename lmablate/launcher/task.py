@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lmablate.launcher.worker import start_worker, thread_environment
-from lmablate.runs.config_file import ASKED
+from lmablate.runs.config_file import LAUNCHER_VARIABLE
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.tracking.client import following
 
@@ -45,7 +45,7 @@ class Task:
         if args.cache is not None:
             environment["LMABLATE_CACHE"] = args.cache
         if args.asked is not None:
-            environment[ASKED] = args.asked
+            environment[LAUNCHER_VARIABLE] = args.asked
         if args.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = args.gpu
         self.child = start_worker(args.directories, args.trust, environment, args.folder)

@@ -67,11 +67,11 @@ def open_directory(cfg: RunConfig, identity: str) -> RunDirectory:
         second = DiagnosticsRerun(cfg.results_dir, identity)
         second.again.mkdir(exist_ok=True)
         directory = second
-    asked = requested_diagnostics(cfg)
+    requested = requested_diagnostics(cfg)
     begun = checkpoints(directory.checkpoint_dir)
-    if asked is not None and begun:
+    if requested is not None and begun:
         step = int(begun[0].stem.partition("-")[2])
-        if not measured_until(directory.history_path, step, asked, cfg.trainer.steps):
+        if not measured_until(directory.history_path, step, requested, cfg.trainer.steps):
             log.info("run %s had begun without these diagnostics: it starts anew", identity)
             for path in begun:
                 path.unlink()
@@ -83,12 +83,12 @@ def check_trunk_diagnostics(trunk: Trunk | None, cfg: RunConfig) -> None:
     """Keep a run from starting at a trunk whose records lack the requested diagnostics."""
     from lmablate.training.checkpoint import checkpoints
 
-    asked = requested_diagnostics(cfg)
-    if trunk is None or asked is None:
+    requested = requested_diagnostics(cfg)
+    if trunk is None or requested is None:
         return
     for path in checkpoints(trunk.folder, trunk.end)[:1]:
         step = int(path.stem.partition("-")[2])
-        if not measured_until(trunk.history(step), step, asked, cfg.trainer.steps):
+        if not measured_until(trunk.history(step), step, requested, cfg.trainer.steps):
             trunk.end = -1
 
 
@@ -96,10 +96,10 @@ def add_diagnostics_summary(cfg: RunConfig, directory: RunDirectory, result: Run
     """Add the diagnostics summary to a result: the settings, the spike scores, and for a rerun how it compares with the
     first."""
 
-    asked = requested_diagnostics(cfg)
-    if asked is None:
+    requested = requested_diagnostics(cfg)
+    if requested is None:
         return result
-    summary: dict[str, Any] = asked.model_dump()
+    summary: dict[str, Any] = requested.model_dump()
     if directory.history_path.exists():
         summary |= spike_scores(read_jsonl(directory.history_path))
     before = directory.first.read_result() if isinstance(directory, DiagnosticsRerun) else None

@@ -15,7 +15,7 @@ from lmablate.schema.run_config import SCHEMA_VERSION, RunConfig
 
 MOST_BYTES = 4 << 20
 HEAD = "# sha256 of what follows: "
-ASKED = "LMABLATE_ASKED"  # environment variable of a launcher's processes: the launcher's name
+LAUNCHER_VARIABLE = "LMABLATE_ASKED"  # environment variable of a launcher's processes: the launcher's name
 
 
 def write_config(cfg: RunConfig, path: Path) -> None:
@@ -78,7 +78,7 @@ def request_path(run_dir: Path) -> Path:
     Each launcher writes its own file, since runtime settings and paths may differ between two launchers of the same
     run. Only the launcher that trains it writes config.yaml.
     """
-    name = os.environ.get(ASKED)
+    name = os.environ.get(LAUNCHER_VARIABLE)
     own = run_dir / f".asked-{name}.yaml"
     return own if name and access.there(own) else run_dir / "config.yaml"
 

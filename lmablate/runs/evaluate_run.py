@@ -19,7 +19,7 @@ from lmablate.runs.load import load_run
 from lmablate.runs.provenance import device_name
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.evaluation import EvaluationFile, ScoredText, WindowScores
-from lmablate.schema.evaluation_windows import ASKED, Protocol, protocols, requested_protocols
+from lmablate.schema.evaluation_windows import KEY_PREFIX, Protocol, protocols, requested_protocols
 from lmablate.training.checkpoint import checkpoints, load_weights
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_text(cfg: RunConfig, data: TokenData) -> None:
     plan = requested_protocols(cfg)
     if plan and (longest := max(plan).length) > max(len(data.val), cfg.model.context_length):
         raise ConfigError(
-            f"{ASKED}lengths: the validation text has {len(data.val):,} tokens, fewer than one window of {longest:,}: raise "
+            f"{KEY_PREFIX}lengths: the validation text has {len(data.val):,} tokens, fewer than one window of {longest:,}: raise "
             "data.val_bytes, or ask for shorter lengths"
         )
 

@@ -36,26 +36,26 @@ def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
         return cfg
     directory, row = _finished(cfg)
     parent = read_config(directory.config_path)
-    asked = f"trainer.init_from={directory.run_id}"
+    setting = f"trainer.init_from={directory.run_id}"
     if row.data.get("tokenizer") != data.tokenizer_fingerprint:
         raise ConfigError(
-            f"{asked}: that run reads text with another tokenizer, so its token rows mean other tokens: use its text "
+            f"{setting}: that run reads text with another tokenizer, so its token rows mean other tokens: use its text "
             f"({_word(parent, 'data')} {_word(parent, 'tokenizer')}), or one tokenizer for both (tokenizer=bytes or pretrained)"
         )
     for size in SIZES:
         mine, theirs = getattr(cfg.model, size), getattr(parent.model, size)
         if mine != theirs:
             raise ConfigError(
-                f"{asked}: that run has model.{size}={theirs}, and this one would have {mine}: give both the same"
+                f"{setting}: that run has model.{size}={theirs}, and this one would have {mine}: give both the same"
             )
-    _check_weights(cfg, directory, asked)
+    _check_weights(cfg, directory, setting)
     given = {override.lstrip("+").partition("=")[0] for override in cfg.overrides} if cfg.stage is None else set()
     draws = {key: getattr(parent.model, key) for key in DRAWS}
     for key, theirs in [("init_seed", parent.init_seed), *((f"model.{key}", draws[key]) for key in DRAWS)]:
         mine = getattr(cfg.model, key.removeprefix("model.")) if key in map("model.{}".format, DRAWS) else cfg.init_seed
         if key in given and mine != theirs:
             raise ConfigError(
-                f"{key}={mine} has no effect beside {asked}, since all weights are that run's (its own is {theirs}): leave it out; "
+                f"{key}={mine} has no effect beside {setting}, since all weights are that run's (its own is {theirs}): leave it out; "
                 "data_seed moves the order of the data"
             )
     return cfg.model_copy(
@@ -67,9 +67,9 @@ def _finished(cfg: RunConfig) -> tuple[RunDirectory, RunResult]:
     """Return the folder and the row of the parent. Raises ConfigError if it did not complete."""
     name, folder = str(cfg.trainer.init_from), Path(cfg.results_dir)
     directory = RunDirectory(folder, name)
-    asked = f"trainer.init_from={name}"
+    setting = f"trainer.init_from={name}"
     if access.there(directory.config_path) is None:
-        raise ConfigError(f"{asked}: {access.closed(directory.path)}")
+        raise ConfigError(f"{setting}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():
         there = sorted(path.parent.name for path in folder.glob("*/result.json"))
         known = (
@@ -77,12 +77,12 @@ def _finished(cfg: RunConfig) -> tuple[RunDirectory, RunResult]:
             if there
             else "no finished run is there"
         )
-        raise ConfigError(f"{asked}: there is no such run in results_dir={cfg.results_dir} ({known})")
+        raise ConfigError(f"{setting}: there is no such run in results_dir={cfg.results_dir} ({known})")
     row = directory.read_result()
     if row is None:
-        raise ConfigError(f"{asked}: that run is not finished: train it first (the same command continues it)")
+        raise ConfigError(f"{setting}: that run is not finished: train it first (the same command continues it)")
     if row.status != "completed":
-        raise ConfigError(f"{asked}: that run {row.status}, so it has no weights to start from: choose another")
+        raise ConfigError(f"{setting}: that run {row.status}, so it has no weights to start from: choose another")
     _checkpoint(directory)
     return directory, row
 
@@ -98,7 +98,7 @@ def _checkpoint(directory: RunDirectory) -> Path:
     return found[0]
 
 
-def _check_weights(cfg: RunConfig, directory: RunDirectory, asked: str) -> None:
+def _check_weights(cfg: RunConfig, directory: RunDirectory, setting: str) -> None:
     """Raise ConfigError unless names and shapes of the weights are equal. The comparison loads no weights."""
     from safetensors import safe_open
 
@@ -117,7 +117,7 @@ def _check_weights(cfg: RunConfig, directory: RunDirectory, asked: str) -> None:
     ]
     findings += _listed("only here", [name for name in mine if name not in theirs])
     findings += _listed("only there", [name for name in theirs if name not in mine])
-    raise ConfigError(f"{asked}: the weights of that run do not fit: {'; '.join(findings[:3])}. {_mend(cfg)}")
+    raise ConfigError(f"{setting}: the weights of that run do not fit: {'; '.join(findings[:3])}. {_mend(cfg)}")
 
 
 def _listed(where: str, names: Sequence[str]) -> list[str]:

@@ -44,8 +44,8 @@ def state_of(cfg: RunConfig, directory: RunDirectory, known: RunState | None = N
     if result is None:
         return RunState(None, ("result",), stamp)
     lacks: list[Part] = []
-    asked = requested_diagnostics(cfg)
-    if asked is not None and not (covers(result.diagnostics, asked) and directory.history_path.exists()):
+    requested = requested_diagnostics(cfg)
+    if requested is not None and not (covers(result.diagnostics, requested) and directory.history_path.exists()):
         lacks.append("diagnostics")
     if result.status == "completed" and not has_evaluation(cfg, directory.path, result):
         lacks.append("evaluation")
