@@ -22,7 +22,7 @@ from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_json, read_jsonl, write_together
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import ARCHIVE as EVALUATIONS
-from lmablate.results.evaluations import evaluations_of, restore_evaluations
+from lmablate.results.evaluations import archived_evaluations, restore_evaluations
 from lmablate.results.studies import load_studies, study_path, write_study
 from lmablate.runs.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
 from lmablate.schema.result import parse_result
@@ -60,7 +60,7 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     files = {archive / ROWS: "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)}
     if study is not None:
         files[archive / STUDY] = json.dumps(study, indent=1, allow_nan=False) + "\n"
-    if evaluations := evaluations_of(results_dir, rows):
+    if evaluations := archived_evaluations(results_dir, rows):
         files[archive / EVALUATIONS] = evaluations
     write_together(files)
     return len(rows)
