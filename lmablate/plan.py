@@ -1,4 +1,4 @@
-"""``python -m lmablate.plan``: what a command would train, what it would cost, and what is done already. Runs nothing."""
+"""Show what a command would train, its cost, and what is done already, without training: ``python -m lmablate.plan``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan(configs: Sequence[RunConfig], launcher: str) -> int:
-    """Print one row a job and the totals; returns the exit code."""
+    """Print one row a job and the totals. Returns the exit code."""
     from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.pricing import print_own_components, print_published, show
     from lmablate.runs.prepared import foreign_vocabulary
@@ -33,7 +33,7 @@ def plan(configs: Sequence[RunConfig], launcher: str) -> int:
 
 
 def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
-    """The same for a study: a row an arm, or with `rows` one a run; what hangs on the results of others comes last."""
+    """Print a row an arm of a study, or with `rows` one a run, with runs that depend on others' results last."""
     from lmablate.launcher.pricing import print_own_components, show
     from lmablate.sweeper import optuna_search, optuna_table
     from lmablate.sweeper.outlook import known_and_later
@@ -52,19 +52,19 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lmablate.plan <the overrides of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
-    columns, ``--all`` prices every stored sweep. Returns the exit code."""
+    """Run the command with the overrides of lmablate.train. Returns the exit code. ``--rows`` shows every run of a
+    study, ``-v`` defines the columns, ``--all`` prices every stored sweep."""
 
-    words, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
-    if "--all" in flags and "--help" not in words:
+    args, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
+    if "--all" in flags and "--help" not in args:
         from lmablate.cli.plan_all import plan_all
 
-        return plan_all(words)
+        return plan_all(args)
     study, purpose = (
         partial(plan_study, rows="--rows" in flags),
         "what a command would train, and its price; runs nothing",
     )
-    return front_door("lmablate.plan", purpose, plan, words, study=study)
+    return front_door("lmablate.plan", purpose, plan, args, study=study)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,7 @@ def why_closed(folder: Path) -> str:
 
 
 def closed(path: Path) -> str:
-    """Return the message for a path that may not be read, or is hidden by a folder above it: its owner, and the
-    remedy."""
+    """Return the message for a path that may not be read, or is hidden by a folder above it: its owner, and the remedy."""
     place, found = _nearest(path)
     return (
         f"permission denied: it belongs to {_owner(found)}, who can open it with chmod -R a+rX {place}, and with umask 022 what is "

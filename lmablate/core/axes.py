@@ -41,9 +41,7 @@ def default_choices() -> dict[str, str]:
 
 def options(group: str, *, shipped: bool = False) -> dict[str, str]:
     """Return the options of a group with the description in their files (the first comment line, without the example).
-
-    Options of the current folder's conf/ are included, unless `shipped`.
-    """
+    Options of the current folder's conf/ are included, unless `shipped`."""
     folders = [CONF_DIR] if shipped else [Path.cwd() / "conf", CONF_DIR]
     found = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
     return {path.stem: _description(path) for path in sorted(found.values(), key=_natural)}

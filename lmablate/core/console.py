@@ -54,11 +54,9 @@ def console(*, live: bool = False) -> Console:
 
 
 class Column(NamedTuple):
-    """A column of a table: its heading, and its layout on a narrow terminal.
-
-    `keep`: never dropped. `wrap`: holds names, which are left-aligned and may wrap if nothing else helps. `left`: holds
-    short text, left-aligned. Other columns hold numbers.
-    """
+    """A column of a table: its heading, and its layout on a narrow terminal. `keep`: never dropped. `wrap`: holds
+    names, which are left-aligned and may wrap if nothing else helps. `left`: holds short text, left-aligned. Other
+    columns hold numbers."""
 
     name: str
     keep: bool = False
@@ -132,10 +130,8 @@ def detail() -> int:
 
 
 def own_flags(args: Sequence[str], *flags: str) -> tuple[list[str], set[str]]:
-    """Split a command's own `flags` from its arguments. Returns the other arguments, and the flags given.
-
-    ``-v`` (``--verbose``) is a flag of every command that calls this, and takes effect here.
-    """
+    """Split a command's own `flags` from its arguments. Returns the other arguments, and the flags given. ``-v``
+    (``--verbose``) is a flag of every command that calls this, and takes effect here."""
     if {"-v", "--verbose"} & set(args):
         os.environ[VERBOSE] = "1"
     own = {*flags, "-v", "--verbose"}
@@ -143,10 +139,8 @@ def own_flags(args: Sequence[str], *flags: str) -> tuple[list[str], set[str]]:
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, and show progress on stderr (``what: 3 of 12, 40 s left``) once that takes some seconds.
-
-    `total`: the number of items if `items` has no length. The time left is extrapolated from the items so far.
-    """
+    """Yield `items`, and show progress on stderr (``what: 3 of 12, 40 s left``) once that takes some seconds. `total`:
+    the number of items if `items` has no length. The time left is extrapolated from the items so far."""
     known = len(items) if total is None and isinstance(items, Sized) else total
     line = Line()
     try:

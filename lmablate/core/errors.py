@@ -39,10 +39,8 @@ EXPLAINERS: dict[str, Callable[[Exception], Exception]] = {}
 
 
 class ConfigError(ValueError):
-    """An error in the user's input. The message names the key, its value, what is allowed and the remedy.
-
-    It is raised before any training; commands print it without a stack trace and exit with 2.
-    """
+    """An error in the user's input. The message names the key, its value, what is allowed and the remedy. It is raised
+    before any training; commands print it without a stack trace and exit with 2."""
 
 
 class DataError(ConfigError):
@@ -65,11 +63,9 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_on_config_error(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorate a command so that it prints errors as one paragraph and returns an exit code (module docstring).
-
-    No secret of the environment is printed. Ctrl-C exits with 130. A failing stdout does not stop the command
-    (streams.py).
-    """
+    """Decorate a command so that it prints errors as one paragraph and returns an exit code (module docstring). No
+    secret of the environment is printed. Ctrl-C exits with 130. A failing stdout does not stop the command
+    (streams.py)."""
 
     @wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> int:

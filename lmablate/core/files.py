@@ -19,10 +19,7 @@ _made: list[Path] = []  # folders that the present command made, outer ones firs
 
 def make_folder(folder: Path) -> None:
     """Make `folder` and its parents for the output of a command. `settle_folders` removes empty ones of a refused
-    command.
-
-    Raises OSError.
-    """
+    command. Raises OSError."""
     new = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
     folder.mkdir(parents=True, exist_ok=True)
     _made.extend(reversed(new))
@@ -39,10 +36,7 @@ def settle_folders(*, refused: bool) -> None:
 
 def atomic_write(path: Path, data: bytes | str, *, durable: bool = True) -> None:
     """Write `data` to a temporary file in the same folder, flush it to disk and rename it, so that no reader sees half
-    a file.
-
-    `durable=False` leaves the flush to the operating system, for files that may be lost in a power cut.
-    """
+    a file. `durable=False` leaves the flush to the operating system, for files that may be lost in a power cut."""
     write_together({path: data}, durable=durable)
 
 
@@ -90,10 +84,8 @@ def _fill(handle: int, raw: bytes, path: Path, durable: bool) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file with no other writer: all of it, or on an error (a full disk) nothing.
-
-    A torn last line of a killed writer is ended first, so that it damages no other line.
-    """
+    """Append a line to a file with no other writer: all of it, or on an error (a full disk) nothing. A torn last line
+    of a killed writer is ended first, so that it damages no other line."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         size = os.fstat(fd).st_size
@@ -172,10 +164,8 @@ def _deeper(value: Any, than: int) -> bool:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file with one JSON object a line.
-
-    A last line that was torn by a kill is dropped; damage anywhere else raises ValueError naming the file and line.
-    """
+    """Read a file with one JSON object a line. A last line that was torn by a kill is dropped; damage anywhere else
+    raises ValueError naming the file and line."""
     lines = read_bounded(path, MOST_LINES).split(b"\n")
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):

@@ -65,10 +65,8 @@ def cores() -> int:
 
 
 def bf16_is_faster(folder: Path | None = None) -> bool:
-    """Return whether this processor multiplies bf16 matrices clearly faster than fp32 ones.
-
-    Without instructions for bf16 it emulates them, which is slower.
-    """
+    """Return whether this processor multiplies bf16 matrices clearly faster than fp32 ones. Without instructions for
+    bf16 it emulates them, which is slower."""
     rates = matmul_rates(folder)
     return rates["bf16"] > GAIN * rates["fp32"]
 

@@ -44,10 +44,7 @@ class FileLock:
     @classmethod
     def acquire(cls, path: Path, patience: float = PATIENCE) -> FileLock:
         """Acquire the lock of `path`, waiting `patience` seconds. Raises LockHeld if another process keeps it for
-        longer.
-
-        On a file system without locks there is a warning, and none is held.
-        """
+        longer. On a file system without locks there is a warning, and none is held."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except PermissionError:  # it belongs to another user, who may be at work

@@ -22,9 +22,7 @@ BOOKKEEPING = frozenset(
 
 
 class Settings(BaseModel):
-    """A strict (no silent conversion), frozen and closed model: an unknown key is an error, never ignored.
-
-    Fields carry types and no default values, which are only in ``conf/``; an optional field defaults to None.
-    """
+    """A strict (no silent conversion), frozen and closed model: an unknown key is an error, never ignored. Fields carry
+    types and no default values, which are only in ``conf/``; an optional field defaults to None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

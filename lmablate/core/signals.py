@@ -19,11 +19,9 @@ class StopRequest:
 
 @contextmanager
 def request_stop_on_signal(on_request: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first SIGINT into a request in this context; a second SIGINT stops at once.
-
-    `on_request` is called with the first signal. A run whose parent is dead, so that nothing would kill it if it hangs,
-    is ended by the kernel after ORPHAN_SECONDS.
-    """
+    """Turn SIGTERM and the first SIGINT into a request in this context; a second SIGINT stops at once. `on_request` is
+    called with the first signal. A run whose parent is dead, so that nothing would kill it if it hangs, is ended by the
+    kernel after ORPHAN_SECONDS."""
     request = StopRequest()
     parent = os.getppid()
 

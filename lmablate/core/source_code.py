@@ -49,10 +49,8 @@ def fingerprint(path: Path) -> str | None:
 
 
 def fingerprints(parts: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the fingerprints of the modules that decide numbers of a run and are not as shipped.
-
-    `parts` are the (module, name) of the run's components. Raises ConfigError for one whose source cannot be read.
-    """
+    """Return the fingerprints of the modules that decide numbers of a run and are not as shipped. `parts` are the
+    (module, name) of the run's components. Raises ConfigError for one whose source cannot be read."""
     return dict(sorted(_Closure(parts).counted().items()))
 
 
@@ -99,8 +97,7 @@ def place_of(target: Any) -> tuple[str, str]:
 
 @dataclass
 class Source:
-    """The code of a file: its top-level statements as (names, fingerprint), and its imports as (module, name or
-    None)."""
+    """The code of a file: its top-level statements as (names, fingerprint), and its imports as (module, name or None)."""
 
     statements: list[tuple[tuple[str, ...], str]]
     imports: list[tuple[str, str | None]]
@@ -126,8 +123,7 @@ def _read(path: Path, module: str = "") -> Source | None:
 
 
 def _prints(node: ast.stmt) -> list[tuple[tuple[str, ...], str]]:
-    """Return the names bound by a statement with its fingerprint; one entry a name for an import, none for a
-    docstring."""
+    """Return the names bound by a statement with its fingerprint; one entry a name for an import, none for a docstring."""
     if _is_docstring(node) or (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
         return []
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -332,8 +328,7 @@ def _opaque(module: str, path: Path | None, name: str | None) -> str:
 
 
 def _find(module: str) -> Path | None:
-    """Return the file of a module without importing it: an imported one's own, else the one that an import would
-    use."""
+    """Return the file of a module without importing it: an imported one's own, else the one that an import would use."""
     if module in _states():
         return science_modules().get(module)
     loaded = sys.modules.get(module)

@@ -50,8 +50,7 @@ class Guarded:
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
-        """Redirect the stream to /dev/null, also for Python's buffers, and report it on stderr unless the reader closed
-        it."""
+        """Redirect the stream to /dev/null, also for Python's buffers, and report it on stderr unless the reader closed it."""
         with suppress(OSError, ValueError):
             number, null = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
@@ -80,8 +79,7 @@ def guard_streams() -> None:
 
 
 def _nowhere() -> TextIO:
-    """Return a stream to /dev/null for one that was closed. Its number stays taken, so that no file of a run gets
-    it."""
+    """Return a stream to /dev/null for one that was closed. Its number stays taken, so that no file of a run gets it."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 2:
         pass
     return os.fdopen(number, "w")

@@ -75,10 +75,8 @@ class LauncherChoice(str):
 
 
 def engine_of(launcher: str) -> Engine | None:
-    """Return the engine of a launcher, or None for local processes.
-
-    Raises ConfigError before any compute if its library is missing or a setting is wrong.
-    """
+    """Return the engine of a launcher, or None for local processes. Raises ConfigError before any compute if its
+    library is missing or a setting is wrong."""
     if launcher not in ENGINES:
         return None
     name, extra, library = ENGINES[launcher]

@@ -57,8 +57,7 @@ def warm_up(modules: Sequence[str] = ()) -> int:
 
 
 def compile_graph(directory: Path, trusted: Sequence[str]) -> None:
-    """Compile the graph of a run as its first step does, for children to find. Exits if a fork would be unsafe
-    afterwards."""
+    """Compile the graph of a run as its first step does, for children to find. Exits if a fork would be unsafe afterwards."""
     from lmablate.model import build_model
     from lmablate.model.components import trust
     from lmablate.training.trainer import Trainer

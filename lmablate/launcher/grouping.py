@@ -27,10 +27,8 @@ def group_jobs(jobs: Sequence[Job], data: Mapping[str, TokenData], slots: int) -
 
 
 def split_trunks(jobs: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
-    """Return the branches of each trunk, longest first, and the jobs without a trunk.
-
-    The longest branch leaves the checkpoints that the others start from.
-    """
+    """Return the branches of each trunk, longest first, and the jobs without a trunk. The longest branch leaves the
+    checkpoints that the others start from."""
     trunks: dict[str, list[Job]] = {}
     for job in jobs:
         if job.trunk is not None:

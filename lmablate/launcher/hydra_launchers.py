@@ -1,5 +1,4 @@
-"""Define the Hydra launchers (``hydra/launcher=local``, ``gang`` and the engines): Hydra expands the grid, scheduler.py
-runs it."""
+"""Define the Hydra launchers (``hydra/launcher=local``, ``gang`` and the engines): Hydra expands the grid, scheduler.py runs it."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ from lmablate.launcher.composer import Composer
 
 
 class LocalLauncher(Launcher):
-    """A launcher that composes every job of a multirun into ``collected``; the command checks and runs them
-    (front_door.py)."""
+    """A launcher that composes every job of a multirun into ``collected``; the command checks and runs them (front_door.py)."""
 
     __module__ = "hydra_plugins.lmablate"
     collected: ClassVar[list[DictConfig]] = []

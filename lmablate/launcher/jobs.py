@@ -70,14 +70,12 @@ class Job:
 
     @property
     def to_replace(self) -> bool:
-        """Return whether the run is finished, to be trained anew (runtime.again), and not yet put aside by this
-        command."""
+        """Return whether the run is finished, to be trained anew (runtime.again), and not yet put aside by this command."""
         return bool(self.cfg.runtime.again) and str(self.directory.path) not in _replaced and self.directory.is_done
 
     @property
     def work(self) -> int:
-        """Return the FLOPs of the whole run; 0 for a user's component that cannot be counted, which the run itself
-        reports."""
+        """Return the FLOPs of the whole run; 0 for a user's component that cannot be counted, which the run itself reports."""
 
         try:
             return flops_per_token(self.cfg) * self.cfg.tokens
@@ -136,10 +134,8 @@ def log_code(jobs: Sequence[Job]) -> None:
 
 
 def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, TokenData]]:
-    """Return the distinct jobs of `configs` in order, and the data of each by run id.
-
-    Each distinct text is read and tokenised once. Raises ConfigError before any training.
-    """
+    """Return the distinct jobs of `configs` in order, and the data of each by run id. Each distinct text is read and
+    tokenised once. Raises ConfigError before any training."""
 
     unwritable = {folder: why for folder in {cfg.results_dir for cfg in configs} if (why := _unwritable(folder))}
     stores: dict[str, TokenData] = {}
@@ -185,9 +181,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
 
 def _unwritable(folder: str) -> ConfigError | None:
     """Return the error of a results directory that can only be read, or None. Its finished runs may still be used.
-
-    Raises ConfigError for a directory that cannot be read either.
-    """
+    Raises ConfigError for a directory that cannot be read either."""
     try:
         check_writable(folder, keep=False)
     except ConfigError as error:

@@ -39,8 +39,7 @@ def label_jobs(jobs: Sequence[Job]) -> None:
 
 
 def short_paths(value: str) -> str:
-    """Return the value of an override with long paths cut to two parts: ``/home/me/texts/en/*.txt`` is
-    ``.../en/*.txt``."""
+    """Return the value of an override with long paths cut to two parts: ``/home/me/texts/en/*.txt`` is ``.../en/*.txt``."""
     return _PATH.sub(r".../\1", value)
 
 

@@ -97,8 +97,7 @@ class Loop:
         return job.done
 
     def _prepared(self, job: Job) -> bool:
-        """Write the job's configuration for its process. If another process trains it, set the job aside and return
-        False."""
+        """Write the job's configuration for its process. If another process trains it, set the job aside and return False."""
         try:
             prepare(job)
         except LockHeld:
@@ -165,8 +164,7 @@ class Loop:
         self.board.finished(job, verdict)
 
     def _retry(self, job: Job, verdict: Verdict) -> bool:
-        """Return whether a failed job is retried: with smaller passes after lack of memory, else up to
-        `runtime.retries` times."""
+        """Return whether a failed job is retried: with smaller passes after lack of memory, else up to `runtime.retries` times."""
         runtime = job.cfg.runtime
         if verdict["kind"] == recovery.MEMORY:
             smaller = recovery.smaller(job.cfg) if "killed" in verdict["error"] else None

@@ -54,10 +54,8 @@ def show(
     *,
     folded: bool = False,
 ) -> None:
-    """Print the table and the price.
-
-    `later`: jobs whose configuration is not final, with `when` it will be; `folded`: one row for each arm of a study.
-    """
+    """Print the table and the price. `later`: jobs whose configuration is not final, with `when` it will be; `folded`:
+    one row for each arm of a study."""
     todo = [*(job for job in jobs if not job.done), *later]
     speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
     priced = [(job, _seconds(job, speed)) for job in jobs]

@@ -148,8 +148,7 @@ class Starter:
 
 @contextmanager
 def shared_warm_process(args: Sequence[str]) -> Iterator[None]:
-    """Share a warm process among the sweeps of a command. It starts at once if the arguments suggest several runs on
-    the CPU."""
+    """Share a warm process among the sweeps of a command. It starts at once if the arguments suggest several runs on the CPU."""
     global _idle
     several = {"-m", "--multirun"} & set(args) or any(arg.startswith(("sweeps=", "hydra/sweeper=")) for arg in args)
     shows = {"-h", "--help", "-c", "--cfg", "--info"} & set(args)
@@ -185,8 +184,7 @@ def _return(warm: WarmProcess) -> None:
 
 
 def can_fork(job: Job) -> bool:
-    """Return whether a fork is safe: on Linux, for jobs without a GPU. Raises ConfigError for an unknown
-    LMABLATE_START."""
+    """Return whether a fork is safe: on Linux, for jobs without a GPU. Raises ConfigError for an unknown LMABLATE_START."""
     method = _method()
     if method not in ("auto", "spawn"):
         raise ConfigError(f"LMABLATE_START={method}: use auto or spawn")
@@ -214,10 +212,8 @@ def _pidfd_works() -> bool:
 
 
 def graph_of(jobs: Sequence[Job]) -> str | None:
-    """Return the key of a graph that is compiled once for all its runs; None if its runs compile for themselves.
-
-    A process that has used several threads cannot fork, and a user's own components may change its state.
-    """
+    """Return the key of a graph that is compiled once for all its runs; None if its runs compile for themselves. A
+    process that has used several threads cannot fork, and a user's own components may change its state."""
     cfg = jobs[0].cfg
     if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or _trusted():
         return None

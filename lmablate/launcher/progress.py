@@ -260,10 +260,8 @@ def unigram_comparison(row: RunResult) -> str:
 
 
 def _numbers(status: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Return training loss, validation loss, accuracy and tokens a second of a heartbeat, each empty if unknown.
-
-    A validation loss of another step than the training loss names its step.
-    """
+    """Return training loss, validation loss, accuracy and tokens a second of a heartbeat, each empty if unknown. A
+    validation loss of another step than the training loss names its step."""
     train, val, speed = (status.get(key) for key in ("train_loss", "val_loss", "tokens_per_second"))
     at = status.get("val_step", status.get("step"))
     when = "" if at == status.get("step") else f" (step {at})"

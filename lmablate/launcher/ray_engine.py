@@ -33,12 +33,9 @@ STORE_BYTES = 80 * 1024**2  # object store of our own cluster: Ray requires 75 M
 
 
 class RaySettings(Settings):
-    """Settings of ``hydra.launcher`` for Ray.
-
-    `address`: null starts a cluster on this machine for the command; auto or HOST:PORT joins one. `cpus` and `gpus` a
-    run: null is runtime.threads, and one GPU with runtime.device=cuda. `at_once`: runs at a time; null is as many as
-    fit.
-    """
+    """Settings of ``hydra.launcher`` for Ray. `address`: null starts a cluster on this machine for the command; auto or
+    HOST:PORT joins one. `cpus` and `gpus` a run: null is runtime.threads, and one GPU with runtime.device=cuda.
+    `at_once`: runs at a time; null is as many as fit."""
 
     address: str | None
     cpus: PositiveFloat | None

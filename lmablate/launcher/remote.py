@@ -37,10 +37,8 @@ class Retries:
 
 
 class RemoteProcess:
-    """A job on an engine. Its outcome is read from the run's folder; the engine only reports that it has ended.
-
-    `ended` returns None while the job lives or waits, then an exit code or a message of the engine.
-    """
+    """A job on an engine. Its outcome is read from the run's folder; the engine only reports that it has ended. `ended`
+    returns None while the job lives or waits, then an exit code or a message of the engine."""
 
     pid = 0  # no process on this machine
 

@@ -134,14 +134,12 @@ def _run_in_processes(queue: list[list[Job]], board: Board, n_slots: int, engine
 
 
 def heaviest_first(jobs: Sequence[Job]) -> list[Job]:
-    """Return jobs by decreasing FLOPs, since a long run that starts last leaves other cores idle. The sort is
-    stable."""
+    """Return jobs by decreasing FLOPs, since a long run that starts last leaves other cores idle. The sort is stable."""
     return sorted(jobs, key=lambda job: -job.work)
 
 
 def slot_count(jobs: Sequence[Job]) -> int:
-    """Return how many jobs run at a time: runtime.workers, else one a GPU, else one for each `runtime.threads`
-    cores."""
+    """Return how many jobs run at a time: runtime.workers, else one a GPU, else one for each `runtime.threads` cores."""
     if not jobs:
         return 0
     runtime = jobs[0].cfg.runtime

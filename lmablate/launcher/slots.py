@@ -77,9 +77,7 @@ class Slots:
 
     def _whole(self, slot: int) -> Device | None:
         """Return a GPU for a job that states no memory: one without jobs, or else in turn one that only such jobs use.
-
-        GPUs are shared in turn only if runtime.workers exceeds their number.
-        """
+        GPUs are shared in turn only if runtime.workers exceeds their number."""
         users = [name for name, _ in self.taken.values()]
         if free := [device for device in self.devices if device.name not in users]:
             return free[0]
@@ -120,10 +118,8 @@ def parallel_jobs(devices: Sequence[Device], needs: Sequence[float | None]) -> i
 
 @cache
 def gpus(measured: bool = False) -> tuple[Device, ...]:
-    """Return the GPUs in CUDA_VISIBLE_DEVICES, with their memory if `measured`.
-
-    A separate process measures it, so that this one takes no memory on any GPU.
-    """
+    """Return the GPUs in CUDA_VISIBLE_DEVICES, with their memory if `measured`. A separate process measures it, so that
+    this one takes no memory on any GPU."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

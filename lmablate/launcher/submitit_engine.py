@@ -33,8 +33,7 @@ FOLDER = ".submitit"  # in results_dir: submissions and logs of submitit
 
 
 class LocalSettings(Settings):
-    """Settings of ``hydra.launcher``. `at_once`: jobs at a time, since submitit's local executor starts all it is
-    given."""
+    """Settings of ``hydra.launcher``. `at_once`: jobs at a time, since submitit's local executor starts all it is given."""
 
     at_once: PositiveInt | None
     timeout_min: PositiveInt
@@ -42,11 +41,9 @@ class LocalSettings(Settings):
 
 
 class SlurmSettings(Settings):
-    """Settings of ``hydra.launcher`` as sbatch options; null keeps the cluster's own.
-
-    `array_parallelism`: tasks of a job array at a time. `signal_delay_s`: seconds before the time limit at which a run
-    is stopped with a checkpoint and requeued, at most `max_num_timeout` times.
-    """
+    """Settings of ``hydra.launcher`` as sbatch options; null keeps the cluster's own. `array_parallelism`: tasks of a
+    job array at a time. `signal_delay_s`: seconds before the time limit at which a run is stopped with a checkpoint and
+    requeued, at most `max_num_timeout` times."""
 
     partition: str | None
     account: str | None
@@ -69,16 +66,13 @@ SETTINGS: dict[str, type[Settings]] = {"submitit_local": LocalSettings, "submiti
 
 
 class Call:
-    """The callable that submitit runs in its process. It holds no state, so that its pickle is the name of this
-    class."""
+    """The callable that submitit runs in its process. It holds no state, so that its pickle is the name of this class."""
 
     task: Task | None = None
 
     def __call__(self, *arguments: str) -> int:
-        """Run a task, and forward the signals of Slurm and submitit. Returns its exit code.
-
-        A stopped run exits without a return value, so that it does not look finished if the cluster requeues it.
-        """
+        """Run a task, and forward the signals of Slurm and submitit. Returns its exit code. A stopped run exits without
+        a return value, so that it does not look finished if the cluster requeues it."""
         task = Task(arguments)
         type(self).task = task
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,8 +83,7 @@ class Call:
         return code
 
     def checkpoint(self, *arguments: str) -> Any:
-        """Stop the run and resubmit the same arguments. submitit calls this near the time limit, or on its preemption
-        signal."""
+        """Stop the run and resubmit the same arguments. submitit calls this near the time limit, or on its preemption signal."""
         from submitit.helpers import DelayedSubmission
 
         if self.task is not None and self.task.child is not None:

@@ -97,10 +97,8 @@ def _write(path: Path, jobs: Sequence[Job]) -> None:
 
 
 def _name(jobs: Sequence[Job]) -> str:
-    """Return the name of a study, whose later stages are not known yet, or a name from the run ids.
-
-    The same command thus has the same file.
-    """
+    """Return the name of a study, whose later stages are not known yet, or a name from the run ids. The same command
+    thus has the same file."""
     sweep = re.sub(r"[^A-Za-z0-9_.-]+", "_", jobs[0].cfg.sweep or "grid").lstrip(".") or "grid"
     if any(job.cfg.stage is not None for job in jobs):
         return sweep
@@ -108,10 +106,8 @@ def _name(jobs: Sequence[Job]) -> str:
 
 
 def load_sweeps(results_dir: str | Path) -> list[SweepJobs]:
-    """Return the sweeps of a results directory, and last, without a name, the runs that no sweep lists.
-
-    Damaged files are skipped with a warning.
-    """
+    """Return the sweeps of a results directory, and last, without a name, the runs that no sweep lists. Damaged files
+    are skipped with a warning."""
     folder = Path(results_dir)
     sweeps = [sweep for path in _files(folder / FOLDER) if (sweep := _read(path)) is not None]
     known = {run_id for sweep in sweeps for run_id in sweep.jobs}
@@ -150,12 +146,9 @@ def _read(path: Path) -> SweepJobs | None:
 
 
 def run_status(results_dir: str | Path, run_id: str) -> dict[str, Any]:
-    """Return the state of a run, with None for unknown values.
-
-    Keys: `state` (one of STATES), `step` and `steps`, `age` of its heartbeat in seconds, `host`, `pid`, `error`,
-    `attempts`, `val_loss`, `overrides` (of a finished run). The lock tells whether the run is at work, since its owner
-    cannot outlive it; clocks do not.
-    """
+    """Return the state of a run, with None for unknown values. Keys: `state` (one of STATES), `step` and `steps`, `age`
+    of its heartbeat in seconds, `host`, `pid`, `error`, `attempts`, `val_loss`, `overrides` (of a finished run). The
+    lock tells whether the run is at work, since its owner cannot outlive it; clocks do not."""
     directory = RunDirectory(results_dir, run_id)
     status = directory.read_status()
     found: dict[str, Any] = {"run_id": run_id, "state": "missing", "age": age(directory) if status else None}

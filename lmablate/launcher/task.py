@@ -35,9 +35,7 @@ class Task:
 
     def run(self, beat: Callable[[], None] = lambda: None) -> int:
         """Train the run. Returns 0 for done, 1 for failed, 143 for stopped, negative for the signal that killed it.
-
-        `beat` is called at every check of the child.
-        """
+        `beat` is called at every check of the child."""
         args = self.args
         if not os.path.isdir(args.folder) or not all((path / "config.yaml").is_file() for path in args.directories):
             return NO_FOLDER

@@ -14,8 +14,7 @@ Status = Mapping[str, Any]
 
 @dataclass
 class Todo:
-    """A run of the command. `work` is its share of the whole (any unit), `status` its last heartbeat, empty before the
-    first."""
+    """A run of the command. `work` is its share of the whole (any unit), `status` its last heartbeat, empty before the first."""
 
     cfg: RunConfig
     work: float
@@ -44,10 +43,7 @@ def evaluations_left(cfg: RunConfig, step: int) -> int:
 
 def run_left(cfg: RunConfig, status: Status, *, step: int | None = None) -> float | None:
     """Return the remaining seconds of a run from its last step (or from `step`), or None before its first steps were
-    timed.
-
-    These are the steps at the mean speed so far, and the evaluations to come.
-    """
+    timed. These are the steps at the mean speed so far, and the evaluations to come."""
     reached = status.get("step") or 0
     if not reached or not status.get("seconds"):
         return None
@@ -57,10 +53,8 @@ def run_left(cfg: RunConfig, status: Status, *, step: int | None = None) -> floa
 
 
 def time_left(todo: Sequence[Todo]) -> float | None:
-    """Return the seconds until all runs have ended, or None before anything is known.
-
-    Runs that have not begun take as long as the others for their work. As many as are training now share the rest.
-    """
+    """Return the seconds until all runs have ended, or None before anything is known. Runs that have not begun take as
+    long as the others for their work. As many as are training now share the rest."""
     waiting = [one for one in todo if not one.ended]
     at_work = [(one, left) for one in waiting if (left := run_left(one.cfg, one.status)) is not None]
     known = [(seconds, one.work) for one in todo if (seconds := one.whole) is not None]

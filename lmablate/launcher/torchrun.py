@@ -52,8 +52,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def lead(cfg: RunConfig) -> int:
-    """Run the command as without torchrun; the trainer calls the others (training/distributed). Returns its exit
-    code."""
+    """Run the command as without torchrun; the trainer calls the others (training/distributed). Returns its exit code."""
     from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 

@@ -139,8 +139,7 @@ class WarmProcess(Forker):
         return process
 
     def template(self, directory: Path, trusted: Sequence[str], environment: dict[str, str]) -> Template:
-        """Fork a process that compiles the graph of the run in `directory`, and writes to its log. Raises
-        ForkFailed."""
+        """Fork a process that compiles the graph of the run in `directory`, and writes to its log. Raises ForkFailed."""
         ours, theirs = Pipe()
         with theirs:
             number = self._ask("template", [directory], trusted, environment)
@@ -234,10 +233,8 @@ class Forked:
             os.kill(self.pid, number)
 
     def _check_orphan(self) -> None:
-        """Handle the end of a run whose forker is gone, so that its exit code is unknown.
-
-        The kernel has sent it SIGTERM, which takes effect after its step.
-        """
+        """Handle the end of a run whose forker is gone, so that its exit code is unknown. The kernel has sent it
+        SIGTERM, which takes effect after its step."""
         if self._fd is None or self._fd < 0 or select.select([self._fd], [], [], 0)[0]:
             self.lost, self.code = True, -signal.SIGTERM
             return

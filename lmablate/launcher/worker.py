@@ -51,10 +51,8 @@ def start_worker(
     directories: Sequence[Path], trusted: Sequence[str], environment: Mapping[str, str], folder: str | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a worker for the runs in `directories`, with `environment` added to ours, in `folder` (None: the current
-    one).
-
-    It writes to the log of the first run, and leads a session of its own, so that a signal reaches its children too.
-    """
+    one). It writes to the log of the first run, and leads a session of its own, so that a signal reaches its children
+    too."""
     command = [sys.executable, "-m", "lmablate.launcher.worker", *map(str, directories), "--parent", str(os.getpid())]
     for package in trusted:
         command += ["--trust", package]
@@ -71,8 +69,7 @@ def start_worker(
 
 
 def thread_environment(threads: int, compile_cache: str) -> dict[str, str]:
-    """Return the environment variables of a run on `threads` cores. Runs share compiled code through
-    `compile_cache`."""
+    """Return the environment variables of a run on `threads` cores. Runs share compiled code through `compile_cache`."""
     # Two OpenMP teams on one core wait for each other; with one thread a run none waits.
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     return {**environment, "TORCHINDUCTOR_CACHE_DIR": compile_cache}
@@ -129,10 +126,8 @@ def run_directory(path: Path) -> int:
 
 
 def run_group(paths: Sequence[Path]) -> int:
-    """Train the runs in `paths` together. Returns 0 if all ended, 1 if one failed, 143 for stopped.
-
-    Runs that cannot train in a gang train one by one, so that one bad run affects no other.
-    """
+    """Train the runs in `paths` together. Returns 0 if all ended, 1 if one failed, 143 for stopped. Runs that cannot
+    train in a gang train one by one, so that one bad run affects no other."""
     from lmablate.runs.gang_run import train_group
     from lmablate.runs.prepared import prepare_run
     from lmablate.training.trainer import Interrupted
@@ -161,8 +156,7 @@ def run_group(paths: Sequence[Path]) -> int:
 
 
 def _run_branches(directories: Sequence[RunDirectory]) -> int:
-    """Train the branches of one trunk one after the other, the longest first. Each starts from a checkpoint of the
-    trunk."""
+    """Train the branches of one trunk one after the other, the longest first. Each starts from a checkpoint of the trunk."""
 
     worst = 0
     for i, directory in enumerate(directories):

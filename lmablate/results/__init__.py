@@ -13,8 +13,7 @@ __all__ = [name for names in _HOME.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a reader on first use: pandas takes a second to import, and the other modules of this room do without
-    it."""
+    """Import a reader on first use: pandas takes a second to import, and the other modules of this room do without it."""
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(f"lmablate.results.{module}"), name)

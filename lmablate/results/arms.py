@@ -26,10 +26,8 @@ _BARE = ("none", "all", "tiny", "small", "base", "short")
 
 
 def axis_columns(runs: pd.DataFrame) -> list[str]:
-    """Return the columns that hold option names, in reading order.
-
-    `load_runs` stores them in ``runs.attrs``; without that (a frame read from CSV), undotted columns of text count.
-    """
+    """Return the columns that hold option names, in reading order. `load_runs` stores them in ``runs.attrs``; without
+    that (a frame read from CSV), undotted columns of text count."""
     noted = runs.attrs.get("axes")
     if noted is None:
         noted = [c for c in runs.columns if "." not in c and all(isinstance(value, str) for value in runs[c])]
@@ -39,8 +37,7 @@ def axis_columns(runs: pd.DataFrame) -> list[str]:
 
 
 def config_columns(runs: pd.DataFrame) -> list[str]:
-    """Return the dotted columns that belong to the science of a run: ``optim.lr``, ``model.d_ff``,
-    ``data.fingerprint``."""
+    """Return the dotted columns that belong to the science of a run: ``optim.lr``, ``model.d_ff``, ``data.fingerprint``."""
     dotted = [column for column in runs.columns if "." in column and not column.endswith("_target_")]
     return [column for column in dotted if not column.startswith(_NOT_SCIENCE)]
 
@@ -57,11 +54,9 @@ def axes_that_vary(runs: pd.DataFrame, *, config: bool = False) -> list[str]:
 
 def arm_columns(runs: pd.DataFrame) -> list[str]:
     """Return the fewest columns that distinguish the arms of `runs`: runs with equal values differ in seeds at most.
-
     These are all axes that vary, then the configuration keys that the axes do not already decide (`optim.lr` of a
     learning-rate grid, but not the `model.d_ff` that follows from the activation), then `science_version` and `code` if
-    they are mixed.
-    """
+    they are mixed."""
     chosen = axes_that_vary(runs)
     if "preset" in chosen:  # a published system replaces the axes it decides
         systems = keys(runs, "preset")
@@ -81,8 +76,7 @@ def arm_columns(runs: pd.DataFrame) -> list[str]:
 
 
 def arm_label(row: Mapping[Any, Any], columns: Sequence[str]) -> str:
-    """Return a short name of an arm, such as ``rms · swiglu`` or ``layer · lr 0.003``. `columns` are those of
-    arm_columns."""
+    """Return a short name of an arm, such as ``rms · swiglu`` or ``layer · lr 0.003``. `columns` are those of arm_columns."""
     parts = []
     for column in columns:
         value, name = show(row[column]), column.rpartition(".")[2]

@@ -18,9 +18,7 @@ HIDING = ("mlm", "rtd", "span_corruption")
 
 def on_common_targets(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a copy of `runs` whose `val_loss` is that on common targets, with the objective's own in `val_loss_own`.
-
-    Returns `runs` itself if they have one objective, or if a finished run was not measured on the common targets.
-    """
+    Returns `runs` itself if they have one objective, or if a finished run was not measured on the common targets."""
     if not _mixed(runs) or _unmeasured(runs):
         return runs
     out = runs.copy()

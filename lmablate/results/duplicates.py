@@ -23,10 +23,8 @@ class Copy(NamedTuple):
 
     @property
     def worth(self) -> tuple[bool, int, bool, bool, int]:
-        """Return a sorting key: the largest copy is taken, of equal ones the first.
-
-        Loss and divergence do not count, since that would choose by the outcome.
-        """
+        """Return a sorting key: the largest copy is taken, of equal ones the first. Loss and divergence do not count,
+        since that would choose by the outcome."""
         return (
             not is_stale(self.row.science_version, self.row.code),
             self.row.science_version,

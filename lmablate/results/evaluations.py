@@ -72,9 +72,7 @@ def load_evaluations(results_dir: str | Path | Iterable[str | Path]) -> pd.DataF
 
 def load_positions(results_dir: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """Return the loss by position of every evaluation, a row for each bin of positions ``[start, end)`` in the window.
-
-    Columns: the `tokens` in the bin, their mean `nats_per_token`, and those of load_evaluations.
-    """
+    Columns: the `tokens` in the bin, their mean `nats_per_token`, and those of load_evaluations."""
     return frames(_contents(results_dir))[1]
 
 
@@ -110,8 +108,7 @@ def _common(path: Path | None, content: EvaluationFile, entry: WindowScores) -> 
 
 
 def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[tuple[Path, EvaluationFile]]:
-    """Return every readable evaluation of finished runs, oldest first; of a run in several folders, of the copy that
-    counts."""
+    """Return every readable evaluation of finished runs, oldest first; of a run in several folders, of the copy that counts."""
     found: list[tuple[Path, EvaluationFile]] = []
     folders = result_folders(results_dir)
     counts = counted(folders)

@@ -12,8 +12,7 @@ ResultsDir = str | Path | Iterable[str | Path]
 
 
 class SkippedFile(UserWarning):
-    """The warning about files of a results directory that are damaged, or of runs that count elsewhere; it names
-    them."""
+    """The warning about files of a results directory that are damaged, or of runs that count elsewhere; it names them."""
 
 
 def result_folders(results_dir: ResultsDir) -> list[Path]:

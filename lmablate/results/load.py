@@ -134,11 +134,9 @@ def _in_runs(folder: Path, name: str, wanted: Collection[str] | None = None) -> 
 
 
 def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
-    """Return runs without a readable result.json in any of the folders.
-
-    Keys: `run_id`, `state` (of the heartbeat, ``not started`` without one, ``damaged`` if result.json cannot be read or
-    the folder may not be entered), `error`, `step`, `steps`, `overrides`, and the `log` path.
-    """
+    """Return runs without a readable result.json in any of the folders. Keys: `run_id`, `state` (of the heartbeat,
+    ``not started`` without one, ``damaged`` if result.json cannot be read or the folder may not be entered), `error`,
+    `step`, `steps`, `overrides`, and the `log` path."""
     import yaml
 
     rows: dict[str, dict[str, Any]] = {}

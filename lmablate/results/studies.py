@@ -77,9 +77,7 @@ def _left_out(path: Path, error: OSError | ValueError) -> None:
 
 def studies_in(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Return the studies of several results directories. Of copies of one study, the one that lists more runs counts.
-
-    Different studies of one stored sweep (at another scale) have their folders in their names (AT).
-    """
+    Different studies of one stored sweep (at another scale) have their folders in their names (AT)."""
     found: list[tuple[str | Path, dict[str, Any]]] = []
     for folder in folders:
         for study in load_studies(folder).values():

@@ -56,9 +56,7 @@ class DiagnosticsRerun(RunDirectory):
 
 def open_directory(cfg: RunConfig, identity: str) -> RunDirectory:
     """Return the folder to train in: the run's own, or its ``again/`` if the finished run lacks requested diagnostics.
-
-    A rerun starts from scratch if its records so far lack the requested diagnostics.
-    """
+    A rerun starts from scratch if its records so far lack the requested diagnostics."""
     from lmablate.training.checkpoint import checkpoints
 
     directory = RunDirectory(Path(cfg.results_dir), identity)

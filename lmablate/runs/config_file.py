@@ -1,5 +1,4 @@
-"""Write and read config.yaml of a run: its resolved configuration under a checksum, so that a changed file is
-refused."""
+"""Write and read config.yaml of a run: its resolved configuration under a checksum, so that a changed file is refused."""
 
 from __future__ import annotations
 
@@ -28,11 +27,8 @@ def write_config(cfg: RunConfig, path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Return the RunConfig of a run directory. A file without a checksum is accepted.
-
-    Raises ConfigError for a file that is damaged, was changed, or is of another release; FileNotFoundError if there is
-    none.
-    """
+    """Return the RunConfig of a run directory. A file without a checksum is accepted. Raises ConfigError for a file
+    that is damaged, was changed, or is of another release; FileNotFoundError if there is none."""
     import yaml
     from pydantic import ValidationError
 

@@ -57,8 +57,7 @@ def evaluation(
 
 
 def check_text(cfg: RunConfig, data: TokenData) -> None:
-    """Raise ConfigError if the validation text is shorter than the longest requested window
-    (runtime.evaluate_lengths)."""
+    """Raise ConfigError if the validation text is shorter than the longest requested window (runtime.evaluate_lengths)."""
     plan = requested_protocols(cfg)
     if plan and (longest := max(plan).length) > max(len(data.val), cfg.model.context_length):
         raise ConfigError(
@@ -82,8 +81,7 @@ def evaluate_trained(model: TransformerLM, cfg: RunConfig, data: TokenData, dire
 
 
 def evaluate_from_checkpoint(run: PreparedRun) -> bool:
-    """Evaluate a finished run from its last checkpoint, as its configuration requests. Returns False if there is
-    none."""
+    """Evaluate a finished run from its last checkpoint, as its configuration requests. Returns False if there is none."""
     found = checkpoints(run.directory.checkpoint_dir)
     if not found:
         return False

@@ -32,13 +32,10 @@ def train_group(
     on_end: Callable[[str, str], None] = lambda run_id, status: None,
     on_trial: Callable[[str], None] = lambda what: None,
 ) -> None:
-    """Train runs of one graph, as many at a time as the planner finds fastest.
-
-    `on_end` is called with the id and status of each run that ends. `on_trial` is called with a message before the
-    trials that precede the first step. A run that cannot start is reported as failed and leaves the others alone.
-    Raises trainer.Interrupted after SIGTERM or SIGINT, with checkpoints written, and LockHeld last for runs locked
-    elsewhere.
-    """
+    """Train runs of one graph, as many at a time as the planner finds fastest. `on_end` is called with the id and
+    status of each run that ends. `on_trial` is called with a message before the trials that precede the first step. A
+    run that cannot start is reported as failed and leaves the others alone. Raises trainer.Interrupted after SIGTERM or
+    SIGINT, with checkpoints written, and LockHeld last for runs locked elsewhere."""
     torch.set_num_threads(runs[0].cfg.runtime.threads)
     torch.set_flush_denormal(True)
     runs = [run for run in runs if not _only_evaluated(run, on_end)]
@@ -183,11 +180,9 @@ def _seconds_per_member(runs: Sequence[PreparedRun], size: int, *, compiled: boo
 
 def self_test(runs: Sequence[PreparedRun]) -> float:
     """Return the largest relative difference between gradients of two members trained together and alone; 0.0 is
-    bit-equal.
-
-    On a CPU, eager, it is 0.0 but for a few sequences a step with an FFN width that fills no whole vectors. The last
-    values of a tensor then take the scalar path of torch's pointwise functions, and in a gang other values come last.
-    """
+    bit-equal. On a CPU, eager, it is 0.0 but for a few sequences a step with an FFN width that fills no whole vectors.
+    The last values of a tensor then take the scalar path of torch's pointwise functions, and in a gang other values
+    come last."""
     together, alone = [_trial(run) for run in runs[:2]], [_trial(run) for run in runs[:2]]
     rows = [trainer.rows(0) for trainer in together]
     compiled = runs[0].cfg.runtime.compile is True

@@ -35,10 +35,8 @@ def existing_run(run_dir: Path) -> RunDirectory:
 
 
 def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
-    """Return the model of a run with its last weights in eval mode, its configuration, and its tokens.
-
-    Raises ConfigError for a folder without a run or a checkpoint, and for code or text that has changed since.
-    """
+    """Return the model of a run with its last weights in eval mode, its configuration, and its tokens. Raises
+    ConfigError for a folder without a run or a checkpoint, and for code or text that has changed since."""
     directory = existing_run(run_dir)
     found = checkpoints(directory.checkpoint_dir)
     if not found:
@@ -67,8 +65,7 @@ def _same_code(run_dir: Path, cfg: RunConfig) -> None:
 
 
 def _same_text(run_dir: Path, row: RunResult | None, data: TokenData) -> None:
-    """Raise ConfigError if the tokenizer is no longer the one of training: the text it is made from may have
-    changed."""
+    """Raise ConfigError if the tokenizer is no longer the one of training: the text it is made from may have changed."""
     trained = None if row is None else row.data.get("tokenizer")
     if trained is not None and trained != data.tokenizer_fingerprint:
         raise ConfigError(

@@ -39,10 +39,8 @@ class PreparedRun:
 
 
 def prepare_run(cfg: RunConfig, data: TokenData | None = None) -> PreparedRun:
-    """Load the data of `cfg` unless it is given, and settle the settings that depend on it.
-
-    Raises ConfigError for missing text, a preset with another vocabulary, and a parent that does not fit.
-    """
+    """Load the data of `cfg` unless it is given, and settle the settings that depend on it. Raises ConfigError for
+    missing text, a preset with another vocabulary, and a parent that does not fit."""
     data = load_data(cfg) if data is None else data
     final = with_data(cfg, data)
     return PreparedRun(final, data, run_id(final, data))
@@ -57,10 +55,8 @@ def load_data(cfg: RunConfig) -> TokenData:
 
 def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
     """Return `cfg` with the vocabulary of its tokenizer plus the ids that the objective reserves (a mask, sentinels),
-    and with the settings of its parent (trainer.init_from).
-
-    Raises ConfigError for a preset at its own size with another vocabulary, and for a parent that does not fit.
-    """
+    and with the settings of its parent (trainer.init_from). Raises ConfigError for a preset at its own size with
+    another vocabulary, and for a parent that does not fit."""
 
     check_vocabulary(cfg, data.vocab_size)
     own = cfg.objective.model_dump()
@@ -70,8 +66,7 @@ def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
 
 
 def foreign_vocabulary(cfg: RunConfig, size: int | None) -> bool:
-    """Return whether a preset at its own size has a tokenizer of another size; False while that `size` is None
-    (unknown)."""
+    """Return whether a preset at its own size has a tokenizer of another size; False while that `size` is None (unknown)."""
     return cfg.published_vocab_size is not None and size is not None and size != cfg.published_vocab_size
 
 
@@ -86,8 +81,7 @@ def check_vocabulary(cfg: RunConfig, size: int | None) -> None:
 
 
 def check_code(cfg: RunConfig) -> None:
-    """Raise ConfigError if the code of a component has changed since planning, so that the run id no longer describes
-    it."""
+    """Raise ConfigError if the code of a component has changed since planning, so that the run id no longer describes it."""
     now = code_of(cfg)
     if (now or {}) != (cfg.code or {}):
         raise ConfigError(

@@ -22,10 +22,8 @@ SHOWN = ("step", "seconds", "train_loss", "val_loss", "val_accuracy", "tokens_pe
 
 
 def age(directory: RunDirectory) -> float | None:
-    """Return the seconds since the progress file of a run was written, or None if there is none.
-
-    The file's modification time counts, so that the clock of the writing process does not matter.
-    """
+    """Return the seconds since the progress file of a run was written, or None if there is none. The file's
+    modification time counts, so that the clock of the writing process does not matter."""
     try:
         return max(0.0, time.time() - directory.status_path.stat().st_mtime)
     except OSError:

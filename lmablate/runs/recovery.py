@@ -98,10 +98,8 @@ def pass_size(cfg: RunConfig) -> int:
 
 
 def smaller(cfg: RunConfig, *, always: bool = False) -> RunConfig | None:
-    """Return the same run with half the sequences a pass, and so more accumulation.
-
-    Returns None for a pass of one sequence, or unless runtime.on_oom allows it (`always`: ignore that setting).
-    """
+    """Return the same run with half the sequences a pass, and so more accumulation. Returns None for a pass of one
+    sequence, or unless runtime.on_oom allows it (`always`: ignore that setting)."""
     size = pass_size(cfg) // 2
     if size < 1 or not (always or cfg.runtime.on_oom == "halve_microbatch"):
         return None
@@ -142,8 +140,7 @@ class Attempts:
         return True
 
     def repeat(self, trainer: Trainer) -> bool:
-        """Return whether the steps since the last checkpoint are to be repeated, after the records of `trainer` have
-        ended."""
+        """Return whether the steps since the last checkpoint are to be repeated, after the records of `trainer` have ended."""
         at = trainer.progress.diverged_at_step
         if at is None or not not_finite(trainer):
             return False

@@ -101,9 +101,7 @@ def complete_evaluation(run: PreparedRun) -> RunResult | None:
 
 class RunSession:
     """One run at work: its lock, directory, trainer and heartbeat. Leaving it without `finish` marks it as failed.
-
-    Raises locks.LockHeld if another process has the lock, and Finished if another one has finished the run.
-    """
+    Raises locks.LockHeld if another process has the lock, and Finished if another one has finished the run."""
 
     def __init__(self, run: PreparedRun, on_status: Callable[[dict[str, Any]], None] = lambda status: None) -> None:
         cfg = run.cfg

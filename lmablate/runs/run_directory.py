@@ -69,10 +69,8 @@ class RunDirectory:
             append_line(self.log_path, redacted(f"{now} {text}").encode(errors="backslashreplace"))
 
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
-        """Remove the records after `step` (-1: all) and unreadable lines, and return the rest.
-
-        A resume needs this, since it writes the records after its checkpoint again.
-        """
+        """Remove the records after `step` (-1: all) and unreadable lines, and return the rest. A resume needs this,
+        since it writes the records after its checkpoint again."""
         if not self.history_path.exists():
             return []
         raw = self.history_path.read_bytes()
@@ -115,10 +113,8 @@ class RunDirectory:
 
 
 def run_path(text: str) -> Path:
-    """Return the folder of a run given to a command. The beginning of an id is enough if only one run has it.
-
-    Raises argparse.ArgumentTypeError if several have it.
-    """
+    """Return the folder of a run given to a command. The beginning of an id is enough if only one run has it. Raises
+    argparse.ArgumentTypeError if several have it."""
     path = given_path(text)
     if re.fullmatch(r"[0-9a-f]{4,11}", path.name) and not path.exists():
         with suppress(OSError):
@@ -148,11 +144,8 @@ def holds_runs(folder: Path) -> bool:
 
 def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool = True) -> None:
     """Make `folder` if it is missing and write a probe into it. Without `keep`, remove the folders made for that; kept
-    ones are removed with a refused command (files.make_folder).
-
-    Raises ConfigError that names the folder, the reason and the remedy (`key`=...), also for an ``--out`` that holds
-    runs.
-    """
+    ones are removed with a refused command (files.make_folder). Raises ConfigError that names the folder, the reason
+    and the remedy (`key`=...), also for an ``--out`` that holds runs."""
     if key == "--out" and holds_runs(Path(folder)):
         raise ConfigError(
             f"{key} {folder}: runs are there; choose another folder, so that nothing else lies among them"

@@ -18,8 +18,7 @@ Stamp = tuple[int, int]
 
 
 class RunState(NamedTuple):
-    """The parts that a run has and lacks of those its configuration requests. `stamp`: time (ns) and size of
-    result.json."""
+    """The parts that a run has and lacks of those its configuration requests. `stamp`: time (ns) and size of result.json."""
 
     result: RunResult | None
     lacks: tuple[Part, ...]
@@ -33,9 +32,7 @@ class RunState(NamedTuple):
 
 def state_of(cfg: RunConfig, directory: RunDirectory, known: RunState | None = None) -> RunState:
     """Return the state of a run from its folder. An unchanged result.json is taken from `known` and not read again.
-
-    Diagnostics are in history.jsonl, which a restored archive lacks. A diverged run has no evaluation.
-    """
+    Diagnostics are in history.jsonl, which a restored archive lacks. A diverged run has no evaluation."""
     stamp = _stamp(directory)
     if stamp is None:
         return RunState(None, ("result",), None)

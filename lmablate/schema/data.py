@@ -28,10 +28,8 @@ class KjvData(_Text):
 
 
 class FilesData(_Text):
-    """The user's files: one text file is one document, and so is one row of a JSONL, Parquet or Arrow file.
-
-    A dot in `text_field` leads into an object. `skip_bad_lines` skips and counts rows that cannot be documents.
-    """
+    """The user's files: one text file is one document, and so is one row of a JSONL, Parquet or Arrow file. A dot in
+    `text_field` leads into an object. `skip_bad_lines` skips and counts rows that cannot be documents."""
 
     source: Literal["files"]
     paths: str | list[str] | None
@@ -50,11 +48,8 @@ class FilesData(_Text):
 
 
 class HubData(_Text):
-    """A dataset of the Hugging Face Hub.
-
-    `revision`: a commit, a tag or a branch; `max_documents`: stop reading there; `document_start`: a regular expression
-    for the rows that start a document, if a row is not a whole document.
-    """
+    """A dataset of the Hugging Face Hub. `revision`: a commit, a tag or a branch; `max_documents`: stop reading there;
+    `document_start`: a regular expression for the rows that start a document, if a row is not a whole document."""
 
     source: Literal["hub"]
     name: str | None
@@ -83,8 +78,7 @@ class HubData(_Text):
 
 
 class SyntheticData(_Text):
-    """The text of a random Markov chain over `n_states` symbols; a document has `document_length` symbols on
-    average."""
+    """The text of a random Markov chain over `n_states` symbols; a document has `document_length` symbols on average."""
 
     source: Literal["synthetic"]
     chain_seed: Annotated[int, Field(ge=0)]

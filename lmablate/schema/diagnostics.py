@@ -22,9 +22,7 @@ Measure = Literal["gradients", "updates", "activations", "ffn", "attention", "lo
 
 class DiagnosticsSettings(Settings):
     """The diagnostics of a run. `measures` are taken before training, every `every` steps and after the last one.
-
-    Measures of activations read `sequences` texts of the validation span. Without measures, the other two are null.
-    """
+    Measures of activations read `sequences` texts of the validation span. Without measures, the other two are null."""
 
     measures: list[Measure]
     every: Positive | None

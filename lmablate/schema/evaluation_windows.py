@@ -15,8 +15,7 @@ KEY_PREFIX = "runtime.evaluate_"  # prefix of a run's keys; those of the command
 
 
 class Protocol(NamedTuple):
-    """Windows of `length` tokens, each `stride` tokens after the one before: sliding if `stride` is less than
-    `length`."""
+    """Windows of `length` tokens, each `stride` tokens after the one before: sliding if `stride` is less than `length`."""
 
     length: int
     stride: int
@@ -24,10 +23,7 @@ class Protocol(NamedTuple):
 
 def protocols(times: Sequence[float], stride: int | None, train_length: int, *, keys: str = "--") -> list[Protocol]:
     """Return non-overlapping windows of each of `times` the training length, and with a `stride` also longer sliding
-    ones.
-
-    `keys`: prefix of the keys ``lengths`` and ``stride`` in messages. Raises ConfigError.
-    """
+    ones. `keys`: prefix of the keys ``lengths`` and ``stride`` in messages. Raises ConfigError."""
     found: list[Protocol] = []
     for factor in sorted(set(times)):
         length = factor * train_length
@@ -51,8 +47,7 @@ def protocols(times: Sequence[float], stride: int | None, train_length: int, *, 
 
 
 def requested_protocols(cfg: RunConfig) -> list[Protocol]:
-    """Return the windows that ``runtime.evaluate_lengths`` and ``runtime.evaluate_stride`` request. Raises
-    ConfigError."""
+    """Return the windows that ``runtime.evaluate_lengths`` and ``runtime.evaluate_stride`` request. Raises ConfigError."""
     how = cfg.runtime
     if how.evaluate_lengths is None:
         if how.evaluate_stride is not None:

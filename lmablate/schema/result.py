@@ -12,10 +12,8 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 
 class RunResult(BaseModel):
-    """The result of one run. Measures of an objective are additional keys (``extra``).
-
-    Fields are attributes; every key, also of the objective, can be read as of a mapping.
-    """
+    """The result of one run. Measures of an objective are additional keys (``extra``). Fields are attributes; every
+    key, also of the objective, can be read as of a mapping."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 

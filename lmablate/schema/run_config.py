@@ -33,10 +33,7 @@ class Biases(NamedTuple):
 
 class _Model(Settings):
     """Settings of the model that need no solving. `context_length` is in tokens, `init_std` of the matrices' normal
-    draws.
-
-    `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` if None; None in other fields is off.
-    """
+    draws. `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` if None; None in other fields is off."""
 
     d_model: PositiveInt
     n_layers: PositiveInt
@@ -94,11 +91,8 @@ class ActivationSettings(Settings):
 
 
 class StabilitySettings(Settings):
-    """The stability measures of a model; null is off.
-
-    `qk_norm_over`: one norm over all heads of a token instead of one over each head (OLMo 2, arXiv 2501.00656, section
-    3.3); it applies to `v_norm` too.
-    """
+    """The stability measures of a model; null is off. `qk_norm_over`: one norm over all heads of a token instead of one
+    over each head (OLMo 2, arXiv 2501.00656, section 3.3); it applies to `v_norm` too."""
 
     qk_norm: Part | None
     qk_norm_over: Literal["all_heads"] | None = None

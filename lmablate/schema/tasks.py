@@ -49,8 +49,7 @@ class Skill(Settings):
 
 
 class DrawnSkill(Skill):
-    """A task with drawn examples: `n_val` for validation, `n_examples` for training in epochs (None: every example is
-    new)."""
+    """A task with drawn examples: `n_val` for validation, `n_examples` for training in epochs (None: every example is new)."""
 
     n_examples: Positive | None
     n_val: Positive
@@ -98,9 +97,7 @@ class MqarData(LongerSkill):
 
 class RecallData(DrawnSkill):
     """In-context recall (recall.py). `noise_vocab_size` of the `vocab_size` tokens are noise, half of the others keys.
-
-    `train_on` selects the next tokens that the training loss counts.
-    """
+    `train_on` selects the next tokens that the training loss counts."""
 
     source: Literal["recall"]
     noise_vocab_size: Whole
@@ -149,8 +146,7 @@ class SelectiveCopyingData(DrawnSkill):
 
 
 class CompressionData(DrawnSkill):
-    """Rebuilding a random text from the state of its last token (sequences.py). The last of `vocab_size` tokens is
-    special."""
+    """Rebuilding a random text from the state of its last token (sequences.py). The last of `vocab_size` tokens is special."""
 
     source: Literal["compression"]
 
@@ -195,11 +191,8 @@ class ModularData(Skill):
 
 
 class SequenceData(LongerSkill):
-    """A text of 1 to `max_length` items that is copied, reversed or sorted (sequences.py). Two of `vocab_size` tokens are
-    special.
-
-    `max_length` None is as many items as the context holds.
-    """
+    """A text of 1 to `max_length` items that is copied, reversed or sorted (sequences.py). Two of `vocab_size` tokens
+    are special. `max_length` None is as many items as the context holds."""
 
     source: Literal["copy", "reverse", "sort"]
     max_length: Positive | None

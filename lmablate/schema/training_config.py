@@ -21,8 +21,7 @@ from lmablate.schema.types import (
 
 
 def _check_keys(settings: Any, group: str, belongs: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError for a key that this kind of `group` does not have, or lacks. `belongs`: the kinds that have each
-    key."""
+    """Raise ValueError for a key that this kind of `group` does not have, or lacks. `belongs`: the kinds that have each key."""
     for key, kinds in belongs.items():
         given = getattr(settings, key) is not None
         if given and settings.kind not in kinds:
@@ -88,9 +87,7 @@ class OptimSettings(Settings):
 
 class ScheduleSettings(Settings):
     """The learning rate's factor over the steps. `warmup_fraction` is of all steps, and one of the two warmups is null.
-
-    `branches`: shares of the steps at which runs of a common trunk end their decay.
-    """
+    `branches`: shares of the steps at which runs of a common trunk end their decay."""
 
     kind: Literal["cosine", "wsd", "wsd_branches", "linear", "constant"]
     warmup_steps: NonNegativeInt | None
@@ -108,8 +105,7 @@ class ScheduleSettings(Settings):
 
 
 class _Trainer(Settings):
-    """Settings of the trainer. `init_from`: the run whose weights are loaded (runs/init_from.py); None draws
-    weights."""
+    """Settings of the trainer. `init_from`: the run whose weights are loaded (runs/init_from.py); None draws weights."""
 
     batch_size: PositiveInt
     divergence_smoothing: Fraction

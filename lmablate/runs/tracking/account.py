@@ -32,8 +32,7 @@ def resolve_mode(mode: str) -> str:
 
 
 def configured_mode() -> str:
-    """Return ``offline`` or ``disabled`` if WANDB_MODE or wandb's settings say so, else ``online`` if a key is
-    configured."""
+    """Return ``offline`` or ``disabled`` if WANDB_MODE or wandb's settings say so, else ``online`` if a key is configured."""
     settings = _settings()
     mode = settings.get("mode", "online")
     if mode in ("offline", "dryrun"):
@@ -53,8 +52,7 @@ def _hint() -> None:
 
 
 def check_names(project: str, group: str | None) -> None:
-    """Raise ConfigError for names that wandb would refuse when the run begins; the run would then go on without
-    wandb."""
+    """Raise ConfigError for names that wandb would refuse when the run begins; the run would then go on without wandb."""
     if bad := [sign for sign in FORBIDDEN if sign in project]:
         raise ConfigError(
             f"runtime.wandb_project={project}: wandb takes no {' '.join(bad)} in the name of a project; the team stands in "

@@ -44,8 +44,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
 
 
 def short_name(choices: Mapping[str, str], defaults: Mapping[str, str], run_id: str) -> str:
-    """Return the choices that differ from the defaults, and the id: ``layer-gelu-<id>``, ``no_posemb-<id>``,
-    ``baseline-<id>``."""
+    """Return the choices that differ from the defaults, and the id: ``layer-gelu-<id>``, ``no_posemb-<id>``, ``baseline-<id>``."""
     parts = [
         f"no_{axis}" if option == "none" else option for axis, option in choices.items() if defaults.get(axis) != option
     ]
@@ -53,8 +52,7 @@ def short_name(choices: Mapping[str, str], defaults: Mapping[str, str], run_id: 
 
 
 def announce(folder: Path, *, name: str, group: str | None, project: str, config: Mapping[str, Any]) -> None:
-    """Write the wandb name and configuration of the run in `folder` for a follower. A failed write costs wandb, not the
-    run."""
+    """Write the wandb name and configuration of the run in `folder` for a follower. A failed write costs wandb, not the run."""
     run = {"name": name, "group": group, "project": project, "config": dict(config)}
     try:
         atomic_write(folder / RUN, json.dumps(run) + "\n")
@@ -70,8 +68,7 @@ def send_anew(folder: Path) -> None:
 
 
 def read_sent(folder: Path) -> dict[str, Any]:
-    """Return what wandb was sent of a run: `step`, the last one; `end`, the `mark_of` the run when it ended. Empty if
-    unknown."""
+    """Return what wandb was sent of a run: `step`, the last one; `end`, the `mark_of` the run when it ended. Empty if unknown."""
     try:
         sent = read_json(folder / SENT)
     except (OSError, ValueError):
@@ -104,11 +101,8 @@ def following(
     end_seconds: float = END_SECONDS,
 ) -> Iterator[subprocess.Popen[str] | None]:
     """Run a follower that sends the runs in `folders` to wandb (`mode`: online, offline or disabled) inside this
-    context.
-
-    Starting takes a moment. Leaving waits up to `end_seconds` for the rest to be written or uploaded; the next follower
-    sends the remainder. `warn` is called with a message on each failure; nothing is raised.
-    """
+    context. Starting takes a moment. Leaving waits up to `end_seconds` for the rest to be written or uploaded; the next
+    follower sends the remainder. `warn` is called with a message on each failure; nothing is raised."""
     process = None
     if mode != "disabled" and folders:
         try:

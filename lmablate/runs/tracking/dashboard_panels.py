@@ -57,10 +57,8 @@ def accessor(key: str) -> str:
 
 
 def workspace(sweep: DashboardSweep, entity: str, project: str) -> ws.Workspace:
-    """Return the runs of the sweep in sections: varied keys, loss curves by arm, learning rates.
-
-    A workspace has one set of runs; for a study it shows those that evaluate the arms at their own rates.
-    """
+    """Return the runs of the sweep in sections: varied keys, loss curves by arm, learning rates. A workspace has one
+    set of runs; for a study it shows those that evaluate the arms at their own rates."""
     sections = [ws.Section(name="What it varies", panels=[_coordinates(sweep)], is_open=True)]
     for key in sweep.groups or SEEDS[:1]:
         panels: list[Any] = [_curve(metric, key) for metric in CURVES]
@@ -145,8 +143,7 @@ def _columns(sweep: DashboardSweep) -> list[str]:
 
 
 def _curve(metric: str, group: str | None) -> wr.LinePlot:
-    """Return a plot of a metric over tokens: mean and one standard deviation over the runs of a group (None: of the run
-    set)."""
+    """Return a plot of a metric over tokens: mean and one standard deviation over the runs of a group (None: of the run set)."""
     title = TITLES[metric] + (f", by {group}" if group else "")
     plot = wr.LinePlot(
         title=title, x=X, y=[metric], title_x="training tokens", groupby=f"{group}.value" if group else None,

@@ -46,8 +46,7 @@ SUMMARY = (
 
 
 class WandbSession:
-    """The wandb state that all runs of a follower share: its mode, the failures reported, and the runs not uploaded in
-    time."""
+    """The wandb state that all runs of a follower share: its mode, the failures reported, and the runs not uploaded in time."""
 
     def __init__(self, mode: str, start_seconds: float, end_seconds: float) -> None:
         self.mode = mode  # online, offline (perhaps after falling back)
@@ -139,8 +138,7 @@ class FollowedRun:
         self._noted = (0.0, -1)  # time of the last confirmation, and the last step sent then
 
     def look(self, *, over: bool) -> bool:
-        """Send new records. Returns False once nothing more will come. `over`: the command has ended, and begins no
-        more runs."""
+        """Send new records. Returns False once nothing more will come. `over`: the command has ended, and begins no more runs."""
         try:
             return not self.through and self._look(over)
         except Exception as error:  # wandb and the disk raise all kinds
@@ -165,11 +163,9 @@ class FollowedRun:
         return True
 
     def _due(self, at_work: bool, done: bool, over: bool) -> bool:
-        """Return whether the run is to be begun or continued at wandb.
-
-        A run at work is due once it has written its name in this attempt; the file may be an earlier attempt's. A run
-        at work with a result is being rerun, and is due when that is done.
-        """
+        """Return whether the run is to be begun or continued at wandb. A run at work is due once it has written its
+        name in this attempt; the file may be an earlier attempt's. A run at work with a result is being rerun, and is
+        due when that is done."""
         if not at_work:
             return (done or over) and unsent(self.folder)
         try:
@@ -193,8 +189,7 @@ class FollowedRun:
         return True
 
     def _send(self) -> None:
-        """Send the records that wandb lacks. After a rewrite, which a resume begins with, the file is read from its
-        start."""
+        """Send the records that wandb lacks. After a rewrite, which a resume begins with, the file is read from its start."""
         assert self.run is not None
         try:
             file = self.directory.history_path.open("rb")
@@ -289,8 +284,7 @@ def _watch(parent: int, over: threading.Event, seconds: float) -> None:
 
 
 def main() -> None:
-    """Follow the runs whose folders stdin lists as JSON. Arguments: the mode, and the seconds for wandb to start and to
-    end."""
+    """Follow the runs whose folders stdin lists as JSON. Arguments: the mode, and the seconds for wandb to start and to end."""
     mode, start_seconds, end_seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
     over = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
