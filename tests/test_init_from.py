@@ -114,7 +114,7 @@ def test_killed_and_continued_it_ends_with_the_same_bits(world, tmp_path):
     asked = iter([0, 0, 0, 15])
     session = RunSession(prepare_run(cfg, data))
     with pytest.raises(Interrupted):
-        list(map(session.take, session.trainer.records(lambda: next(asked))))
+        list(map(session.store, session.trainer.records(lambda: next(asked))))
     level = json.loads((session.directory.path / "history.jsonl").read_text().splitlines()[0])["val_loss"]
     session.lock.release()  # the end of a process frees its locks
     again = RunSession(prepare_run(cfg, data))

@@ -78,6 +78,7 @@ class FileLock:
             )
 
     def release(self) -> None:
+        """Release the lock."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -89,6 +89,7 @@ def snapshot() -> None:
 
 
 def place_of(target: Any) -> tuple[str, str]:
+    """Return the module of a class or function, and the top-level name that defines it."""
     return getattr(target, "__module__", None) or "", getattr(target, "__qualname__", "").split(".")[0]
 
 

@@ -29,6 +29,7 @@ def prepare(job: Job) -> None:
 
 
 def own_config(job: Job) -> Path:
+    """Return the path of the configuration that this launcher writes for a job."""
     return job.directory.path / f".asked-{launcher_name()}.yaml"
 
 

@@ -221,7 +221,7 @@ def graph_of(jobs: Sequence[Job]) -> str | None:
 
 
 def environment_of(job: Job, slot: int, device: str | None = None) -> dict[str, str]:
-    """Return the environment variables to add for a run. `device`: its GPU; None: the one at index `slot`."""
+    """Return the environment variables to add for a run. `device`: its GPU; None: chosen in turn by `slot`."""
     runtime = job.cfg.runtime
     added = thread_environment(runtime.threads, str(compile.compile_cache(runtime.cache_dir)))
     # One process compiles, since every core has a run.

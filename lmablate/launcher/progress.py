@@ -72,6 +72,7 @@ class Board:
             self._live, self.console = None, console()
 
     def print_line(self, text: str) -> None:
+        """Print a line, unless the display is off."""
         if self.mode != "off":
             self.console.print(Text(plain(text)), soft_wrap=True)
             sys.stdout.flush()
@@ -117,6 +118,7 @@ class Board:
         return f"continue {job.run_id}  {job.label}  from step {status['from']}/{status['steps']}"
 
     def finished(self, job: Job, status: dict[str, Any]) -> None:
+        """Print how a job has ended."""
         self.status.pop(job.run_id, None)
         if status["state"] == "failed":
             self.failed.append((job, status["error"]))

@@ -69,6 +69,7 @@ class Slots:
         return self.taken[slot][0] if slot in self.taken else None
 
     def release(self, slot: int) -> None:
+        """Mark a slot as free."""
         self.taken.pop(slot, None)
 
     def left(self, device: Device) -> float:

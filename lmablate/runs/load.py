@@ -58,7 +58,7 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
 def _same_code(run_dir: Path, cfg: RunConfig) -> None:
     """Raise ConfigError if the code of a component has changed since training."""
     now, then = code_of(cfg) or {}, cfg.code or {}
-    if other := {module: said for module, said in {**then, **now}.items() if now.get(module) != then.get(module)}:
+    if other := {module: digest for module, digest in {**then, **now}.items() if now.get(module) != then.get(module)}:
         raise ConfigError(
             f"{run_dir}: it was trained with other code than stands here now: {describe(other)}. Put that code back, or train it again"
         )

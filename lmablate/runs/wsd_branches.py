@@ -129,4 +129,5 @@ def _closed(folder: Path) -> tuple[str, bool]:
 
 
 def trunk_folder(results_dir: str | Path, identity: str) -> Path:
+    """Return the folder of a trunk in a results directory."""
     return Path(results_dir) / FOLDER / identity

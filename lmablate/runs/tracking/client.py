@@ -45,9 +45,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
 
 def short_name(choices: Mapping[str, str], defaults: Mapping[str, str], run_id: str) -> str:
     """Return the choices that differ from the defaults, and the id: ``layer-gelu-<id>``, ``no_posemb-<id>``, ``baseline-<id>``."""
-    parts = [
-        f"no_{axis}" if option == "none" else option for axis, option in choices.items() if defaults.get(axis) != option
-    ]
+    changed = {axis: option for axis, option in choices.items() if defaults.get(axis) != option}
+    parts = [f"no_{axis}" if option == "none" else option for axis, option in changed.items()]
     return "-".join([*(parts or ["baseline"]), run_id])
 
 
@@ -127,10 +126,7 @@ def _start(folders: Sequence[str], mode: str, *seconds: float) -> subprocess.Pop
     package_parent = str(Path(__file__).resolve().parents[3])
     # The mode is decided already, and a wandb service of the user's other runs must not serve these.
     environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "WANDB_SERVICE")}
-    environment |= {
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",
-    }  # the latter would go to wandb's developers
+    environment |= {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # reports would go to wandb's developers
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the child, until it can take it
     try:

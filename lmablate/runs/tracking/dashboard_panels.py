@@ -31,7 +31,7 @@ KINDS: dict[type, str] = {
 }  # fmt: skip
 
 
-class Column(wr.ParallelCoordinatesPlotColumn):
+class FlatColumn(wr.ParallelCoordinatesPlotColumn):
     """A column over a flat configuration key."""
 
     def _to_model(self) -> Any:
@@ -41,7 +41,7 @@ class Column(wr.ParallelCoordinatesPlotColumn):
         return model
 
 
-class Scatter(wr.ScatterPlot):
+class FlatScatter(wr.ScatterPlot):
     """A scatter plot over a flat configuration key."""
 
     def _to_model(self) -> Any:
@@ -79,7 +79,8 @@ def workspace(sweep: DashboardSweep, entity: str, project: str) -> ws.Workspace:
 
 
 def report(sweep: DashboardSweep, entity: str, project: str) -> wr.Report:
-    """The same as a page: curves over arms (of runs that evaluate), learning rates (of runs that tune), and every run."""
+    """Return a report of the sweep: curves by arm (of evaluation runs), learning rates (of tuning runs), and every
+    run."""
     evaluated = _of_sweep(sweep, *([expr.Config(STAGE) != TUNE] if sweep.tuned else []))
     keys = [*sweep.groups, *([STAGE] if len(sweep.stages) > 1 else [])]
     groups = [f"config.{key}.value" for key in keys]
@@ -154,9 +155,9 @@ def _curve(metric: str, group: str | None) -> wr.LinePlot:
 
 def _coordinates(sweep: DashboardSweep) -> wr.ParallelCoordinatesPlot:
     keys = dict.fromkeys([*sweep.groups, *sweep.varied])
-    columns: list[Any] = [Column(wr.Config(key), display_name=key) for key in keys]
-    columns.append(Column(wr.Config(RATE), display_name="learning rate", log=True))
-    columns.append(Column(wr.SummaryMetric(LOSS), display_name=TITLES[LOSS]))
+    columns: list[Any] = [FlatColumn(wr.Config(key), display_name=key) for key in keys]
+    columns.append(FlatColumn(wr.Config(RATE), display_name="learning rate", log=True))
+    columns.append(FlatColumn(wr.SummaryMetric(LOSS), display_name=TITLES[LOSS]))
     return _named(wr.ParallelCoordinatesPlot(title="What it varies", columns=columns), "coordinates")
 
 
@@ -164,7 +165,7 @@ def _rates(sweep: DashboardSweep) -> list[Any]:
     """Return plots of loss against learning rate if the sweep varies it."""
     if not sweep.tuned and RATE not in sweep.varied:
         return []
-    plot = Scatter(
+    plot = FlatScatter(
         title="Final validation loss against learning rate", x=wr.Config(RATE), y=wr.SummaryMetric(LOSS), log_x=True
     )
     return [_named(plot, "rates")]
