@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import make_folder, write_together
 from lmablate.core.paths import given_path
 
@@ -177,7 +177,7 @@ def parser_of(purpose: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m lmablate.analysis.{Path(sys.argv[0]).stem}", description=purpose)
 
 
-@in_words
+@exit_on_config_error
 def run(draw: Callable[[str], Figure], purpose: str, argv: Sequence[str] | None = None) -> int:
     """The command line of an analysis: ``RESULTS_DIR --out FILE`` writes FILE as PNG and as SVG; returns the exit code."""
     parser = parser_of(purpose)

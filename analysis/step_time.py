@@ -26,7 +26,7 @@ from lmablate.analysis._style import (
     save,
     style,
 )
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 from lmablate.core.files import make_folder
 from lmablate.core.paths import given_path
 
@@ -159,7 +159,7 @@ def _draw_parts(axes: Axes, parts: pd.DataFrame) -> None:
     axes.set_xlabel("time against the first configuration, median and 95 % interval")
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.step_time DIR --out FILE``: DIR as ``lmablate.inspect time`` left it."""
     parser = parser_of(__doc__)

@@ -31,7 +31,7 @@ from lmablate.analysis._style import (
     side_column,
     style,
 )
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 from lmablate.core.paths import given_path
 from lmablate.survey.table import Row, by_year
 
@@ -254,7 +254,7 @@ def draw(table: Sequence[Row], judged: Sequence[Mapping[str, Any]], folder: Path
     return [path for name, one in figures.items() for path in save(one, folder / name)]
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.analysis.survey --out DIR``: the figures alone."""
     from lmablate.runs.run_directory import check_writable

@@ -1,10 +1,10 @@
-"""Finished runs kept small enough to publish, and taken up again as done.
+"""Archive finished runs in a form small enough to publish, and restore them as done: ``python -m lmablate.archive``.
 
-``python -m lmablate.archive save RESULTS_DIR ARCHIVE [--sweep NAME]`` writes ``ARCHIVE/rows.jsonl`` (every result row; what
-all rows share stands once, in the first line), for a study ``ARCHIVE/study.json``, and ``ARCHIVE/evaluations.jsonl`` where
-runs were evaluated on their validation text after training. Host, folders and runtime settings stay out. ``python -m
-lmablate.archive restore ARCHIVE [ARCHIVE ...] RESULTS_DIR`` makes run directories of them: training the same sweep there
-trains only what is missing. Checkpoints and loss curves are not kept.
+``save RESULTS_DIR ARCHIVE [--sweep NAME]`` writes ``ARCHIVE/rows.jsonl`` (every result row; values that all rows share
+are in the first line), for a study ``ARCHIVE/study.json``, and ``ARCHIVE/evaluations.jsonl`` if runs were evaluated on
+their validation text after training. Host, folders and runtime settings stay out. ``restore ARCHIVE [ARCHIVE ...]
+RESULTS_DIR`` makes run directories of them, so that training the same sweep there trains only what is missing.
+Checkpoints and loss curves are not kept.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.core import access
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_json, read_jsonl, write_together
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import ARCHIVE as EVALUATIONS
-from lmablate.results.evaluations import evaluations_of, restore_evaluations
+from lmablate.results.evaluations import archived_evaluations, restore_evaluations
 from lmablate.results.studies import load_studies, study_path, write_study
 from lmablate.runs.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
 from lmablate.schema.result import parse_result
 
 ROWS, STUDY = "rows.jsonl", "study.json"
 SCHEMA_VERSION = 1
-PRIVATE = ("host",)  # of provenance
-PLACES = ("results_dir=", "runtime.", "data.paths=", "hydra.")  # overrides that say where or how, and not what
+PRIVATE = ("host",)  # keys of provenance
+LOCATION_KEYS = (
+    "results_dir=",
+    "runtime.",
+    "data.paths=",
+    "hydra.",
+)  # overrides of paths and execution, not of the science
 Row = dict[str, Any]
 
 
 def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
-    """Write the finished runs of `results_dir`, or those of one sweep, to `archive`; returns how many.
-
-    Raises ConfigError where there are none. Failed runs are left out: they are not results.
-    """
+    """Write the finished runs of `results_dir`, or those of one sweep, to `archive`. Returns their number. Raises
+    ConfigError if there are none. Failed runs are left out: they are not results."""
 
     check_readable(results_dir, "")
     rows = {row["run_id"]: public(row) for row in _readable(results_dir) if row["status"] != "failed"}
@@ -51,23 +54,23 @@ def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     elif sweep:
         rows = {key: row for key, row in rows.items() if row.get("sweep") == sweep}
     if not rows:
-        said = f" of sweep {sweep}; it has {', '.join(known) or 'no sweep'}" if sweep else ""
+        sweep_text = f" of sweep {sweep}; it has {', '.join(known) or 'no sweep'}" if sweep else ""
         lower = "".join(f"; there are runs one level down, in {one}" for one in below(results_dir))
-        raise ConfigError(f"{results_dir}: no finished run{said}{lower}")
+        raise ConfigError(f"{results_dir}: no finished run{sweep_text}{lower}")
     check_writable(archive, "archive")
     common = shared(list(rows.values()))
     lines = [{"schema_version": SCHEMA_VERSION, "common": common}, *(without(row, common) for row in rows.values())]
     files = {archive / ROWS: "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)}
     if study is not None:
         files[archive / STUDY] = json.dumps(study, indent=1, allow_nan=False) + "\n"
-    if evaluations := evaluations_of(results_dir, rows):
+    if evaluations := archived_evaluations(results_dir, rows):
         files[archive / EVALUATIONS] = evaluations
     write_together(files)
     return len(rows)
 
 
 def _readable(results_dir: Path) -> Iterator[Row]:
-    """The result rows of a folder; what cannot be read is said."""
+    """Yield the result rows of a folder, and print unreadable ones."""
     for run, why in access.folders(results_dir):
         row, problem = (None, why) if why else read_result_file(run / "result.json")
         if row is not None:
@@ -77,7 +80,7 @@ def _readable(results_dir: Path) -> Iterator[Row]:
 
 
 def load(archive: Path) -> tuple[list[Row], Row | None]:
-    """The result rows of an archive, whole, and its study. Raises ConfigError for a folder that is none."""
+    """Return the complete result rows of an archive, and its study. Raises ConfigError for a folder that is no archive."""
     try:
         head, *rest = read_jsonl(archive / ROWS)
         if head.get("schema_version") != SCHEMA_VERSION:
@@ -88,16 +91,14 @@ def load(archive: Path) -> tuple[list[Row], Row | None]:
         rows = [merged(head["common"], row) for row in rest]
         _check_names([*(str(row["run_id"]) for row in rows), *([str(study["sweep"])] if study else [])])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{archive}: not an archive of runs ({said}): give a folder that holds {ROWS}") from None
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{archive}: not an archive of runs ({reason}): give a folder that holds {ROWS}") from None
     return rows, study
 
 
 def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
-    """Make run directories of an archive's rows; returns how many were made and how many were there already.
-
-    What is there stays: a run that this machine finished is never replaced.
-    """
+    """Make run directories of an archive's rows. Returns how many were made and how many existed. Existing results are
+    never replaced."""
 
     rows, study = load(archive)
     check_writable(results_dir)
@@ -118,14 +119,16 @@ def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
 
 
 def public(row: Row) -> Row:
-    """A row without the machine's name and without words that say where or how it was run."""
-    told = {key: value for key, value in row["provenance"].items() if key not in PRIVATE}
-    told["overrides"] = [word for word in told.get("overrides", ()) if not word.lstrip("+").startswith(PLACES)]
-    return {**row, "provenance": told}
+    """Return a row without the machine's name and without overrides of paths and execution."""
+    provenance = {key: value for key, value in row["provenance"].items() if key not in PRIVATE}
+    provenance["overrides"] = [
+        one for one in provenance.get("overrides", ()) if not one.lstrip("+").startswith(LOCATION_KEYS)
+    ]
+    return {**row, "provenance": provenance}
 
 
 def shared(rows: Sequence[Row]) -> Row:
-    """The part of nested rows that all of them have, with the same value."""
+    """Return the part of nested rows that is equal in all of them."""
     first, *others = rows
     out: Row = {}
     for key, value in first.items():
@@ -140,7 +143,7 @@ def shared(rows: Sequence[Row]) -> Row:
 
 
 def without(row: Row, common: Row) -> Row:
-    """What `row` says beyond `common`."""
+    """Return the part of `row` that is not in `common`."""
     out: Row = {}
     for key, value in row.items():
         if isinstance(value, dict) and isinstance(common.get(key), dict):
@@ -152,7 +155,7 @@ def without(row: Row, common: Row) -> Row:
 
 
 def merged(common: Row, row: Row) -> Row:
-    """``without`` undone."""
+    """Return the row from which ``without`` removed `common`."""
     out: Row = json.loads(json.dumps(common))
     for key, value in row.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -161,15 +164,15 @@ def merged(common: Row, row: Row) -> Row:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """Names become folders: none may lead out of the results directory."""
+    """Raise ValueError for a name that may lead out of the results directory, since names become folders."""
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
             raise ValueError(f"{name!r} is not the name of a run or sweep")
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lmablate.archive", description="Keep finished runs small, and take them up again."
     )
@@ -178,18 +181,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")
     keep.add_argument("archive", type=given_path, metavar="ARCHIVE")
     keep.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (default: all)")
-    take = verbs.add_parser("restore", help="make run directories of archives; what is there stays")
-    take.add_argument("archives", type=given_path, metavar="ARCHIVE", nargs="+")
-    take.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")
-    asked = parser.parse_args(argv)
-    if asked.verb == "save":
-        print(f"{asked.archive}: {save(asked.results_dir, asked.archive, asked.sweep)} runs")
+    back = verbs.add_parser("restore", help="make run directories of archives; what is there stays")
+    back.add_argument("archives", type=given_path, metavar="ARCHIVE", nargs="+")
+    back.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")
+    args = parser.parse_args(argv)
+    if args.verb == "save":
+        print(f"{args.archive}: {save(args.results_dir, args.archive, args.sweep)} runs")
     else:
-        for archive in asked.archives:  # all are read before the first is restored
+        for archive in args.archives:  # read all before restoring the first
             load(archive)
-        for archive in asked.archives:
-            made, there = restore(archive, asked.results_dir)
-            print(f"{archive}: {made} runs restored to {asked.results_dir}, {there} were there")
+        for archive in args.archives:
+            made, there = restore(archive, args.results_dir)
+            print(f"{archive}: {made} runs restored to {args.results_dir}, {there} were there")
     return 0
 
 

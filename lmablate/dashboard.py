@@ -1,8 +1,10 @@
-"""``python -m lmablate.dashboard SWEEP [words] [--entity E] [--project P]``: a wandb workspace and report of a stored sweep.
+"""Build a wandb workspace and report of a stored sweep: ``python -m lmablate.dashboard SWEEP [OVERRIDES] [--entity E]
+[--project P]``.
 
-Both are built with wandb's own library (wandb-workspaces) from what the sweep composes to: parallel coordinates over what it
-varies, loss curves by arm with a band over seeds, loss against learning rate, and the table of runs. ``--dry-run --out FILE``
-writes their specifications as JSON and asks no server. ``--wandb-sweep FILE`` exports a plain grid as a wandb sweep.
+Both are built with wandb's own library (wandb-workspaces) from the composed sweep: parallel coordinates over its varied
+keys, loss curves by arm with a band over seeds, loss against learning rate, and the table of runs. ``--dry-run --out
+FILE`` writes their specifications as JSON and contacts no server. ``--wandb-sweep FILE`` exports a plain grid as a
+wandb sweep.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.core.settings import BOOKKEEPING
 from lmablate.runs.run_directory import check_writable
 from lmablate.runs.tracking.account import configured_mode
 from lmablate.runs.tracking.client import flatten
-from lmablate.runs.tracking.dashboard_sweep import LOSS, RATE, SEEDS, Sweep
+from lmablate.runs.tracking.dashboard_sweep import LOSS, RATE, SEEDS, DashboardSweep
 from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
@@ -31,21 +33,21 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'lmablate[dashboard]'"
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 with an error in words."""
+    """Run the command. Returns 0, or 2 after an error."""
 
-    words, overrides = _parser().parse_known_args(argv)
-    _check(words, overrides)
+    args, overrides = _parser().parse_known_args(argv)
+    _check(args, overrides)
 
     def grid(configs: Sequence[RunConfig], launcher: str) -> int:
-        return _act(words, _of_grid(words.sweep, configs))
+        return _act(args, _of_grid(args.sweep, configs))
 
     def study(found: Study, launcher: str) -> int:
-        return _act(words, _of_study(found))
+        return _act(args, _of_study(found))
 
     return front_door(
-        "lmablate.dashboard", "a wandb dashboard", grid, [f"sweeps={words.sweep}", *overrides], study=study
+        "lmablate.dashboard", "a wandb dashboard", grid, [f"sweeps={args.sweep}", *overrides], study=study
     )
 
 
@@ -70,43 +72,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(words: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """What can be told before anything is composed. Raises ConfigError."""
+def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for bad arguments, before anything is composed."""
 
     if flags := [word for word in overrides if word.startswith("-")]:
         raise ConfigError(f"{flags[0]}: no such flag; see --help")
-    if words.dry_run != (words.out is not None):
+    if args.dry_run != (args.out is not None):
         raise ConfigError(
             "--dry-run writes to --out FILE, and --out needs --dry-run: give both, or neither to build it online"
         )
-    for flag, target in (("--wandb-sweep", words.wandb_sweep), ("--out", words.out)):
+    for flag, target in (("--wandb-sweep", args.wandb_sweep), ("--out", args.out)):
         if target is not None:
             check_writable(target.parent, flag)
-    if words.wandb_sweep is None:
+    if args.wandb_sweep is None:
         _views()
-    if words.wandb_sweep is None and not words.dry_run and configured_mode() != "online":
+    if args.wandb_sweep is None and not args.dry_run and configured_mode() != "online":
         raise ConfigError(
             "no wandb key is configured, or WANDB_MODE says offline: wandb login, or --dry-run --out FILE to see what would be built"
         )
 
 
-def _act(words: argparse.Namespace, sweep: Sweep) -> int:
+def _act(args: argparse.Namespace, sweep: DashboardSweep) -> int:
 
-    target = words.wandb_sweep or words.out
-    if words.wandb_sweep is not None:
-        atomic_write(target, wandb_sweep_text(sweep, words.entity, words.project))
+    target = args.wandb_sweep or args.out
+    if args.wandb_sweep is not None:
+        atomic_write(target, wandb_sweep_text(sweep, args.entity, args.project))
         print(f"wrote {target}: wandb sweep {target} registers it, wandb agent ID runs it")
-    elif words.dry_run:
-        built = specification(sweep, words.entity or "", words.project or sweep.project)
+    elif args.dry_run:
+        built = specification(sweep, args.entity or "", args.project or sweep.project)
         atomic_write(target, json.dumps(built, indent=1, sort_keys=True) + "\n")
         print(f"wrote {target}: the workspace and the report of {sweep.name}, as wandb's library writes them")
         print("\n".join(outline(sweep)))
     else:
-        print("\n".join(_publish(sweep, words.entity, words.project or sweep.project)))
+        print("\n".join(_publish(sweep, args.entity, args.project or sweep.project)))
     return 0
 
 
-def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
+def _of_grid(name: str, configs: Sequence[RunConfig]) -> DashboardSweep:
     from lmablate.config.overrides import explicit
 
     values: dict[str, set[str | None]] = {}
@@ -115,10 +117,10 @@ def _of_grid(name: str, configs: Sequence[RunConfig]) -> Sweep:
             values.setdefault(key, set()).add(value)
     varied = _recorded([key for key, seen in values.items() if len(seen) > 1 and key not in SEEDS], configs)
     project = configs[0].runtime.wandb_project
-    return Sweep(name, sweep_question(name) or name, varied, (), False, project, tuple(configs))
+    return DashboardSweep(name, sweep_question(name) or name, varied, (), False, project, tuple(configs))
 
 
-def _of_study(study: Study) -> Sweep:
+def _of_study(study: Study) -> DashboardSweep:
     from lmablate.config.overrides import explicit
 
     study.check()
@@ -126,13 +128,13 @@ def _of_study(study: Study) -> Sweep:
     configs = study.bases
     varied = _recorded(list(dict.fromkeys(key for own in keys for key in own if key != RATE)), configs)
     tuned = study.tune.mode != "none"
-    return Sweep(
+    return DashboardSweep(
         study.name, study.settings.question, varied, tuple(study.views), tuned, configs[0].runtime.wandb_project
     )
 
 
 def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, ...]:
-    """`keys` as runs record them: for one that is resolved away (``model.ff_ratio``) what differs in its group instead."""
+    """Return `keys` as runs record them; a key that is resolved away (``model.ff_ratio``) gives the differing keys of its group."""
 
     rows = [{**flatten(cfg.model_dump(exclude=set(BOOKKEEPING))), **cfg.choices} for cfg in configs]
     found: dict[str, None] = {}
@@ -143,11 +145,11 @@ def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, .
     return tuple(found)
 
 
-def wandb_sweep_text(sweep: Sweep, entity: str | None = None, project: str | None = None) -> str:
-    """A plain grid as the YAML of a wandb sweep, whose agent trains each job by `lmablate.train`.
+def wandb_sweep_text(sweep: DashboardSweep, entity: str | None = None, project: str | None = None) -> str:
+    """Return a plain grid as the YAML of a wandb sweep, whose agent trains each job with `lmablate.train`.
 
-    Every job is one run (``hydra.mode=RUN``) of the stored sweep, so that its defaults hold. Raises ConfigError for a sweep
-    that is no product of values.
+    Every job is one run (``hydra.mode=RUN``) of the stored sweep, so that its defaults hold. Raises ConfigError for a
+    sweep that is no product of values.
     """
     import yaml
 
@@ -186,9 +188,9 @@ def wandb_sweep_text(sweep: Sweep, entity: str | None = None, project: str | Non
 
 
 def _plain(value: str | None) -> str | int | float:
-    """A word as YAML's own number where the agent writes that back as the same number, else as text."""
+    """Return a value as a number if the agent writes that back unchanged, else as text."""
     if value is None:
-        return "null"  # as text: the agent would write None, which is a word
+        return "null"  # as text, since the agent would write None
     for kind in (int, float):
         try:
             return kind(value)
@@ -197,31 +199,31 @@ def _plain(value: str | None) -> str | int | float:
     return value
 
 
-def specification(sweep: Sweep, entity: str, project: str) -> dict[str, Any]:
-    """Workspace and report as wandb's library serialises them. `entity` may be empty."""
+def specification(sweep: DashboardSweep, entity: str, project: str) -> dict[str, Any]:
+    """Return workspace and report as wandb's library serialises them. `entity` may be empty."""
     views = _views()
     workspace, report = views.workspace(sweep, entity, project), views.report(sweep, entity, project)
     return {"workspace": views.as_json(workspace), "report": views.as_json(report)}
 
 
-def outline(sweep: Sweep) -> list[str]:
-    """What a dashboard of `sweep` shows: its sections, and the panels of each."""
+def outline(sweep: DashboardSweep) -> list[str]:
+    """Return the sections of a dashboard of `sweep` with their panels, one a line."""
     views = _views()
     return list(views.outline(views.workspace(sweep, "", sweep.project)))
 
 
-def _publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:
-    """Save both at wandb; returns what became of it. Raises ConfigError where wandb cannot be reached."""
+def _publish(sweep: DashboardSweep, entity: str | None, project: str) -> list[str]:
+    """Save workspace and report at wandb, and return lines about them. Raises ConfigError if wandb cannot be reached."""
     views = _views()
     try:
         return list(views.publish(sweep, entity, project))
-    except Exception as error:  # of the network, the account or the server: whatever wandb's client raises
+    except Exception as error:  # wandb's client raises all kinds for network, account and server
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigError(f"wandb took no dashboard for {entity or 'your account'}/{project} ({reason})") from error
 
 
 def _views() -> Any:
-    """The module that knows wandb's library. Raises ConfigError where that is missing."""
+    """Import the module that uses wandb's library. Raises ConfigError if the library is missing."""
     try:
         from lmablate.runs.tracking import dashboard_panels
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""``make demo``: four models, two seeds each, compared on English text, ending with a table, figures and a page."""
+"""Compare four models with two seeds each on English text, and write a table, figures and a page (``make demo``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 from lmablate.report.command import main as report
 from lmablate.train import train
 
@@ -28,16 +28,16 @@ Next, one thing of your own, which four seeds can decide in some minutes:
 """
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-
-    words = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(words):
+    """Run the demo. Returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(args):
         print(HELP, end="")
         return 0
-    words = ["sweeps=norm_and_activation", *SIZE, f"results_dir={RESULTS}", *words]
-    print("python -m lmablate.train " + " ".join(words), flush=True)
-    if code := front_door("lmablate.train", "the demo", train, words):
+    args = ["sweeps=norm_and_activation", *SIZE, f"results_dir={RESULTS}", *args]
+    print("python -m lmablate.train " + " ".join(args), flush=True)
+    if code := front_door("lmablate.train", "the demo", train, args):
         return code
     print(f"python -m lmablate.report {RESULTS} --out {PAGE}", flush=True)
     code = report([str(RESULTS), "--out", str(PAGE)])

@@ -1,4 +1,4 @@
-"""``python -m lmablate.plan``: what a command would train, what it would cost, and what is done already. Runs nothing."""
+"""Show what a command would train, its cost, and what is done already, without training: ``python -m lmablate.plan``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
 from lmablate.core.console import own_flags
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 
 def plan(configs: Sequence[RunConfig], launcher: str) -> int:
-    """Print one row a job and the totals; returns the exit code."""
+    """Print one row a job and the totals. Returns the exit code."""
     from lmablate.launcher.jobs import prepare_jobs
-    from lmablate.launcher.pricing import show, show_published, tell_own_parts
+    from lmablate.launcher.pricing import print_own_components, print_published, show
     from lmablate.runs.prepared import foreign_vocabulary
 
     counted = [cfg for cfg in configs if foreign_vocabulary(cfg, getattr(cfg.tokenizer, "vocab_size", None))]
     if counted:
-        show_published(counted)
+        print_published(counted)
     if trained := [cfg for cfg in configs if cfg not in counted]:
         jobs, data = prepare_jobs(trained)
         show(jobs, data)
-        tell_own_parts(jobs, launcher)
+        print_own_components(jobs, launcher)
     return 0
 
 
 def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
-    """The same for a study: a row an arm, or with `rows` one a run; what hangs on the results of others comes last."""
-    from lmablate.launcher.pricing import show, tell_own_parts
+    """Print a row an arm of a study, or with `rows` one a run, with runs that depend on others' results last."""
+    from lmablate.launcher.pricing import print_own_components, show
     from lmablate.sweeper import optuna_search, optuna_table
     from lmablate.sweeper.outlook import known_and_later
 
@@ -44,27 +44,27 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     waits_for = "its start" if study.settings.starts else "a look"
     when = f"after {'tuning' if study.stage == 'tune' else waits_for}"
     show(list(jobs.values()), data, later, when, folded=not rows)
-    tell_own_parts(list(jobs.values()), launcher)
+    print_own_components(list(jobs.values()), launcher)
     for line in study.decisions():
         print(line)
     return 0
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lmablate.plan <the overrides of lmablate.train>``: ``--rows`` shows every run of a study, ``-v`` defines the
-    columns, ``--all`` prices every stored sweep. Returns the exit code."""
+    """Run the command with the overrides of lmablate.train. Returns the exit code. ``--rows`` shows every run of a
+    study, ``-v`` defines the columns, ``--all`` prices every stored sweep."""
 
-    words, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
-    if "--all" in flags and "--help" not in words:
+    args, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
+    if "--all" in flags and "--help" not in args:
         from lmablate.cli.plan_all import plan_all
 
-        return plan_all(words)
+        return plan_all(args)
     study, purpose = (
         partial(plan_study, rows="--rows" in flags),
         "what a command would train, and its price; runs nothing",
     )
-    return front_door("lmablate.plan", purpose, plan, words, study=study)
+    return front_door("lmablate.plan", purpose, plan, args, study=study)
 
 
 if __name__ == "__main__":

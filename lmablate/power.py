@@ -1,8 +1,9 @@
-"""``python -m lmablate.power --effect 0.01 --sd 0.02``: how many seeds a difference takes, or what given seeds can find.
+"""Compute how many seeds a difference takes, or what given seeds can find: ``python -m lmablate.power --effect 0.01
+--sd 0.02``.
 
 The spread is that of a paired difference (``--sd``), or of single runs with their correlation (``--run-sd``,
-``--correlation``), or measured in finished runs (``RESULTS_DIR``). ``--simulate DIR`` runs the whole pipeline on made-up
-studies whose truth is known, and writes rates and a figure.
+``--correlation``), or measured in finished runs (``RESULTS_DIR``). ``--simulate DIR`` runs the whole pipeline on
+synthetic studies with known truth, and writes rates and a figure.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.claims import simulation as s
 from lmablate.claims.report_verdicts import evidence
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.report.tuned_studies import compared, shown
@@ -33,14 +34,14 @@ TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in s
 TOST_TABLE = {1.0: 13, 1.25: 9, 1.5: 7, 1.75: 6, 2.0: 5, 2.5: 4, 3.0: 4, 4.0: 3}
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 when it was asked for what cannot be answered."""
-    words = _parser().parse_args(argv)
-    if words.simulate is not None:
-        print("\n".join(simulate(words.simulate, words.sets)))
+    """Run the command. Returns 0, or 2 for a question without an answer."""
+    args = _parser().parse_args(argv)
+    if args.simulate is not None:
+        print("\n".join(simulate(args.simulate, args.sets)))
     else:
-        print("\n".join(answer(words)))
+        print("\n".join(answer(args)))
     return 0
 
 
@@ -66,47 +67,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def answer(words: argparse.Namespace) -> list[str]:
-    """What the command line asks, in lines of text. Raises ConfigError."""
-    for key, ok in (("alpha", 0 < words.alpha < 1), ("power", 0 < words.power < 1), ("claims", words.claims >= 1)):
+def answer(args: argparse.Namespace) -> list[str]:
+    """Return the lines that answer the command line. Raises ConfigError."""
+    for key, ok in (("alpha", 0 < args.alpha < 1), ("power", 0 < args.power < 1), ("claims", args.claims >= 1)):
         if not ok:
             allowed = "1 or more" if key == "claims" else "between 0 and 1"
-            raise ConfigError(f"--{key} {getattr(words, key)}: must be {allowed}")
-    sd, lines = _spread(words)
+            raise ConfigError(f"--{key} {getattr(args, key)}: must be {allowed}")
+    sd, lines = _spread(args)
     for key in ("effect", "margin"):
-        value = getattr(words, key)
+        value = getattr(args, key)
         if value is not None and (value == 0 or not math.isfinite(value) or (key == "margin" and value < 0)):
             raise ConfigError(f"--{key} {value}: must be a number {'above' if key == 'margin' else 'other than'} 0")
-    if words.effect is not None:
-        lines += _for_effect(words, sd)
-    if words.margin is not None:
-        lines += _for_margin(words, sd)
-    return [*lines, "", *_detectable(words, sd)]
+    if args.effect is not None:
+        lines += _for_effect(args, sd)
+    if args.margin is not None:
+        lines += _for_margin(args, sd)
+    return [*lines, "", *_detectable(args, sd)]
 
 
-def _spread(words: argparse.Namespace) -> tuple[float, list[str]]:
-    known = {"--sd": words.sd, "--run-sd": words.run_sd, "RESULTS_DIR": words.results_dir or None}
+def _spread(args: argparse.Namespace) -> tuple[float, list[str]]:
+    known = {"--sd": args.sd, "--run-sd": args.run_sd, "RESULTS_DIR": args.results_dir or None}
     given = [name for name, value in known.items() if value is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none of them"
         raise ConfigError(f"give one spread: --sd, --run-sd with --correlation, or RESULTS_DIR; got {got}")
-    if words.results_dir:
-        return measured(words.results_dir)
-    if words.sd is not None:
-        sd = words.sd
+    if args.results_dir:
+        return measured(args.results_dir)
+    if args.sd is not None:
+        sd = args.sd
     else:
-        if words.correlation is None or not -1 <= words.correlation < 1:
+        if args.correlation is None or not -1 <= args.correlation < 1:
             raise ConfigError(
                 "--run-sd needs --correlation, from -1 to below 1: 0 for runs that share nothing, see the report for yours"
             )
-        sd = planning.paired_sd(words.run_sd, words.correlation)
+        sd = planning.paired_sd(args.run_sd, args.correlation)
     if not 0 < sd < math.inf:
         raise ConfigError(f"{given[0]} {known[given[0]]}: must be above 0")
     return sd, [f"standard deviation of a paired difference: {sd:.4g}"]
 
 
 def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
-    """The spread of a paired difference in finished runs, pooled over every comparison of two arms, and where it is from."""
+    """Return the standard deviation of a paired difference in finished runs, pooled over all pairs of arms, and lines about it."""
 
     runs = load_runs(results_dir)
     studies = studies_in(result_folders(results_dir))
@@ -132,30 +133,30 @@ def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     return sd, lines
 
 
-def _for_effect(words: argparse.Namespace, sd: float) -> list[str]:
+def _for_effect(args: argparse.Namespace, sd: float) -> list[str]:
     lines = [
-        f"to find a difference of {abs(words.effect):g} ({abs(words.effect) / sd:.2f} sd) with {words.power:.0%} power:"
+        f"to find a difference of {abs(args.effect):g} ({abs(args.effect) / sd:.2f} sd) with {args.power:.0%} power:"
     ]
-    for alpha, why in _levels(words):
-        n = planning.pairs_needed(words.effect / sd, alpha, words.power)
+    for alpha, why in _levels(args):
+        n = planning.pairs_needed(args.effect / sd, alpha, args.power)
         lines.append(f"  {_pairs(n)} {why}")
     return lines
 
 
-def _for_margin(words: argparse.Namespace, sd: float) -> list[str]:
+def _for_margin(args: argparse.Namespace, sd: float) -> list[str]:
     lines = [
-        f"to show that two equal arms differ by less than {words.margin:g} ({words.margin / sd:.2f} sd) with {words.power:.0%} power:"
+        f"to show that two equal arms differ by less than {args.margin:g} ({args.margin / sd:.2f} sd) with {args.power:.0%} power:"
     ]
-    for alpha, why in _levels(words):
-        n = planning.tost_pairs_needed(words.margin / sd, alpha, words.power)
+    for alpha, why in _levels(args):
+        n = planning.tost_pairs_needed(args.margin / sd, alpha, args.power)
         lines.append(f"  {_pairs(n)} {why}")
     return lines
 
 
-def _levels(words: argparse.Namespace) -> list[tuple[float, str]]:
-    levels = [(words.alpha, f"at alpha {words.alpha:g}")]
-    if words.claims > 1:
-        levels.append((words.alpha / words.claims, f"as the first of {words.claims} claims (Holm)"))
+def _levels(args: argparse.Namespace) -> list[tuple[float, str]]:
+    levels = [(args.alpha, f"at alpha {args.alpha:g}")]
+    if args.claims > 1:
+        levels.append((args.alpha / args.claims, f"as the first of {args.claims} claims (Holm)"))
     return levels
 
 
@@ -163,19 +164,19 @@ def _pairs(n: int | None) -> str:
     return f"more than {planning.MOST} paired seeds" if n is None else f"{n} paired seeds"
 
 
-def _detectable(words: argparse.Namespace, sd: float) -> list[str]:
+def _detectable(args: argparse.Namespace, sd: float) -> list[str]:
     lines = [
-        f"paired seeds   smallest difference found with {words.power:.0%} power (alpha {words.alpha:g}"
-        + (f", and {words.alpha:g}/{words.claims})" if words.claims > 1 else ")")
+        f"paired seeds   smallest difference found with {args.power:.0%} power (alpha {args.alpha:g}"
+        + (f", and {args.alpha:g}/{args.claims})" if args.claims > 1 else ")")
     ]
     for n in PAIRS:
-        found = [sd * planning.detectable(n, alpha, words.power) for alpha, _ in _levels(words)]
+        found = [sd * planning.detectable(n, alpha, args.power) for alpha, _ in _levels(args)]
         lines.append(f"{n:12d}   " + "   ".join(f"{value:.4g}" for value in found))
     return lines
 
 
 def simulate(folder: Path, sets: int) -> list[str]:
-    """Simulate everything with `sets` made-up studies a rate, into `folder`; returns the rates as text."""
+    """Simulate all rates with `sets` synthetic studies each, and write them to `folder`. Returns the rates as text."""
 
     if sets < 10:
         raise ConfigError(f"--sets {sets}: a rate needs at least 10 made-up studies")
@@ -184,7 +185,7 @@ def simulate(folder: Path, sets: int) -> list[str]:
 
 
 def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
-    """Write ``rates.csv`` and ``simulation.png`` and ``.svg``; returns the rates as text."""
+    """Write ``rates.csv`` and ``simulation.png`` and ``.svg``. Returns the rates as text."""
     import pandas as pd
 
     from lmablate.analysis._style import save
@@ -198,12 +199,12 @@ def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
 
 
 def simulated(sets: int) -> list[Rate]:
-    """Every rate: false positives, power, equivalence, families, looks, divergence."""
+    """Return every rate: false positives, power, equivalence, families, looks, divergence."""
     return [rate for part in parts(sets).values() for rate in part()]
 
 
 def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
-    """What is simulated, each part on its own."""
+    """Return the parts of the simulation by name."""
 
     return {
         "false positives": lambda: s.false_positives(sets),

@@ -1,7 +1,7 @@
-"""``python -m lmablate.presets``: the published systems in conf/preset, what each chooses, and what it counts.
+"""List the published systems in conf/preset with their choices and counts: ``python -m lmablate.presets``.
 
-Nothing is built: parameters, FLOPs and cache bytes are closed forms (lmablate/budget), held against the published counts
-by the tests. ``--markdown`` and ``--csv`` print the same rows in those forms.
+No model is built: parameters, FLOPs and cache bytes are closed forms (lmablate/budget), which the tests compare with
+the published counts. ``--markdown`` and ``--csv`` print the same rows in those forms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lmablate.config.presets import published, with_preset
 from lmablate.config.resolve import resolve
 from lmablate.core import console
 from lmablate.core.axes import AXES
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR
 from lmablate.schema.run_config import RunRequest
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from lmablate.config.presets import Published
     from lmablate.schema.run_config import RunConfig
 
-# The axes of a row; heads are shown as query/key-value x head_dim.
+# Axes shown in a row. Heads are shown as query/key-value x head_dim.
 SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout")
 
 
 def names() -> list[str]:
-    """The presets there are, the oldest first."""
+    """Return the names of the presets, oldest first."""
     files = (CONF_DIR / "preset").glob("*.yaml")
     found = {path.stem: yaml.safe_load(path.read_text())["preset"] for path in files}
     return sorted(
@@ -53,8 +53,8 @@ def _file(group: str, option: str) -> dict[str, Any]:
     return yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text())
 
 
-def facts(name: str) -> Published:
-    """What the file of a preset says of its system."""
+def published_facts(name: str) -> Published:
+    """Return the published facts in the file of a preset. Raises ConfigError for an unknown name."""
 
     path: Path = CONF_DIR / "preset" / f"{name}.yaml"
     if not path.is_file():
@@ -63,13 +63,13 @@ def facts(name: str) -> Published:
 
 
 def config(name: str, shrink: str | None = None) -> RunConfig:
-    """The configuration of ``preset=<name> shrink=<shrink>`` in fp32 on the CPU, without the half second that Hydra takes."""
+    """Return the configuration of ``preset=<name> shrink=<shrink>`` in fp32 on the CPU, without Hydra's half second."""
 
     raw, file = _defaults(shrink or "tiny"), _file("preset", name)
     chosen = {key.removeprefix("override /"): option for entry in file["defaults"] for key, option in entry.items()}
     model = dict(raw["model"])
-    asked = {"preset": name} | ({"shrink": shrink} if shrink else {})
-    raw = raw | {"choices": raw["choices"] | chosen | asked, "preset": file["preset"], "model": model}
+    named = {"preset": name} | ({"shrink": shrink} if shrink else {})
+    raw = raw | {"choices": raw["choices"] | chosen | named, "preset": file["preset"], "model": model}
     for axis, option in chosen.items():
         part = _file(axis, option)
         raw[axis] = part.get(axis, part)
@@ -83,11 +83,11 @@ def config(name: str, shrink: str | None = None) -> RunConfig:
 
 
 def rows() -> list[dict[str, Any]]:
-    """One row a system: what it chooses, its sizes, what it counts and what it was announced with."""
+    """Return one row a system: its choices, sizes and counts, and its announced size."""
 
     out = []
     for name in names():
-        fact, cfg = facts(name), config(name)
+        fact, cfg = published_facts(name), config(name)
         m, counted = cfg.model, parameters(cfg)
         stability = {} if cfg.choices["stability"] == "none" else {"stability": cfg.choices["stability"]}
         out.append(
@@ -118,11 +118,11 @@ _HEADERS = (
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    words = [row[axis] for axis in (*SHOWN, "stability") if row[axis] not in ("", "serial", "pre")]
+    options = [row[axis] for axis in (*SHOWN, "stability") if row[axis] not in ("", "serial", "pre")]
     heads = str(row["n_heads"]) if row["n_kv_heads"] == row["n_heads"] else f"{row['n_heads']}/{row['n_kv_heads']}"
     return (
         row["preset"],
-        " ".join(words),
+        " ".join(options),
         f"{row['params']:,}" + (" *" if row["note"] else ""),
         short(row["announced"]),
         f"{row['diff_percent']:+.2f} %",
@@ -138,7 +138,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def short(n: float) -> str:
-    """``124M``, ``8.03B``."""
+    """Return a number as ``124M`` or ``8.03B``."""
     for size, letter in ((1e9, "B"), (1e6, "M")):
         if n >= size:
             return f"{n / size:.4g}{letter}"
@@ -146,17 +146,17 @@ def short(n: float) -> str:
 
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = ["| " + " | ".join(_HEADERS) + " |", "|" + "---|" * len(_HEADERS)]
     return "\n".join([*lines, *("| " + " | ".join(_cells(row)) + " |" for row in table)])
 
 
 def show(table: Sequence[dict[str, Any]]) -> None:
-    """Print the table, as much of it as the terminal has room for."""
+    """Print the table, as much of it as fits the terminal."""
 
     kept = ("preset", "what it chooses", "parameters", "announced")
     columns = [
-        console.Column(name, keep=name in kept, words=name == "what it chooses", left=name == "preset")
+        console.Column(name, keep=name in kept, wrap=name == "what it chooses", left=name == "preset")
         for name in _HEADERS
     ]
     console.console().print(console.table(columns, [_cells(row) for row in table]))
@@ -169,22 +169,22 @@ Norms stand before their branch and blocks are serial where nothing else is said
 To train one: preset=gpt2 shrink=tiny."""
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lmablate.presets [--markdown | --csv]``."""
+    """Run the command. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lmablate.presets", description="The published systems that preset= names."
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="as a Markdown table")
     form.add_argument("--csv", action="store_true", help="as CSV, with every column")
-    asked = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     table = rows()
-    if asked.csv:
+    if args.csv:
         writer = csv.DictWriter(sys.stdout, list(table[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-    elif asked.markdown:
+    elif args.markdown:
         print(markdown(table))
     else:
         show(table)

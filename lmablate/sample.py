@@ -1,7 +1,7 @@
-"""``python -m lmablate.sample RUN_DIR``: text from a finished run.
+"""Sample text from a finished run: ``python -m lmablate.sample RUN_DIR``.
 
-The prompt, behind the token that ends a document, is read at once, and each further token is drawn from what the run's model
-gives for the text so far (lmablate/decoding).
+The prompt, after the token that ends a document, is read at once. Each further token is drawn from the model's
+distribution given the text so far (lmablate/decoding).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.runs.config_file import read_config
 from lmablate.runs.run_directory import RunDirectory, run_path
 
@@ -31,12 +31,12 @@ EXAMPLES = """examples:
 """
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write text; returns the exit code."""
-    asked = _parser().parse_args(argv)
+    """Run the command. Returns the exit code."""
+    args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    _sample(asked)
+    _sample(args)
     return 0
 
 
@@ -66,59 +66,60 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sample(asked: argparse.Namespace) -> None:
+def _sample(args: argparse.Namespace) -> None:
     for key in ("tokens", "n", "threads"):
-        if getattr(asked, key) < 1:
-            raise ConfigError(f"--{key} {getattr(asked, key)}: give 1 or more")
-    if asked.seed < 0:
-        raise ConfigError(f"--seed {asked.seed}: give 0 or more")
+        if getattr(args, key) < 1:
+            raise ConfigError(f"--{key} {getattr(args, key)}: give 1 or more")
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed}: give 0 or more")
 
     from lmablate.decoding import Draw
 
-    draw = Draw(asked.temperature, asked.top_k, asked.top_p)
-    if draw.temperature == 0 and asked.n > 1:
-        raise ConfigError(f"--n {asked.n}: at --temperature 0 all texts are the same one; leave --n out, or raise it")
+    draw = Draw(args.temperature, args.top_k, args.top_p)
+    if draw.temperature == 0 and args.n > 1:
+        raise ConfigError(f"--n {args.n}: at --temperature 0 all texts are the same one; leave --n out, or raise it")
 
-    trust_packages(asked.trust)
+    trust_packages(args.trust)
     texts = write(
-        asked.run_dir,
-        _prompt(asked),
-        asked.tokens,
+        args.run_dir,
+        _prompt(args),
+        args.tokens,
         draw,
-        seed=asked.seed,
-        n=asked.n,
-        device=asked.device,
-        threads=asked.threads,
+        seed=args.seed,
+        n=args.n,
+        device=args.device,
+        threads=args.threads,
     )
     for number, text in enumerate(texts, 1):
         print(f"--- {number} of {len(texts)}\n{text}" if len(texts) > 1 else text)
 
 
-def _prompt(asked: argparse.Namespace) -> str:
-    """The text of the command line, or of a file as it is. Raises ConfigError for what is no text."""
-    if asked.prompt_file is None:
+def _prompt(args: argparse.Namespace) -> str:
+    """Return the text of the command line, or the unchanged text of a file. Raises ConfigError if it is not UTF-8."""
+    if args.prompt_file is None:
         try:
-            asked.prompt.encode()
+            args.prompt.encode()
         except UnicodeEncodeError:
             raise ConfigError(
                 "--prompt: holds bytes that are not UTF-8; give it in a file that is, with --prompt-file FILE"
             ) from None
-        return str(asked.prompt)
+        return str(args.prompt)
     try:
-        raw = sys.stdin.buffer.read() if asked.prompt_file == "-" else Path(asked.prompt_file).read_bytes()
+        raw = sys.stdin.buffer.read() if args.prompt_file == "-" else Path(args.prompt_file).read_bytes()
         return raw.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"--prompt-file {asked.prompt_file}: not UTF-8 (byte {error.start}): convert it first"
+            f"--prompt-file {args.prompt_file}: not UTF-8 (byte {error.start}): convert it first"
         ) from None
     except OSError as error:
-        raise ConfigError(f"--prompt-file {asked.prompt_file}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"--prompt-file {args.prompt_file}: cannot be read ({error.strerror})") from None
 
 
 def write(
     run_dir: Path, prompt: str, tokens: int, draw: Draw, *, seed: int, n: int, device: str = "cpu", threads: int = 1
 ) -> list[str]:
-    """`n` texts of a run, the prompt first, each up to the end of its document or `tokens` tokens. Raises ConfigError."""
+    """Return `n` texts of a run, each the prompt and a continuation to the end of the document or by `tokens` tokens.
+    Raises ConfigError."""
     import torch
 
     from lmablate.decoding import generate
@@ -148,11 +149,11 @@ def write(
 
 
 def _check_text(run_dir: Path) -> None:
-    """Refuse runs that write no text, before their data is opened."""
+    """Raise ConfigError for runs that write no text, before their data is opened."""
 
     path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path
     if not access.there(path):
-        return  # load_run says it
+        return  # load_run raises the error for it
     cfg = read_config(path)
     if cfg.tokenizer is None:
         raise ConfigError(
@@ -161,11 +162,11 @@ def _check_text(run_dir: Path) -> None:
 
 
 def _check_length(cfg: RunConfig, prompt: int, tokens: int) -> None:
-    """Refuse a text that a table of positions cannot hold; say where one outgrows what the run was trained on."""
+    """Raise ConfigError for a text beyond a table of positions, and print a note on one longer than the training context."""
     from lmablate.model import components
 
     trained = cfg.model.context_length
-    if prompt + tokens - 1 <= trained:  # the last token is written and not read
+    if prompt + tokens - 1 <= trained:  # the last token is not read
         return
     if not components.target(cfg.posemb, "posemb").bounded:
         print(
@@ -173,16 +174,16 @@ def _check_length(cfg: RunConfig, prompt: int, tokens: int) -> None:
             file=sys.stderr,
         )
         return
-    word = f"posemb={cfg.choices['posemb']} has positions for {trained} tokens"
+    limit = f"posemb={cfg.choices['posemb']} has positions for {trained} tokens"
     if prompt > trained:
-        raise ConfigError(f"--prompt: {word}, and the prompt has {prompt}: shorten it by {prompt - trained}")
+        raise ConfigError(f"--prompt: {limit}, and the prompt has {prompt}: shorten it by {prompt - trained}")
     raise ConfigError(
-        f"--tokens {tokens}: {word}, of which the prompt takes {prompt}: ask for at most {trained - prompt + 1} tokens"
+        f"--tokens {tokens}: {limit}, of which the prompt takes {prompt}: ask for at most {trained - prompt + 1} tokens"
     )
 
 
 def _text(ids: list[int], data: TokenData) -> str:
-    """The text up to the end of its document."""
+    """Return the text up to the end of its document."""
     return data.decode(ids[: ids.index(data.eot_id)] if data.eot_id in ids else ids)
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.console import Column, console, duration, plain, prose, table
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_bounded
 from lmablate.core.logging import configure_logging
 from lmablate.core.paths import given_path
 from lmablate.launcher.labels import of_grid, of_overrides
-from lmablate.launcher.sweep_manifest import STATES, Sweep, load_sweeps, look
+from lmablate.launcher.sweep_manifest import STATES, SweepJobs, load_sweeps, run_status
 from lmablate.runs.config_file import MOST_BYTES, read_config
 from lmablate.runs.run_directory import below, check_readable
 from lmablate.schema.run_config import RunConfig
@@ -40,25 +40,26 @@ STYLES = {
     "done": "green",
 }
 FINAL = ("done", "diverged")
-MOST_ROWS = 40  # of a sweep, shown at a time
+MOST_ROWS = 40  # rows of a sweep that are shown
 WATCH_SECONDS = 2.0
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    words = _parser().parse_args(argv)
-    folder = words.results_dir
+    """Run the command. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    folder = args.results_dir
     check_readable(folder, "")
-    if words.retry:
-        return retry(folder, words.retry, words.sweep, words.trust)
-    if words.watch is not None:
-        return watch(folder, words.sweep, words.watch, everything=words.all)
-    sweeps = [(sweep, states(folder, sweep)) for sweep in chosen(folder, words.sweep)]
-    if words.json:
+    if args.retry:
+        return retry(folder, args.retry, args.sweep, args.trust)
+    if args.watch is not None:
+        return watch(folder, args.sweep, args.watch, everything=args.all)
+    sweeps = [(sweep, states(folder, sweep)) for sweep in chosen(folder, args.sweep)]
+    if args.json:
         print(json.dumps([{"sweep": sweep.name, "runs": rows} for sweep, rows in sweeps], indent=1))
         return 0
 
-    console().print(shown(sweeps, everything=words.all))
+    console().print(shown(sweeps, everything=args.all))
     if not sweeps:
         found = [f"python -m lmablate.status {one}" for one in below(folder)]
         print(
@@ -92,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(folder: Path, name: str | None) -> list[Sweep]:
-    """The sweeps of a folder, or those of one name. Raises ConfigError where there is none."""
+def chosen(folder: Path, name: str | None) -> list[SweepJobs]:
+    """Return the sweeps of a folder, or those of one name. Raises ConfigError if there is none."""
     sweeps = load_sweeps(folder)
     if name is None:
         return sweeps
@@ -103,23 +104,23 @@ def chosen(folder: Path, name: str | None) -> list[Sweep]:
     raise ConfigError(f"--sweep {name}: {folder} has no such sweep; it has {known}")
 
 
-def states(folder: Path, sweep: Sweep) -> list[dict[str, Any]]:
-    """What has become of each run, in the order of the sweep."""
+def states(folder: Path, sweep: SweepJobs) -> list[dict[str, Any]]:
+    """Return the state of each run, in the order of the sweep."""
     return [_state(folder, sweep, run_id) for run_id in sweep.jobs]
 
 
-def _state(folder: Path, sweep: Sweep, run_id: str) -> dict[str, Any]:
-    """The state of a run, with a label; one that no sweep lists is recognised by its overrides."""
-    row = look(folder, run_id)
+def _state(folder: Path, sweep: SweepJobs, run_id: str) -> dict[str, Any]:
+    """Return the state of a run, with the sweep's label or one made from its overrides."""
+    row = run_status(folder, run_id)
     overrides = row.pop("overrides")
     label = sweep.jobs[run_id].label
     if not label and overrides is None:
         overrides = _overrides(folder / run_id / "config.yaml")
-    return {**row, "label": label or ("" if overrides is None else of_overrides([str(word) for word in overrides]))}
+    return {**row, "label": label or ("" if overrides is None else of_overrides([str(one) for one in overrides]))}
 
 
 def _overrides(path: Path) -> list[Any] | None:
-    """The overrides in a run's configuration; None where it cannot be read."""
+    """Return the overrides in a run's configuration, or None if it cannot be read."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -129,8 +130,8 @@ def _overrides(path: Path) -> list[Any] | None:
     return None
 
 
-def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: bool) -> Group:
-    """For each sweep a line of counts, and a table of the runs that are not finished."""
+def shown(sweeps: Sequence[tuple[SweepJobs, list[dict[str, Any]]]], *, everything: bool) -> Group:
+    """Return a line of counts for each sweep, and a table of its unfinished runs."""
     from rich.console import Group
     from rich.text import Text
 
@@ -158,10 +159,10 @@ def shown(sweeps: Sequence[tuple[Sweep, list[dict[str, Any]]]], *, everything: b
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A row a run; columns that say nothing here are left out."""
+    """Return a table with a row a run, without empty columns."""
 
     columns = (
-        Column("run", keep=True, left=True), Column("state", keep=True, left=True), Column("what", keep=True, words=True),
+        Column("run", keep=True, left=True), Column("state", keep=True, left=True), Column("what", keep=True, wrap=True),
         Column("val loss", keep=True), Column("step"), Column("heartbeat"), Column("attempts"), Column("where", left=True),
     )  # fmt: skip
     styles = [STYLES.get(row["state"], "") for row in rows]
@@ -180,10 +181,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -> int:
-    """Show it until every run is done or diverged, or Ctrl-C."""
+    """Show the sweeps again and again until every run is done or diverged, or Ctrl-C."""
     from rich.live import Live
 
-    done: dict[str, dict[str, Any]] = {}  # a finished run does not change
+    done: dict[str, dict[str, Any]] = {}  # finished runs, which do not change
     try:
         with Live(auto_refresh=False, console=console(live=True)) as live:
             while True:
@@ -205,7 +206,7 @@ def watch(folder: Path, name: str | None, seconds: float, *, everything: bool) -
 
 
 def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequence[str]) -> int:
-    """Train the runs in the states `wanted`, each with the configuration it was asked for with; the exit code of training."""
+    """Train the runs in the states `wanted`, each with its own configuration. Returns the exit code of training."""
     from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 
@@ -231,7 +232,7 @@ def retry(folder: Path, wanted: Sequence[str], name: str | None, trusted: Sequen
 
 
 def _config(folder: Path, run_id: str, listed: dict[str, Any] | None) -> RunConfig:
-    """As the sweep asked for it, else as the run's folder has it."""
+    """Return the configuration of a run, from the sweep's manifest or else from the run's folder."""
     from pydantic import ValidationError
 
     if listed is not None:

@@ -1,4 +1,4 @@
-"""``python -m lmablate.train``: train one run, a grid, or a stored sweep."""
+"""Train one run, a grid, or a stored sweep: ``python -m lmablate.train``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 from lmablate.training import distributed
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def train(configs: Sequence[RunConfig], launcher: str) -> int:
-    """Train what is missing of `configs`; returns the exit code."""
+    """Train the runs of `configs` that are not done. Returns the exit code."""
     if distributed.asked(configs):
         from lmablate.launcher.torchrun import train_together
 
@@ -30,13 +30,13 @@ def train(configs: Sequence[RunConfig], launcher: str) -> int:
 
 
 def train_study(study: Study, launcher: str) -> int:
-    """Train what is missing of a study, stage by stage; returns the exit code."""
+    """Train the runs of a study that are not done, stage by stage. Returns the exit code."""
     distributed.refuse_study()
     return study.run(_runner(launcher))
 
 
 def _runner(launcher: str) -> Callable[[Sequence[Job], Mapping[str, TokenData]], int]:
-    """What runs jobs as the launcher of that name does. Raises ConfigError for an engine that is not there."""
+    """Return the function that runs jobs with a launcher. Raises ConfigError for an engine that is missing."""
     from lmablate.launcher.engine import engine_of
     from lmablate.launcher.scheduler import run_jobs
 
@@ -44,15 +44,15 @@ def _runner(launcher: str) -> Callable[[Sequence[Job], Mapping[str, TokenData]],
     return lambda jobs, data: run_jobs(jobs, gang=data if launcher == "gang" else None, engine=engine)
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script ``lmablate-train``; returns the exit code."""
-    from lmablate.launcher.processes import started_early
+    """Run the console script ``lmablate-train``. Returns the exit code."""
+    from lmablate.launcher.processes import shared_warm_process
 
-    words = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     purpose = "train language models that differ in one thing"
-    with started_early(words):
-        return front_door("lmablate.train", purpose, train, words, study=train_study)
+    with shared_warm_process(args):
+        return front_door("lmablate.train", purpose, train, args, study=train_study)
 
 
 if __name__ == "__main__":

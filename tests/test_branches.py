@@ -33,7 +33,7 @@ def train(cfg, die_at: int | None = None) -> None:
     data = load_data(cfg)
     session = RunSession(prepare_run(cfg, data))
     for record in session.trainer.records():
-        session.take(record)
+        session.store(record)
         if die_at is not None and record["step"] >= die_at:
             session.lock.release()  # the end of a process frees its locks
             return

@@ -333,7 +333,7 @@ def test_commands_say_what_was_solved(capsys, tmp_path, caplog, monkeypatch):
     from lmablate.launcher import jobs
     from lmablate.plan import plan
 
-    jobs._told.clear()
+    jobs._logged.clear()
     monkeypatch.setenv(VERBOSE, "1")
     text = write_corpus(tmp_path / "text")
     words = ["-m", "attention=mqa", "seed=0,1", "budget=flops", *QUICK, f"data.paths={text}/*.txt"]

@@ -15,7 +15,7 @@ from lmablate.core import console, streams
 from lmablate.core.console import Column, duration, table
 
 COLUMNS = (
-    Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("loss", keep=True),
+    Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("loss", keep=True),
     Column("status", left=True), Column("params"), Column("tokens/s"),
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_a_name_takes_several_lines_only_where_nothing_else_helps():
 
 @pytest.mark.parametrize("name", ["[/a/*.txt]", "[a/*.txt,b]", "[red]x[/]", ":smile:", "\\[x]", "\x1b[31mred"])
 def test_strings_reach_the_terminal_as_they_are(name):
-    shown = printed(table([Column(name), Column("what", words=True)], [(name, name)]))
+    shown = printed(table([Column(name), Column("what", wrap=True)], [(name, name)]))
     assert [line.count(console.plain(name)) for line in shown] == [1, 2]
 
 

@@ -17,7 +17,7 @@ from lmablate import dashboard
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import BOOKKEEPING
-from lmablate.dashboard import Sweep, main
+from lmablate.dashboard import DashboardSweep, main
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
 from lmablate.runs.tracking import dashboard_panels
@@ -131,7 +131,7 @@ def test_names_are_those_that_runs_send(sweep, recorded, built):
     assert filters and all(node["value"] == sweep for node in filters)
 
 
-STUDY = Sweep("tuned", "Which norm?", ("norm", "model.d_ff"), ("evaluate", "evaluate_shared"), True, "p")
+STUDY = DashboardSweep("tuned", "Which norm?", ("norm", "model.d_ff"), ("evaluate", "evaluate_shared"), True, "p")
 
 
 def test_a_specification_is_the_librarys_own_and_does_not_change():

@@ -24,7 +24,7 @@ from lmablate.model import build_model
 from lmablate.model.posemb import Positions
 from lmablate.model.primitives import Gain
 from lmablate.objective import Batch
-from lmablate.schema.diagnostics import TOLD, DiagnosticsSettings
+from lmablate.schema.diagnostics import SETTINGS_KEY, DiagnosticsSettings
 from lmablate.training.gang import Gang
 from lmablate.training.trainer import Trainer
 
@@ -89,7 +89,7 @@ def test_a_step_between_two_records_is_measured_and_leaves_the_records_alone():
     plain, alone = trained(cfg)
     probed, records = trained(with_diagnostics(cfg))
     assert_same_bits(summary(plain, alone), summary(probed, without(records)))
-    assert [r["step"] for r in records if TOLD in r] == [0, 2, 4, 6]
+    assert [r["step"] for r in records if SETTINGS_KEY in r] == [0, 2, 4, 6]
     assert [r["step"] for r in records if "train_loss" in r] == [3, 6]
 
 
@@ -290,7 +290,7 @@ def test_spikes_of_records_count_training_records_alone():
 
 def test_a_record_says_what_was_asked_for():
     _, records = trained(with_diagnostics(config(), measures=["norms"], every=3))
-    told = [record for record in records if TOLD in record]
+    told = [record for record in records if SETTINGS_KEY in record]
     assert [record["step"] for record in told] == [0, 3, 4]
-    assert json.loads(told[0][TOLD]) == {"measures": ["norms"], "every": 3, "sequences": 2}
+    assert json.loads(told[0][SETTINGS_KEY]) == {"measures": ["norms"], "every": 3, "sequences": 2}
     assert {k.rpartition("/")[2] for k in told[0] if k.startswith("diag/")} == {"gain_mean", "gain_max"}

@@ -11,7 +11,7 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_history, load_runs
-from lmablate.runs.complete_diagnostics import SecondMaking
+from lmablate.runs.complete_diagnostics import DiagnosticsRerun
 from lmablate.runs.prepared import load_data, prepare_run
 from lmablate.runs.run import RunSession, execute
 from lmablate.runs.wsd_branches import expand
@@ -56,7 +56,7 @@ def stop_at(cfg, data, step):
 
         def train():
             for record in session.trainer.records(lambda: signal.SIGTERM if seen[-1] >= step else 0):
-                session.take(record)
+                session.store(record)
                 seen.append(record["step"])
 
         with pytest.raises(Interrupted):
@@ -153,7 +153,7 @@ def test_a_run_asked_for_with_and_without_is_made_once_with(composed, tmp_path):
     at, _ = composed
     for order in ((False, True), (True, False)):
         jobs, _ = prepare_jobs([at(tmp_path, on=on) for on in order])
-        assert [one.asked for one in jobs] == [2]
+        assert [one.requests for one in jobs] == [2]
         assert jobs[0].cfg.diagnostics is not None
     other = at(tmp_path, on=True)
     other = other.model_copy(update={"diagnostics": other.diagnostics.model_copy(update={"sequences": 3})})
@@ -199,8 +199,8 @@ def test_keys_without_effect_are_refused():
 
 
 def test_a_second_making_reads_the_first_ones_row(tmp_path):
-    assert SecondMaking(tmp_path, "abc").result_path == tmp_path / "abc" / "result.json"
-    assert SecondMaking(tmp_path, "abc").checkpoint_dir != tmp_path / "abc" / "checkpoint"
+    assert DiagnosticsRerun(tmp_path, "abc").result_path == tmp_path / "abc" / "result.json"
+    assert DiagnosticsRerun(tmp_path, "abc").checkpoint_dir != tmp_path / "abc" / "checkpoint"
 
 
 def test_config_yaml_keeps_what_was_asked_for(composed, tmp_path):

@@ -11,7 +11,7 @@ from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
-from lmablate.core.signals import asked_to_stop
+from lmablate.core.signals import request_stop_on_signal
 from lmablate.launcher import labels, pricing, progress
 from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.launcher.scheduler import offline_hint, run_jobs
@@ -45,7 +45,7 @@ def job(run_id="6f7374e61214", label="rms swiglu", **settings):
         run_id=run_id,
         label=label,
         work=1.0,
-        asked=1,
+        requests=1,
         done=False,
         row=RunResult.model_construct(**row),
         directory=None,
@@ -229,7 +229,7 @@ def test_the_demo_has_a_help_of_its_own_and_ends_with_what_to_open_and_to_try(tm
 
 def test_a_signal_is_heard_at_once_and_said_once():
     heard = []
-    with asked_to_stop(lambda: heard.append("stopping")) as stop:
+    with request_stop_on_signal(lambda: heard.append("stopping")) as stop:
         for number in (signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
         assert stop.signal == signal.SIGTERM and heard == ["stopping"]

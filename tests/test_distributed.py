@@ -17,7 +17,7 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.results import load_history, load_runs
-from lmablate.results.load import numerics_words
+from lmablate.results.load import numerics_text
 from lmablate.runs.prepared import load_data, prepare_run, with_data
 from lmablate.runs.run import execute
 from lmablate.runs.run_directory import RunDirectory
@@ -101,7 +101,7 @@ def test_how_a_run_is_spread_is_no_part_of_its_identity_and_stands_in_its_numeri
     under(monkeypatch, 4)
     assert distributed.numerics(plain) == {} and distributed.numerics(spread) == {"parallel": "ddp", "ranks": 4}
     assert (
-        numerics_words({"device": "cpu", "precision": "fp32", "parallel": "ddp", "ranks": 4}) == "cpu fp32 eager ddp x4"
+        numerics_text({"device": "cpu", "precision": "fp32", "parallel": "ddp", "ranks": 4}) == "cpu fp32 eager ddp x4"
     )
 
 

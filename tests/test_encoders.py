@@ -216,7 +216,7 @@ def test_counts_are_those_of_the_released_classes(preset, name, changes):
         model, encoder = (getattr(transformers, name + kind)(config) for kind in ("ForMaskedLM", "Model"))
     unread = 2 * config.hidden_size if name == "Roberta" else 0
     assert parameters(presets.config(preset)).total == sum(p.numel() for p in model.parameters()) - unread
-    assert presets.facts(preset).published_params == sum(p.numel() for p in encoder.parameters())
+    assert presets.published_facts(preset).published_params == sum(p.numel() for p in encoder.parameters())
 
 
 # --- parts of the model

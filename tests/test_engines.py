@@ -20,7 +20,7 @@ from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.launcher import engine as engines
 from lmablate.launcher import remote, scheduler
-from lmablate.launcher.engine import Launcher, engine_of, words_of
+from lmablate.launcher.engine import LauncherChoice, engine_of, task_arguments
 from lmablate.launcher.job_files import prepare
 from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.launcher.remote import RemoteProcess, Retries
@@ -62,19 +62,19 @@ def test_settings_are_checked_in_the_words_of_the_command_line(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "ray", ray_engine)  # no cluster is needed to find a wrong word
     assert engine_of("local") is None and engine_of("gang") is None
-    assert engine_of(Launcher("ray", {"_target_": "x", **RAY})) is not None
+    assert engine_of(LauncherChoice("ray", {"_target_": "x", **RAY})) is not None
     with pytest.raises(
         ConfigError, match=r"hydra\.launcher\.cpu: hydra/launcher=ray has no such key; it has address, cpus"
     ):
-        engine_of(Launcher("ray", {**RAY, "cpu": 1.0}))
+        engine_of(LauncherChoice("ray", {**RAY, "cpu": 1.0}))
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.retries=-1: "):
-        engine_of(Launcher("ray", {**RAY, "retries": -1}))
+        engine_of(LauncherChoice("ray", {**RAY, "retries": -1}))
 
 
 def test_plain_strings_are_all_that_crosses(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LMABLATE_CACHE", str(tmp_path / "cache"))
-    words = words_of([job])
+    words = task_arguments([job])
     assert all(type(word) is str for word in words)
     read = _parser().parse_args(words)
     assert read.directories == [job.directory.path] and read.directories[0].is_absolute()
@@ -106,7 +106,7 @@ def test_each_run_is_followed_to_wandb_where_it_trains(job, monkeypatch, capsys)
     assert "wandb keeps 1 run offline" in capsys.readouterr().out
     scheduler.run_jobs([job], engine=SimpleNamespace(slots=len))
     prepare(job)
-    Task(words_of([job])).run()
+    Task(task_arguments([job])).run()
     assert seen == [([path], "offline"), ([], "offline"), ([path.absolute()], "offline")]
     monkeypatch.setattr(Job, "done", True)
     monkeypatch.setattr(scheduler.Board, "summary", lambda board: None)
@@ -118,7 +118,7 @@ def test_each_run_is_followed_to_wandb_where_it_trains(job, monkeypatch, capsys)
 
 def test_a_machine_without_the_folder_says_so_and_starts_nothing(job, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started something"))
-    words = words_of([job])  # no config.yaml stands there yet
+    words = task_arguments([job])  # no config.yaml stands there yet
     assert Task(words).run() == NO_FOLDER
     process = RemoteProcess([job], Retries(2), lambda: NO_FOLDER, lambda number: None)
     assert process.poll() == 1
@@ -428,4 +428,4 @@ def test_sigterm_stops_the_runs_at_a_checkpoint_and_leaves_nothing_behind(text, 
 def test_train_refuses_an_engine_before_it_reads_any_text(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="needs ray"):
-        train([compose(["data=files", "data.paths=/nowhere/*.txt"])], Launcher("ray", RAY))
+        train([compose(["data=files", "data.paths=/nowhere/*.txt"])], LauncherChoice("ray", RAY))

@@ -13,10 +13,10 @@ from corpus import QUICK, write_corpus
 
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
-from lmablate.core.locks import FileLock, Held
+from lmablate.core.locks import FileLock, LockHeld
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
-from lmablate.launcher.sweep_manifest import look
+from lmablate.launcher.sweep_manifest import run_status
 from lmablate.results import load_history
 from lmablate.runs import recovery
 from lmablate.runs.config_file import read_config, write_config
@@ -156,8 +156,8 @@ def test_other_errors_are_no_lack_of_memory_and_a_disk_is_told_in_words(text, tm
 def test_two_processes_cannot_train_one_run_and_a_made_one_is_not_made_again(text, tmp_path, undisturbed):
     cfg, data = made(text, tmp_path)
     folder = RunDirectory(tmp_path, undisturbed[0]["run_id"]).create()
-    lock = FileLock.take(folder.lock_path)
-    with pytest.raises(Held):
+    lock = FileLock.acquire(folder.lock_path)
+    with pytest.raises(LockHeld):
         execute(prepare_run(cfg, data))
     assert not folder.config_path.exists()
     lock.release()
@@ -182,7 +182,7 @@ def test_sigint_ends_the_step_and_a_second_one_ends_the_run(text, tmp_path, monk
     (job,), _ = prepare_jobs([cfg])
     assert run_jobs([job]) == 130
     assert [path.name for path in checkpoints(job.directory.checkpoint_dir)] == saved
-    assert look(tmp_path, job.run_id)["state"] == "stopped"
+    assert run_status(tmp_path, job.run_id)["state"] == "stopped"
     monkeypatch.setattr(Trainer, "backward", real)
     assert run_jobs([job]) == 0
     assert job.row["val_loss"] == undisturbed[0]["val_loss"] and load_history(tmp_path)[SAME].equals(undisturbed[1])
@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(text, tmp_path, undis
     cfg, data = made(text, tmp_path)
     with RunSession(prepare_run(cfg, data)) as session:
         for record in session.trainer.records():
-            session.take(record)
+            session.store(record)
             if record["step"] == 6:
                 break
     folder = session.directory.checkpoint_dir

@@ -24,7 +24,7 @@ from lmablate.config.overrides import rewrite
 from lmablate.config.quoting import text_keys
 from lmablate.config.synonyms import SYNONYMS
 from lmablate.core.console import VERBOSE
-from lmablate.core.errors import ConfigError, explained, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error, explained
 from lmablate.core.files import make_folder
 from lmablate.core.paths import CONF_DIR, given_path
 from lmablate.runs.run_directory import below, check_writable, run_path
@@ -97,7 +97,7 @@ def test_an_error_of_ours_keeps_its_trace(monkeypatch):
         def fail():
             raise error
 
-        return in_words(fail)
+        return exit_on_config_error(fail)
 
     with pytest.raises(ZeroDivisionError):
         raises(ZeroDivisionError())()
@@ -474,7 +474,7 @@ def test_a_command_that_is_refused_takes_its_empty_folders_back(tmp_path, code):
     """Whatever it is refused for after the check of --out; folders that were there, or hold something, stay."""
     (tmp_path / "before").mkdir()
 
-    @in_words
+    @exit_on_config_error
     def command() -> int:
         check_writable(tmp_path / "a" / "b", "--out")
         check_writable(tmp_path / "before", "--out")

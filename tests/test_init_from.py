@@ -78,7 +78,7 @@ def test_the_parent_is_science_and_none_is_as_before(world):
     assert jobs[0].run_id == ids[0]
     assert len({job.run_id for job in jobs}) == 3
     assert [job.cfg.init_seed for job in jobs] == [0, 0, 1]
-    assert jobs[1].asked == 2
+    assert jobs[1].requests == 2
 
 
 def test_seeds_of_the_draws_are_the_parents_and_the_order_is_its_own(world):
@@ -114,12 +114,12 @@ def test_killed_and_continued_it_ends_with_the_same_bits(world, tmp_path):
     asked = iter([0, 0, 0, 15])
     session = RunSession(prepare_run(cfg, data))
     with pytest.raises(Interrupted):
-        list(map(session.take, session.trainer.records(lambda: next(asked))))
+        list(map(session.store, session.trainer.records(lambda: next(asked))))
     level = json.loads((session.directory.path / "history.jsonl").read_text().splitlines()[0])["val_loss"]
     session.lock.release()  # the end of a process frees its locks
     again = RunSession(prepare_run(cfg, data))
     for record in again.trainer.records():
-        again.take(record)
+        again.store(record)
     row = again.finish()
     assert again.trainer.detector.initial_loss == world[2][0]["init_val_loss"] > level
     whole = compose([*(w for w in world[0] if not w.startswith("results_dir")), f"results_dir={tmp_path}"])

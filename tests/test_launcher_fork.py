@@ -104,7 +104,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def one_command():
     """The sweeps of these tests share a warm process, as those of one command do."""
-    with processes.started_early([]):
+    with processes.shared_warm_process([]):
         yield
 
 
@@ -281,7 +281,7 @@ def test_what_a_dead_template_has_lost_goes_back_to_the_queue_and_costs_no_time(
 def test_a_sweep_compiles_a_graph_once(text, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_LOGS", "graph_code")
     jobs = jobs_of(text, tmp_path / "forked", *GRID[:3], more=("runtime.compile=true",))
-    with processes.started_early([]):  # torch reads the variable when it is imported
+    with processes.shared_warm_process([]):  # torch reads the variable when it is imported
         assert run_jobs(jobs) == 0
     assert all(job.row["numerics"]["compiled"] for job in jobs)
     graphs = [job.directory.log_path.read_text().count("TRACED GRAPH") for job in jobs]
@@ -381,7 +381,7 @@ def test_a_warm_process_that_cannot_fork_safely_is_not_used(tmp_path, monkeypatc
 
 def test_a_process_that_imports_while_the_command_is_read_starts_the_runs(text, tmp_path):
     jobs = jobs_of(text, tmp_path, ("seed=0",), ("seed=1",))
-    with processes.started_early(["-m", "seed=0,1"]):
+    with processes.shared_warm_process(["-m", "seed=0,1"]):
         (early,) = processes._idle
         with processes.Starter([[job] for job in jobs]) as starter:
             assert starter.warm is early and not processes._idle
@@ -397,12 +397,12 @@ def test_a_process_that_imports_while_the_command_is_read_starts_the_runs(text, 
 
 @pytest.mark.parametrize("words", [["seed=1"], ["-m", "seed=0,1", "--cfg", "job"], ["-m", "runtime.device=cuda"]])
 def test_nothing_starts_early_where_nothing_will_be_forked(words):
-    with processes.started_early(words):
+    with processes.shared_warm_process(words):
         assert not processes._idle
 
 
 def test_a_command_that_trains_nothing_leaves_no_process():
-    with processes.started_early(["sweeps=sanity"]):
+    with processes.shared_warm_process(["sweeps=sanity"]):
         (early,) = processes._idle
     assert not alive(early.process.pid)
 

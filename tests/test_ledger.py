@@ -12,7 +12,7 @@ from lmablate.config import compose
 from lmablate.core.locks import FileLock
 from lmablate.launcher import sweep_manifest
 from lmablate.launcher.jobs import prepare_jobs
-from lmablate.launcher.sweep_manifest import load_sweeps, look, record
+from lmablate.launcher.sweep_manifest import load_sweeps, record, run_status
 from lmablate.results import load_runs
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.result import RunResult
@@ -46,14 +46,14 @@ def test_every_state_is_told_by_lock_result_and_last_word(tmp_path):
     for state, said in (("running", "running"), ("stale", "running"), ("stopped", "stopped"), ("failed", "failed")):
         directory = RunDirectory(tmp_path, by_state[state])
         directory.write_status({"state": said, "step": 3, "steps": 9, "error": "no" if said == "failed" else None})
-    lock = FileLock.take(tmp_path / by_state["running"] / ".lock")
-    found = {run_id: look(tmp_path, run_id) for run_id in words}
+    lock = FileLock.acquire(tmp_path / by_state["running"] / ".lock")
+    found = {run_id: run_status(tmp_path, run_id) for run_id in words}
     assert {run_id: row["state"] for run_id, row in found.items()} == words
     assert found[by_state["failed"]]["error"] == "no"
     assert found[by_state["running"]]["pid"] == json.loads(lock.path.read_text())["pid"]
     assert found[by_state["done"]]["val_loss"] is not None
     lock.release()
-    assert look(tmp_path, by_state["running"])["state"] == "stale"
+    assert run_status(tmp_path, by_state["running"])["state"] == "stale"
 
 
 def test_a_command_of_several_runs_is_written_down_and_those_never_started_are_missing(text, tmp_path, capsys):
@@ -62,7 +62,7 @@ def test_a_command_of_several_runs_is_written_down_and_those_never_started_are_m
     record(jobs)  # the same command has the same list
     (sweep,) = load_sweeps(tmp_path)
     assert list(sweep.jobs) == [job.run_id for job in jobs]
-    assert {look(tmp_path, run_id)["state"] for run_id in sweep.jobs} == {"missing"}
+    assert {run_status(tmp_path, run_id)["state"] for run_id in sweep.jobs} == {"missing"}
     assert status.main([str(tmp_path)]) == 0
     assert "grid-" in (said := capsys.readouterr().out) and "2 runs, 2 missing" in said
     record(jobs_of(text, tmp_path, ("seed=5",)))  # a single run is no sweep

@@ -11,7 +11,7 @@ import pytest
 
 from lmablate.core import files, locks
 from lmablate.core.files import append_line, atomic_write, read_jsonl
-from lmablate.core.locks import FileLock, Held, is_held, owner
+from lmablate.core.locks import FileLock, LockHeld, is_held, owner
 from lmablate.runs.progress_file import age
 from lmablate.runs.run_directory import RunDirectory
 
@@ -19,7 +19,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from lmablate.core.locks import FileLock
-FileLock.take(Path(sys.argv[1]))
+FileLock.acquire(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(100)
 """
@@ -42,12 +42,12 @@ def test_a_lock_is_held_until_its_owner_is_killed(tmp_path, holder):
     path = tmp_path / ".lock"
     assert is_held(path) is True
     assert owner(path)["pid"] == holder.pid
-    with pytest.raises(Held, match=f"process {holder.pid} on "):
-        FileLock.take(path, patience=0)
+    with pytest.raises(LockHeld, match=f"process {holder.pid} on "):
+        FileLock.acquire(path, patience=0)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert is_held(path) is False
-    mine = FileLock.take(path)
+    mine = FileLock.acquire(path)
     assert owner(path)["pid"] == os.getpid()
     assert is_held(path)
     mine.release()
@@ -58,23 +58,23 @@ def test_a_lock_outlives_no_release_and_asking_takes_nothing(tmp_path):
     path = tmp_path / ".lock"
     assert is_held(path) is False
     assert not path.exists()
-    first = FileLock.take(path)
-    with pytest.raises(Held):
-        FileLock.take(path, patience=0)
+    first = FileLock.acquire(path)
+    with pytest.raises(LockHeld):
+        FileLock.acquire(path, patience=0)
     first.release()
-    FileLock.take(path, patience=0).release()
+    FileLock.acquire(path, patience=0).release()
 
 
 def test_a_folder_that_is_removed_or_replaced_is_noticed(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    lock = FileLock.take(folder / ".lock")
+    lock = FileLock.acquire(folder / ".lock")
     lock.check()
     folder.rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="removed or replaced"):
         lock.check()
     folder.mkdir()
-    FileLock.take(folder / ".lock").release()
+    FileLock.acquire(folder / ".lock").release()
     with pytest.raises(FileNotFoundError, match="removed or replaced"):
         lock.check()
 
@@ -84,7 +84,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", none)
-    FileLock.take(tmp_path / ".lock").release()
+    FileLock.acquire(tmp_path / ".lock").release()
     assert "has no locks" in caplog.text
     assert is_held(tmp_path / ".lock") is None
 

@@ -9,7 +9,7 @@ import pytest
 from lmablate.core.locks import FileLock
 from lmablate.launcher import job_files, loop, running_job
 from lmablate.launcher.loop import Loop
-from lmablate.launcher.slots import Places
+from lmablate.launcher.slots import Slots
 from lmablate.runs import recovery
 from lmablate.runs.run_directory import RunDirectory
 
@@ -75,7 +75,7 @@ class FakeBoard:
     def update(self, job, status):
         pass
 
-    def say(self, text):
+    def print_line(self, text):
         self.said.append(text)
 
     def stopping(self):
@@ -114,7 +114,7 @@ def clock(monkeypatch):
 
 def sweep(engine, *jobs, slots=2):
     board = FakeBoard()
-    code = Loop([[job] for job in jobs], board, Places(slots), engine).run()
+    code = Loop([[job] for job in jobs], board, Slots(slots), engine).run()
     return code, board
 
 
@@ -174,7 +174,7 @@ def test_what_the_kernel_killed_for_memory_goes_on_with_less_where_that_is_asked
 def test_a_run_that_another_sweep_trains_is_waited_for_and_never_started(tmp_path, clock):
     job, other = FakeJob(tmp_path, "aaaaaaaa"), FakeJob(tmp_path, "bbbbbbbb")
     job.directory.create()
-    lock = FileLock.take(job.directory.lock_path)
+    lock = FileLock.acquire(job.directory.lock_path)
     good = Fake([0])
     good.poll = lambda: setattr(other, "result", True) or 0
 
@@ -198,7 +198,7 @@ def test_a_run_whose_other_trainer_is_killed_is_taken_over(tmp_path, clock, how)
     processes = [good]
     if how == "locked before":
         job.directory.create()
-        lock = FileLock.take(job.directory.lock_path)
+        lock = FileLock.acquire(job.directory.lock_path)
         engine = FakeEngine(clock, *processes, on_pause=lambda: clock.now > 1005 and lock.release())
     else:
         engine = FakeEngine(clock, Fake([recovery.HELD]), *processes)

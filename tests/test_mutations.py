@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmablate.config import compose
-from lmablate.launcher.sweep_manifest import load_sweeps, look
+from lmablate.launcher.sweep_manifest import load_sweeps, run_status
 from lmablate.results import load_history
 from lmablate.runs.config_file import write_config
 from lmablate.runs.run_directory import RunDirectory
@@ -106,7 +106,7 @@ def check_others(place, examples):
             load_history(directory.path.parent)
         for sweep in load_sweeps(directory.path.parent):
             for run_id in sweep.jobs:
-                look(directory.path.parent, run_id)
+                run_status(directory.path.parent, run_id)
         from lmablate.status import shown, states
 
         sweeps = load_sweeps(directory.path.parent)

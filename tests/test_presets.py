@@ -27,7 +27,7 @@ CPU = ("runtime.device=cpu", "trainer.precision=fp32")
 @pytest.mark.parametrize("name", NAMES)
 def test_counts_what_was_published(name):
     """The closed form, the built model, and the published shape; sizes that are not certain are reported, not asserted."""
-    fact, cfg = presets.facts(name), presets.config(name)
+    fact, cfg = presets.published_facts(name), presets.config(name)
     counted = parameters(cfg).total
     assert sum(p.numel() for p in build_model(cfg, device="meta").parameters()) == counted
     if fact.unconfirmed is None:
@@ -37,7 +37,7 @@ def test_counts_what_was_published(name):
 
 def test_few_presets_are_uncertain_and_only_encoders_are_counted_otherwise():
     """Their differences are held against the released classes in test_encoders.py and test_replaced_tokens.py."""
-    facts = {name: presets.facts(name) for name in NAMES}
+    facts = {name: presets.published_facts(name) for name in NAMES}
     assert [name for name in NAMES if facts[name].unconfirmed] == ["dclm_7b", "yulan_12b"]
     other = {name: f.uncounted for name, f in facts.items() if f.uncounted}
     assert other.pop("lamda_137b") == 32 * 128
@@ -66,8 +66,8 @@ def test_a_file_names_every_axis_and_its_gating(name):
     plain = {"override /objective", "override /ffn"}  # said where they are not the default
     assert chosen - plain == {f"override /{axis}" for axis in AXES if axis != "aspect_ratio"} - plain
     cfg = presets.config(name)
-    assert cfg.activation.gated == presets.facts(name).gated
-    assert (cfg.model.vocab_size, cfg.published_vocab_size) == (presets.facts(name).vocab_size,) * 2
+    assert cfg.activation.gated == presets.published_facts(name).gated
+    assert (cfg.model.vocab_size, cfg.published_vocab_size) == (presets.published_facts(name).vocab_size,) * 2
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from other_user import give_away, without_powers
 from lmablate import archive, status
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
-from lmablate.core.locks import FileLock, Held
+from lmablate.core.locks import FileLock, LockHeld
 from lmablate.launcher.job_files import prepare
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.launcher.scheduler import run_jobs
-from lmablate.launcher.sweep_manifest import load_sweeps, look
+from lmablate.launcher.sweep_manifest import load_sweeps, run_status
 from lmablate.report import command as report
 from lmablate.results import load_history, load_runs
 from lmablate.results.evaluations import load_evaluations
@@ -84,7 +84,7 @@ def test_closed_runs_count_as_damaged_and_say_why(shared, caplog):
         assert {run_id: row["state"] for run_id, row in rows.items()} == dict.fromkeys(ids[:2], "damaged")
         assert re.search(REMEDY, rows[ids[0]]["error"])
         for run_id in ids[:2]:
-            found = look(folder, run_id)
+            found = run_status(folder, run_id)
             assert found["state"] == "damaged" and re.search(REMEDY, found["error"])
         (alone,) = load_sweeps(folder)
     assert set(alone.jobs) == set(ids)
@@ -152,10 +152,10 @@ def test_a_run_of_another_user_fails_in_words_and_one_at_work_is_waited_for(fini
     words, _ = finished
     (job,), _ = prepare_jobs([compose([*words, f"results_dir={tmp_path}", "seed=2"])])
     job.directory.create()
-    lock = FileLock.take(job.directory.lock_path)
+    lock = FileLock.acquire(job.directory.lock_path)
     give_away(job.directory.path, 0o755)
     with without_powers():
-        with pytest.raises(Held, match="another process is at work"):
+        with pytest.raises(LockHeld, match="another process is at work"):
             prepare(job)
         lock.release()
         with pytest.raises(PermissionError) as caught:

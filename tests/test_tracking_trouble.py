@@ -25,7 +25,7 @@ from tracked import (
 
 from lmablate.core.locks import FileLock
 from lmablate.runs.tracking.client import following, read_sent, send_anew, unsent
-from lmablate.runs.tracking.follower import LOCK, Followed, Wandb
+from lmablate.runs.tracking.follower import LOCK, FollowedRun, WandbSession
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ class Fake:
     def finish(self, exit_code):
         self.ended.append(exit_code)
 
-    def say(self, kind, text):
+    def warn_once(self, kind, text):
         self.said.append(text)
 
 
@@ -184,12 +184,12 @@ def followed(run, monkeypatch):
             return False
 
     monkeypatch.setattr("lmablate.runs.tracking.follower.threading.Thread", AtOnce)
-    return Followed(run.path, Fake())
+    return FollowedRun(run.path, Fake())
 
 
 def test_a_run_whose_server_is_lost_beside_others_is_left_to_the_next_command(tmp_path, monkeypatch):
     """wandb has its id in use until the others are ended, and they may still get through."""
-    service = Wandb("online", 1, 1)
+    service = WandbSession("online", 1, 1)
     monkeypatch.setattr(service, "_init", lambda folder, run: 1 / 0)
     service.open.add(tmp_path / "other")
     with pytest.raises(ZeroDivisionError):
@@ -230,7 +230,7 @@ def test_what_an_earlier_attempt_left_is_taken_for_this_one_only_at_the_end(run,
     run.begin().train(0)
     run.stop()
     time.sleep(0.01)
-    run.lock = FileLock.take(run.directory.lock_path)
+    run.lock = FileLock.acquire(run.directory.lock_path)
     assert followed.look(over=False) and followed.service.sent == []
     run.stop()
     assert followed.look(over=False) and followed.service.sent == []
@@ -240,7 +240,7 @@ def test_what_an_earlier_attempt_left_is_taken_for_this_one_only_at_the_end(run,
 
 def test_a_run_that_another_follower_sends_is_left_to_it(run, followed):
     run.begin().train(0)
-    other = FileLock.take(run.path / LOCK)
+    other = FileLock.acquire(run.path / LOCK)
     assert followed.look(over=False) and not followed.look(over=True) and followed.service.sent == []
     other.release()
     assert followed.look(over=False) and followed.service.sent == [0]
@@ -251,7 +251,7 @@ def test_a_finished_run_that_is_made_again_is_sent_anew_when_that_is_done(run, f
     followed.look(over=False)
     run.end()
     followed.look(over=False)
-    again = Followed(run.path, Fake())
+    again = FollowedRun(run.path, Fake())
     run.begin()
     assert again.look(over=False) and again.service.sent == []
     send_anew(run.path)

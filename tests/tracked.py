@@ -52,7 +52,7 @@ class Training:
 
     def begin(self, **more: Any) -> Training:
         """Take the lock, and say what the run is called."""
-        self.lock = FileLock.take(self.directory.lock_path)
+        self.lock = FileLock.acquire(self.directory.lock_path)
         announce(
             self.path,
             **{"name": f"layer-{self.path.name}", "group": "norms", "project": "ablations", "config": CONFIG, **more},

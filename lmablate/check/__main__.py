@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.config.composition import rewrite
 from lmablate.config.untrusted_yaml import check_folders
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 from lmablate.model.components import trust
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 or 2 as the help says."""
     args = _parser().parse_intermixed_args(argv)

@@ -15,7 +15,7 @@ from typing import Any
 
 from lmablate.claims.claim import Claim, load_claims
 from lmablate.core.console import prose
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 
@@ -106,7 +106,7 @@ def _effect(test: Mapping[str, Any]) -> str:
     return f"{test['effect']:+.1f}{unit}{between}, n {test['n']}{where}".replace("-", "−")
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m lmablate.claims.lecture RESULTS --out FILE``"""
     parser = argparse.ArgumentParser(prog="python -m lmablate.claims.lecture", description=prose(__doc__))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.budget import DEFINITIONS, flops_per_token, kv_bytes_per_token, parameters
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -63,7 +63,7 @@ def show(configs: Sequence[RunConfig], launcher: str) -> int:
     return 0
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the accounts of a command line; returns the exit code."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
-from lmablate.core.errors import ConfigError, DataError, in_words
+from lmablate.core.errors import ConfigError, DataError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import frames
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
 """
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate runs; returns the exit code."""
     asked = _parser().parse_args(argv)
@@ -110,7 +110,7 @@ def _evaluate(asked: argparse.Namespace) -> None:
                 folder,
                 times=times,
                 stride=asked.stride,
-                words=asked.set,
+                overrides=asked.set,
                 paths=asked.data,
                 text_field=asked.text_field,
                 device=device,
@@ -153,13 +153,13 @@ def _device(asked: str) -> str:
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     """Run directories, all of which are there; a results directory stands for its runs that completed, of which some may be
     left out."""
-    from lmablate.runs.load import run_there
+    from lmablate.runs.load import existing_run
 
     found: list[Path] = []
     searched = False
     for folder in given:
         if access.there(folder / "config.yaml") is not False or not folder.is_dir():
-            run_there(folder)
+            existing_run(folder)
             found.append(folder)
             continue
         completed = []

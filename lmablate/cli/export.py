@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 
 from lmablate.cli.front_door import trust_packages
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import given_path
 from lmablate.runs.run_directory import run_path
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one run, and push it where that is asked for; returns the exit code."""
     parser = argparse.ArgumentParser(

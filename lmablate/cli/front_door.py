@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.cli.flags import Flags, split
-from lmablate.core.errors import FULL_TRACE, ConfigError, in_words
+from lmablate.core.errors import FULL_TRACE, ConfigError, exit_on_config_error
 from lmablate.core.logging import configure_logging
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 
@@ -30,7 +30,7 @@ Action = Callable[[Sequence["RunConfig"], str], int]
 StudyAction = Callable[["Study", str], int]
 
 
-@in_words
+@exit_on_config_error
 def main(
     module: str, purpose: str, action: Action, argv: Sequence[str] | None = None, *, study: StudyAction | None = None
 ) -> int:

@@ -60,7 +60,7 @@ def plan_all(words: Sequence[str]) -> int:
 
 def show(found: Mapping[str, Collected]) -> None:
     """The table, and what it comes to."""
-    from lmablate.launcher.scheduler import slots
+    from lmablate.launcher.scheduler import slot_count
 
     rows: list[tuple[str, ...]] = []
     seen: set[str] = set()
@@ -71,11 +71,11 @@ def show(found: Mapping[str, Collected]) -> None:
         shared = jobs.keys() & seen
         todo = [job for key, job in jobs.items() if key not in done and key not in shared]
         speed = calibrate(todo[0], one.data[todo[0].run_id]) if todo else 1.0
-        seconds = sum(flops_per_token(job.cfg) * job.cfg.tokens for job in todo) / speed / (slots(todo) or 1)
+        seconds = sum(flops_per_token(job.cfg) * job.cfg.tokens for job in todo) / speed / (slot_count(todo) or 1)
         seen |= jobs.keys()
         total, every = total + seconds, every + len(todo)
         price = duration(seconds) if todo else "-"
         rows.append((sweep, str(len(jobs)), str(len(todo)), price, str(len(done)), str(len(shared - done))))
     names = ("runs", "to train", "time", "done", "asked before")
-    console().print(table([Column("sweep", keep=True, words=True), *map(Column, names)], rows))
+    console().print(table([Column("sweep", keep=True, wrap=True), *map(Column, names)], rows))
     print(f"{every} runs to train, about {duration(total)} on this machine; start-up and evaluation come on top")

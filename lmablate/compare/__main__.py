@@ -15,7 +15,7 @@ from lmablate.cli.front_door import trust_packages
 from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, places
 from lmablate.compare.examples import examples, visible
 from lmablate.compare.scores import score_pair
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.report.figures import inline_svg
@@ -34,7 +34,7 @@ BY = {
 }
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare two runs; returns the exit code."""
     asked = _parser().parse_args(argv)

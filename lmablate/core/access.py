@@ -1,7 +1,7 @@
-"""Files and folders of other users: what may not be entered or read is no crash, and is named with what helps.
+"""Look at files and folders that several users share, and explain denied access with its remedy.
 
-``Path.exists`` and its kin raise PermissionError where a folder on the way may not be entered, and ``Path.glob`` leaves such a
-folder out without a word. Whoever looks into a results or cache folder, which several people may share, asks here.
+``Path.exists`` and similar methods raise PermissionError below a folder that may not be entered, and ``Path.glob``
+silently skips such a folder. All code that looks into a results or cache folder uses these functions instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DENIED = (errno.EACCES, errno.EPERM)
 
 
 def there(path: Path) -> bool | None:
-    """Whether something stands at `path`; None where that may not be known, a folder on the way being closed."""
+    """Return whether `path` exists; None if a closed folder above it hides that."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -28,7 +28,7 @@ def there(path: Path) -> bool | None:
 
 
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
-    """The entries of a folder whose names fit, in order; none where there is no such folder. Raises PermissionError."""
+    """Return the matching entries of a folder in order; empty without such a folder. Raises PermissionError."""
     try:
         return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
     except (FileNotFoundError, NotADirectoryError):
@@ -36,14 +36,14 @@ def listed(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def folders(place: Path) -> Iterator[tuple[Path, str]]:
-    """The folders in `place` whose names begin with no dot, in order, each with why it may not be entered, or ""."""
+    """Yield the folders in `place` in order, without hidden ones, each with why it may not be entered, or ""."""
     for path in listed(place):
         if not path.name.startswith(".") and path.is_dir():
             yield path, why_closed(path)
 
 
 def why_closed(folder: Path) -> str:
-    """Why a folder that is there may not be entered, or ""."""
+    """Return why an existing folder may not be entered, or ""."""
     try:
         os.stat(os.path.join(folder, "."))  # Path would drop the dot
     except OSError:
@@ -52,7 +52,7 @@ def why_closed(folder: Path) -> str:
 
 
 def closed(path: Path) -> str:
-    """What to say of something that may not be read, or of the folder above it that hides it: whose it is, and the remedy."""
+    """Return the message for a path that may not be read, or is hidden by a folder above it: its owner, and the remedy."""
     place, found = _nearest(path)
     return (
         f"permission denied: it belongs to {_owner(found)}, who can open it with chmod -R a+rX {place}, and with umask 022 what is "
@@ -61,7 +61,7 @@ def closed(path: Path) -> str:
 
 
 def reason(error: OSError) -> str:
-    """An OSError in words, with the remedy where permission was denied."""
+    """Return the message of an OSError, with the remedy if permission was denied."""
     if error.errno not in DENIED or not error.filename:
         return error.strerror or str(error)
     path = Path(os.fsdecode(error.filename))
@@ -77,7 +77,7 @@ def reason(error: OSError) -> str:
 
 
 def _nearest(path: Path) -> tuple[Path, os.stat_result]:
-    """`path`, or the nearest place above it that can be asked about."""
+    """Return `path`, or the nearest folder above it that can be examined."""
     for place in (path, *path.parents):
         try:
             return place, os.stat(place)

@@ -1,4 +1,4 @@
-"""The research axes and their options, as they stand in ``conf/``.
+"""List the research axes and their options from ``conf/``.
 
 ``python -m lmablate.core.axes README.md`` renews the table between the markers of that file.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR, given_path
 
 AXES = (
@@ -27,33 +27,33 @@ AXES = (
     "stability",
     "aspect_ratio",
 )
-PARTS = AXES[: AXES.index("ffn") + 1]  # those with a module of their own, lmablate.model.<axis>; the others are numbers
+PARTS = AXES[: AXES.index("ffn") + 1]  # axes with a module lmablate.model.<axis>; the others are numbers
 _BEGIN, _END = "<!-- axes: made by python -m lmablate.core.axes README.md -->", "<!-- end of axes -->"
 
 
 @cache
 def default_choices() -> dict[str, str]:
-    """The option each group has when nothing is asked for, from conf/train.yaml."""
+    """Return the default option of each group, from conf/train.yaml."""
     entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     return {group: option for group, option in pairs if option and "/" not in group and group != "tune"}
 
 
 def options(group: str, *, shipped: bool = False) -> dict[str, str]:
-    """The options of a group, each with what its file says of it (the first comment line, without the example). Those of the
-    current folder's conf/ are among them, unless only the shipped ones are wanted."""
+    """Return the options of a group with the description in their files (the first comment line, without the example).
+    Options of the current folder's conf/ are included, unless `shipped`."""
     folders = [CONF_DIR] if shipped else [Path.cwd() / "conf", CONF_DIR]
     found = {path.stem: path for folder in folders for path in (folder / group).glob("*.yaml")}
-    return {path.stem: _says(path) for path in sorted(found.values(), key=_natural)}
+    return {path.stem: _description(path) for path in sorted(found.values(), key=_natural)}
 
 
 def _natural(path: Path) -> tuple[str, int]:
-    """r4 before r16."""
+    """Return a sorting key that puts r4 before r16."""
     digits = "".join(filter(str.isdigit, path.stem))
     return (path.stem.rstrip("0123456789"), int(digits or 0))
 
 
-def _says(path: Path) -> str:
+def _description(path: Path) -> str:
     comments = [
         line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line
     ]
@@ -61,7 +61,7 @@ def _says(path: Path) -> str:
 
 
 def groups() -> dict[str, str | None]:
-    """Return every group of conf/ in the order of train.yaml, with its default option; None where nothing is chosen."""
+    """Return every group of conf/ in the order of train.yaml, with its default option or None."""
     entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     found = {group.removeprefix("override "): option for group, option in pairs if group != "sweeps"}
@@ -70,17 +70,17 @@ def groups() -> dict[str, str | None]:
 
 
 def markdown() -> str:
-    """The table of the README: axis, options with the default in bold, what they are."""
+    """Return the table of the README: each axis with its options, the default in bold."""
     rows = ["| axis | options (default in bold) |", "|---|---|"]
     for axis in AXES:
         default = default_choices()[axis]
-        words = [f"**{option}**" if option == default else option for option in options(axis, shipped=True)]
-        rows.append(f"| `{axis}` | {' · '.join(words)} |")
+        cells = [f"**{option}**" if option == default else option for option in options(axis, shipped=True)]
+        rows.append(f"| `{axis}` | {' · '.join(cells)} |")
     return "\n".join(rows)
 
 
 def renew(document: str, name: str) -> str:
-    """Return `document` with the table between its markers made anew. Raises ConfigError that names the file."""
+    """Return `document` with the table between its markers renewed. Raises ConfigError that names the file."""
     before, begin, rest = document.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
@@ -88,7 +88,7 @@ def renew(document: str, name: str) -> str:
     return f"{before}{begin}\n{markdown()}\n{end}{after}"
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Renew the table of one file, or print it."""
     parser = argparse.ArgumentParser(

@@ -1,8 +1,8 @@
-"""What cannot be run, in the user's words, and the one place where every command says so.
+"""Define user errors, and how every command reports them.
 
-A command is a function that returns its exit code, under :func:`in_words`. What is the user's to mend (a configuration, a file
-that is missing, unreadable or no YAML) exits with 2; a machine that failed (a full disk) with 1; an error that is ours keeps
-its stack trace. With ``HYDRA_FULL_ERROR=1`` all of them do.
+A command is a function that returns its exit code, decorated with :func:`exit_on_config_error`. Errors that the user
+can fix (a configuration, a file that is missing, unreadable or not YAML) exit with 2; failures of the machine (a full
+disk) with 1; our own errors keep their stack trace. With ``HYDRA_FULL_ERROR=1`` all errors do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ParamSpec
 P = ParamSpec("P")
 FULL_TRACE = "HYDRA_FULL_ERROR"
 INTERRUPTED = 130
-FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of the machine: what was asked for was right
+FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # failures of the machine, not of the request
 MENDS = {
     errno.ENOENT: "no such file or folder",
     errno.EACCES: "permission denied: ask its owner for access (chmod), or choose another path",
@@ -34,23 +34,21 @@ MENDS = {
 }
 
 
-# By the name of a library: what makes an error of its own one in the user's words. Whoever uses the library sets it.
+# By library name: a function that turns the library's error into a user error. Modules that use the library set it.
 EXPLAINERS: dict[str, Callable[[Exception], Exception]] = {}
 
 
 class ConfigError(ValueError):
-    """Bad input from the user: the message says which key, what it got, what is allowed and how to mend it.
-
-    Raised before any training; the command line prints it without a stack trace and exits with 2.
-    """
+    """An error in the user's input. The message names the key, its value, what is allowed and the remedy. It is raised
+    before any training; commands print it without a stack trace and exit with 2."""
 
 
 class DataError(ConfigError):
-    """Text that is missing, unreadable, empty or too short for the run that asks for it."""
+    """An error of a run's text: missing, unreadable, empty or too short."""
 
 
 def check_here() -> None:
-    """Raise ConfigError where the current folder was removed: Hydra and torch's libraries do not start in such a place."""
+    """Raise ConfigError if the current folder was removed, where Hydra and torch's libraries do not start."""
     try:
         os.getcwd()
     except OSError:
@@ -60,18 +58,17 @@ def check_here() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, short."""
+    """Return the first line of an error's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def in_words(main: Callable[P, int]) -> Callable[P, int]:
-    """Make a command of a function: mistakes and failures are told in one paragraph, with an exit code (module docstring).
-
-    No secret of the environment is printed. Ctrl-C exits with 130; what becomes of stdout ends nothing (streams.py).
-    """
+def exit_on_config_error(main: Callable[P, int]) -> Callable[P, int]:
+    """Decorate a command so that it prints errors as one paragraph and returns an exit code (module docstring). No
+    secret of the environment is printed. Ctrl-C exits with 130. A failing stdout does not stop the command
+    (streams.py)."""
 
     @wraps(main)
-    def told(*args: P.args, **kwargs: P.kwargs) -> int:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> int:
         from lmablate.core.files import settle_folders
         from lmablate.core.streams import guard_streams
 
@@ -85,19 +82,19 @@ def in_words(main: Callable[P, int]) -> Callable[P, int]:
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
-            said = explained(error)
-            if said is None or os.environ.get(FULL_TRACE) == "1":
+            message = explained(error)
+            if message is None or os.environ.get(FULL_TRACE) == "1":
                 raise
-            print(f"error: {said}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             return 1 if getattr(error, "errno", None) in FAILED else 2
-        finally:  # also where argparse leaves
+        finally:  # also when argparse exits
             settle_folders(refused=refused)
 
-    return told
+    return wrapper
 
 
 def explained(error: Exception) -> str | None:
-    """Return what an error says to a user; None for one that is ours."""
+    """Return the message of a user error, or None for an error of ours."""
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, OSError):
@@ -126,7 +123,7 @@ def _is_yaml(error: Exception) -> bool:
 
 
 def _of_yaml(error: Exception) -> str:
-    """File, line and what is wrong there."""
+    """Return file, position and problem of a YAML error."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = str(getattr(error, "problem", None) or error).strip()
     if mark is None:
@@ -136,11 +133,11 @@ def _of_yaml(error: Exception) -> str:
 
 
 def _raised_in(error: Exception) -> set[str]:
-    """The package that an error is of, and the one that raised it."""
-    found = {type(error).__module__.partition(".")[0]}
+    """Return the package that defines an error, and the one that raised it."""
+    packages = {type(error).__module__.partition(".")[0]}
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_next is None:
-            found.add(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+            packages.add(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
         trace = trace.tb_next
-    return found
+    return packages

@@ -1,4 +1,4 @@
-"""What this machine does fast, measured once and remembered in the cache folder."""
+"""Measure the speed of this machine once, and keep it in the cache folder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import cache_dir
 
-SIDE = 512  # of the square matrices that are multiplied
+SIDE = 512  # of the square matrices
 TRIALS = 7
 PRECISIONS = ("fp32", "bf16")
-GAIN = 1.3  # by which bf16 must win: casts and the fp32 parts take their share of it
+GAIN = 1.3  # required advantage of bf16, since casts and fp32 parts use up some of it
 
 T = TypeVar("T")
 
 
 @cache
 def matmul_rates(folder: Path | None = None) -> dict[str, float]:
-    """FLOP/s of one core multiplying matrices, by precision (``fp32``, ``bf16``).
+    """Return the speed of one core multiplying matrices in FLOP/s, by precision (``fp32``, ``bf16``).
 
     Measured in some 50 ms and kept as ``machine.json`` in `folder` (None: the user's cache folder), so that every later
     command on this machine decides the same.
@@ -37,21 +37,21 @@ def matmul_rates(folder: Path | None = None) -> dict[str, float]:
 
 
 def remembered(path: Path, key: str, measure: Callable[[], T], read: Callable[[Any], T]) -> T:
-    """Return the value of `key` in a JSON file; measure it and keep it there if it is missing or `read` refuses it."""
+    """Return the value of `key` in a JSON file. Measure and store it if it is missing or `read` refuses it."""
     try:
         return read(_entries(path)[key])
     except (KeyError, TypeError, ValueError):
-        found = measure()
+        value = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(_entries(path) | {key: found}, indent=1))
-    except OSError:  # a read-only home: measured again by the next command
+        atomic_write(path, json.dumps(_entries(path) | {key: value}, indent=1))
+    except OSError:  # a read-only home: the next command measures again
         pass
-    return found
+    return value
 
 
 def _entries(path: Path) -> dict[str, Any]:
-    """What earlier commands measured; nothing, if the file is not whole."""
+    """Return the stored measurements; empty if the file is damaged."""
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -60,13 +60,13 @@ def _entries(path: Path) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bf16_is_faster(folder: Path | None = None) -> bool:
-    """Does this processor multiply bf16 matrices clearly faster than fp32 ones? Where it has no instructions for them
-    they are emulated, and slower."""
+    """Return whether this processor multiplies bf16 matrices clearly faster than fp32 ones. Without instructions for
+    bf16 it emulates them, which is slower."""
     rates = matmul_rates(folder)
     return rates["bf16"] > GAIN * rates["fp32"]
 
@@ -92,12 +92,12 @@ def _measure() -> dict[str, float]:
 
 
 def processor() -> str:
-    """The processor's model and instructions, which tell machines with one home folder apart."""
+    """Return the processor's model and instructions, to tell machines that share a home folder apart."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{platform.processor()} {platform.machine()}"
-    facts = dict(line.split(":", 1) for line in lines if line.count(":") == 1)
-    facts = {name.strip(): value.strip() for name, value in facts.items()}
-    special = [flag for flag in facts.get("flags", "").split() if flag.startswith(("amx", "avx512_bf16"))]
-    return " ".join([facts.get("model name", platform.machine()), *special])
+    fields = dict(line.split(":", 1) for line in lines if line.count(":") == 1)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    special = [flag for flag in fields.get("flags", "").split() if flag.startswith(("amx", "avx512_bf16"))]
+    return " ".join([fields.get("model name", platform.machine()), *special])

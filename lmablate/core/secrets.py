@@ -1,7 +1,7 @@
-"""Keys and tokens that stand in the environment: they go to whoever they are for, and into nothing that we write.
+"""Keep keys and tokens of the environment out of everything that we write.
 
-A secret is the value of a variable whose name says so (``WANDB_API_KEY``, ``HF_TOKEN``). A configuration that holds one is
-refused, since it would stand in every result; in messages and logs the variable's name takes its place.
+A secret is the value of a variable whose name says so (``WANDB_API_KEY``, ``HF_TOKEN``). A configuration that holds one
+is refused, since every result would hold it too; in messages and logs the variable's name replaces it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from lmablate.core.errors import ConfigError
 
 _NAME = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:$|_)", re.IGNORECASE)
-SHORTEST = 8  # characters; shorter values stand in other words by chance
+SHORTEST = 8  # characters; shorter values occur in other text by chance
 
 
 def secrets() -> dict[str, str]:
-    """Secret values, the longest first, with the variables they are of."""
+    """Return the names of variables by their secret values, longest value first."""
     found = {value: name for name, value in os.environ.items() if _NAME.search(name) and len(value) >= SHORTEST}
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 
 def redacted(text: str) -> str:
-    """`text` with the names of variables for their secret values."""
+    """Return `text` with secret values replaced by the names of their variables."""
     for value, name in secrets().items():
         if value in text:
             text = text.replace(value, f"<{name}>")
@@ -32,7 +32,7 @@ def redacted(text: str) -> str:
 
 
 def refuse(config: Any) -> None:
-    """Raise ConfigError for a configuration, as plain values, that holds a secret; the message does not."""
+    """Raise ConfigError if a configuration, as plain values, holds a secret. The message does not show it."""
     known = secrets()
     if not known:
         return

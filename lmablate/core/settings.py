@@ -1,8 +1,8 @@
-"""The base of every typed part of a configuration."""
+"""Define the base class of all typed parts of a configuration."""
 
 from pydantic import BaseModel, ConfigDict
 
-# Of a run's configuration: what it was asked for by and how it is carried out, and not what it computes.
+# Keys of a run's configuration that name its origin and its execution, not its computation.
 BOOKKEEPING = frozenset(
     {
         "choices",
@@ -22,9 +22,7 @@ BOOKKEEPING = frozenset(
 
 
 class Settings(BaseModel):
-    """Strict (no silent conversion), frozen, and closed: an unknown key is an error, never ignored.
-
-    Fields carry types and no default values, which live once, in ``conf/``; a field that may be absent defaults to None.
-    """
+    """A strict (no silent conversion), frozen and closed model: an unknown key is an error, never ignored. Fields carry
+    types and no default values, which are only in ``conf/``; an optional field defaults to None."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

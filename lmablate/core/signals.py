@@ -1,4 +1,4 @@
-"""Stopping when asked to, after the step at hand."""
+"""Stop on a signal, after the current step."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-ORPHAN_SECONDS = 120  # for a run whose parent was killed to reach the end of its step
+ORPHAN_SECONDS = 120  # for a run to finish its step after its parent was killed
 
 
 class StopRequest:
-    """Set by SIGTERM and SIGINT; the trainer looks at it after every step."""
+    """The flag that SIGTERM and SIGINT set; the trainer checks it after every step."""
 
-    signal: int = 0  # 0: nobody asked
+    signal: int = 0  # 0: no request
 
 
 @contextmanager
-def asked_to_stop(on_request: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
-    """Turn SIGTERM and the first SIGINT into a request; a second SIGINT stops at once. `on_request` is called with the first.
-
-    A run whose parent is dead, and which nobody can kill any more if it hangs, has ORPHAN_SECONDS: then the kernel ends it.
-    """
+def request_stop_on_signal(on_request: Callable[[], None] = lambda: None) -> Iterator[StopRequest]:
+    """Turn SIGTERM and the first SIGINT into a request in this context; a second SIGINT stops at once. `on_request` is
+    called with the first signal. A run whose parent is dead, so that nothing would kill it if it hangs, is ended by the
+    kernel after ORPHAN_SECONDS."""
     request = StopRequest()
     parent = os.getppid()
 
-    def note(number: int, frame: Any) -> None:
+    def handle(number: int, frame: Any) -> None:
         if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, request.signal = not request.signal, number
         if first:
             on_request()
         if os.getppid() != parent:
-            signal.alarm(ORPHAN_SECONDS)  # SIGALRM, which nothing catches
+            signal.alarm(ORPHAN_SECONDS)  # nothing catches SIGALRM
 
     try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: leave the signals to whoever owns them
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # only the main thread may set handlers
         yield request
         return
     try:

@@ -1,12 +1,13 @@
-"""The source of a run's parts: code that is not as shipped counts in the run's identity.
+"""Identify the source code of a run: code that is not as shipped counts in the run's id.
 
 ``shipped.json`` holds a fingerprint of every top-level statement of the modules that decide numbers, as they were when
 `identity.SCIENCE_VERSION` was set. A run of these alone is identified by that version. Code that differs counts by its
-content: a changed statement for every run that the module takes part in, an added class for the runs that use it, a user's
-module for the runs whose parts it defines, with what it imports of its own package. Formatting, comments and docstrings do
-not count, since syntax trees are compared.
+content: a changed statement for every run that uses its module, an added class for the runs that use it, a user's
+module for the runs whose components it defines, with its imports from its own package. Formatting, comments and
+docstrings do not count, since syntax trees are compared.
 
-``python -m lmablate.core.source_code`` renews the file, after a change that moves no number, or together with a new science version.
+``python -m lmablate.core.source_code`` renews the file, after a change that moves no number, or together with a new
+science version.
 """
 
 from __future__ import annotations
@@ -27,48 +28,46 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.core.axes import PARTS
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 
 HERE = Path(__file__).resolve().parents[1]
 MANIFEST = Path(__file__).with_name("shipped.json")
-# What decides the numbers of a run, below lmablate/: folders and files.
+# Folders and files below lmablate/ that decide the numbers of a run.
 SCIENCE = (
     *("model", "objective", "data/tasks", "data/tokens.py", "evaluate/validation.py", "evaluate/scoring.py"),
     *("training/trainer.py", "training/optim.py", "training/divergence.py", "training/gang.py"),
 )
 NEW = "a new file"
-# Modules of which a run uses those alone that its options name.
+# Modules of the axes: a run uses only those that its options name.
 AXIS_MODULES = tuple(f"lmablate.model.{axis}" for axis in PARTS)
 
 
 def fingerprint(path: Path) -> str | None:
-    """Twelve hexadecimal digits of the code of a file; None where it cannot be read or parsed."""
-    found = _read(path)
-    return None if found is None else found.fingerprint
+    """Return twelve hexadecimal digits of the code of a file, or None if it cannot be read or parsed."""
+    source = _read(path)
+    return None if source is None else source.fingerprint
 
 
 def fingerprints(parts: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the fingerprint of each module that decides numbers of a run of these `parts`, as (module, name), and is not as shipped.
-
-    Raises ConfigError for a part whose source cannot be read.
-    """
+    """Return the fingerprints of the modules that decide numbers of a run and are not as shipped. `parts` are the
+    (module, name) of the run's components. Raises ConfigError for one whose source cannot be read."""
     return dict(sorted(_Closure(parts).counted().items()))
 
 
 def describe(code: Mapping[str, str]) -> str:
-    """In words, which of these modules are not as shipped, and what differs where that is known."""
-    said = []
+    """Return text that names these modules, with the statements that differ where known."""
+    texts = []
     for module in code:
         state = _states().get(module)
         names = sorted(state.different) if state is not None else []
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        said.append(f"{module} ({', '.join(names[:3])}{more})" if names else module)
-    return ", ".join(said)
+        texts.append(f"{module} ({', '.join(names[:3])}{more})" if names else module)
+    return ", ".join(texts)
 
 
 def changed_since(code: Mapping[str, str] | None) -> list[str]:
-    """The modules among `code`, as a row has it, whose source now has another fingerprint. Nothing is imported for it, and a module
-    that is not found here is left out."""
+    """Return the modules of a row's `code` whose source has changed since. Imports nothing, and skips modules not found
+    here."""
     changed = []
     for module, before in (code or {}).items():
         path = _find(module)
@@ -78,22 +77,23 @@ def changed_since(code: Mapping[str, str] | None) -> list[str]:
 
 
 def is_shipped(target: Any) -> bool:
-    """Whether a class or function is ours, unchanged: then it says of itself what it costs, and tests have compared that."""
+    """Return whether a class or function is ours and unchanged, so that its own cost formulas can be trusted."""
     module, name = place_of(target)
     state = _states().get(module)
     return state is not None and not state.changed and name not in state.different
 
 
 def snapshot() -> None:
-    """Read now what is imported now, for a process that imports once and answers for it later."""
+    """Read the source of imported modules now, for a process that imports once and starts runs later."""
     _states()
 
 
 def place_of(target: Any) -> tuple[str, str]:
+    """Return the module of a class or function, and the top-level name that defines it."""
     return getattr(target, "__module__", None) or "", getattr(target, "__qualname__", "").split(".")[0]
 
 
-# --- What a file says ---------------------------------------------------------------------------------------------------
+# --- The content of a file ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Source:
 
 @cache
 def _read(path: Path, module: str = "") -> Source | None:
-    """Read once in a process, soon after the import: what a process has loaded does not change with the file."""
+    """Read a file once in a process, soon after the import: the loaded code does not change with the file."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -124,7 +124,7 @@ def _read(path: Path, module: str = "") -> Source | None:
 
 
 def _prints(node: ast.stmt) -> list[tuple[tuple[str, ...], str]]:
-    """The names that a statement binds and its fingerprint; each name of an import for itself, none of a docstring."""
+    """Return the names bound by a statement with its fingerprint; one entry a name for an import, none for a docstring."""
     if _is_docstring(node) or (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
         return []
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -147,7 +147,7 @@ def _prints(node: ast.stmt) -> list[tuple[tuple[str, ...], str]]:
 
 
 def _plain(node: Any) -> Any:
-    """A syntax tree as lists, the same under every version of Python: no places, no docstrings, nothing that is absent."""
+    """Return a syntax tree as lists, equal under all versions of Python: no positions, docstrings or absent fields."""
     if isinstance(node, list):
         return [_plain(item) for item in node]
     if not isinstance(node, ast.AST):
@@ -185,8 +185,8 @@ def _imports(node: ast.AST, module: str, *, is_package: bool) -> list[tuple[str,
 
 @dataclass
 class State:
-    """How a module of ours compares with what was shipped: names of statements that are new or changed, and whether a statement
-    that was there has gone or changed, so that all of the module may act otherwise."""
+    """The difference of a module of ours from the shipped one. `different`: names of new or changed statements;
+    `changed`: whether a shipped statement has changed or gone, so that the whole module may act differently."""
 
     different: set[str] = field(default_factory=set)
     changed: bool = False
@@ -194,7 +194,7 @@ class State:
 
 @cache
 def science_modules() -> dict[str, Path]:
-    """The modules that decide numbers, with their files."""
+    """Return the modules that decide numbers, with their files."""
     files = [path for place in SCIENCE for path in sorted(_files(HERE / place))]
     return {module_name(path): path for path in files}
 
@@ -241,7 +241,7 @@ def _bytes(path: Path) -> str:
 
 
 def manifest() -> dict[str, Any]:
-    """What shipped.json says of the present code."""
+    """Return the content of shipped.json for the present code."""
     out = {}
     for module, path in science_modules().items():
         source = _read(path, module)
@@ -250,11 +250,11 @@ def manifest() -> dict[str, Any]:
     return out
 
 
-# --- What a run is made of -----------------------------------------------------------------------------------------------
+# --- The modules of a run -----------------------------------------------------------------------------------------------
 
 
 class _Closure:
-    """The modules that count, from the parts that a run names and from what every run uses."""
+    """The modules that count: those of a run's components, and those that every run uses."""
 
     def __init__(self, targets: Iterable[tuple[str, str]]) -> None:
         self.targets = list(targets)
@@ -274,7 +274,7 @@ class _Closure:
 
     @cached_property
     def _all_shipped(self) -> bool:
-        """The common case, in which no file has to be parsed."""
+        """Return whether nothing differs: the common case, in which no file has to be parsed."""
         ours = all(module.startswith(("lmablate.", "torch.")) or not module for module, _ in self.targets)
         return ours and not any(state.changed or state.different for state in _states().values())
 
@@ -293,7 +293,7 @@ class _Closure:
                 self.found[module] = _opaque(module, path, name)
             return
         if path.name == "__init__.py" and name is not None:
-            # A name that a package takes from one of its modules: that module is meant.
+            # The package re-exports the name from one of its modules: visit that module.
             for imported, original in source.imports:
                 if original == name and imported != module:
                     self._visit(imported, name)
@@ -315,7 +315,8 @@ class _Closure:
 
 
 def _opaque(module: str, path: Path | None, name: str | None) -> str:
-    """The fingerprint of a module without Python source: of a compiled file its bytes, in a notebook what it says of `name`."""
+    """Return the fingerprint of a module without Python source: the bytes of a compiled file, in a notebook the source
+    of `name`."""
     if path is not None and path.is_file():
         return _bytes(path)
     try:
@@ -328,7 +329,7 @@ def _opaque(module: str, path: Path | None, name: str | None) -> str:
 
 
 def _find(module: str) -> Path | None:
-    """The file of a module: of one that is imported where it was, else where an import would look, without importing anything."""
+    """Return the file of a module without importing it: an imported one's own, else the one that an import would use."""
     if module in _states():
         return science_modules().get(module)
     loaded = sys.modules.get(module)
@@ -346,7 +347,7 @@ def _find(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Renew shipped.json; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -355,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "together with a new SCIENCE_VERSION.",
     )
     parser.parse_args(argv)
-    lines = (f"{json.dumps(module)}: {json.dumps(said)}" for module, said in manifest().items())
+    lines = (f"{json.dumps(module)}: {json.dumps(entry)}" for module, entry in manifest().items())
     MANIFEST.write_text("{" + ",\n".join(lines) + "}\n")
     print(f"wrote {MANIFEST}")
     return 0

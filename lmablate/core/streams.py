@@ -1,7 +1,7 @@
-"""The two streams that a command speaks through. Whatever happens to them costs what is shown, and never the work.
+"""Guard stdout and stderr of a command, so that their failure costs the output, and never the work.
 
-A reader may close the pipe (``| head``), a disk may be full, an encoding may lack a character, a stream may not be there at
-all (``>&-``). What a stream cannot take is dropped; a character that it cannot write is shown by its code.
+A reader may close the pipe (``| head``), a disk may be full, an encoding may lack a character, a stream may be missing
+(``>&-``). Output that a stream cannot take is dropped; a character that it cannot encode is shown by its code.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ NAMES = ("stdout", "stderr")
 
 
 class Guarded:
-    """A stream of text that lets no secret through and never fails. What is not written through it (a child's own words) it
-    does not see."""
+    """A text stream that redacts secrets and never fails. Output of child processes bypasses it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -31,7 +30,7 @@ class Guarded:
         shown = redacted(text)
         try:
             self._try(lambda: self._stream.write(shown))
-        except UnicodeEncodeError:  # a stream that could not be told to show codes
+        except UnicodeEncodeError:  # a stream that cannot be reconfigured to show codes
             self._try(lambda: self._stream.write(shown.encode("ascii", "backslashreplace").decode()))
         return len(text)
 
@@ -51,7 +50,7 @@ class Guarded:
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
-        """Let the rest go nowhere, also what Python still holds of it at its end; say so where nobody meant it."""
+        """Redirect the stream to /dev/null, also for Python's buffers, and report it on stderr unless the reader closed it."""
         with suppress(OSError, ValueError):
             number, null = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
@@ -64,7 +63,7 @@ class Guarded:
 
 
 def guard_streams() -> None:
-    """Have this process's own words go through Guarded. More than once is harmless."""
+    """Replace stdout and stderr by guarded streams. More than once is harmless."""
     for name in NAMES:
         stream = getattr(sys, name)
         if isinstance(stream, Guarded):
@@ -76,11 +75,11 @@ def guard_streams() -> None:
         guarded = Guarded(stream)
         setattr(sys, name, guarded)
         if stream is getattr(sys, f"__{name}__"):
-            atexit.register(guarded.flush)  # what is held till the end may fail as well
+            atexit.register(guarded.flush)  # the last flush may fail as well
 
 
 def _nowhere() -> TextIO:
-    """In place of a stream that was closed before we began. Its number stays taken, so that no file of a run gets it."""
+    """Return a stream to /dev/null for one that was closed. Its number stays taken, so that no file of a run gets it."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 2:
         pass
     return os.fdopen(number, "w")

@@ -1,4 +1,4 @@
-"""Small helpers around torch."""
+"""Define small helpers around torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def eager(compiled: bool) -> contextlib.AbstractContextManager[Any]:
-    """A context in which a compiled model runs as it was written."""
+    """Return a context in which a compiled model runs eagerly."""
     if not compiled:
         return contextlib.nullcontext()
     import torch

@@ -23,7 +23,7 @@ from lmablate.diagnostics.logits import logit_scale
 from lmablate.diagnostics.module_names import Found, groups
 from lmablate.diagnostics.norms import gains
 from lmablate.objective import IGNORE, Batch, Objective
-from lmablate.schema.diagnostics import PREFIX, TOLD, DiagnosticsSettings, asked_of
+from lmablate.schema.diagnostics import PREFIX, SETTINGS_KEY, DiagnosticsSettings, requested_diagnostics
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ PASS = {"activations", "ffn", "attention", "logits", "experts"}  # what needs th
 
 def open_probe(cfg: RunConfig, data: TokenData) -> Probe | None:
     """The probe of a run; None where nothing is asked for."""
-    asked = asked_of(cfg)
+    asked = requested_diagnostics(cfg)
     return None if asked is None else Probe(asked, cfg, data)
 
 
@@ -114,7 +114,7 @@ class Probe:
         found, self.found = self.found, {}
         numbers = torch.stack([value.float() for value in found.values()]).tolist() if found else []
         named = {f"{PREFIX}{name}": number for name, number in zip(found, numbers, strict=True)}
-        return {**dict(sorted(named.items())), TOLD: json.dumps(self.asked.model_dump())}
+        return {**dict(sorted(named.items())), SETTINGS_KEY: json.dumps(self.asked.model_dump())}
 
     def places(self, model: TransformerLM) -> dict[str, list[nn.Parameter]]:
         self._places = self._places or groups(model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.core.errors import ConfigError
 from lmablate.model import components
-from lmablate.schema.evaluation_windows import ASKED, Protocol, asked_protocols
+from lmablate.schema.evaluation_windows import KEY_PREFIX, Protocol, requested_protocols
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -35,5 +35,5 @@ def check_reach(cfg: RunConfig, plan: Sequence[Protocol], *, keys: str = "--") -
 
 def check_asked(cfg: RunConfig) -> None:
     """Raise ConfigError for an evaluation at the end of training that cannot be made."""
-    if plan := asked_protocols(cfg):
-        check_reach(cfg, plan, keys=ASKED)
+    if plan := requested_protocols(cfg):
+        check_reach(cfg, plan, keys=KEY_PREFIX)

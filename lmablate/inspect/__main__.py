@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 
 # The view's word, the module whose main(argv) shows it, and what it shows.
 VIEWS = {
@@ -16,7 +16,7 @@ VIEWS = {
 }
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Hand the words to the view; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)

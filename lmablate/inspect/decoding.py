@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.inspect.measured import bootstrap, step_clock
@@ -43,7 +43,7 @@ WARM = 2
 MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is not timed
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.config import compose
 from lmablate.core.console import Line, prose
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.runs.run_directory import check_writable
@@ -47,7 +47,7 @@ DEFINITIONS = (
 GRADIENT = "gradient"  # of the FFN's last matrix, which the theorem is about
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str]) -> int:
     """The command line; 0, or 2 when it was asked for what cannot be measured."""
     words, unknown = _parser().parse_known_args(argv)
@@ -148,7 +148,7 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
                 for init in range(inits):
                     own = final.model_copy(update={"init_seed": init})
                     place = {"arm": arm, "depth": cfg.model.n_layers, "init": init}
-                    line.say("layers measured", done, total)
+                    line.update("layers measured", done, total)
                     rows += [{**place, **layer} for layer in one(own, data)]
                     done += cfg.model.n_layers
     finally:

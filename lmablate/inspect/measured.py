@@ -66,7 +66,7 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
         norms = _norms(trainer, cfg, mode)
         line = Line()
         while len(splits) < steps:
-            line.say(f"{mode}: steps profiled", len(splits), steps)
+            line.update(f"{mode}: steps profiled", len(splits), steps)
             turn = min(BLOCK, steps - len(splits))
             for number in range(turn):
                 began = clock()

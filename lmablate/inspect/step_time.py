@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.inspect.accounted import COMPILED, PLAIN, WRITTEN_OUT
@@ -46,7 +46,7 @@ Times are of one machine; run nothing beside it. runtime.device=cuda times a GPU
 """
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells stderr each time that it starts and stops

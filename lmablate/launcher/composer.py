@@ -1,4 +1,4 @@
-"""Composes the jobs of a sweep."""
+"""Compose the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lmablate.config.reuse import Reuse
 
 
 class Composer(Reuse):
-    """What ``loader.load_sweep_config(master, overrides)`` gives, for one job after another."""
+    """A cached ``loader.load_sweep_config(master, overrides)`` for one job after another."""
 
     def __init__(self, loader: Any, master: DictConfig) -> None:
         super().__init__(loader, lambda overrides: loader.load_sweep_config(master, overrides))

@@ -1,9 +1,9 @@
-"""Engines: what runs the jobs of a sweep in the place of this machine's own processes (Slurm, Ray, submitit).
+"""Choose the engine that runs a sweep's jobs instead of local processes (Slurm, Ray, submitit).
 
-The scheduler is the same for all of them: it skips what is done, reads status.json and result.json, and tells what failed.
-An engine only starts processes somewhere and says whether they still live. What it is handed is the path of a run's folder,
-in which config.yaml stands, and a few words more; the process reads that file, checks it as any configuration, and leaves
-its result in the folder (task.py). So the folders of results and caches must be the same ones on every machine.
+The scheduler is the same for all engines: it skips finished runs, reads status.json and result.json, and reports
+failures. An engine only starts processes somewhere and reports whether they still live. It gets the path of a run's
+folder and a few more arguments; the process reads config.yaml there, checks it like any configuration, and writes its
+result there (task.py). So the folders of results and caches must be shared by all machines.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
-from lmablate.runs.config_file import ASKED
+from lmablate.runs.config_file import LAUNCHER_VARIABLE
 from lmablate.training.compile import compile_cache
 
 if TYPE_CHECKING:
     from lmablate.launcher.jobs import Job
     from lmablate.launcher.processes import Process
 
-# By the word of the launcher: the module with its `make` and its `SETTINGS`, and the extra that brings its library.
+# By launcher name: the module with its `make` and `SETTINGS`, the extra that installs its library, and the library.
 ENGINES = {
     "submitit_local": ("lmablate.launcher.submitit_engine", "slurm", "submitit"),
     "submitit_slurm": ("lmablate.launcher.submitit_engine", "slurm", "submitit"),
@@ -32,51 +32,51 @@ ENGINES = {
 }
 
 
-class Starts(Protocol):
-    """What the scheduler asks of whatever starts its processes; entering and leaving it is the life of one sweep."""
+class JobStarter(Protocol):
+    """The interface between the scheduler and whatever starts its processes. Its context lasts for one sweep."""
 
     def ready(self) -> bool:
-        """Can a job be handed over now?"""
+        """Return whether a job can be started now."""
 
     def next(self, queue: Sequence[Sequence[Job]]) -> int:
-        """Where in the queue to go on."""
+        """Return the index in the queue of the entry to start next."""
 
     def start(self, jobs: Sequence[Job], slot: int) -> Process:
         """Start a job (several: a gang, or branches of one trunk one after the other)."""
 
     def stop(self) -> None:
-        """The jobs are about to be stopped: nothing shall start in place of one."""
+        """Prepare for the jobs to be stopped: no job may start in place of a stopped one."""
 
     def pause(self, seconds: float) -> None:
-        """Wait, or until something has ended."""
+        """Wait for `seconds`, or until a job has ended."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
 
 
-class Engine(Starts, Protocol):
-    """The same, elsewhere."""
+class Engine(JobStarter, Protocol):
+    """A starter of processes outside this machine's own scheduler."""
 
     def slots(self, jobs: Sequence[Job]) -> int:
-        """How many jobs to hand over at a time."""
+        """Return how many jobs to start at a time."""
 
 
-class Launcher(str):
-    """The word of a launcher (``ray``), with what its group says (``hydra.launcher.address``)."""
+class LauncherChoice(str):
+    """The name of a launcher (``ray``) with the settings of its group (``hydra.launcher.address``)."""
 
     __slots__ = ("settings",)
     settings: Mapping[str, Any]
 
-    def __new__(cls, word: str, settings: Mapping[str, Any]) -> Launcher:
-        made = super().__new__(cls, word)
+    def __new__(cls, name: str, settings: Mapping[str, Any]) -> LauncherChoice:
+        made = super().__new__(cls, name)
         made.settings = {str(key): value for key, value in settings.items() if not str(key).startswith("_")}
         return made
 
 
 def engine_of(launcher: str) -> Engine | None:
-    """The engine that a launcher names; None for this machine's own processes. Raises ConfigError where its library is
-    missing, or a setting is wrong, before anything is computed."""
+    """Return the engine of a launcher, or None for local processes. Raises ConfigError before any compute if its
+    library is missing or a setting is wrong."""
     if launcher not in ENGINES:
         return None
     name, extra, library = ENGINES[launcher]
@@ -89,12 +89,12 @@ def engine_of(launcher: str) -> Engine | None:
         ) from error
     module = importlib.import_module(name)
     make: Callable[[Any], Engine] = module.make
-    given = launcher.settings if isinstance(launcher, Launcher) else {}
-    return make(checked(module.SETTINGS[str(launcher)], launcher, given))
+    given = launcher.settings if isinstance(launcher, LauncherChoice) else {}
+    return make(validated_settings(module.SETTINGS[str(launcher)], launcher, given))
 
 
-def checked(settings: type[Settings], launcher: str, given: Mapping[str, Any]) -> Any:
-    """The settings of a launcher's group; raises ConfigError in the words of hydra.launcher."""
+def validated_settings(settings: type[Settings], launcher: str, given: Mapping[str, Any]) -> Any:
+    """Return the validated settings of a launcher's group. Raises ConfigError that names the keys of hydra.launcher."""
     try:
         return settings.model_validate(dict(given))
     except ValidationError as error:
@@ -113,20 +113,20 @@ def checked(settings: type[Settings], launcher: str, given: Mapping[str, Any]) -
         raise ConfigError("\n".join(lines)) from error
 
 
-def words_of(jobs: Sequence[Job]) -> list[str]:
-    """The command line of task.py for `jobs`: all that crosses to the engine, as plain strings."""
+def task_arguments(jobs: Sequence[Job]) -> list[str]:
+    """Return the arguments of task.py for `jobs`: everything that an engine gets, as plain strings."""
     from lmablate.model.components import trusted
 
     runtime = jobs[0].cfg.runtime
-    words = [str(job.directory.path.absolute()) for job in jobs]
-    words += ["--folder", os.getcwd(), "--threads", str(runtime.threads)]
-    words += ["--compiled", str(compile_cache(runtime.cache_dir))]
+    arguments = [str(job.directory.path.absolute()) for job in jobs]
+    arguments += ["--folder", os.getcwd(), "--threads", str(runtime.threads)]
+    arguments += ["--compiled", str(compile_cache(runtime.cache_dir))]
     if runtime.wandb != "disabled":
-        words += ["--wandb", runtime.wandb]
+        arguments += ["--wandb", runtime.wandb]
     if cache := os.environ.get("LMABLATE_CACHE"):
-        words += ["--cache", os.path.abspath(cache)]
-    if asked := os.environ.get(ASKED):
-        words += ["--asked", asked]
+        arguments += ["--cache", os.path.abspath(cache)]
+    if launcher := os.environ.get(LAUNCHER_VARIABLE):
+        arguments += ["--asked", launcher]
     for package in trusted():
-        words += ["--trust", package]
-    return words
+        arguments += ["--trust", package]
+    return arguments

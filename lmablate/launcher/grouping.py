@@ -1,4 +1,4 @@
-"""Which jobs share a process: branches of one trunk, and those that may train as one gang, spread evenly over the slots."""
+"""Group jobs that share a process: branches of one trunk, and gang candidates spread evenly over the slots."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.launcher.jobs import Job
 
-MOST = 64  # members of one process, so that a crash costs no more than that
+MOST = 64  # members of one process, which limits the cost of a crash
 
 
 def group_jobs(jobs: Sequence[Job], data: Mapping[str, TokenData], slots: int) -> list[list[Job]]:
-    """Jobs of equal graphs together, in the order of their first; each graph's jobs cut into one part a slot."""
+    """Return jobs grouped by graph, in order of first appearance, with each graph's jobs cut into one group a slot."""
     from lmablate.training.gang import graph_key
 
     graphs: dict[str, list[Job]] = {}
@@ -27,8 +27,8 @@ def group_jobs(jobs: Sequence[Job], data: Mapping[str, TokenData], slots: int) -
 
 
 def split_trunks(jobs: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
-    """The branches of each trunk, the longest first since it leaves the checkpoints that the others start from; and the
-    jobs that have none."""
+    """Return the branches of each trunk, longest first, and the jobs without a trunk. The longest branch leaves the
+    checkpoints that the others start from."""
     trunks: dict[str, list[Job]] = {}
     for job in jobs:
         if job.trunk is not None:

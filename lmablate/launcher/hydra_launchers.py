@@ -1,4 +1,4 @@
-"""``hydra/launcher=local``, ``=gang`` and the engines: Hydra expands the grid, our own scheduler (scheduler.py) runs the jobs."""
+"""Define the Hydra launchers (``hydra/launcher=local``, ``gang`` and the engines): Hydra expands the grid, scheduler.py runs it."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ from lmablate.launcher.composer import Composer
 
 
 class LocalLauncher(Launcher):
-    """Composes every job of a multirun and leaves them in ``collected``; the command checks and runs them (cli.py)."""
+    """A launcher that composes every job of a multirun into ``collected``; the command checks and runs them (front_door.py)."""
 
     __module__ = "hydra_plugins.lmablate"
     collected: ClassVar[list[DictConfig]] = []
 
     def __init__(self, **settings: Any) -> None:
-        """What an engine's group says; the engine checks it (engine.py)."""
+        """Accept the settings of an engine's group; the engine checks them (engine.py)."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         compose = Composer(self.hydra_context.config_loader, self.config)
-        for words in job_overrides:
+        for overrides in job_overrides:
             try:
-                self.collected.append(compose(words))
+                self.collected.append(compose(overrides))
             except (HydraException, OmegaConfBaseException) as error:
-                raise in_words(error, words) from error  # here it is known which options this job has chosen
+                raise in_words(error, overrides) from error  # the message needs the options of this job
         return []
 
 
 class GangLauncher(LocalLauncher):
-    """The same, for jobs that then train together where their graphs are equal (gang.py)."""
+    """A launcher whose jobs train together if their graphs are equal (gang_run.py)."""
 
     __module__ = "hydra_plugins.lmablate"
 
 
 class RayLauncher(LocalLauncher):
-    """The same, for jobs that then run on Ray (ray_engine.py)."""
+    """A launcher whose jobs run on Ray (ray_engine.py)."""
 
     __module__ = "hydra_plugins.lmablate"
 
 
 class SubmititLocalLauncher(LocalLauncher):
-    """The same, for jobs that then run as submitit's (submitit_engine.py)."""
+    """A launcher whose jobs run in submitit's local executor (submitit_engine.py)."""
 
     __module__ = "hydra_plugins.lmablate"
 
 
 class SubmititSlurmLauncher(LocalLauncher):
-    """The same, for jobs that then run on Slurm."""
+    """A launcher whose jobs run on Slurm (submitit_engine.py)."""
 
     __module__ = "hydra_plugins.lmablate"
 
 
 def register() -> None:
-    """Make the launchers of ``hydra_plugins.lmablate`` known to Hydra.
+    """Register the launchers of ``hydra_plugins.lmablate`` with Hydra.
 
-    Hydra takes launchers from the namespace package hydra_plugins alone, and its discovery walks folders, which does not
-    see an editable install. Made by hand, the module is there in a checkout, an editable install and a wheel alike.
+    Hydra takes launchers only from the namespace package hydra_plugins, and its discovery walks folders, which misses
+    an editable install. A module made here exists in a checkout, an editable install and a wheel alike.
     """
     plugins = Plugins.instance()
     try:
@@ -86,8 +86,8 @@ def register() -> None:
         plugins.register(launcher)
 
 
-def launcher_of(composed: DictConfig) -> engine.Launcher:
-    """The word of the launcher that Hydra chose, with its settings."""
+def launcher_of(composed: DictConfig) -> engine.LauncherChoice:
+    """Return the name of the launcher that Hydra chose, with its settings."""
     settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     named = {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
-    return engine.Launcher(composed.hydra.runtime.choices["hydra/launcher"], named)
+    return engine.LauncherChoice(composed.hydra.runtime.choices["hydra/launcher"], named)

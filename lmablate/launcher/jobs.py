@@ -1,4 +1,4 @@
-"""From the configurations of a command to distinct jobs: data ready, identity known, duplicates merged."""
+"""Make distinct jobs from the configurations of a command: data loaded, id known, duplicates merged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmablate.budget import flops_per_token
 from lmablate.config.limits import tell
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
-from lmablate.core.locks import FileLock, Held
+from lmablate.core.locks import FileLock, LockHeld
 from lmablate.core.source_code import describe
 from lmablate.launcher.labels import label_jobs
 from lmablate.runs.evaluate_run import check_text
@@ -32,49 +32,50 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
-_told: set[str] = set()
+_logged: set[str] = set()
 _replaced: set[str] = set()
 REPLACED = ".replaced"
 
 
 @dataclass
 class Job:
-    """One run to be made; `asked` counts how many lines of the sweep ask for it."""
+    """A run to be made. `requests` counts the lines of the sweep that request it."""
 
     cfg: RunConfig
     run_id: str
-    label: str = ""  # what a person recognises the run by
-    arm: str = ""  # the same without its seeds; a study names its arms itself
-    asked: int = 1
+    label: str = ""  # name shown to the user
+    arm: str = ""  # label without seeds; a study names its arms itself
+    requests: int = 1
     other_overrides: list[list[str]] = field(default_factory=list)
-    trunk: str | None = None  # runs with the same one train in one process, the longest first
+    trunk: str | None = None  # runs of one trunk train in one process, the longest first
     _state: RunState | None = None
 
     @cached_property
     def directory(self) -> RunDirectory:
-        """The folder of the run."""
+        """Return the folder of the run."""
         return RunDirectory(Path(self.cfg.results_dir), self.run_id)
 
     @property
     def done(self) -> bool:
-        """A finished run that lacks the diagnostics or the evaluation asked for is not done, nor one that is to be trained again."""
+        """Return whether nothing is left to do. A finished run that lacks requested diagnostics or an evaluation, or
+        that is to be replaced, is not done."""
         return not self.to_replace and self.state.done
 
     @property
     def state(self) -> RunState:
-        """What the run has and lacks; what is done stays done, and is not looked at again."""
+        """Return the state of the run, read anew until it is done."""
         if self._state is None or not self._state.done:
             self._state = state_of(self.cfg, self.directory, self._state)
         return self._state
 
     @property
     def to_replace(self) -> bool:
-        """A finished run that its command trains anew (runtime.again), and has not yet put aside."""
+        """Return whether the run is finished, to be trained anew (runtime.again), and not yet put aside by this command."""
         return bool(self.cfg.runtime.again) and str(self.directory.path) not in _replaced and self.directory.is_done
 
     @property
     def work(self) -> int:
-        """FLOPs of the whole run; 0 for a part of the user's own that cannot be counted: its run will say so, and harm no other."""
+        """Return the FLOPs of the whole run; 0 for a user's component that cannot be counted, which the run itself reports."""
 
         try:
             return flops_per_token(self.cfg) * self.cfg.tokens
@@ -83,22 +84,22 @@ class Job:
 
     @property
     def row(self) -> RunResult:
-        """The result of a job that is done."""
+        """Return the result of a job that is done."""
         result = self.state.result
         assert result is not None
         return result
 
 
 def put_aside(jobs: Sequence[Job]) -> None:
-    """Move what is to be trained anew to ``results_dir/.replaced``, each once in a command. A run that somebody works on stays."""
+    """Move runs that are to be trained anew to ``results_dir/.replaced``, once in a command. A run at work stays."""
     for job in jobs:
         if not job.to_replace:
             continue
         path = job.directory.path
         _replaced.add(str(path))
         try:
-            lock = FileLock.take(job.directory.lock_path)
-        except Held:  # it is trained anew at this moment
+            lock = FileLock.acquire(job.directory.lock_path)
+        except LockHeld:  # another process trains it at this moment
             continue
         try:
             folder = path.parent / REPLACED
@@ -110,33 +111,31 @@ def put_aside(jobs: Sequence[Job]) -> None:
         log.info("again   %s  %s: what was there is in %s", job.run_id, job.label, kept)
 
 
-def tell_solved(jobs: Sequence[Job]) -> None:
-    """Say once in a command what a budget solved for each of its models, and which arms that is."""
+def log_solved(jobs: Sequence[Job]) -> None:
+    """Log once in a command the sizes that a budget solved, with the arms they belong to."""
     arms: dict[str, list[str]] = {}
     for job in jobs:
         if job.cfg.solved is not None:
             arms.setdefault(job.cfg.solved, []).append(job.cfg.arm or job.arm)
     for solved, names in arms.items():
-        if solved not in _told:
-            _told.add(solved)
+        if solved not in _logged:
+            _logged.add(solved)
             whose = ", ".join(name for name in dict.fromkeys(names) if name)
             log.info("%s%s", f"{whose}: " if whose else "", solved)
 
 
-def tell_code(jobs: Sequence[Job]) -> None:
-    """Say once in a command which parts of its runs are not as shipped, since they count in the runs' ids."""
-    code = {module: said for job in jobs for module, said in (job.cfg.code or {}).items()}
+def log_code(jobs: Sequence[Job]) -> None:
+    """Log once in a command the components that are not as shipped, since they count in the run ids."""
+    code = {module: digest for job in jobs for module, digest in (job.cfg.code or {}).items()}
     line = f"not as shipped, so part of the run id by content: {describe(code)}"
-    if code and line not in _told:
-        _told.add(line)
+    if code and line not in _logged:
+        _logged.add(line)
         log.info("%s", line)
 
 
 def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, TokenData]]:
-    """The distinct jobs of `configs` in order, and the data of each by run id.
-
-    Text is read and tokenised once for each distinct source. Raises ConfigError before anything is trained.
-    """
+    """Return the distinct jobs of `configs` in order, and the data of each by run id. Each distinct text is read and
+    tokenised once. Raises ConfigError before any training."""
 
     unwritable = {folder: why for folder in {cfg.results_dir for cfg in configs} if (why := _unwritable(folder))}
     stores: dict[str, TokenData] = {}
@@ -158,7 +157,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
         final, data, identity = run.cfg, run.data, run.run_id
         check_text(final, data)
         if identity in jobs:
-            jobs[identity].asked += 1
+            jobs[identity].requests += 1
             jobs[identity].other_overrides.append(cfg.overrides)
             if (more := merge(jobs[identity].cfg, final)) is None:
                 raise ConfigError(
@@ -174,15 +173,15 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     if unwritable and (left := [job for job in made if not job.done and job.cfg.results_dir in unwritable]):
         raise unwritable[left[0].cfg.results_dir]
     label_jobs(made)
-    tell_solved(made)
-    tell_code(made)
+    log_solved(made)
+    log_code(made)
     tell([job.cfg for job in made])
     return made, data_of
 
 
 def _unwritable(folder: str) -> ConfigError | None:
-    """What keeps runs from being written to a results directory. One that can only be read, a colleague's perhaps, is good for
-    runs that are done; any other is refused at once."""
+    """Return the error of a results directory that can only be read, or None. Its finished runs may still be used.
+    Raises ConfigError for a directory that cannot be read either."""
     try:
         check_writable(folder, keep=False)
     except ConfigError as error:
@@ -194,6 +193,6 @@ def _unwritable(folder: str) -> ConfigError | None:
 
 
 def closed(job: Job) -> str:
-    """Why the folder of a job may not be entered, another user's perhaps, or ""."""
+    """Return why the folder of a job may not be entered (another user's, for example), or ""."""
     path = job.directory.path
     return access.why_closed(path) if access.there(path) else ""

@@ -1,4 +1,4 @@
-"""The table of a plan: what each run costs, and what all of them will take on this machine."""
+"""Print the table of a plan: the cost of each run, and the time of all of them on this machine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 CALIBRATION_SECONDS = 2.0
 
 
-def tell_own_parts(jobs: Sequence[Job], launcher: str) -> None:
-    """What holds for parts of the user's own: FLOPs that were counted and not stated, and runs that no gang takes."""
+def print_own_components(jobs: Sequence[Job], launcher: str) -> None:
+    """Print what holds for the user's own components: FLOPs counted by torch, and runs that cannot join a gang."""
     from lmablate.budget.measured import measures_flops
     from lmablate.model.plain_torch import why_alone
 
@@ -34,8 +34,8 @@ def tell_own_parts(jobs: Sequence[Job], launcher: str) -> None:
             print(f"alone, and in no gang: {why}.")
 
 
-def show_published(configs: Sequence[RunConfig]) -> None:
-    """What presets at their own size count and cost, which need no text, and no machine that could train them."""
+def print_published(configs: Sequence[RunConfig]) -> None:
+    """Print parameters and costs of presets at their own size, without text or hardware that could train them."""
 
     for cfg in configs:
         counts = parameters(cfg)
@@ -54,8 +54,8 @@ def show(
     *,
     folded: bool = False,
 ) -> None:
-    """Print the table and the price. `later`: jobs that are not known exactly yet, with the word for `when` they will be.
-    `folded`: one row for each arm of a study."""
+    """Print the table and the price. `later`: jobs whose configuration is not final, with `when` it will be; `folded`:
+    one row for each arm of a study."""
     todo = [*(job for job in jobs if not job.done), *later]
     speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
     priced = [(job, _seconds(job, speed)) for job in jobs]
@@ -66,12 +66,12 @@ def show(
 
 
 def _seconds(job: Job, speed: float) -> float | None:
-    """How long a run will train; None for one that is done."""
+    """Return the training time of a run in seconds, or None if it is done."""
     return None if job.done else job.work / speed
 
 
 def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
-    """A row a run; those from number `known` on have no identity yet."""
+    """Return a table with a row a run; runs from number `known` on have no id yet."""
 
     cells = []
     for number, (job, seconds) in enumerate(priced):
@@ -83,7 +83,7 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
             ("-" if open_ else job.run_id, job.label, state, f"{counts.total:,}", price, *(f"{n:,}" for n in sizes))
         )
     columns = (
-        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("state", keep=True, left=True),
+        Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("state", keep=True, left=True),
         Column("params", keep=True), Column("seconds", keep=True),
         *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
     )  # fmt: skip
@@ -94,13 +94,13 @@ def _state(job: Job) -> str:
 
     if job.done:
         state: str = "done, stale" if is_stale(job.row.science_version, job.row.code) else job.row.status
-    else:  # a finished one lacks the diagnostics asked for
+    else:  # a finished one lacks requested diagnostics
         state = "to train again" if job.directory.is_done else "to train"
-    return f"{state} (asked {job.asked} times)" if job.asked > 1 else state
+    return f"{state} (asked {job.requests} times)" if job.requests > 1 else state
 
 
 def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
-    """A row an arm: its runs of each stage, how many of them are done, and what the others take."""
+    """Return a table with a row an arm: its runs of each stage, how many are done, and the time of the others."""
 
     arms: dict[str, list[tuple[Job, float | None]]] = {}
     for job, seconds in priced:
@@ -114,15 +114,15 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
         price = sum(seconds or 0.0 for _, seconds in own)
         cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
     names = ("params", "tuning runs", "evaluation runs", "done", "seconds")
-    return table([Column("arm", keep=True, words=True), *map(Column, names)], cells)
+    return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 
 def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:
-    """What it comes to, line by line."""
+    """Return the lines about the total price."""
     from lmablate.launcher.jobs import closed
-    from lmablate.launcher.scheduler import slots
+    from lmablate.launcher.scheduler import slot_count
 
-    n = slots(todo) or 1
+    n = slot_count(todo) or 1
     price = f"about {duration(seconds / n)} on this machine, {n} at a time" if todo else "nothing to do"
     lines = [f"{every} run{'s' * (every != 1)}, {every - len(todo)} done already, {len(todo)} to train: {price}"]
     lines[:0] = [f"{job.run_id} cannot be looked into, or trained here ({why})" for job in todo if (why := closed(job))]
@@ -138,7 +138,7 @@ def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> lis
 
 
 def calibrate(job: Job, data: TokenData) -> float:
-    """FLOP/s that training the job's model reaches here, over a few steps after one that warms up."""
+    """Return the training speed of the job's model on this machine in FLOP/s, from a few timed steps."""
     import torch
 
     from lmablate.model import build_model

@@ -1,4 +1,4 @@
-"""How the process of a job starts: forked from a warm one where that is safe, from nothing elsewhere.
+"""Start the process of a job: by fork from a warm process if that is safe, as a new process elsewhere.
 
 Fork (Linux, runs on the CPU) saves the imports, some three seconds a job, and loses nothing: the process that forks
 (forkserver.py) has no threads and does nothing else. ``LMABLATE_START=spawn`` turns it off.
@@ -18,34 +18,34 @@ from typing import Protocol
 
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import Job
-from lmablate.launcher.slots import Places, gpus
-from lmablate.launcher.warm import UNNEEDED, Broken, Template, WarmProcess
+from lmablate.launcher.slots import Slots, gpus
+from lmablate.launcher.warm import UNNEEDED, ForkFailed, Template, WarmProcess
 from lmablate.launcher.worker import start_worker, thread_environment
 from lmablate.model.components import trusted
 from lmablate.training import compile
 
 log = logging.getLogger(__name__)
-_idle: list[WarmProcess] | None = None  # of the present command, between its sweeps; None outside of one
+_idle: list[WarmProcess] | None = None  # unused ones between sweeps of the present command; None outside of one
 
 
 class Process(Protocol):
-    """What the scheduler needs of a process."""
+    """The interface of a job's process for the scheduler."""
 
-    lost: bool  # it ended because the process it was forked from did: the job may start again
+    lost: bool  # it ended through no fault of the job, which may start again
 
     @property
     def pid(self) -> int:
-        """What leads its session: where its signals go."""
+        """Return the id of its session leader, which receives signals."""
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+        """Return the exit code, negative for a signal; None while it runs."""
 
     def send(self, number: int) -> None:
-        """Hand a signal to it and to what it has started."""
+        """Send a signal to it and to its children."""
 
 
 class Spawned:
-    """A process started from nothing, for one job or for several of one graph."""
+    """A new process for one job or for several of one graph."""
 
     lost = False
 
@@ -61,51 +61,51 @@ class Spawned:
 
 
 class Starter:
-    """Starts the processes of one sweep."""
+    """The starter of the processes of one sweep."""
 
-    def __init__(self, queue: Sequence[Sequence[Job]], places: Places | None = None) -> None:
+    def __init__(self, queue: Sequence[Sequence[Job]], slots: Slots | None = None) -> None:
         self.warm: WarmProcess | None = None
-        self.places = places
-        self._left: Counter[str] = Counter()  # runs to come, by graph
+        self.slots = slots
+        self._left: Counter[str] = Counter()  # number of runs to come, by graph
         self._templates: dict[str, Template] = {}  # by graph
         jobs = [job for unit in queue for job in unit]
         if jobs and all(can_fork(job) for job in jobs):
             log.debug("runs start by fork of a warm process")
             self._left.update(graph for unit in queue if (graph := graph_of(unit)))
             compiled = any(job.cfg.runtime.compile is True for job in jobs)
-            self.warm = _take(["torch._inductor.compile_fx"] if compiled else [])
+            self.warm = _claim(["torch._inductor.compile_fx"] if compiled else [])
 
     def ready(self) -> bool:
-        """Can a process be started now? Not while the warm one still imports."""
+        """Return whether a process can be started now, which it cannot while the warm one still imports."""
         if self.warm is not None:
             self.warm.receive()
-            self._give_up_if_broken()
+            self._drop_broken()
         return self.warm is None or self.warm.ready
 
     def next(self, queue: Sequence[Sequence[Job]]) -> int:
-        """Where in the queue to go on: not where a graph is needed that is still compiled for another run, if possible."""
+        """Return the index of the queue entry to start next, if possible one whose graph is not being compiled."""
         busy = {graph for graph, template in self._templates.items() if template.compiling}
         return next((i for i, unit in enumerate(queue) if not busy or graph_of(unit) not in busy), 0)
 
     def start(self, jobs: Sequence[Job], slot: int) -> Process:
-        """A process at work on `jobs` (several: as a gang), its words in the log of the first."""
-        environment = environment_of(jobs[0], slot, self.places.device(slot) if self.places is not None else None)
+        """Start a process for `jobs` (several: as a gang), which writes to the log of the first."""
+        environment = environment_of(jobs[0], slot, self.slots.device(slot) if self.slots is not None else None)
         if self.warm is not None:
             directories = [job.directory.path for job in jobs]
             try:
                 forker = self._template_of(jobs, environment) or self.warm
                 return forker.start(directories, _trusted(), environment)
-            except Broken as error:
+            except ForkFailed as error:
                 if not self.warm.why:
                     log.warning("a run could not be forked (%s); it gets a process of its own", error)
-                self._give_up_if_broken()
+                self._drop_broken()
         return Spawned(jobs, environment)
 
     def stop(self) -> None:
-        """What waits for a graph ends with the process that compiles it."""
+        """Do nothing: a run that waits for its graph ends with the process that compiles it."""
 
     def _template_of(self, jobs: Sequence[Job], environment: dict[str, str]) -> Template | None:
-        """What has compiled the graph of these jobs, or is to compile it for them and others to come. Raises Broken."""
+        """Return the process that compiles or has compiled the graph of these jobs, or None. Raises ForkFailed."""
         graph = graph_of(jobs)
         if self.warm is None or graph is None:
             return None
@@ -119,7 +119,7 @@ class Starter:
         return template
 
     def pause(self, seconds: float) -> None:
-        """Wait, or until a forked process has started or ended."""
+        """Wait for `seconds`, or until a forked process has started or ended."""
         forkers = [one for one in (self.warm, *self._templates.values()) if one is not None and not one.why]
         if not forkers:
             time.sleep(seconds)
@@ -128,7 +128,7 @@ class Starter:
         for one in forkers:
             one.receive()
 
-    def _give_up_if_broken(self) -> None:
+    def _drop_broken(self) -> None:
         if self.warm is not None and self.warm.why:
             log.warning(
                 "the process that starts runs %s; runs now start without it, those cut short from their checkpoints",
@@ -143,17 +143,17 @@ class Starter:
         for template in self._templates.values():
             template.end()
         if self.warm is not None:
-            _give_back(self.warm)
+            _return(self.warm)
 
 
 @contextmanager
-def started_early(words: Sequence[str]) -> Iterator[None]:
-    """Have the sweeps of a command share a warm process; it starts at once if its line looks like several runs on the CPU."""
+def shared_warm_process(args: Sequence[str]) -> Iterator[None]:
+    """Share a warm process among the sweeps of a command. It starts at once if the arguments suggest several runs on the CPU."""
     global _idle
-    several = {"-m", "--multirun"} & set(words) or any(word.startswith(("sweeps=", "hydra/sweeper=")) for word in words)
-    shows = {"-h", "--help", "-c", "--cfg", "--info"} & set(words)
-    gpu = "runtime.device=cuda" in words or os.path.exists("/dev/nvidiactl")
-    early = several and not shows and not gpu and _method() == "auto" and _handles_work()
+    several = {"-m", "--multirun"} & set(args) or any(arg.startswith(("sweeps=", "hydra/sweeper=")) for arg in args)
+    shows = {"-h", "--help", "-c", "--cfg", "--info"} & set(args)
+    gpu = "runtime.device=cuda" in args or os.path.exists("/dev/nvidiactl")
+    early = several and not shows and not gpu and _method() == "auto" and _pidfd_works()
     before, _idle = _idle, [WarmProcess()] if early else []
     try:
         yield
@@ -163,8 +163,8 @@ def started_early(words: Sequence[str]) -> Iterator[None]:
         _idle = before
 
 
-def _take(modules: Sequence[str]) -> WarmProcess:
-    """The warm process of this command, if it lives and is in this folder, with `modules` imported too; else a new one."""
+def _claim(modules: Sequence[str]) -> WarmProcess:
+    """Return the command's warm process if it lives in this folder, with `modules` imported too, or else a new one."""
     while _idle:
         warm = _idle.pop()
         warm.receive()
@@ -175,8 +175,8 @@ def _take(modules: Sequence[str]) -> WarmProcess:
     return WarmProcess(modules)
 
 
-def _give_back(warm: WarmProcess) -> None:
-    """A sweep has ended; one that was broken off leaves runs behind, which end with the warm process."""
+def _return(warm: WarmProcess) -> None:
+    """Keep a warm process for the next sweep, or end it together with the runs that a broken-off sweep left behind."""
     if _idle is None or warm.live:
         warm.end(UNNEEDED)
     else:
@@ -184,11 +184,11 @@ def _give_back(warm: WarmProcess) -> None:
 
 
 def can_fork(job: Job) -> bool:
-    """Fork is safe on Linux for what does not touch a GPU."""
+    """Return whether a fork is safe: on Linux, for jobs without a GPU. Raises ConfigError for an unknown LMABLATE_START."""
     method = _method()
     if method not in ("auto", "spawn"):
         raise ConfigError(f"LMABLATE_START={method}: use auto or spawn")
-    return method == "auto" and job.cfg.runtime.device == "cpu" and _handles_work()
+    return method == "auto" and job.cfg.runtime.device == "cpu" and _pidfd_works()
 
 
 def _trusted() -> list[str]:
@@ -200,8 +200,8 @@ def _method() -> str:
     return os.environ.get("LMABLATE_START", "auto")
 
 
-def _handles_work() -> bool:
-    """Process handles need Linux 5.3."""
+def _pidfd_works() -> bool:
+    """Return whether process file descriptors work, which need Linux 5.3."""
     if sys.platform != "linux" or not hasattr(os, "fork") or not hasattr(os, "pidfd_open"):
         return False
     try:
@@ -212,10 +212,8 @@ def _handles_work() -> bool:
 
 
 def graph_of(jobs: Sequence[Job]) -> str | None:
-    """The graph to be compiled once for all its runs; None for what is not to be compiled ahead of them.
-
-    A process that has used several threads cannot fork, and parts of a user's own may leave traces in it.
-    """
+    """Return the key of a graph that is compiled once for all its runs; None if its runs compile for themselves. A
+    process that has used several threads cannot fork, and a user's own components may change its state."""
     cfg = jobs[0].cfg
     if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or _trusted():
         return None
@@ -223,7 +221,7 @@ def graph_of(jobs: Sequence[Job]) -> str | None:
 
 
 def environment_of(job: Job, slot: int, device: str | None = None) -> dict[str, str]:
-    """What a run's environment adds to ours. `device`: the GPU for it; None: the one whose turn it is."""
+    """Return the environment variables to add for a run. `device`: its GPU; None: chosen in turn by `slot`."""
     runtime = job.cfg.runtime
     added = thread_environment(runtime.threads, str(compile.compile_cache(runtime.cache_dir)))
     # One process compiles, since every core has a run.

@@ -1,4 +1,4 @@
-"""What a person sees while runs train, and at the end."""
+"""Show the progress of runs while they train, and their results at the end."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from lmablate.launcher.jobs import Job
     from lmablate.schema.result import RunResult
 
-LINE_SECONDS = 15.0  # between two lines about a running job, where there is no live display
-LOOK_SECONDS = 1.0  # between two looks at runs that others may have finished
-BAR = 10  # cells of a live bar
+LINE_SECONDS = 15.0  # between two lines about a running job without a live display
+LOOK_SECONDS = 1.0  # between two checks of runs that others may have finished
+BAR = 10  # width of a live bar in cells
 STOPPING = (
     "stopping: checkpoints are being written (Ctrl-C again stops at once, and loses the steps since the last one)"
 )
@@ -40,13 +40,13 @@ class Board:
         self.failed: list[tuple[Job, str]] = []
         self.status: dict[str, dict[str, Any]] = {}
         self.began = time.monotonic()
-        self._said: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
         self._open = list(self.jobs)  # not known to be done
-        self._looked, self._head = -math.inf, ""  # when all runs were last looked at, and what was found
-        self._done: set[str] = set()  # what is done stays done
+        self._looked, self._head = -math.inf, ""  # time of their last check, and what it found
+        self._done: set[str] = set()  # ids of runs known to be done
         self._lowest: tuple[float, Job] | None = None
-        self._compiling = False  # was it said?
-        self._begun: dict[str, int] = {}  # the step that each run began at
+        self._compiling = False  # whether COMPILING has been printed
+        self._begun: dict[str, int] = {}  # first step of each run's attempt
         self._times = {job.run_id: Todo(job.cfg, float(job.work), {}) for job in self.todo}
         wanted = jobs[0].cfg.runtime.progress if jobs else "off"
         self.console = console()
@@ -54,14 +54,14 @@ class Board:
         self._live: Live | None = None
 
     def __enter__(self) -> Board:
-        merged = sum(job.asked for job in self.jobs) - len(self.jobs)
-        self.say(
+        merged = sum(job.requests for job in self.jobs) - len(self.jobs)
+        self.print_line(
             f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}"
             + (f" ({merged} asked for twice)" if merged else "")
             + f": {len(self.jobs) - len(self.todo)} done already, {len(self.todo)} to train; results in {self.jobs[0].cfg.results_dir}"
         )
         if self.mode == "live" and self.todo:
-            self.console = console(live=True)  # lines go above the table
+            self.console = console(live=True)  # prints lines above the table
             self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         return self
@@ -71,26 +71,27 @@ class Board:
             self._live.stop()
             self._live, self.console = None, console()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
+        """Print a line, unless the display is off."""
         if self.mode != "off":
             self.console.print(Text(plain(text)), soft_wrap=True)
             sys.stdout.flush()
 
     def stopping(self) -> None:
-        """Say at once that a signal was heard: a run may be in the middle of a long step. Safe in a signal's handler."""
-        with suppress(RuntimeError):  # the handler came in the middle of another line
-            self.say(STOPPING)
+        """Print at once that a signal was received, since a step may take long. Safe in a signal handler."""
+        with suppress(RuntimeError):  # the signal interrupted another line
+            self.print_line(STOPPING)
 
     def started(self, job: Job) -> None:
-        """A process for the job was started; its line comes when it begins to train."""
+        """Register a started process; its line comes when training begins."""
         self.status[job.run_id] = {"step": 0, "steps": job.cfg.trainer.steps}
         self._begun.pop(job.run_id, None)
         if job.cfg.runtime.compile is True and not self._compiling:
             self._compiling = True
-            self.say(COMPILING)
+            self.print_line(COMPILING)
 
     def update(self, job: Job, status: dict[str, Any]) -> None:
-        """Take in a heartbeat, and say what is new in it."""
+        """Store a heartbeat, and print its news."""
         if not status:
             return
         before = self.status.get(job.run_id, {})
@@ -101,13 +102,15 @@ class Board:
             return
         if "from" in status and self._begun.get(job.run_id) != status["from"]:
             self._begun[job.run_id] = status["from"]
-            self.say(self._begins(job, status))
+            self.print_line(self._begins(job, status))
         if (doing := status.get("doing")) and doing != before.get("doing"):
-            self.say(f"        {job.run_id}  {doing}")
+            self.print_line(f"        {job.run_id}  {doing}")
         now = time.monotonic()
-        if status.get("step") and not doing and now - self._said.get(job.run_id, self.began) >= LINE_SECONDS:
-            self._said[job.run_id] = now
-            self.say(f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}{self._left()}")
+        if status.get("step") and not doing and now - self._printed.get(job.run_id, self.began) >= LINE_SECONDS:
+            self._printed[job.run_id] = now
+            self.print_line(
+                f"        {job.run_id}  step {status['step']}/{status['steps']}  {_losses(status)}{self._left()}"
+            )
 
     def _begins(self, job: Job, status: dict[str, Any]) -> str:
         if not status["from"]:
@@ -115,34 +118,37 @@ class Board:
         return f"continue {job.run_id}  {job.label}  from step {status['from']}/{status['steps']}"
 
     def finished(self, job: Job, status: dict[str, Any]) -> None:
+        """Print how a job has ended."""
         self.status.pop(job.run_id, None)
         if status["state"] == "failed":
             self.failed.append((job, status["error"]))
             self._end(job)
-            self.say(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
+            self.print_line(f"FAILED  {job.run_id}  {job.label}: {status['error']}")
         elif status["state"] == "done":
-            name = f"{job.run_id}  {job.label}" if len(self.jobs) > 1 else job.run_id  # of one, the label was just said
-            self.say(f"{self._count():>3}/{len(self.jobs)}  {name}: {outcome(job.row)}{self._left()}")
+            name = (
+                f"{job.run_id}  {job.label}" if len(self.jobs) > 1 else job.run_id
+            )  # a single run's label was just printed
+            self.print_line(f"{self._count():>3}/{len(self.jobs)}  {name}: {outcome(job.row)}{self._left()}")
 
     def summary(self) -> None:
-        """The table of all runs, best first, and what failed."""
+        """Print the table of all runs, best first, and the failures."""
         rows = sorted(
             ((job, job.row) for job in self.jobs if job.done),
             key=lambda pair: (pair[1].val_loss is None, pair[1].val_loss or 0.0),
         )
         if rows and self.mode != "off":
             self.console.print(results_table(rows))
-            if told := beside_unigram(rows[0][1]):
-                self.say(f"For scale, the first of these and in brackets a unigram model: {told}.")
+            if comparison := unigram_comparison(rows[0][1]):
+                self.print_line(f"For scale, the first of these and in brackets a unigram model: {comparison}.")
             unigram = rows[0][1].data.get("unigram_val_loss")
-            if unigram is not None and not told:
-                self.say(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
+            if unigram is not None and not comparison:
+                self.print_line(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
             chance = rows[0][1].data.get("chance_accuracy")
             if chance is not None:
-                self.say(f"For scale: the best guess that reads nothing is right in {100 * chance:.2f} %.")
+                self.print_line(f"For scale: the best guess that reads nothing is right in {100 * chance:.2f} %.")
         for job, reason in self.failed:
-            words = " ".join(job.cfg.overrides) or "(defaults)"
-            print(f"failed: {job.run_id}  {words}\n  {reason}\n  log: {job.directory.log_path}", file=sys.stderr)
+            overrides = " ".join(job.cfg.overrides) or "(defaults)"
+            print(f"failed: {job.run_id}  {overrides}\n  {reason}\n  log: {job.directory.log_path}", file=sys.stderr)
         if self.failed:
             print(
                 f"{len(self.failed)} of {len(self.jobs)} runs failed; the same command tries them again",
@@ -150,7 +156,7 @@ class Board:
             )
 
     def _count(self) -> int:
-        """Return how many runs are done; those that were open are looked at."""
+        """Return how many runs are done; checking the open ones."""
         still = []
         for job in self._open:
             if not job.done:
@@ -169,14 +175,14 @@ class Board:
             self._times[job.run_id].end()
 
     def _left(self) -> str:
-        """Time until the whole command is done, in brackets; nothing where it is not known, or all have ended."""
+        """Return the remaining time of the command in brackets; empty if it is unknown or zero."""
         todo = list(self._times.values())
         seconds = None if all(one.ended for one in todo) else time_left(todo)
         if seconds is None:
             return ""
         if len(todo) == 1:
             return f"  ({duration(seconds)} left)"
-        whole = "all" if todo[0].cfg.stage is None else "this stage"  # of a study, whose later stages are not known yet
+        whole = "all" if todo[0].cfg.stage is None else "this stage"  # later stages of a study are not known yet
         return f"  ({whole} done in {duration(seconds)})"
 
     def _best(self) -> str:
@@ -195,7 +201,7 @@ class Board:
 
 
 def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool = False) -> Table:
-    """Runs at work: what each is (and is doing, where that is not training), how far, and its last numbers."""
+    """Return the table of running jobs: label and activity, progress, and latest numbers."""
     sign = "#" if ascii_only else "\N{BOX DRAWINGS HEAVY HORIZONTAL}"
     cells = []
     for job, status in rows:
@@ -203,14 +209,14 @@ def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool =
         doing = f": {status['doing']}" if status.get("doing") else ""
         bar = sign * (BAR * min(step, steps) // max(1, steps))
         cells.append((job.run_id, job.label + doing, f"{step}/{steps}", *_numbers(status), bar.ljust(BAR)))
-    columns = (Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("step", keep=True))
+    columns = (Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("step", keep=True))
     return table([*columns, *map(Column, ("train", "val", "accuracy", "tokens/s", ""))], cells)
 
 
 def results_table(rows: Sequence[tuple[Job, RunResult]]) -> Table:
-    """One line a run, numbers aligned."""
-    tasks = any(row.val_accuracy is not None for _, row in rows)  # which have no bytes
-    mixed = len({row.choices.get("objective") for _, row in rows}) > 1  # whose losses are of different targets
+    """Return a table with a row a run."""
+    tasks = any(row.val_accuracy is not None for _, row in rows)  # tasks have no bytes
+    mixed = len({row.choices.get("objective") for _, row in rows}) > 1  # their losses have different targets
     measure = "accuracy" if tasks else "second half" if mixed else "bits/byte"
     whole = all(row.status == "completed" for _, row in rows)
     cells = []
@@ -222,40 +228,40 @@ def results_table(rows: Sequence[tuple[Job, RunResult]]) -> Table:
         speed = f"{row.tokens_per_second:,.0f}"
         cells.append((job.run_id, job.label, "-" if loss is None else f"{loss:.4f}", status, second, *sizes, speed))
     columns = (
-        Column("run", keep=True, left=True), Column("what", keep=True, words=True), Column("val loss", keep=True),
+        Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("val loss", keep=True),
         Column("status", keep=not whole, left=True), *map(Column, (measure, "params", "FLOPs/token", "tokens", "tokens/s")),
     )  # fmt: skip
     return table(columns, cells)
 
 
 def outcome(row: RunResult) -> str:
-    """A result in a few words."""
+    """Return a short text about a result."""
     if row.status == "diverged":
         return f"diverged at step {row.diverged_at_step}"
-    said = [f"val loss {row.val_loss:.4f} nats/token"]
+    parts = [f"val loss {row.val_loss:.4f} nats/token"]
     if row.val_accuracy is not None:
-        said.append(f"accuracy {accuracy(row)}")
+        parts.append(f"accuracy {accuracy(row)}")
     elif row.val_bpb is not None:
-        said.append(f"{row.val_bpb:.4f} bits/byte")
-    return ", ".join([*said, f"{row.tokens_per_second:,.0f} tokens/s"])
+        parts.append(f"{row.val_bpb:.4f} bits/byte")
+    return ", ".join([*parts, f"{row.tokens_per_second:,.0f} tokens/s"])
 
 
 def accuracy(row: RunResult | dict[str, Any]) -> str:
-    """The share of right answers of a run on a task, in per cent."""
+    """Return the accuracy of a run on a task in per cent, or "-"."""
     value = row.get("val_accuracy")
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f} %"
 
 
-def beside_unigram(row: RunResult) -> str:
-    """What a run of an objective with targets of its own was measured on, each number with what a unigram model of the training
-    text reaches; nothing for other runs."""
+def unigram_comparison(row: RunResult) -> str:
+    """Return the measures of an objective with targets of its own, each with that of a unigram model; empty for other
+    runs."""
     pairs = [(key.removesuffix("_unigram"), value) for key, value in row.items() if key.endswith("_unigram")]
     return ", ".join(f"{name} {row[name]:.4f} ({value:.4f})" for name, value in pairs if row.get(name) is not None)
 
 
 def _numbers(status: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Training loss, validation loss, accuracy and tokens a second of a heartbeat, each empty where it is not known. A
-    validation loss of another step than the training loss says so."""
+    """Return training loss, validation loss, accuracy and tokens a second of a heartbeat, each empty if unknown. A
+    validation loss of another step than the training loss names its step."""
     train, val, speed = (status.get(key) for key in ("train_loss", "val_loss", "tokens_per_second"))
     at = status.get("val_step", status.get("step"))
     when = "" if at == status.get("step") else f" (step {at})"
@@ -269,5 +275,5 @@ def _numbers(status: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def _losses(status: dict[str, Any]) -> str:
     train, val, right, speed = _numbers(status)
-    said = (("train ", train, ""), ("val ", val, ""), ("accuracy ", right, ""), ("", speed, " tokens/s"))
-    return "  ".join(f"{before}{number}{after}" for before, number, after in said if number)
+    numbers = (("train ", train, ""), ("val ", val, ""), ("accuracy ", right, ""), ("", speed, " tokens/s"))
+    return "  ".join(f"{before}{number}{after}" for before, number, after in numbers if number)

@@ -1,7 +1,7 @@
-"""``hydra/launcher=ray``: runs as tasks of a Ray cluster, one that is running or one of this command's own.
+"""Run jobs as tasks of a Ray cluster (``hydra/launcher=ray``), a running one or one of this command's own.
 
-A task is a function of this module, by its name, with strings; it returns an exit code. Ray's own retries are off, since
-they are silent: a run whose worker was lost is handed over again here, and goes on from its checkpoint.
+A task is a function of this module, sent by name, with strings; it returns an exit code. Ray's own retries are off,
+since they are silent: a run whose worker was lost is started again here, and continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from lmablate.core.errors import ConfigError
 from lmablate.core.hardware import cores
 from lmablate.core.settings import Settings
-from lmablate.launcher.engine import words_of
+from lmablate.launcher.engine import task_arguments
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.task import Task
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TOKEN = Path("~/.ray/auth_token")
-STORE_BYTES = 80 * 1024**2  # of a cluster of our own: Ray's least is 75 MB, and nothing of ours is put there
+STORE_BYTES = 80 * 1024**2  # object store of our own cluster: Ray requires 75 MB, and we store nothing there
 
 
 class RaySettings(Settings):
-    """`address`: null starts a cluster on this machine for the length of the command; auto or HOST:PORT joins one. `cpus` and
-    `gpus` of one run: null is runtime.threads, and one GPU with runtime.device=cuda. `at_once`: runs at a time; null is as
-    many as the cluster has room for."""
+    """Settings of ``hydra.launcher`` for Ray. `address`: null starts a cluster on this machine for the command; auto or
+    HOST:PORT joins one. `cpus` and `gpus` a run: null is runtime.threads, and one GPU with runtime.device=cuda.
+    `at_once`: runs at a time; null is as many as fit."""
 
     address: str | None
     cpus: PositiveFloat | None
@@ -47,18 +47,18 @@ class RaySettings(Settings):
 SETTINGS: dict[str, type[Settings]] = {"ray": RaySettings}
 
 
-def train(words: list[str]) -> int:
-    """The task, on a worker of the cluster."""
-    return Task(words).run()
+def train(arguments: list[str]) -> int:
+    """Run a task on a worker of the cluster. Returns its exit code."""
+    return Task(arguments).run()
 
 
 class RayEngine:
-    """Hands jobs over as tasks; connects when the first sweep of the command begins."""
+    """An engine that starts jobs as Ray tasks. It connects when the first sweep of the command begins."""
 
     def __init__(self, settings: RaySettings) -> None:
         self.settings = settings
         self.retries = Retries(settings.retries)
-        self.tasks: list[Any] = []  # not seen to have ended
+        self.tasks: list[Any] = []  # tasks that are not known to have ended
 
     def slots(self, jobs: Sequence[Job]) -> int:
         cpus, gpus = self._needs(jobs[0])
@@ -87,19 +87,19 @@ class RayEngine:
         remote = ray.remote(train).options(
             num_cpus=cpus, num_gpus=gpus, max_retries=0, name=f"lmablate {jobs[0].run_id}"
         )
-        task = remote.remote(words_of(jobs))
+        task = remote.remote(task_arguments(jobs))
         self.tasks.append(task)
         return RemoteProcess(jobs, self.retries, lambda: self._ended(task), lambda number: ray.cancel(task))
 
     def stop(self) -> None:
-        """What waits in Ray's queue is cancelled with what runs."""
+        """Do nothing: the loop cancels queued tasks together with the running ones."""
 
     def pause(self, seconds: float) -> None:
         import ray
 
         if self.tasks:
             ended, _ = ray.wait(self.tasks, timeout=seconds)
-            if ended:  # judging it may take several looks
+            if ended:  # its outcome may take several checks
                 time.sleep(seconds)
         else:
             time.sleep(seconds)
@@ -115,7 +115,7 @@ class RayEngine:
             return int(ray.get(task))
         except ray.exceptions.TaskCancelledError:
             return "it was cancelled"
-        except ray.exceptions.RayError as error:  # the worker or its machine is gone, or the task raised
+        except ray.exceptions.RayError as error:  # the worker or its machine is lost, or the task raised
             return (
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0].partition('. ')[0]}"  # pages may follow
             )
@@ -145,7 +145,7 @@ class RayEngine:
                     **quiet,
                 )
             else:
-                if _has_token():  # Ray 2.60 sends it only where this is said
+                if _has_token():  # Ray 2.60 sends it only in this mode
                     os.environ.setdefault("RAY_AUTH_MODE", "token")
                 ray.init(address=self.settings.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
@@ -154,7 +154,7 @@ class RayEngine:
                 "start one with ray start --head, or leave the address out"
             ) from error
         finally:
-            for number, handler in handlers.items():  # Ray takes SIGTERM for itself
+            for number, handler in handlers.items():  # Ray installs its own for SIGTERM
                 if handler is not None:
                     signal.signal(number, handler)
 
@@ -168,10 +168,10 @@ class RayEngine:
 
 
 def _has_token() -> bool:
-    """Is there a cluster's token where Ray looks for it?"""
+    """Return whether a cluster's token is where Ray looks for it."""
     return bool({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)) or TOKEN.expanduser().exists()
 
 
 def make(settings: RaySettings) -> RayEngine:
-    """The engine of these settings."""
+    """Return the engine with these settings."""
     return RayEngine(settings)

@@ -1,4 +1,4 @@
-"""A process at work on jobs: whether it has had its time, and what is made of its end."""
+"""Watch a process at work on jobs: its time limit, and the verdict at its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmablate.launcher.job_files import leave_status, read_status
+from lmablate.launcher.job_files import read_status, write_status_file
 from lmablate.runs import recovery
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Verdict = dict[str, Any]
 
 @dataclass
 class Running:
-    """Jobs that have a process: one, or several of one graph. A job that has its result is taken out."""
+    """A process with its jobs: one, or several of one graph. A job that has its result is removed from `jobs`."""
 
     jobs: list[Job]
     process: Process
@@ -33,7 +33,7 @@ class Running:
     kill_at: float | None = None
 
     def end_if_overdue(self) -> None:
-        """Ask a process that has had its time to stop, and kill one that does not listen."""
+        """Stop a process that exceeds its time limit, and kill it if it does not end."""
         now = time.monotonic()
         if getattr(self.process, "waits_for_graph", False):
             self.began = now
@@ -49,10 +49,10 @@ class Running:
             self.process.send(number)
 
     def verdict(self, job: Job, code: int, *, stopped: bool) -> Verdict:
-        """What has become of a job without a result, now that its process has ended with `code`; its status says so too."""
+        """Return and store the status of a job without a result whose process has ended with `code`."""
         status = read_status(job)
         if stopped and code in (143, -signal.SIGTERM, -signal.SIGINT, 130):
-            leave_status(job, {**status, "state": "stopped"})
+            write_status_file(job, {**status, "state": "stopped"})
             return {"state": "stopped"}
         own = status.get("error") if status.get("state") == "failed" else None
         kind = status.get("kind") if own else None
@@ -61,9 +61,9 @@ class Running:
             reason = f"not done within runtime.time_limit={self.limit:g} seconds, at step {status.get('step', 0)}"
             kind = "time_limit"
         elif code == -signal.SIGKILL and recovery.oom_kills() != self.oom_kills:
-            reason, kind = f"{reason} for lack of memory: {recovery.tried_words(job.cfg)}", recovery.MEMORY
+            reason, kind = f"{reason} for lack of memory: {recovery.pass_size_text(job.cfg)}", recovery.MEMORY
         verdict = {"state": "failed", "error": reason, "kind": kind}
         if kind == recovery.MEMORY:
             verdict["tried"] = status.get("tried") or recovery.tried(job.cfg)
-        leave_status(job, {**status, **verdict})
+        write_status_file(job, {**status, **verdict})
         return verdict

@@ -1,6 +1,6 @@
-"""Where jobs run on this machine: numbered slots on cores, or on GPUs, of which one may hold several jobs by their memory.
+"""Assign jobs to numbered slots of this machine: on cores, or on GPUs, which several jobs may share by memory.
 
-The table of GPUs is handed in, so that what is decided here needs none.
+The list of GPUs is an argument, so that the assignment itself needs none.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 GIB = 1 << 30
-CONTEXT_GIB = 0.6  # what CUDA takes of a GPU for each process, beside torch's own allocations
+CONTEXT_GIB = 0.6  # CUDA's own memory on a GPU for each process, besides torch's allocations
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU: what CUDA_VISIBLE_DEVICES calls it, and its memory in bytes (0: not known)."""
+    """A GPU: its name in CUDA_VISIBLE_DEVICES, and its memory in bytes (0: not known)."""
 
     name: str
     memory: int = 0
 
 
 @dataclass
-class Places:
-    """`count` slots, numbered from 0. Slot i is on device i modulo their number, unless jobs say what memory they need
+class Slots:
+    """`count` slots, numbered from 0. Slot i is on device i modulo their number, unless jobs state their memory
     (`runtime.gpu_memory`, GiB): then on the device with the most left."""
 
     count: int
     devices: Sequence[Device] = ()
-    taken: dict[int, tuple[str | None, float]] = field(default_factory=dict)  # by slot: device and GiB of it
+    taken: dict[int, tuple[str | None, float]] = field(default_factory=dict)  # device and GiB, by slot
 
-    def take(self, job: Job) -> int | None:
-        """A slot for a job, or None while nothing fits."""
+    def acquire(self, job: Job) -> int | None:
+        """Return a free slot for a job and mark it as taken, or return None while nothing fits."""
         slot = next((i for i in range(self.count) if i not in self.taken), None)
         if slot is None:
             return None
@@ -65,19 +65,20 @@ class Places:
         return slot
 
     def device(self, slot: int) -> str | None:
-        """The GPU of a slot that is taken."""
+        """Return the GPU of a taken slot."""
         return self.taken[slot][0] if slot in self.taken else None
 
-    def give_back(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
+        """Mark a slot as free."""
         self.taken.pop(slot, None)
 
     def left(self, device: Device) -> float:
-        """GiB that no job has been given."""
+        """Return the GiB of a device that no job has been given."""
         return device.memory / GIB - sum(gib for name, gib in self.taken.values() if name == device.name)
 
     def _whole(self, slot: int) -> Device | None:
-        """A GPU for a job that says nothing of its memory: one without jobs, or with runtime.workers above their number
-        the one whose turn it is, as long as only such jobs are there."""
+        """Return a GPU for a job that states no memory: one without jobs, or else in turn one that only such jobs use.
+        GPUs are shared in turn only if runtime.workers exceeds their number."""
         users = [name for name, _ in self.taken.values()]
         if free := [device for device in self.devices if device.name not in users]:
             return free[0]
@@ -86,15 +87,15 @@ class Places:
         return turn if self.count > len(self.devices) and not shared else None
 
 
-def places_for(jobs: Sequence[Job], count: int) -> Places:
-    """The places of this machine for `jobs`, `count` at a time. Raises ConfigError for a job that fits no GPU."""
+def slots_for(jobs: Sequence[Job], count: int) -> Slots:
+    """Return the slots of this machine for `jobs`, `count` at a time. Raises ConfigError for a job that fits no GPU."""
     if not jobs or jobs[0].cfg.runtime.device != "cuda":
-        _warn_of_crowds(jobs, count)
-        return Places(count)
+        _warn_of_oversubscription(jobs, count)
+        return Slots(count)
     needs = [job.cfg.runtime.gpu_memory for job in jobs]
     devices = gpus(measured=any(need is not None for need in needs))
     check_fit(devices, needs)
-    return Places(count, devices)
+    return Slots(count, devices)
 
 
 def check_fit(devices: Sequence[Device], needs: Sequence[float | None]) -> None:
@@ -108,8 +109,8 @@ def check_fit(devices: Sequence[Device], needs: Sequence[float | None]) -> None:
             )
 
 
-def how_many(devices: Sequence[Device], needs: Sequence[float | None]) -> int:
-    """Jobs that run at a time: one a GPU, or where all say what they need as many of the largest as fit."""
+def parallel_jobs(devices: Sequence[Device], needs: Sequence[float | None]) -> int:
+    """Return the jobs that run at a time: one a GPU, or, if all state their memory, as many of the largest as fit."""
     if not devices or any(need is None for need in needs) or not needs:
         return len(devices)
     largest = max(need for need in needs if need is not None) + CONTEXT_GIB
@@ -118,8 +119,8 @@ def how_many(devices: Sequence[Device], needs: Sequence[float | None]) -> int:
 
 @cache
 def gpus(measured: bool = False) -> tuple[Device, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves us; with their memory if `measured`, which a process of its own finds out
-    so that this one takes no memory on any of them."""
+    """Return the GPUs in CUDA_VISIBLE_DEVICES, with their memory if `measured`. A separate process measures it, so that
+    this one takes no memory on any GPU."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -133,12 +134,12 @@ def gpus(measured: bool = False) -> tuple[Device, ...]:
         sizes = json.loads(done.stdout)
         return tuple(Device(name, int(size)) for name, size in zip(names, sizes, strict=True))
     except (ValueError, TypeError):
-        said = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise ConfigError(f"runtime.gpu_memory: the memory of the GPUs cannot be read ({said})") from None
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise ConfigError(f"runtime.gpu_memory: the memory of the GPUs cannot be read ({reason})") from None
 
 
-def _warn_of_crowds(jobs: Sequence[Job], count: int) -> None:
-    """More threads than cores make every run slower, and change no number."""
+def _warn_of_oversubscription(jobs: Sequence[Job], count: int) -> None:
+    """Warn of more threads than cores, which slow every run and change no number."""
     there = cores()
     threads = jobs[0].cfg.runtime.threads if jobs else 1
     if count > 1 and count * threads > there:

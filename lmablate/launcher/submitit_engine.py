@@ -1,7 +1,8 @@
-"""``hydra/launcher=submitit_slurm`` and ``=submitit_local``: runs as jobs of Slurm, or of submitit's own local executor.
+"""Run jobs through submitit: on Slurm (``hydra/launcher=submitit_slurm``), or in its local executor
+(``submitit_local``).
 
-On submitit's AutoExecutor. It pickles what is submitted: here a class of this module by its name, and strings. What it
-pickles as a job's return value is never read; the run's own folder says what became of it.
+This uses submitit's AutoExecutor, which pickles what is submitted: here a class of this module by name, and strings.
+The pickled return value of a job is never read; the run's folder holds its outcome.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
-from lmablate.launcher.engine import words_of
+from lmablate.launcher.engine import task_arguments
 from lmablate.launcher.processes import environment_of
 from lmablate.launcher.remote import RemoteProcess, Retries
-from lmablate.launcher.scheduler import slots
+from lmablate.launcher.scheduler import slot_count
 from lmablate.launcher.task import Task
 
 if TYPE_CHECKING:
     from lmablate.launcher.jobs import Job
 
-FOLDER = ".submitit"  # in results_dir: submissions and the engine's own logs
+FOLDER = ".submitit"  # in results_dir: submissions and logs of submitit
 
 
 class LocalSettings(Settings):
-    """`at_once`: jobs at a time, since submitit's local executor starts whatever it is given."""
+    """Settings of ``hydra.launcher``. `at_once`: jobs at a time, since submitit's local executor starts all it is given."""
 
     at_once: PositiveInt | None
     timeout_min: PositiveInt
@@ -40,9 +41,9 @@ class LocalSettings(Settings):
 
 
 class SlurmSettings(Settings):
-    """Words of sbatch; null leaves the cluster's own. `array_parallelism`: tasks of a job array at a time.
-    `signal_delay_s`: how long before the time limit a run is asked to write its checkpoint, and is then queued again, at
-    most `max_num_timeout` times."""
+    """Settings of ``hydra.launcher`` as sbatch options; null keeps the cluster's own. `array_parallelism`: tasks of a
+    job array at a time. `signal_delay_s`: seconds before the time limit at which a run is stopped with a checkpoint and
+    requeued, at most `max_num_timeout` times."""
 
     partition: str | None
     account: str | None
@@ -65,14 +66,14 @@ SETTINGS: dict[str, type[Settings]] = {"submitit_local": LocalSettings, "submiti
 
 
 class Call:
-    """What submitit calls in its process. It holds no state, so that its pickle is the name of this class."""
+    """The callable that submitit runs in its process. It holds no state, so that its pickle is the name of this class."""
 
     task: Task | None = None
 
-    def __call__(self, *words: str) -> int:
-        """Run, and hand on what Slurm and submitit send. A run that was stopped leaves no return value behind: if the
-        cluster queues it again, it must not look finished."""
-        task = Task(words)
+    def __call__(self, *arguments: str) -> int:
+        """Run a task, and forward the signals of Slurm and submitit. Returns its exit code. A stopped run exits without
+        a return value, so that it does not look finished if the cluster requeues it."""
+        task = Task(arguments)
         type(self).task = task
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: _pass_on(task, n))
@@ -81,13 +82,13 @@ class Call:
             sys.exit(code if code > 0 else 128 - code)
         return code
 
-    def checkpoint(self, *words: str) -> Any:
-        """Called by submitit when the time limit is near, or on its own signal of preemption: the same words again."""
+    def checkpoint(self, *arguments: str) -> Any:
+        """Stop the run and resubmit the same arguments. submitit calls this near the time limit, or on its preemption signal."""
         from submitit.helpers import DelayedSubmission
 
         if self.task is not None and self.task.child is not None:
             self.task.stop()
-        return DelayedSubmission(Call(), *words)
+        return DelayedSubmission(Call(), *arguments)
 
 
 def _pass_on(task: Task, number: int) -> None:
@@ -96,10 +97,10 @@ def _pass_on(task: Task, number: int) -> None:
 
 
 class SubmititEngine:
-    """Hands jobs over as they come; those that come together become one job array."""
+    """An engine that submits jobs as they come; those that come together become one job array."""
 
-    def __init__(self, word: str, settings: LocalSettings | SlurmSettings) -> None:
-        self.word, self.settings = word, settings
+    def __init__(self, name: str, settings: LocalSettings | SlurmSettings) -> None:
+        self.name, self.settings = name, settings
         self.retries = Retries(settings.retries)
         self.waiting: list[tuple[list[str], _Handle]] = []
         self.executor: Any = None
@@ -109,11 +110,11 @@ class SubmititEngine:
         return isinstance(self.settings, LocalSettings)
 
     def slots(self, jobs: Sequence[Job]) -> int:
-        """Slurm gets all jobs at once and has its own queue; the local executor has none."""
+        """Return all jobs for Slurm, which has its own queue; the local executor has none."""
         if isinstance(self.settings, SlurmSettings):
             return len(jobs)
 
-        return min(self.settings.at_once or slots(jobs), len(jobs))
+        return min(self.settings.at_once or slot_count(jobs), len(jobs))
 
     def ready(self) -> bool:
         return True
@@ -122,15 +123,15 @@ class SubmititEngine:
         return 0
 
     def start(self, jobs: Sequence[Job], slot: int) -> RemoteProcess:
-        words = words_of(jobs)
+        arguments = task_arguments(jobs)
         if self.local:
-            words += ["--watch", str(os.getpid())]
+            arguments += ["--watch", str(os.getpid())]
             if (gpu := environment_of(jobs[0], slot).get("CUDA_VISIBLE_DEVICES")) is not None:
-                words += ["--gpu", gpu]  # submitit would give every job the first one
+                arguments += ["--gpu", gpu]  # submitit would give every job the first one
         if self.executor is None:
             self.executor = self._executor(jobs[0])
         handle = _Handle(self.local)
-        self.waiting.append((words, handle))
+        self.waiting.append((arguments, handle))
         return RemoteProcess(jobs, self.retries, handle.ended, handle.send)
 
     def stop(self) -> None:
@@ -144,11 +145,11 @@ class SubmititEngine:
         time.sleep(self.settings.poll_seconds if isinstance(self.settings, SlurmSettings) else seconds)
 
     def _submit(self) -> None:
-        """One command to Slurm for all that wait, as an array."""
+        """Submit all waiting jobs in one command, as an array."""
         together, self.waiting = self.waiting, []
         with self.executor.batch():
-            made = [self.executor.submit(Call(), *words) for words, _ in together]
-        for job, (_, handle) in zip(made, together, strict=True):
+            submitted = [self.executor.submit(Call(), *arguments) for arguments, _ in together]
+        for job, (_, handle) in zip(submitted, together, strict=True):
             handle.job = job
 
     def _executor(self, job: Job) -> Any:
@@ -165,7 +166,7 @@ class SubmititEngine:
             executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=s.max_num_timeout)
         except RuntimeError as error:
             raise ConfigError(
-                f"hydra/launcher={self.word}: this machine has no Slurm ({error}): start the sweep on a login node of the cluster, "
+                f"hydra/launcher={self.name}: this machine has no Slurm ({error}): start the sweep on a login node of the cluster, "
                 "or use hydra/launcher=local or submitit_local"
             ) from error
         executor.update_parameters(
@@ -193,7 +194,7 @@ class SubmititEngine:
 
 
 class _Handle:
-    """A submission: waiting to be sent, or in the engine's hands."""
+    """A submission: waiting, or submitted."""
 
     def __init__(self, local: bool) -> None:
         self.local = local
@@ -210,7 +211,7 @@ class _Handle:
     def send(self, number: int) -> None:
         if self.job is None:
             self.dropped = True
-        elif self.local:  # the job's id is the process id of its controller, which hands SIGTERM on
+        elif self.local:  # the job's id is the process id of its controller, which forwards SIGTERM
             with suppress(ProcessLookupError):
                 os.kill(int(self.job.job_id), signal.SIGTERM)
         else:
@@ -218,6 +219,6 @@ class _Handle:
 
 
 def make(settings: LocalSettings | SlurmSettings) -> SubmititEngine:
-    """The engine of these settings."""
-    word = "submitit_local" if isinstance(settings, LocalSettings) else "submitit_slurm"
-    return SubmititEngine(word, settings)
+    """Return the engine with these settings."""
+    name = "submitit_local" if isinstance(settings, LocalSettings) else "submitit_slurm"
+    return SubmititEngine(name, settings)

@@ -1,7 +1,8 @@
-"""What a sweep consists of, and what has become of each of its runs.
+"""Record the jobs of a sweep, and tell the state of its runs.
 
-``RESULTS_DIR/.sweeps/<name>.json`` lists the jobs of a command of several runs, with the configuration of each, so that those
-that never started are known too, and can be started. A study's stages add to one file; any other command has its own.
+``RESULTS_DIR/.sweeps/<name>.json`` lists the jobs of a command of several runs, with the configuration of each, so that
+runs that never started are known too, and can be started. A study's stages add to one file; any other command has its
+own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmablate.core import access
 from lmablate.core.files import atomic_write, read_json
-from lmablate.core.locks import FileLock, Held, is_held, owner
+from lmablate.core.locks import FileLock, LockHeld, is_held, owner
 from lmablate.runs.progress_file import age
 from lmablate.runs.run_directory import RUN_ID, RunDirectory, read_result_file
 from lmablate.schema.identity import is_stale
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FOLDER = ".sweeps"
-LOCK_SECONDS = 10.0  # for another command to write the same file
-SILENT_SECONDS = 600.0  # after which a run is stale on a file system that has no locks
+LOCK_SECONDS = 10.0  # to wait for another command that writes the same file
+SILENT_SECONDS = 600.0  # without a heartbeat, after which a run is stale on a file system without locks
 STATES = ("done", "diverged", "running", "stale", "stopped", "failed", "damaged", "missing")
 
 
 class ManifestJob(BaseModel):
-    """One run of a command. `config` is its RunConfig, as it was then."""
+    """One run of a command. `config` is its RunConfig when the command started."""
 
     model_config = ConfigDict(strict=True)
 
@@ -47,7 +48,7 @@ class ManifestJob(BaseModel):
 
 
 class SweepManifest(BaseModel):
-    """The file of a command; a study's stages add to one."""
+    """The manifest of a command, or of all stages of a study."""
 
     model_config = ConfigDict(strict=True)
 
@@ -57,15 +58,15 @@ class SweepManifest(BaseModel):
 
 
 @dataclass
-class Sweep:
-    """The jobs of a command, by run id."""
+class SweepJobs:
+    """The jobs of a command by run id."""
 
     name: str
     jobs: dict[str, ManifestJob] = field(default_factory=dict)
 
 
 def record(jobs: Sequence[Job]) -> None:
-    """Write down what a command is about to train. One that cannot be written costs the overview, and not the sweep."""
+    """Write the manifest of a command before it trains. A failed write costs the overview, and not the sweep."""
     if len(jobs) < 2 and not any(job.cfg.sweep for job in jobs):
         return
     for results_dir in dict.fromkeys(job.cfg.results_dir for job in jobs):
@@ -74,12 +75,12 @@ def record(jobs: Sequence[Job]) -> None:
         name = _name(own)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock.take(folder / ".lock", LOCK_SECONDS)
+            lock = FileLock.acquire(folder / ".lock", LOCK_SECONDS)
             try:
                 _write(folder / f"{name}.json", own)
             finally:
                 lock.release()
-        except (OSError, Held) as error:
+        except (OSError, LockHeld) as error:
             why = access.reason(error) if isinstance(error, OSError) else error
             log.warning("%s: the list of this sweep's runs was not written (%s)", folder, why)
 
@@ -96,21 +97,21 @@ def _write(path: Path, jobs: Sequence[Job]) -> None:
 
 
 def _name(jobs: Sequence[Job]) -> str:
-    """Of a study its name, since its later stages are not known yet; else what the runs are, so that the same command has the
-    same file."""
+    """Return the name of a study, whose later stages are not known yet, or a name from the run ids. The same command
+    thus has the same file."""
     sweep = re.sub(r"[^A-Za-z0-9_.-]+", "_", jobs[0].cfg.sweep or "grid").lstrip(".") or "grid"
     if any(job.cfg.stage is not None for job in jobs):
         return sweep
     return f"{sweep}-{hashlib.sha256(' '.join(sorted(job.run_id for job in jobs)).encode()).hexdigest()[:8]}"
 
 
-def load_sweeps(results_dir: str | Path) -> list[Sweep]:
-    """The sweeps of a results directory, and last, without a name, the runs that no sweep lists. Damaged files are left out,
-    and said."""
+def load_sweeps(results_dir: str | Path) -> list[SweepJobs]:
+    """Return the sweeps of a results directory, and last, without a name, the runs that no sweep lists. Damaged files
+    are skipped with a warning."""
     folder = Path(results_dir)
-    sweeps = [found for path in _files(folder / FOLDER) if (found := _read(path)) is not None]
+    sweeps = [sweep for path in _files(folder / FOLDER) if (sweep := _read(path)) is not None]
     known = {run_id for sweep in sweeps for run_id in sweep.jobs}
-    alone = Sweep("")
+    alone = SweepJobs("")
     marks = ("config.yaml", "result.json", "status.json", "history.jsonl")
     for path, closed in access.folders(folder):
         of_run = RUN_ID.fullmatch(path.name) if closed else any(access.there(path / mark) for mark in marks)
@@ -127,12 +128,12 @@ def _files(folder: Path) -> list[Path]:
         return []
 
 
-def _read(path: Path) -> Sweep | None:
+def _read(path: Path) -> SweepJobs | None:
     try:
         manifest = SweepManifest.model_validate(read_json(path))
-        known = {job.run_id: job for job in manifest.jobs if RUN_ID.fullmatch(job.run_id)}  # it becomes a folder's name
-        return Sweep(manifest.sweep, known)
-    except FileNotFoundError:  # it is about to be written
+        known = {job.run_id: job for job in manifest.jobs if RUN_ID.fullmatch(job.run_id)}  # it becomes a folder name
+        return SweepJobs(manifest.sweep, known)
+    except FileNotFoundError:  # another command is about to write it
         pass
     except PermissionError as error:
         log.warning("%s: left out (%s)", path, access.reason(error))
@@ -144,12 +145,10 @@ def _read(path: Path) -> Sweep | None:
     return None
 
 
-def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
-    """What has become of a run: `state` (one of STATES), `step` and `steps`, `age` of its heartbeat in seconds, `host`, `pid`,
-    `error`, `attempts`, `val_loss`, `overrides` (of a finished run); None where it is not known.
-
-    Whether somebody works on it is told by the lock, which its owner cannot outlive, and by no clock.
-    """
+def run_status(results_dir: str | Path, run_id: str) -> dict[str, Any]:
+    """Return the state of a run, with None for unknown values. Keys: `state` (one of STATES), `step` and `steps`, `age`
+    of its heartbeat in seconds, `host`, `pid`, `error`, `attempts`, `val_loss`, `overrides` (of a finished run). The
+    lock tells whether the run is at work, since its owner cannot outlive it; clocks do not."""
     directory = RunDirectory(results_dir, run_id)
     status = directory.read_status()
     found: dict[str, Any] = {"run_id": run_id, "state": "missing", "age": age(directory) if status else None}
@@ -180,7 +179,7 @@ def look(results_dir: str | Path, run_id: str) -> dict[str, Any]:
 
 
 def _unreadable(directory: RunDirectory) -> str:
-    """Why nothing can be said of a run without a row, or ""."""
+    """Return why the state of a run without a row is unknown, or ""."""
     if why := access.why_closed(directory.path) if access.there(directory.path) else "":
         return why
     if access.there(directory.result_path):

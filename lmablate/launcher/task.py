@@ -1,7 +1,7 @@
-"""What an engine runs on the machine that it chose: a run in a process of its own, from plain strings to an exit code.
+"""Run a job on the machine that an engine chose: a child process, from plain strings to an exit code.
 
-The words are those of a command line (engine.words_of). Nothing else crosses to the engine, and nothing comes back but the
-exit code: what became of the run stands in its folder.
+The arguments are a command line (engine.task_arguments). Nothing else reaches the engine, and only the exit code comes
+back: the outcome is in the run's folder.
 """
 
 from __future__ import annotations
@@ -16,48 +16,49 @@ from contextlib import suppress
 from pathlib import Path
 
 from lmablate.launcher.worker import start_worker, thread_environment
-from lmablate.runs.config_file import ASKED
+from lmablate.runs.config_file import LAUNCHER_VARIABLE
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.tracking.client import following
 
-NO_FOLDER = 72  # the run's folder is not there on this machine
+NO_FOLDER = 72  # exit code if the run's folder is missing on this machine
 LOOK_SECONDS = 0.2
-KILL_SECONDS = 90.0  # for a run that was asked to stop
+KILL_SECONDS = 90.0  # for a run to stop after a signal
 
 
 class Task:
-    """One run (several: branches of one trunk) as a child of the engine's process, with which it dies."""
+    """One run (several: branches of one trunk) as a child of the engine's process. It dies with that process."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = _parser().parse_args(list(words))
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.args = _parser().parse_args(list(arguments))
         self.child: subprocess.Popen[bytes] | None = None
         self.stopped = False
 
     def run(self, beat: Callable[[], None] = lambda: None) -> int:
-        """The exit code of the run: 0 done, 1 failed, 143 stopped, negative for the signal that killed it."""
-        words = self.words
-        if not os.path.isdir(words.folder) or not all((path / "config.yaml").is_file() for path in words.directories):
+        """Train the run. Returns 0 for done, 1 for failed, 143 for stopped, negative for the signal that killed it.
+        `beat` is called at every check of the child."""
+        args = self.args
+        if not os.path.isdir(args.folder) or not all((path / "config.yaml").is_file() for path in args.directories):
             return NO_FOLDER
-        environment = thread_environment(words.threads, words.compiled)
-        if words.cache is not None:
-            environment["LMABLATE_CACHE"] = words.cache
-        if words.asked is not None:
-            environment[ASKED] = words.asked
-        if words.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = words.gpu
-        self.child = start_worker(words.directories, words.trust, environment, words.folder)
-        first = RunDirectory(words.directories[0].parent, words.directories[0].name)
-        with following(words.directories, words.wandb, first.log):
+        environment = thread_environment(args.threads, args.compiled)
+        if args.cache is not None:
+            environment["LMABLATE_CACHE"] = args.cache
+        if args.asked is not None:
+            environment[LAUNCHER_VARIABLE] = args.asked
+        if args.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = args.gpu
+        self.child = start_worker(args.directories, args.trust, environment, args.folder)
+        first = RunDirectory(args.directories[0].parent, args.directories[0].name)
+        with following(args.directories, args.wandb, first.log):
             try:
                 code = self._wait(beat)
-            except KeyboardInterrupt:  # how Ray asks a task to stop
+            except KeyboardInterrupt:  # Ray's way to stop a task
                 code = self.stop()
         if code < 0 and not self.stopped:
-            self._note(code)
+            self._record_kill(code)
         return code
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ask the run to write its checkpoint and end, and wait until it has; its exit code."""
+        """Stop the run with a checkpoint, and wait until it has ended. Returns its exit code."""
         self.stopped = True
         assert self.child is not None
         self.send(number)
@@ -68,14 +69,14 @@ class Task:
             return self.child.wait()
 
     def send(self, number: int) -> None:
-        """Hand a signal to the run and whatever it has started."""
+        """Send a signal to the run and its children."""
         if self.child is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.child.pid, number)
 
     def _wait(self, beat: Callable[[], None]) -> int:
         assert self.child is not None
-        watched = self.words.watch
+        watched = self.args.watch
         while (code := self.child.poll()) is None:
             beat()
             if watched is not None and not os.path.exists(f"/proc/{watched}") and not self.stopped:
@@ -84,9 +85,9 @@ class Task:
             time.sleep(LOOK_SECONDS)
         return code
 
-    def _note(self, code: int) -> None:
-        """Say in the run's folder that it was killed, which its own process cannot."""
-        for path in self.words.directories:
+    def _record_kill(self, code: int) -> None:
+        """Write into the run's folder that it was killed, which its own process cannot."""
+        for path in self.args.directories:
             directory = RunDirectory(path.parent, path.name)
             if not directory.is_done:
                 reason = f"killed by {signal.Signals(-code).name}"

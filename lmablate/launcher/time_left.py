@@ -1,4 +1,4 @@
-"""How long the runs of a command will still take, out of what their heartbeats say (heartbeat.py) and what is done."""
+"""Estimate the remaining time of a command from the heartbeats of its runs (progress_file.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Status = Mapping[str, Any]
 
 @dataclass
 class Todo:
-    """A run of the command: `work` is its share of the whole (any unit), `status` its last heartbeat, empty before the first."""
+    """A run of the command. `work` is its share of the whole (any unit), `status` its last heartbeat, empty before the first."""
 
     cfg: RunConfig
     work: float
@@ -23,27 +23,27 @@ class Todo:
     _whole: float | None = None
 
     def end(self) -> None:
-        """Take no more of its time; what it took still says what others will take."""
+        """Mark the run as ended. Its duration still serves to estimate others."""
         if not self.ended:
             self._whole = run_left(self.cfg, self.status, step=0)
             self.ended = True
 
     @property
     def whole(self) -> float | None:
-        """Seconds that all of the run takes; None before its first steps were timed."""
+        """Return the seconds of the whole run, or None before its first steps were timed."""
         return self._whole if self._whole is not None else run_left(self.cfg, self.status, step=0)
 
 
 def evaluations_left(cfg: RunConfig, step: int) -> int:
-    """How many evaluations a run makes after `step`."""
+    """Return how many evaluations a run makes after `step`."""
     steps = cfg.trainer.steps
     n = min(cfg.runtime.evaluations, steps)
     return sum(round(i * steps / n) > step for i in range(1, n + 1))
 
 
 def run_left(cfg: RunConfig, status: Status, *, step: int | None = None) -> float | None:
-    """Seconds that a run still takes from its last step (or from `step`) on: steps at the mean speed so far, and the
-    evaluations to come. None before the first steps were timed."""
+    """Return the remaining seconds of a run from its last step (or from `step`), or None before its first steps were
+    timed. These are the steps at the mean speed so far, and the evaluations to come."""
     reached = status.get("step") or 0
     if not reached or not status.get("seconds"):
         return None
@@ -53,10 +53,8 @@ def run_left(cfg: RunConfig, status: Status, *, step: int | None = None) -> floa
 
 
 def time_left(todo: Sequence[Todo]) -> float | None:
-    """Seconds until all have ended; None before anything is known.
-
-    Runs that have not begun take what the others take for their work, and as many as are training now share the rest.
-    """
+    """Return the seconds until all runs have ended, or None before anything is known. Runs that have not begun take as
+    long as the others for their work. As many as are training now share the rest."""
     waiting = [one for one in todo if not one.ended]
     at_work = [(one, left) for one in waiting if (left := run_left(one.cfg, one.status)) is not None]
     known = [(seconds, one.work) for one in todo if (seconds := one.whole) is not None]

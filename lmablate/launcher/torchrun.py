@@ -1,4 +1,4 @@
-"""``lmablate.train`` under torchrun: the first process is the command, the others follow it."""
+"""Run ``lmablate.train`` under torchrun: the first process is the command, and the others follow it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lmablate.core.signals import asked_to_stop
+from lmablate.core.signals import request_stop_on_signal
 from lmablate.schema.run_config import RunConfig
 from lmablate.training.distributed import check
 from lmablate.training.memory import keep_freed_memory
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def train_together(configs: Sequence[RunConfig], launcher: str) -> int:
-    """Train the one run of `configs` with the other processes; returns the exit code of this one."""
+    """Train the one run of `configs` with all processes. Returns the exit code of this one."""
     from lmablate.training.distributed.ranks import joined
 
     cfg = check(configs, launcher)
@@ -33,18 +33,18 @@ def train_together(configs: Sequence[RunConfig], launcher: str) -> int:
     with joined(cfg.runtime.device) as ranks:
         if ranks.first:
             code = lead(cfg)
-            if ranks.at_work:  # a failure in the midst of a step, in which the others still wait
+            if ranks.at_work:  # it failed within a step, in which the others still wait
                 log.error("the other processes are ended")
                 _leave(code or 1)
             ranks.say("")
         else:
             code = follow(ranks)
-        ranks.wait()  # whoever leaves first takes the connections of the others with it
+        ranks.wait()  # the first to exit closes the connections of the others
         _leave(code)
 
 
 def _leave(code: int) -> NoReturn:
-    """End here: threads of gloo and of DDP that still listen would have the process aborted as Python is taken apart."""
+    """Exit without Python's teardown, during which threads of gloo and DDP would abort the process."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -52,7 +52,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def lead(cfg: RunConfig) -> int:
-    """The command as it is without torchrun; where it trains, the trainer calls the others (trainer.py)."""
+    """Run the command as without torchrun; the trainer calls the others (training/distributed). Returns its exit code."""
     from lmablate.launcher.jobs import prepare_jobs
     from lmablate.launcher.scheduler import run_jobs
 
@@ -61,7 +61,7 @@ def lead(cfg: RunConfig) -> int:
 
 
 def follow(ranks: Ranks) -> int:
-    """Take part in whatever run the first process begins, until it has no more."""
+    """Take part in each run that the first process begins, until it has no more. Returns the exit code."""
     import torch
 
     from lmablate.model import build_model
@@ -71,15 +71,15 @@ def follow(ranks: Ranks) -> int:
 
     logging.getLogger("lmablate").setLevel(logging.WARNING)
     code = 0
-    while word := ranks.say():
-        told = json.loads(word)
-        cfg = RunConfig.model_validate(told["config"])
+    while text := ranks.say():
+        message = json.loads(text)
+        cfg = RunConfig.model_validate(message["config"])
         torch.set_num_threads(cfg.runtime.threads)
         torch.set_flush_denormal(True)
         keep_freed_memory()
         run = prepare_run(cfg)
-        with asked_to_stop() as stop:
-            trainer = RankTrainer(build_model(run.cfg), run.data, run.cfg, Path(told["folder"]))
+        with request_stop_on_signal() as stop:
+            trainer = RankTrainer(build_model(run.cfg), run.data, run.cfg, Path(message["folder"]))
             try:
                 for _ in trainer.records(lambda: stop.signal):
                     pass

@@ -1,4 +1,4 @@
-"""The scheduler's end of forkserver.py: processes that fork others on request, and the runs that they have forked."""
+"""Control forkserver.py from the scheduler: processes that fork others on request, and the forked runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any
 
-WARM_SECONDS = 120.0  # for the warm process to import torch, from a slow disk too
+WARM_SECONDS = 120.0  # for the warm process to import torch, even from a slow disk
 ANSWER_SECONDS = 20.0  # for it to fork
 UNNEEDED = "is no longer needed"
-KILL_SECONDS = 60.0  # for a run whose warm process died to write its checkpoint
+KILL_SECONDS = 60.0  # for a run to write its checkpoint after its warm process died
 
 
-class Broken(Exception):
-    """A process could not be forked."""
+class ForkFailed(Exception):
+    """The error of a process that could not be forked."""
 
 
 class Forker:
@@ -32,44 +32,44 @@ class Forker:
 
     def __init__(self, channel: Connection, pid: int) -> None:
         self.channel, self.pid = channel, pid
-        self.why = ""  # it is of no use any more
-        # By request: the process, exit codes, and what else is known of it.
+        self.why = ""  # the reason for its end, once it has ended
+        # By request number: process id, exit code, and error of a failed fork.
         self.pids: dict[int, int] = {}
         self.codes: dict[int, int] = {}
         self.refused: dict[int, str] = {}
-        self.live: set[int] = set()  # without an answer, or at work
+        self.live: set[int] = set()  # requests without an answer, or at work
         self._count = 0
 
     def start(self, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]) -> Forked:
-        """Fork a process that trains what stands in `directories`, as soon as this one is free to."""
+        """Fork a process that trains the runs in `directories`, as soon as this one is free."""
         return Forked(self, self._ask("start", directories, trusted, environment))
 
     def receive(self, seconds: float = 0.0) -> None:
-        """Take in what it says, waiting `seconds` at most for the first message."""
+        """Handle its messages, waiting `seconds` at most for the first one."""
         try:
             while not self.why and self.channel.poll(seconds):
                 seconds = 0.0
-                self._note(self.channel.recv())
+                self._handle(self.channel.recv())
         except (EOFError, OSError):
             self.end()
 
     def end(self, why: str = "ended") -> None:
-        """Let it go, and with it its children."""
+        """Hang up, so that it ends together with its children. `why` is the reason."""
         self.why = self.why or why
         self.channel.close()
 
     def _ask(self, what: str, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]) -> int:
-        """Send a request; returns its number. `environment` is added to ours."""
+        """Send a request. Returns its number. `environment` is added to ours."""
         self._count += 1
         self.live.add(self._count)
         self._send((what, self._count, list(directories), list(trusted), {**os.environ, **environment}))
         return self._count
 
     def _send(self, message: tuple[Any, ...]) -> None:
-        with suppress(OSError):  # it has died, as `receive` will find
+        with suppress(OSError):  # it has died, which `receive` will notice
             self.channel.send(message)
 
-    def _note(self, message: tuple[Any, ...]) -> None:
+    def _handle(self, message: tuple[Any, ...]) -> None:
         match message:
             case ("started", number, pid):
                 self.pids[number] = pid
@@ -84,14 +84,14 @@ class Forker:
 class Template(Forker):
     """A child of the warm process that compiles a graph and then forks the runs of it."""
 
-    last = False  # no more runs will be asked for
+    last = False  # no more runs will be requested
 
     @property
     def compiling(self) -> bool:
         return not self.why and not self.pids
 
-    def _note(self, message: tuple[Any, ...]) -> None:
-        super()._note(message)
+    def _handle(self, message: tuple[Any, ...]) -> None:
+        super()._handle(message)
         if self.last and not self.live:
             self.end(UNNEEDED)
 
@@ -119,7 +119,7 @@ class WarmProcess(Forker):
             )
         super().__init__(ours, self.process.pid)
         self.began = time.monotonic()
-        self._importing = 1  # messages of what is imported that are to come
+        self._importing = 1  # number of `ready` messages to come
         self.prepare(modules)
 
     @property
@@ -127,19 +127,19 @@ class WarmProcess(Forker):
         return not self._importing
 
     def prepare(self, modules: Sequence[str]) -> None:
-        """Import `modules` too, before it forks anything more."""
+        """Import `modules` too before the next fork."""
         if modules:
             self._importing += 1
             self._send(("import", list(modules)))
 
     def start(self, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]) -> Forked:
-        """The same at once. Raises Broken."""
+        """Fork a process that trains the runs in `directories`, and wait until it has started. Raises ForkFailed."""
         process = super().start(directories, trusted, environment)
         self._wait_for(process.number)
         return process
 
     def template(self, directory: Path, trusted: Sequence[str], environment: dict[str, str]) -> Template:
-        """Fork a process that compiles the graph of the run in `directory`, into whose log it writes. Raises Broken."""
+        """Fork a process that compiles the graph of the run in `directory`, and writes to its log. Raises ForkFailed."""
         ours, theirs = Pipe()
         with theirs:
             number = self._ask("template", [directory], trusted, environment)
@@ -147,10 +147,10 @@ class WarmProcess(Forker):
                 send_handle(self.channel, theirs.fileno(), self.pid)
         try:
             self._wait_for(number)
-        except Broken:
+        except ForkFailed:
             ours.close()
             raise
-        self.live.discard(number)  # it is asked itself
+        self.live.discard(number)  # it has a channel of its own
         return Template(ours, self.pids[number])
 
     def receive(self, seconds: float = 0.0) -> None:
@@ -159,21 +159,21 @@ class WarmProcess(Forker):
             self.end(f"took more than {WARM_SECONDS:.0f} s to start")
 
     def end(self, why: str = "") -> None:
-        """`why` is found out if not given."""
+        """End the process. Without `why`, its output and exit code give the reason."""
         if self.why:
             return
         self.channel.close()
-        if not why:  # it hung up, so it is about to be gone
+        if not why:  # it hung up, so it is about to exit
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
         if self.process.poll() is None:
             self.process.kill()
         code = self.process.wait()
         self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").strip().splitlines()
+        output = self.errors.read().decode(errors="replace").strip().splitlines()
         self.errors.close()
         died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self.why = why or (f"{died} ({said[-1]})" if said and code > 0 else died)
+        self.why = why or (f"{died} ({output[-1]})" if output and code > 0 else died)
 
     def _wait_for(self, number: int) -> None:
         deadline = time.monotonic() + ANSWER_SECONDS
@@ -182,10 +182,10 @@ class WarmProcess(Forker):
             if time.monotonic() > deadline:
                 self.end(f"did not answer for {ANSWER_SECONDS:.0f} s")
         if number not in self.pids:
-            raise Broken(self.why or self.refused[number])
+            raise ForkFailed(self.why or self.refused[number])
 
-    def _note(self, message: tuple[Any, ...]) -> None:
-        super()._note(message)
+    def _handle(self, message: tuple[Any, ...]) -> None:
+        super()._handle(message)
         if message[0] == "ready":
             self._importing -= 1
             if message[1] != 1:
@@ -200,11 +200,11 @@ class Forked:
         self.lost = False
         self.code: int | None = None
         self.killed_at = 0.0
-        self._fd: int | None = None  # cannot come to mean another process; -1 where it has ended
+        self._fd: int | None = None  # unlike a pid it is never reused; -1 if the process has ended
 
     @property
     def pid(self) -> int:
-        """What a signal for this run goes to: while its graph compiles, the process that does so."""
+        """Return the process that receives this run's signals: while its graph compiles, the one that compiles."""
         return self.forker.pids.get(self.number, self.forker.pid)
 
     @property
@@ -221,7 +221,7 @@ class Forked:
                     self._fd = -1
             self.code = self.forker.codes.pop(self.number, None)
             if self.code is None and (self.forker.why or self.number in self.forker.refused):
-                self._see_it_end()
+                self._check_orphan()
             if self.code is not None and self._fd is not None and self._fd >= 0:
                 os.close(self._fd)
         return self.code
@@ -229,11 +229,12 @@ class Forked:
     def send(self, number: int) -> None:
         try:
             os.killpg(self.pid, number)
-        except ProcessLookupError:  # it does not lead its session yet
+        except ProcessLookupError:  # it is not a session leader yet
             os.kill(self.pid, number)
 
-    def _see_it_end(self) -> None:
-        """Nobody can say how it ended. The kernel asked it to stop (SIGTERM), which takes until its step is done."""
+    def _check_orphan(self) -> None:
+        """Handle the end of a run whose forker is gone, so that its exit code is unknown. The kernel has sent it
+        SIGTERM, which takes effect after its step."""
         if self._fd is None or self._fd < 0 or select.select([self._fd], [], [], 0)[0]:
             self.lost, self.code = True, -signal.SIGTERM
             return

@@ -1,4 +1,4 @@
-"""A job in a process of its own: ``python -m lmablate.launcher.worker RUN_DIRECTORY ... [--trust PACKAGE]``.
+"""Train a job in a process of its own: ``python -m lmablate.launcher.worker RUN_DIRECTORY ... [--trust PACKAGE]``.
 
 Several directories are runs that share the process: those of one graph, or the branches of one trunk.
 """
@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lmablate.core.locks import Held
+from lmablate.core.locks import LockHeld
 from lmablate.core.logging import configure_logging
-from lmablate.runs.config_file import asked_path, read_config
+from lmablate.runs.config_file import read_config, request_path
 from lmablate.runs.recovery import CONFIG, HELD, failure
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.state import state_of
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 
 def die_with_parent(parent: int) -> None:
-    """End when the parent is killed, with a checkpoint, so that no orphan trains on: on Linux the kernel sees to it, elsewhere
-    a thread."""
+    """End with a checkpoint when the parent is killed, so that no orphan trains on. On Linux the kernel does this,
+    elsewhere a thread."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     else:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before this was set up
         sys.exit(143)
 
 
@@ -50,10 +50,9 @@ def _watch(parent: int) -> None:
 def start_worker(
     directories: Sequence[Path], trusted: Sequence[str], environment: Mapping[str, str], folder: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a worker for the runs in `directories`, with `environment` added to ours, in `folder` (None: the current one).
-
-    It writes to the log of the first run, and leads a session of its own, so that a signal reaches what it has started too.
-    """
+    """Start a worker for the runs in `directories`, with `environment` added to ours, in `folder` (None: the current
+    one). It writes to the log of the first run, and leads a session of its own, so that a signal reaches its children
+    too."""
     command = [sys.executable, "-m", "lmablate.launcher.worker", *map(str, directories), "--parent", str(os.getpid())]
     for package in trusted:
         command += ["--trust", package]
@@ -70,8 +69,8 @@ def start_worker(
 
 
 def thread_environment(threads: int, compile_cache: str) -> dict[str, str]:
-    """The environment of a run on `threads` cores; what one run compiles in `compile_cache`, the next one finds."""
-    # Two OpenMP teams on one core wait for each other; with one thread a run there is nothing to wait for.
+    """Return the environment variables of a run on `threads` cores. Runs share compiled code through `compile_cache`."""
+    # Two OpenMP teams on one core wait for each other; with one thread a run none waits.
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     return {**environment, "TORCHINDUCTOR_CACHE_DIR": compile_cache}
 
@@ -89,7 +88,7 @@ def main() -> int:
 
 
 def run(directories: Sequence[Path], trusted: Sequence[str]) -> int:
-    """Train the runs whose configurations stand in `directories`; returns the exit code of `run_directory` or `run_group`."""
+    """Train the runs in `directories`. Returns the exit code of `run_directory` or `run_group`."""
     from lmablate.model.components import trust
 
     trust(*trusted)
@@ -97,10 +96,10 @@ def run(directories: Sequence[Path], trusted: Sequence[str]) -> int:
 
 
 def run_directory(path: Path) -> int:
-    """Run the job whose configuration stands in `path`; 0 done, 1 failed (status.json says why), 143 stopped, 75 (HELD)
-    where another process is training it.
+    """Train the run in `path`. Returns 0 for done, 1 for failed (status.json holds the error), 143 for stopped, 75
+    (HELD) if another process is training it.
 
-    Whatever starts processes elsewhere calls this one, and the lock that it takes holds between all of them.
+    All processes that train a run call this function, and its lock holds between them.
     """
     from lmablate.runs.prepared import prepare_run
     from lmablate.runs.run import execute
@@ -108,75 +107,73 @@ def run_directory(path: Path) -> int:
 
     cfg = None
     try:
-        cfg = read_config(asked_path(path))
+        cfg = read_config(request_path(path))
         execute(prepare_run(cfg))
-    except Held as held:
+    except LockHeld as held:
         print(held, file=sys.stderr)
         return HELD
     except (Interrupted, KeyboardInterrupt):
-        leave_word(path, {"state": "stopped"})
+        merge_status(path, {"state": "stopped"})
         return 143
     except Exception as error:
-        said = failure(error, cfg)
-        if said["kind"] != CONFIG:
+        status = failure(error, cfg)
+        if status["kind"] != CONFIG:
             traceback.print_exc()
-        print(said["error"], file=sys.stderr)
-        leave_word(path, said)
+        print(status["error"], file=sys.stderr)
+        merge_status(path, status)
         return 1
     return 0
 
 
 def run_group(paths: Sequence[Path]) -> int:
-    """Train the runs whose config.yaml stand in `paths`; 0 all ended, 1 one failed, 143 stopped.
-
-    Whatever cannot train in a gang goes on alone, run by run, so that one bad run costs no other.
-    """
+    """Train the runs in `paths` together. Returns 0 if all ended, 1 if one failed, 143 for stopped. Runs that cannot
+    train in a gang train one by one, so that one bad run affects no other."""
     from lmablate.runs.gang_run import train_group
     from lmablate.runs.prepared import prepare_run
     from lmablate.training.trainer import Interrupted
 
     directories = [_directory(path) for path in paths]
     try:
-        configs = [read_config(asked_path(path)) for path in paths]
+        configs = [read_config(request_path(path)) for path in paths]
         if all(cfg.branches for cfg in configs):
             return _run_branches(directories)
-        first = directories[0].path  # one of them speaks for all
-        train_group([prepare_run(cfg) for cfg in configs], on_trial=lambda what: leave_word(first, {"doing": what}))
+        first = directories[0].path  # its status shows the trials of all
+        train_group([prepare_run(cfg) for cfg in configs], on_trial=lambda what: merge_status(first, {"doing": what}))
         return 0
     except (Interrupted, KeyboardInterrupt):
         for directory in directories:
-            if not state_of(read_config(asked_path(directory.path)), directory).done:
-                leave_word(directory.path, {"state": "stopped"})
+            if not state_of(read_config(request_path(directory.path)), directory).done:
+                merge_status(directory.path, {"state": "stopped"})
         return 143
-    except Held as held:
+    except LockHeld as held:
         print(held, file=sys.stderr)
         return HELD
     except Exception:
         log.exception("these runs could not train together; they go on one by one")
-    left = [one for one in directories if not state_of(read_config(asked_path(one.path)), one).done]
+    left = [one for one in directories if not state_of(read_config(request_path(one.path)), one).done]
     codes = [run_directory(directory.path) for directory in left]
     return max(codes, default=0)
 
 
 def _run_branches(directories: Sequence[RunDirectory]) -> int:
-    """Branches of one trunk, one after the other, the longest first; each starts from a checkpoint of the trunk's."""
+    """Train the branches of one trunk one after the other, the longest first. Each starts from a checkpoint of the trunk."""
 
     worst = 0
     for i, directory in enumerate(directories):
         code = run_directory(directory.path)
         if code == 143:
             for waiting in directories[i + 1 :]:
-                leave_word(waiting.path, {"state": "stopped"})
+                merge_status(waiting.path, {"state": "stopped"})
             return code
         worst = max(worst, code)
     return worst
 
 
-def leave_word(path: Path, said: dict[str, Any]) -> None:
-    """Say in status.json what became of a run, if that can be written, and keep what is known of its last step."""
+def merge_status(path: Path, status: dict[str, Any]) -> None:
+    """Merge `status` into status.json, which keeps the last step, and ignore a failed write."""
     directory = _directory(path)
     with suppress(OSError):
-        directory.write_status({**directory.read_status(), **said, "pid": os.getpid()})
+        directory.write_status({**directory.read_status(), **status, "pid": os.getpid()})
 
 
 def _directory(path: Path) -> RunDirectory:

@@ -19,7 +19,7 @@ from lmablate.claims.report_verdicts import evidence, noise
 from lmablate.claims.report_verdicts import verdicts as judged
 from lmablate.claims.table import verdict_table
 from lmablate.core.console import plain, progress
-from lmablate.core.errors import ConfigError, in_words
+from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.core.secrets import redacted
@@ -50,7 +50,7 @@ KEPT = 4  # columns of the table of arms that the narrowest terminal shows
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 when the report was written, 2 when there is nothing to report on."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")

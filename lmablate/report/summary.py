@@ -15,7 +15,7 @@ from lmablate.results.arms import (
     show,
 )
 from lmablate.results.common_targets import objective_notices
-from lmablate.results.size_matching import SIZES, matched_size, size_notices, size_words
+from lmablate.results.size_matching import SIZES, matched_size, size_notices, size_text
 from lmablate.schema.identity import SCIENCE_VERSION
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def question(runs: pd.DataFrame) -> str:
         parts.append(f"{column} ({', '.join(options)})" if len(options) <= 8 else f"{column} ({len(options)} options)")
         if column == "preset" and "shrink" in runs and len(shrunk := _options(runs, "shrink")) == 1 and shrunk != ["-"]:
             parts[-1] += f" shrunk to {shrunk[0]}"
-    equal = f", at equal {size_words(size)}" if parts and (size := matched_size(runs)) else ""
+    equal = f", at equal {size_text(size)}" if parts and (size := matched_size(runs)) else ""
     return (" × ".join(parts) or "One arm") + equal
 
 

@@ -1,4 +1,4 @@
-"""Finished runs as pandas frames: ``load_runs(folder)``, ``load_history(folder)``, and what tells their arms apart."""
+"""Load finished runs as pandas frames: ``load_runs(folder)``, ``load_history(folder)``, and helpers for their arms."""
 
 from importlib import import_module
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = [name for names in _HOME.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a reader when it is asked for: pandas takes a second, and the other modules of this room do without it."""
+    """Import a reader on first use: pandas takes a second to import, and the other modules of this room do without it."""
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(f"lmablate.results.{module}"), name)

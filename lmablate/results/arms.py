@@ -1,4 +1,4 @@
-"""What varies between runs, and which runs are repeats (seeds) of one arm."""
+"""Find the keys that vary between runs, and the runs that are repeats (seeds) of one arm."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from lmablate.core.axes import AXES
 if TYPE_CHECKING:
     import pandas as pd
 
-# The research axes in the order a reader meets them; other groups follow as they come.
+# The research axes in reading order; other groups follow in the order of the frame.
 AXIS_ORDER = (
     *AXES,
     *("preset", "shrink", "model", "data", "tokenizer", "objective", "optim", "schedule", "trainer", "budget"),
 )
 _NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage", "trunk", "code")
-# Where a thing was found or how a run was carried out, and not what was run.
+# Columns about paths and execution, not about the science.
 _NOT_SCIENCE = (
     *("numerics.", "provenance.", "runtime.", "diagnostics.", "data.paths", "data.skip_bad_lines", "tokenizer.path"),
     *("config.schema_version", "config.init_seed", "config.data_seed"),
 )
-# Words that say little without their axis.
+# Options whose names say little without their axis.
 _BARE = ("none", "all", "tiny", "small", "base", "short")
 
 
 def axis_columns(runs: pd.DataFrame) -> list[str]:
-    """The columns that hold option words, in reading order.
-
-    `load_runs` notes them in ``runs.attrs``; without the note (a frame read from CSV), undotted columns of text count.
-    """
+    """Return the columns that hold option names, in reading order. `load_runs` stores them in ``runs.attrs``; without
+    that (a frame read from CSV), undotted columns of text count."""
     noted = runs.attrs.get("axes")
     if noted is None:
         noted = [c for c in runs.columns if "." not in c and all(isinstance(value, str) for value in runs[c])]
@@ -39,13 +37,13 @@ def axis_columns(runs: pd.DataFrame) -> list[str]:
 
 
 def config_columns(runs: pd.DataFrame) -> list[str]:
-    """The dotted columns that belong to the science of a run: ``optim.lr``, ``model.d_ff``, ``data.fingerprint``."""
+    """Return the dotted columns that belong to the science of a run: ``optim.lr``, ``model.d_ff``, ``data.fingerprint``."""
     dotted = [column for column in runs.columns if "." in column and not column.endswith("_target_")]
     return [column for column in dotted if not column.startswith(_NOT_SCIENCE)]
 
 
 def axes_that_vary(runs: pd.DataFrame, *, config: bool = False) -> list[str]:
-    """The axes (`norm`, `activation`, ...) with more than one option among `runs`, in reading order.
+    """Return the axes (`norm`, `activation`, ...) with more than one option among `runs`, in reading order.
 
     With `config`, also the dotted configuration keys (`optim.lr`, `model.d_ff`) with more than one value. A run that
     lacks an axis counts as different from one that has it.
@@ -55,21 +53,20 @@ def axes_that_vary(runs: pd.DataFrame, *, config: bool = False) -> list[str]:
 
 
 def arm_columns(runs: pd.DataFrame) -> list[str]:
-    """The fewest columns that tell the arms of `runs` apart: two runs that agree on them differ in seeds at most.
-
-    All axes that vary, then those configuration keys that the axes do not already decide (`optim.lr` of a learning-rate
-    grid, but not the `model.d_ff` that follows from the activation), then `science_version` and `code` where they are mixed.
-    """
+    """Return the fewest columns that distinguish the arms of `runs`: runs with equal values differ in seeds at most.
+    These are all axes that vary, then the configuration keys that the axes do not already decide (`optim.lr` of a
+    learning-rate grid, but not the `model.d_ff` that follows from the activation), then `science_version` and `code` if
+    they are mixed."""
     chosen = axes_that_vary(runs)
-    if "preset" in chosen:  # a published system stands for the axes it decides
+    if "preset" in chosen:  # a published system replaces the axes it decides
         systems = keys(runs, "preset")
         pairs = {column: set(zip(systems, keys(runs, column), strict=True)) for column in chosen}
         chosen = [column for column in chosen if column == "preset" or len(pairs[column]) > len(set(systems))]
     groups = _join([keys(runs, column) for column in chosen], len(runs))
-    lists = [words for words in runs.get("provenance.overrides", ()) if not is_missing(words)]
-    asked = {word.partition("=")[0].lstrip("+") for words in lists for word in words}
+    lists = [overrides for overrides in runs.get("provenance.overrides", ()) if not is_missing(overrides)]
+    given = {override.partition("=")[0].lstrip("+") for overrides in lists for override in overrides}
     rest = [column for column in axes_that_vary(runs, config=True) if column not in chosen]
-    rest = sorted(rest, key=lambda column: column not in asked)  # what was asked for names the arm, not what follows
+    rest = sorted(rest, key=lambda column: column not in given)  # overrides name the arm, not what follows from them
     for column in [*rest, "science_version", *(["code"] if "code" in runs.columns else [])]:
         values = keys(runs, column)
         if len(set(zip(groups, values, strict=True))) > len(set(groups)):
@@ -79,8 +76,8 @@ def arm_columns(runs: pd.DataFrame) -> list[str]:
 
 
 def arm_label(row: Mapping[Any, Any], columns: Sequence[str]) -> str:
-    """A short name of an arm, e.g. ``rms · swiglu`` or ``layer · lr 0.003``; `columns` as from arm_columns."""
-    words = []
+    """Return a short name of an arm, such as ``rms · swiglu`` or ``layer · lr 0.003``. `columns` are those of arm_columns."""
+    parts = []
     for column in columns:
         value, name = show(row[column]), column.rpartition(".")[2]
         if column == "data.fingerprint":
@@ -89,13 +86,13 @@ def arm_label(row: Mapping[Any, Any], columns: Sequence[str]) -> str:
             value = "as shipped" if is_missing(row[column]) else value
         if sum(other.rpartition(".")[2] == name for other in columns) > 1:
             name = column
-        speaks = "." not in column and column not in ("science_version", "code") and value not in _BARE
-        words.append(value if speaks else f"{name} {value}")
-    return " · ".join(words) or "all runs"
+        speaking = "." not in column and column not in ("science_version", "code") and value not in _BARE
+        parts.append(value if speaking else f"{name} {value}")
+    return " · ".join(parts) or "all runs"
 
 
 def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """A copy of `runs` with a column `arm`, the label of each run's arm."""
+    """Return a copy of `runs` with a column `arm`, the label of each run's arm."""
     import pandas as pd
 
     columns = arm_columns(runs)
@@ -106,29 +103,29 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def show(value: Any) -> str:
-    """A value of a configuration as text: ``0.003``, ``512``, ``true``, ``-`` for none."""
+    """Return a configuration value as text: ``0.003``, ``512``, ``true``, ``-`` for none."""
     if is_missing(value):
         return "-"
     if isinstance(value, tuple | list):
         return ", ".join(map(show, value))
-    value = value.item() if hasattr(value, "item") else value  # numpy's scalars
+    value = value.item() if hasattr(value, "item") else value  # unwraps numpy's scalars
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def is_missing(value: Any) -> bool:
-    """None, NaN or pandas' NA: null in the configuration, or a key that this row does not have."""
+    """Return whether a value is None, NaN or pandas' NA: null in the configuration, or a key that the row lacks."""
     return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
 
 
 def keys(runs: pd.DataFrame, column: str) -> list[Hashable]:
-    """The values of a column, comparable: every kind of missing is one value, None."""
+    """Return the values of a column as comparable ones; every kind of missing value is None."""
     return [None if is_missing(v) else tuple(v) if isinstance(v, list) else v for v in runs[column]]
 
 
 def in_order(option: Hashable) -> tuple[bool, float, str]:
-    """A sorting key: numbers by size, then words by letter."""
+    """Return a sorting key: numbers by size, then text by letter."""
     if isinstance(option, int | float):
         return False, float(option), ""
     return True, 0.0, show(option)

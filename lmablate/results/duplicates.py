@@ -1,4 +1,4 @@
-"""Runs that stand in several results folders: each is one run, so one of its rows is taken, and it is said which."""
+"""Choose one row of each run that several results folders hold, and explain the choice."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmablate.core import access
-from lmablate.results.folders import numerics_words
+from lmablate.results.folders import numerics_text
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import is_stale
 from lmablate.schema.result import RunResult
 
-NAMED = 6  # runs that are named one by one
+NAMED = 6  # most runs that are named one by one
 
 
 class Copy(NamedTuple):
-    """One folder's row of a run."""
+    """The row of a run in one folder."""
 
     folder: Path
     row: RunResult
 
     @property
     def worth(self) -> tuple[bool, int, bool, bool, int]:
-        """Of two copies the larger is taken, of equals the first. A loss, or that a run diverged, does not count: that would
-        choose by the outcome."""
+        """Return a sorting key: the largest copy is taken, of equal ones the first. Loss and divergence do not count,
+        since that would choose by the outcome."""
         return (
             not is_stale(self.row.science_version, self.row.code),
             self.row.science_version,
@@ -42,17 +42,17 @@ class Choice(NamedTuple):
 
 
 def choices(folders: Sequence[Path]) -> dict[str, Choice]:
-    """The runs that have a readable result in more than one of `folders`, by run id."""
+    """Return the runs with a readable result in more than one of `folders`, by run id."""
     return {run_id: _chosen(copies) for run_id, copies in _copies(folders).items() if len(copies) > 1}
 
 
 def counted(folders: Sequence[Path]) -> dict[str, Path]:
-    """Of each run that lies in several of `folders` and is done in one, the folder whose copy counts."""
+    """Return the folder whose copy counts of each run that is in several `folders` and done in one."""
     return {run_id: _chosen(copies).taken.folder for run_id, copies in _copies(folders).items()}
 
 
 def _copies(folders: Sequence[Path]) -> dict[str, list[Copy]]:
-    """The readable results of each run that lies in more than one folder, done there or not."""
+    """Return the readable results of each run in more than one folder, even if only one folder has its result."""
     if len(folders) < 2:
         return {}
     marks = ("*/result.json", "*/history.jsonl")
@@ -67,12 +67,12 @@ def _copies(folders: Sequence[Path]) -> dict[str, list[Copy]]:
 
 
 def _chosen(copies: Sequence[Copy]) -> Choice:
-    taken = max(copies, key=lambda copy: copy.worth)  # of equals the first
+    taken = max(copies, key=lambda copy: copy.worth)  # the first of equal ones
     return Choice(taken, [copy for copy in copies if copy is not taken])
 
 
 def sentences(found: dict[str, Choice]) -> list[str]:
-    """What to say of `found`: one sentence for each two folders, with both numbers of runs that differ."""
+    """Return a sentence on each pair of folders, with both losses of runs that differ."""
     pairs: dict[tuple[Path, Path, str], list[tuple[Copy, Copy]]] = {}
     for choice in found.values():
         for other in choice.left:
@@ -85,7 +85,7 @@ def sentences(found: dict[str, Choice]) -> list[str]:
     ]
 
 
-REASONS = (  # in the order of Copy.worth
+REASONS = (  # one for each item of Copy.worth
     *("being of the present code", "being of the later science version", "since the others failed"),
     *("having training records", "having more diagnostics"),
 )
@@ -93,7 +93,7 @@ REASONS = (  # in the order of Copy.worth
 
 def _why(taken: Copy, other: Copy) -> str:
     pairs = zip(REASONS, taken.worth, other.worth, strict=True)
-    return next((f", {words}" for words, mine, its in pairs if mine != its), ", being named first")
+    return next((f", {reason}" for reason, mine, its in pairs if mine != its), ", being named first")
 
 
 def _numbers(copies: Sequence[tuple[Copy, Copy]]) -> str:
@@ -114,4 +114,4 @@ def _outcome(copy: Copy) -> str:
 
 
 def _numerics(copy: Copy) -> str:
-    return numerics_words(copy.row.numerics)
+    return numerics_text(copy.row.numerics)

@@ -1,4 +1,4 @@
-"""Evaluations of finished runs as pandas frames, and as a file of an archive (see runs/evaluation_files.py)."""
+"""Load evaluations of finished runs as pandas frames, and archive them (see runs/evaluation_files.py)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lmablate.schema.evaluation_windows import VALIDATION
 if TYPE_CHECKING:
     import pandas as pd
 
-ARCHIVE = "evaluations.jsonl"  # of lmablate.archive
-# What tells one evaluation from another, and what it says.
+ARCHIVE = "evaluations.jsonl"  # file name in an archive of lmablate.archive
+# Columns that identify a row of an evaluation.
 KEYS = ("run_id", "text", "text_fingerprint", "changes", "train_length", "length", "times", "stride")
 COLUMNS = (*KEYS, "sliding", *MEASURES, "numerics", "file")
 POSITION_COLUMNS = (*KEYS, "sliding", "start", "end", "tokens", "nats_per_token")
 
 
-def evaluations_of(results_dir: Path, run_ids: Collection[str]) -> str:
-    """The evaluations of some runs on their validation text, one a line; bins of calibration stay out."""
+def archived_evaluations(results_dir: Path, run_ids: Collection[str]) -> str:
+    """Return the evaluations of some runs on their validation text as JSON lines, without bins of calibration."""
     found = [one for _, one in _contents(results_dir) if one.run_id in run_ids and one.text.name == VALIDATION]
     whole = (one.model_dump() for one in found)
     kept = ({**one, "results": [{**entry, "calibration": []} for entry in one["results"]]} for one in whole)
@@ -37,7 +37,7 @@ def evaluations_of(results_dir: Path, run_ids: Collection[str]) -> str:
 
 
 def restore_evaluations(archive: Path, run_ids: Collection[str], results_dir: Path) -> None:
-    """Put them back beside the results of their runs, where they are not there already. Raises ConfigError."""
+    """Write archived evaluations into the folders of their runs, unless they exist. Raises ConfigError."""
     try:
         lines = read_jsonl(archive / ARCHIVE) if (archive / ARCHIVE).exists() else []
         for content in map(EvaluationFile.model_validate, lines):
@@ -50,7 +50,7 @@ def restore_evaluations(archive: Path, run_ids: Collection[str], results_dir: Pa
 
 
 def _rounded(value: Any) -> Any:
-    """Seven digits, which say more than seeds leave certain."""
+    """Return a value with numbers of seven digits, which exceeds the certainty that seeds leave."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -59,32 +59,32 @@ def _rounded(value: Any) -> Any:
 
 
 def load_evaluations(results_dir: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """One row for each run, text, set of changes, length and stride.
+    """Return one row for each run, text, set of changes, length and stride.
 
-    Columns: `run_id`; `text` (``validation``, or what files were given) and its fingerprint; `changes` in words, empty for
-    the run as it was trained; `train_length` and `length` in tokens, `times` their ratio; `stride` in tokens, and
-    `sliding`, true where windows overlap; `tokens` scored, `nats_per_token`, `bits_per_byte`, `accuracy` and `ece` (expected
-    calibration error, 0 to 1) of the most likely token; `numerics`; and the `file`. Damaged files are left out with a
-    SkippedFile warning. Raises ConfigError if a folder is missing.
+    Columns: `run_id`; `text` (``validation``, or the given files) and its fingerprint; `changes` as overrides, empty
+    for the run as trained; `train_length` and `length` in tokens, `times` their ratio; `stride` in tokens, and
+    `sliding`, true if windows overlap; `tokens` scored, `nats_per_token`, `bits_per_byte`, `accuracy` and `ece`
+    (expected calibration error, 0 to 1) of the most likely token; `numerics`; and the `file`. Damaged files are left
+    out with a SkippedFile warning. Raises ConfigError if a folder is missing.
     """
     return frames(_contents(results_dir))[0]
 
 
 def load_positions(results_dir: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """The loss by position of every evaluation: a row for each bin of positions ``[start, end)`` in the window, with the
-    `tokens` in it and their mean `nats_per_token`; the other columns as in load_evaluations."""
+    """Return the loss by position of every evaluation, a row for each bin of positions ``[start, end)`` in the window.
+    Columns: the `tokens` in the bin, their mean `nats_per_token`, and those of load_evaluations."""
     return frames(_contents(results_dir))[1]
 
 
 def frames(contents: Iterable[tuple[Path | None, EvaluationFile]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Evaluations as two tables, by length and by position; of one question asked twice the later answer stands."""
+    """Return evaluations as two tables, by length and by position. Of repeated evaluations the later one counts."""
     import pandas as pd
 
     pairs = [(_common(path, content, entry), entry) for path, content in contents for entry in content.results]
     rows = [{**{key: getattr(entry, key) for key in MEASURES}, **common} for common, entry in pairs]
-    places = [{**common, **place.model_dump()} for common, entry in pairs for place in entry.positions]
+    bins = [{**common, **one.model_dump()} for common, entry in pairs for one in entry.positions]
     lengths = pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(KEYS), keep="last", ignore_index=True)
-    positions = pd.DataFrame(places, columns=list(POSITION_COLUMNS))
+    positions = pd.DataFrame(bins, columns=list(POSITION_COLUMNS))
     for frame, columns in ((lengths, MEASURES[1:]), (positions, ["nats_per_token"])):
         for column in columns:
             frame[column] = frame[column].astype("float64")
@@ -108,7 +108,7 @@ def _common(path: Path | None, content: EvaluationFile, entry: WindowScores) -> 
 
 
 def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[tuple[Path, EvaluationFile]]:
-    """Every readable evaluation of finished runs, the oldest first; of a run in several folders, of the copy that counts."""
+    """Return every readable evaluation of finished runs, oldest first; of a run in several folders, of the copy that counts."""
     found: list[tuple[Path, EvaluationFile]] = []
     folders = result_folders(results_dir)
     counts = counted(folders)
@@ -126,7 +126,7 @@ def _contents(results_dir: str | Path | Iterable[str | Path]) -> list[tuple[Path
 
 
 def _files(folder: Path) -> list[Path]:
-    """Those of one run. A run folder that may not be entered has no row either, which load_runs says."""
+    """Return the evaluation files in a folder, with a warning if it may not be entered."""
     try:
         if access.there(folder) and (why := access.why_closed(folder)):
             raise PermissionError(errno.EACCES, why, str(folder))

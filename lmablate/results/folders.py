@@ -1,4 +1,4 @@
-"""Results directories as a user names them, and the words for what a row was computed with."""
+"""Resolve results directories given by the user, and describe a row's numerics."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ResultsDir = str | Path | Iterable[str | Path]
 
 
 class SkippedFile(UserWarning):
-    """Files of a results directory were left out, being damaged or of runs that count elsewhere; the message names them."""
+    """The warning about files of a results directory that are damaged, or of runs that count elsewhere; it names them."""
 
 
 def result_folders(results_dir: ResultsDir) -> list[Path]:
-    """The folders named, each once; raises ConfigError for one that is none."""
+    """Return the given folders, each once. Raises ConfigError for one that is no readable folder."""
     named = [results_dir] if isinstance(results_dir, str | Path) else results_dir
     folders = list({Path(folder).resolve(): Path(folder) for folder in reversed(list(named))}.values())[::-1]
     for folder in folders:
@@ -24,12 +24,12 @@ def result_folders(results_dir: ResultsDir) -> list[Path]:
     return folders
 
 
-def numerics_words(numerics: dict[str, Any]) -> str:
-    """What may move a run's last bits, in words: ``cpu fp32 eager``, ``cpu bf16 compiled gang threads=4``."""
-    words = [str(numerics.get("device", "?")), str(numerics.get("precision", "?"))]
-    words.append("compiled" if numerics.get("compiled") else "eager")
-    words += ["gang"] if numerics.get("gang") else []
-    words += [f"{numerics['parallel']} x{numerics.get('ranks')}"] if numerics.get("parallel") else []
-    words += [f"threads={numerics['threads']}"] if (numerics.get("threads") or 1) > 1 else []
-    words += [f"microbatch={numerics['microbatch_size']}"] if numerics.get("microbatch_size") else []
-    return " ".join(words)
+def numerics_text(numerics: dict[str, Any]) -> str:
+    """Return what may move a run's last bits as text: ``cpu fp32 eager``, ``cpu bf16 compiled gang threads=4``."""
+    parts = [str(numerics.get("device", "?")), str(numerics.get("precision", "?"))]
+    parts.append("compiled" if numerics.get("compiled") else "eager")
+    parts += ["gang"] if numerics.get("gang") else []
+    parts += [f"{numerics['parallel']} x{numerics.get('ranks')}"] if numerics.get("parallel") else []
+    parts += [f"threads={numerics['threads']}"] if (numerics.get("threads") or 1) > 1 else []
+    parts += [f"microbatch={numerics['microbatch_size']}"] if numerics.get("microbatch_size") else []
+    return " ".join(parts)

@@ -1,4 +1,4 @@
-"""The run store read back: finished runs and their training records as pandas frames (see run_directory.py)."""
+"""Load finished runs and their training records as pandas frames (see runs/run_directory.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.files import read_bounded, read_jsonl
 from lmablate.results import duplicates
-from lmablate.results.folders import ResultsDir, SkippedFile, numerics_words, result_folders
+from lmablate.results.folders import ResultsDir, SkippedFile, numerics_text, result_folders
 from lmablate.runs.config_file import MOST_BYTES
 from lmablate.runs.run_directory import RUN_ID, RunDirectory, read_result_file
 from lmablate.schema.identity import is_stale
@@ -29,18 +29,18 @@ HISTORY_COLUMNS = (
 
 
 def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None = None) -> pd.DataFrame:
-    """One row for each finished run, by run id.
+    """Return one row for each finished run, by run id.
 
-    Columns: the scalars of result.json as they are (`val_loss` in nats per token); each axis with its option word
-    (`norm`, `activation`, ...); the configuration with dotted names (`optim.lr`, `model.d_model`); `numerics` in words
-    (``cpu fp32 eager``) and, like `data` and `provenance`, item by item (`numerics.device`, `data.fingerprint`). Where
-    two claim a name, the axis word wins, then result.json's own scalar; a configuration value that loses stands under
-    ``config.<name>`` if it says something else. `code` names the modules of a run that were not as shipped, with their
-    fingerprints (``mypackage.norms=0123456789ab``), and `stale` says whether today's code would compute other numbers.
+    Columns: the scalars of result.json as they are (`val_loss` in nats per token); each axis with its option (`norm`,
+    `activation`, ...); the configuration with dotted names (`optim.lr`, `model.d_model`); `numerics` as text (``cpu
+    fp32 eager``) and, like `data` and `provenance`, item by item (`numerics.device`, `data.fingerprint`). If two claim
+    a name, the axis wins, then result.json's own scalar; a configuration value that loses is ``config.<name>`` if it
+    differs. `code` names the modules of a run that were not as shipped, with their fingerprints
+    (``mypackage.norms=0123456789ab``), and `stale` is true if today's code would compute other numbers.
 
-    `results_dir` may be several folders; a run that stands in several counts once (lmablate/results/duplicates.py), and a
-    SkippedFile warning says which copy does. `status` keeps one status or several. Damaged files are left out with a
-    SkippedFile warning. Raises ConfigError if a folder is missing.
+    `results_dir` may be several folders; a run that is in several counts once (results/duplicates.py), and a
+    SkippedFile warning names the copy that counts. `status` keeps one status or several. Damaged files are left out
+    with a SkippedFile warning. Raises ConfigError if a folder is missing.
     """
     import pandas as pd
 
@@ -53,7 +53,7 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
             if path.parent.name in twice and twice[path.parent.name].taken.folder != folder:
                 continue
             row, problem = read_result_file(path)
-            if row is None or row.run_id != path.parent.name:  # the id becomes part of paths
+            if row is None or row.run_id != path.parent.name:  # the id is used in paths
                 problem = problem or "its run_id is not the name of its folder"
                 warnings.warn(f"{path}: left out ({problem})", SkippedFile, stacklevel=2)
                 continue
@@ -71,7 +71,7 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
             frame[column] = frame[column].astype(kind)
     for seed in ("init_seed", "data_seed"):
         frame[seed] = frame[seed].fillna(frame["seed"])
-    if "ffn" in axes:  # rows from before there were other options
+    if "ffn" in axes:  # older rows lack it, when there was one option
         frame["ffn"] = frame["ffn"].fillna("dense")
     frame.attrs["axes"] = list(axes)
     frame.attrs["folders"] = list(map(str, folders))
@@ -81,13 +81,13 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
 def load_history(
     results_dir: ResultsDir, run_ids: Iterable[str] | None = None, columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """The training records of all runs, finished or not, one row a record, in order of run id and step.
+    """Return the training records of all runs, finished or not, one row a record, in order of run id and step.
 
     Columns: run_id, step (optimizer steps done), tokens (seen in training), seconds (of training), train_loss and
-    val_loss (nats per token), lr, grad_norm, tokens_per_second, val_bpb (bits per byte), and whatever else was
-    recorded; NaN where a record does not say. `run_ids` keeps some runs, `columns` some columns (run_id always stays).
-    A last line torn by a kill is dropped; a file damaged elsewhere is left out with a SkippedFile warning. Of a run in
-    several folders the records are those of the copy that counts (load_runs).
+    val_loss (nats per token), lr, grad_norm, tokens_per_second, val_bpb (bits per byte), and other recorded keys; NaN
+    if a record lacks one. `run_ids` keeps some runs, `columns` some columns (run_id always stays). A last line torn by
+    a kill is dropped; a file damaged elsewhere is left out with a SkippedFile warning. Of a run in several folders, the
+    records are those of the copy that counts (load_runs).
     """
     import pandas as pd
 
@@ -123,7 +123,7 @@ def load_history(
 
 
 def _in_runs(folder: Path, name: str, wanted: Collection[str] | None = None) -> Iterator[Path]:
-    """The files of this name in the run folders of a results directory; a folder that may not be entered is warned of."""
+    """Yield the files of this name in the run folders of a results directory, with a warning for a closed folder."""
     for run, why in access.folders(folder):
         if wanted is not None and run.name not in wanted:
             continue
@@ -134,9 +134,9 @@ def _in_runs(folder: Path, name: str, wanted: Collection[str] | None = None) -> 
 
 
 def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
-    """Runs without a readable result.json in any of the folders: `run_id`, `state` (as the heartbeat has it, ``not
-    started`` without one, ``damaged`` where result.json cannot be read or the folder may not be entered), `error`, `step`,
-    `steps`, `overrides`, and the `log` path."""
+    """Return runs without a readable result.json in any of the folders. Keys: `run_id`, `state` (of the heartbeat,
+    ``not started`` without one, ``damaged`` if result.json cannot be read or the folder may not be entered), `error`,
+    `step`, `steps`, `overrides`, and the `log` path."""
     import yaml
 
     rows: dict[str, dict[str, Any]] = {}
@@ -154,27 +154,27 @@ def load_unfinished(results_dir: ResultsDir) -> list[dict[str, Any]]:
             config = _mapping(directory.config_path, yaml.safe_load)
             damaged = why or access.there(directory.result_path)
             state = "damaged" if damaged else _if(status.get("state"), str) or "not started"
-            said: dict[str, Any] = {key: _if(status.get(key), int) for key in ("step", "steps")}
-            said["error"] = why or _if(status.get("error"), str)
-            overrides = tuple(str(word) for word in _if(config.get("overrides"), list) or ())
+            fields: dict[str, Any] = {key: _if(status.get(key), int) for key in ("step", "steps")}
+            fields["error"] = why or _if(status.get("error"), str)
+            overrides = tuple(str(override) for override in _if(config.get("overrides"), list) or ())
             rows[path.name] = {
-                "run_id": path.name, "state": state, **said, "overrides": overrides, "log": directory.log_path
+                "run_id": path.name, "state": state, **fields, "overrides": overrides, "log": directory.log_path
             }  # fmt: skip
     return list(rows.values())
 
 
 def _is_number(value: Any) -> bool:
-    """Fits a column of numbers; null does."""
+    """Return whether a value fits a column of numbers, as null does."""
     return value is None or (isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**63))
 
 
 def _if(value: Any, kind: type) -> Any:
-    """`value` if it is of that kind: a file may say anything."""
+    """Return `value` if it is of that kind, else None: a file may hold anything."""
     return value if isinstance(value, kind) else None
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """What a file says, or nothing where it cannot be read: this is about runs that went wrong."""
+    """Return the mapping in a file, or an empty one if it cannot be read, since these runs went wrong."""
     try:
         value = parse(read_bounded(path, MOST_BYTES).decode())
     except Exception:
@@ -183,10 +183,10 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _flatten(row: RunResult) -> dict[str, Any]:
-    """One result as a flat row; see load_runs for who wins a name."""
+    """Return one result as a flat row; load_runs tells which value wins a name."""
     flat = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
-    flat["numerics"] = numerics_words(row.numerics)
-    flat["code"] = " ".join(f"{module}={said}" for module, said in (row.code or {}).items()) or None
+    flat["numerics"] = numerics_text(row.numerics)
+    flat["code"] = " ".join(f"{module}={digest}" for module, digest in (row.code or {}).items()) or None
     flat["stale"] = is_stale(row.science_version, row.code)
     flat |= row.choices
     for block in _BLOCKS:
@@ -201,7 +201,7 @@ def _flatten(row: RunResult) -> dict[str, Any]:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every leaf; a list becomes a tuple, or text where it holds more than scalars."""
+    """Yield dotted name and value of every leaf. A list becomes a tuple, or JSON text if it is nested."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -1,7 +1,7 @@
-"""``RESULTS_DIR/studies/<sweep>.json``: what a study asked, which learning rates it chose and why, and its runs.
+"""Read and write the file of a study, ``RESULTS_DIR/studies/<sweep>.json``: its settings, learning rates and runs.
 
-A run can serve two arms' views, two stages or two studies (it is trained once), and its own row names the first that asked
-for it; here every use is listed.
+A run can serve two arms, two stages or two studies (it is trained once), and its own row names the first one that
+requested it; this file lists every use.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-FOLDER = "studies"  # no run directory: it holds no result.json
+FOLDER = "studies"  # not taken for a run's folder, since it holds no result.json
 
 
 def study_path(results_dir: str | Path, sweep: str) -> Path:
-    # A sweep of a folder of its own has a slash in its name.
+    # A sweep in a folder has a slash in its name.
     return Path(results_dir) / FOLDER / f"{file_stem(sweep)}.json"
 
 
 def write_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) -> Path:
-    """Replace the file of a study, whole or not at all."""
+    """Replace the file of a study atomically. Returns its path."""
     path = study_path(results_dir, sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -37,7 +37,7 @@ def write_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) ->
 
 
 def save_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) -> None:
-    """The same at work: a file that cannot be written costs the overview, and not the runs."""
+    """Write the file of a study at work. A failed write costs the overview, and not the runs."""
     try:
         write_study(results_dir, sweep, content)
     except OSError as error:
@@ -49,7 +49,7 @@ def save_study(results_dir: str | Path, sweep: str, content: dict[str, Any]) -> 
 
 
 def load_studies(results_dir: str | Path) -> dict[str, dict[str, Any]]:
-    """The studies of a results directory by the name of their sweep; damaged files are left out, and said."""
+    """Return the studies of a results directory by sweep name. Damaged files are skipped with a warning."""
     found = {}
     for path in _files(Path(results_dir) / FOLDER):
         try:
@@ -76,8 +76,8 @@ def _left_out(path: Path, error: OSError | ValueError) -> None:
 
 
 def studies_in(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The studies of several results directories. Where two hold the same study, the one that lists more runs counts; where
-    two hold different studies of one stored sweep (another scale), each has its folder in its name (AT)."""
+    """Return the studies of several results directories. Of copies of one study, the one that lists more runs counts.
+    Different studies of one stored sweep (at another scale) have their folders in their names (AT)."""
     found: list[tuple[str | Path, dict[str, Any]]] = []
     for folder in folders:
         for study in load_studies(folder).values():
@@ -98,19 +98,19 @@ def studies_in(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _has_runs(content: dict[str, Any]) -> bool:
-    """Does a file say which study it is of, and list runs?"""
+    """Return whether a file names its study and lists runs."""
     runs = content.get("runs")
-    words = ("run_id", "arm", "stage")
+    names = ("run_id", "arm", "stage")
     return (
         isinstance(content.get("sweep"), str)
         and isinstance(runs, list)
-        and all(isinstance(run, dict) and all(isinstance(run.get(word), str | None) for word in words) for run in runs)
+        and all(isinstance(run, dict) and all(isinstance(run.get(name), str | None) for name in names) for run in runs)
     )
 
 
 def study_runs(runs: pd.DataFrame, study: dict[str, Any]) -> pd.DataFrame:
-    """The finished runs of one study out of `runs` (load_runs), once for each use, with `arm`, `stage` and `sweep` as this
-    study sees them."""
+    """Return the finished runs of one study from `runs` (load_runs), once for each use, with its `arm`, `stage` and
+    `sweep`."""
     import pandas as pd
 
     uses = pd.DataFrame(study["runs"], columns=["run_id", "arm", "stage"]).drop_duplicates()

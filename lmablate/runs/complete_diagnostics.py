@@ -1,8 +1,8 @@
-"""A run made again for the diagnostics it lacks, in its own folder, without losing what is there before it has ended.
+"""Rerun a finished run for the diagnostics that it lacks, without losing the first result before the rerun has ended.
 
-History and checkpoints of the second making stand in ``RESULTS_DIR/<run_id>/again/`` and take the place of the first ones
-when it is done; until then the row, its history and its last checkpoint stay as they were. A second making that is killed
-continues, like any run, from its own checkpoint.
+The rerun writes history and checkpoints to ``RESULTS_DIR/<run_id>/again/``. They replace the first ones when it is
+done; until then the row, its history and its last checkpoint stay as they were. A rerun that is killed continues, like
+any run, from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lmablate.diagnostics.spikes import spike_scores
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.state import state_of
 from lmablate.runs.tracking.client import send_anew
-from lmablate.schema.diagnostics import asked_of, measured_until
+from lmablate.schema.diagnostics import measured_until, requested_diagnostics
 
 if TYPE_CHECKING:
     from lmablate.runs.wsd_branches import Trunk
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
-KEPT = ("sweep", "arm", "stage")  # of the first row: who asked for the run does not change with what is measured
+KEPT = ("sweep", "arm", "stage")  # columns of the first row: a measurement does not change who requested the run
 
 
-class SecondMaking(RunDirectory):
-    """The folder of a finished run while it is made again."""
+class DiagnosticsRerun(RunDirectory):
+    """The folder of a finished run during a rerun."""
 
     def __init__(self, results_dir: str | Path, run_id: str) -> None:
         super().__init__(results_dir, run_id)
@@ -40,7 +40,7 @@ class SecondMaking(RunDirectory):
         self.checkpoint_dir = self.again / "checkpoint"
 
     def finish(self, result: RunResult) -> None:
-        """Put history and checkpoint in the place of the first ones, and then the row, which says that all of it is there."""
+        """Replace history and checkpoint by those of the rerun, and then the row, which marks them as complete."""
         old = self.path / "again.old"
         shutil.rmtree(old, ignore_errors=True)
         os.replace(self.history_path, self.first.history_path)
@@ -55,23 +55,21 @@ class SecondMaking(RunDirectory):
 
 
 def open_directory(cfg: RunConfig, identity: str) -> RunDirectory:
-    """Where a run is made: its folder, or a second making's inside of it where it was finished without what is asked for.
-
-    A begun making whose records so far lack the diagnostics asked for begins anew.
-    """
+    """Return the folder to train in: the run's own, or its ``again/`` if the finished run lacks requested diagnostics.
+    A rerun starts from scratch if its records so far lack the requested diagnostics."""
     from lmablate.training.checkpoint import checkpoints
 
     directory = RunDirectory(Path(cfg.results_dir), identity)
     if "diagnostics" in state_of(cfg, directory).lacks:
         log.info("run %s is done and lacks diagnostics: it is made again", identity)
-        second = SecondMaking(cfg.results_dir, identity)
+        second = DiagnosticsRerun(cfg.results_dir, identity)
         second.again.mkdir(exist_ok=True)
         directory = second
-    asked = asked_of(cfg)
+    requested = requested_diagnostics(cfg)
     begun = checkpoints(directory.checkpoint_dir)
-    if asked is not None and begun:
+    if requested is not None and begun:
         step = int(begun[0].stem.partition("-")[2])
-        if not measured_until(directory.history_path, step, asked, cfg.trainer.steps):
+        if not measured_until(directory.history_path, step, requested, cfg.trainer.steps):
             log.info("run %s had begun without these diagnostics: it starts anew", identity)
             for path in begun:
                 path.unlink()
@@ -79,40 +77,40 @@ def open_directory(cfg: RunConfig, identity: str) -> RunDirectory:
     return directory
 
 
-def check_trunk(trunk: Trunk | None, cfg: RunConfig) -> None:
-    """Let a run start from a trunk only where the trunk's records hold the diagnostics asked for."""
+def check_trunk_diagnostics(trunk: Trunk | None, cfg: RunConfig) -> None:
+    """Keep a run from starting at a trunk whose records lack the requested diagnostics."""
     from lmablate.training.checkpoint import checkpoints
 
-    asked = asked_of(cfg)
-    if trunk is None or asked is None:
+    requested = requested_diagnostics(cfg)
+    if trunk is None or requested is None:
         return
     for path in checkpoints(trunk.folder, trunk.end)[:1]:
         step = int(path.stem.partition("-")[2])
-        if not measured_until(trunk.history(step), step, asked, cfg.trainer.steps):
+        if not measured_until(trunk.history(step), step, requested, cfg.trainer.steps):
             trunk.end = -1
 
 
-def with_diagnostics(cfg: RunConfig, directory: RunDirectory, result: RunResult) -> RunResult:
-    """Add what a run with diagnostics says of them: what was asked for, the spike scores of its records, and, made again,
-    whether it came out as before."""
+def add_diagnostics_summary(cfg: RunConfig, directory: RunDirectory, result: RunResult) -> RunResult:
+    """Add the diagnostics summary to a result: the settings, the spike scores, and for a rerun how it compares with the
+    first."""
 
-    asked = asked_of(cfg)
-    if asked is None:
+    requested = requested_diagnostics(cfg)
+    if requested is None:
         return result
-    said: dict[str, Any] = asked.model_dump()
+    summary: dict[str, Any] = requested.model_dump()
     if directory.history_path.exists():
-        said |= spike_scores(read_jsonl(directory.history_path))
-    before = directory.first.read_result() if isinstance(directory, SecondMaking) else None
+        summary |= spike_scores(read_jsonl(directory.history_path))
+    before = directory.first.read_result() if isinstance(directory, DiagnosticsRerun) else None
     if before is not None:
-        said["first_val_loss"], said["note"] = before.val_loss, _compare(before, result)
+        summary["first_val_loss"], summary["note"] = before.val_loss, _compare(before, result)
         result = result.model_copy(update={key: before[key] for key in KEPT})
-        if said["note"] is not None:
-            log.warning("run %s: %s", directory.run_id, said["note"])
-    return result.model_copy(update={"diagnostics": said})
+        if summary["note"] is not None:
+            log.warning("run %s: %s", directory.run_id, summary["note"])
+    return result.model_copy(update={"diagnostics": summary})
 
 
 def _compare(before: RunResult, after: RunResult) -> str | None:
-    """None where a second making gave the first one's loss to the bit; else what differs, in words."""
+    """Return None if a rerun gave the same loss to the bit, or else a message that says what differs."""
     if (before.status, before.val_loss) == (after.status, after.val_loss):
         return None
     here = {**before.numerics, "host": before.provenance.get("host")}

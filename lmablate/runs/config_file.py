@@ -1,4 +1,4 @@
-"""config.yaml of a run: its resolved configuration, under a checksum, so that a changed one is refused and never used."""
+"""Write and read config.yaml of a run: its resolved configuration under a checksum, so that a changed file is refused."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lmablate.schema.run_config import SCHEMA_VERSION, RunConfig
 
 MOST_BYTES = 4 << 20
 HEAD = "# sha256 of what follows: "
-ASKED = "LMABLATE_ASKED"  # in the environment of a launcher's processes: its own name
+LAUNCHER_VARIABLE = "LMABLATE_ASKED"  # environment variable of a launcher's processes: the launcher's name
 
 
 def write_config(cfg: RunConfig, path: Path) -> None:
-    """The resolved configuration as YAML; ``read_config`` gives it back."""
+    """Write the resolved configuration as YAML, which ``read_config`` reads back."""
     import yaml
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,8 +27,8 @@ def write_config(cfg: RunConfig, path: Path) -> None:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The RunConfig of a run directory. Raises ConfigError for a file that is damaged, was changed, or is of another release;
-    one without a checksum is taken at its word."""
+    """Return the RunConfig of a run directory. A file without a checksum is accepted. Raises ConfigError for a file
+    that is damaged, was changed, or is of another release; FileNotFoundError if there is none."""
     import yaml
     from pydantic import ValidationError
 
@@ -64,17 +64,17 @@ def read_config(path: Path) -> RunConfig:
 
 
 def launcher_name() -> str:
-    """What tells this launcher from others that share a results directory."""
+    """Return a name that tells this launcher from others that share a results directory."""
     return f"{platform.node()}-{os.getpid()}"
 
 
-def asked_path(run_dir: Path) -> Path:
-    """The configuration that this process was started with.
+def request_path(run_dir: Path) -> Path:
+    """Return the path of the configuration that this process was started with.
 
-    Each launcher writes one of its own: runtime settings and paths may differ between two that want the same run, of which
-    only the one that gets to train it writes config.yaml.
+    Each launcher writes its own file, since runtime settings and paths may differ between two launchers of the same
+    run. Only the launcher that trains it writes config.yaml.
     """
-    name = os.environ.get(ASKED)
+    name = os.environ.get(LAUNCHER_VARIABLE)
     own = run_dir / f".asked-{name}.yaml"
     return own if name and access.there(own) else run_dir / "config.yaml"
 

@@ -1,4 +1,4 @@
-"""A run evaluated: at the end of its training, or later from its folder."""
+"""Evaluate a run, at the end of its training or later from its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lmablate.runs.load import load_run
 from lmablate.runs.provenance import device_name
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.evaluation import EvaluationFile, ScoredText, WindowScores
-from lmablate.schema.evaluation_windows import ASKED, Protocol, asked_protocols, protocols
+from lmablate.schema.evaluation_windows import KEY_PREFIX, Protocol, protocols, requested_protocols
 from lmablate.training.checkpoint import checkpoints, load_weights
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def evaluation(
     changes: Sequence[str] = (),
     watched: bool = False,
 ) -> EvaluationFile:
-    """Evaluate a model on `text` under every protocol of `plan`. `watched`: progress is said on stderr."""
+    """Evaluate a model on `text` under every protocol of `plan`. `watched` shows progress on stderr."""
     name = run_id if watched else ""
     results = at_lengths(model, cfg, text, eot_id, plan, train_length=train_length, watched=name)
     device = model.embedding.weight.device.type
@@ -57,23 +57,23 @@ def evaluation(
 
 
 def check_text(cfg: RunConfig, data: TokenData) -> None:
-    """Raise ConfigError where the validation text holds no window of the longest length asked for at the end of training."""
-    plan = asked_protocols(cfg)
+    """Raise ConfigError if the validation text is shorter than the longest requested window (runtime.evaluate_lengths)."""
+    plan = requested_protocols(cfg)
     if plan and (longest := max(plan).length) > max(len(data.val), cfg.model.context_length):
         raise ConfigError(
-            f"{ASKED}lengths: the validation text has {len(data.val):,} tokens, fewer than one window of {longest:,}: raise "
+            f"{KEY_PREFIX}lengths: the validation text has {len(data.val):,} tokens, fewer than one window of {longest:,}: raise "
             "data.val_bytes, or ask for shorter lengths"
         )
 
 
-def at_the_end(model: TransformerLM, cfg: RunConfig, data: TokenData, directory: RunDirectory) -> Path:
-    """Make the evaluation that `cfg` asks for, of a model that has been trained."""
+def evaluate_trained(model: TransformerLM, cfg: RunConfig, data: TokenData, directory: RunDirectory) -> Path:
+    """Evaluate a trained model as `cfg` requests, and write the file. Returns its path."""
     content = evaluation(
         model,
         cfg,
         validation_text(data),
         data.eot_id,
-        asked_protocols(cfg),
+        requested_protocols(cfg),
         run_id=directory.run_id,
         train_length=cfg.model.context_length,
     )
@@ -81,13 +81,13 @@ def at_the_end(model: TransformerLM, cfg: RunConfig, data: TokenData, directory:
 
 
 def evaluate_from_checkpoint(run: PreparedRun) -> bool:
-    """Evaluate a finished run from its last checkpoint, as its configuration asks; returns False if there is none."""
+    """Evaluate a finished run from its last checkpoint, as its configuration requests. Returns False if there is none."""
     found = checkpoints(run.directory.checkpoint_dir)
     if not found:
         return False
     model = build_model(run.cfg)
     load_weights(found[0], model)
-    at_the_end(ready(model, run.cfg, run.cfg.runtime.device), run.cfg, run.data, run.directory)
+    evaluate_trained(ready(model, run.cfg, run.cfg.runtime.device), run.cfg, run.data, run.directory)
     return True
 
 
@@ -96,23 +96,24 @@ def evaluate_run(
     *,
     times: Sequence[float],
     stride: int | None,
-    words: Sequence[str],
+    overrides: Sequence[str],
     paths: str | None,
     text_field: str,
     device: str,
 ) -> EvaluationFile:
-    """Evaluate the finished run in `run_dir`; raises ConfigError."""
+    """Evaluate the finished run in `run_dir`. `overrides` change the model for evaluation, `paths` a glob of other text
+    files, `times` multiples of the training length, `stride` tokens between windows. Raises ConfigError."""
 
     check_finished(run_dir)
     model, cfg, data = load_run(run_dir)
     train_length = cfg.model.context_length
     plan = protocols(times, stride, train_length)
     text = validation_text(data) if paths is None else read_text(paths, data, text_field)
-    if not any(word.startswith("posemb") for word in words):
+    if not any(override.startswith("posemb") for override in overrides):
         check_reach(cfg, plan)
     changes: list[str] = []
-    if words:
-        cfg, changes = changed(cfg, words, max(train_length, max(plan).length))
+    if overrides:
+        cfg, changes = changed(cfg, overrides, max(train_length, max(plan).length))
         model = rebuilt(model, cfg)
     return evaluation(
         ready(model, cfg, device),
@@ -131,7 +132,7 @@ def check_finished(run_dir: Path, to: str = "evaluate") -> None:
     """Raise ConfigError for a run that did not complete."""
     directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
     if not access.there(directory.config_path):
-        return  # load_run says it
+        return  # load_run raises the error for it
     row = directory.read_result()
     if row is None:
         raise ConfigError(f"{run_dir}: the run is not finished: train it first (the same command continues it)")

@@ -1,7 +1,8 @@
-"""The files of evaluations: ``RESULTS_DIR/<run_id>/evaluations/<text>-<hash>.json``.
+"""Write and read the evaluations of a run: ``RESULTS_DIR/<run_id>/evaluations/<text>-<hash>.json``.
 
-A file holds one text under one set of lengths and changes (lmablate/evaluate); the same question replaces it. Training
-leaves one where ``runtime.evaluate_lengths`` asks for it, and ``python -m lmablate.evaluate`` at any time later.
+A file holds one text under one set of lengths and changes (lmablate/evaluate); repeating the evaluation replaces it.
+Training writes one if ``runtime.evaluate_lengths`` is set; ``python -m lmablate.evaluate`` writes one at any later
+time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.files import atomic_write, read_json
 from lmablate.schema.evaluation import EvaluationFile
-from lmablate.schema.evaluation_windows import VALIDATION, asked_protocols
+from lmablate.schema.evaluation_windows import VALIDATION, requested_protocols
 
 if TYPE_CHECKING:
     from lmablate.schema.result import RunResult
@@ -26,14 +27,14 @@ FOLDER = "evaluations"
 
 
 def file_name(text: str, fingerprint: str, protocols: Sequence[tuple[int, int]], changes: Sequence[str]) -> str:
-    """The name of an evaluation: its text in words, and a hash of everything that was asked."""
-    asked = json.dumps([fingerprint, sorted(map(list, protocols)), sorted(changes)])
+    """Return the file name of an evaluation: the name of its text, and a hash of text, protocols and changes."""
+    key = json.dumps([fingerprint, sorted(map(list, protocols)), sorted(changes)])
     word = re.sub(r"[^A-Za-z0-9_.]+", "_", text)[:40] or "text"
-    return f"{word}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}.json"
+    return f"{word}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
 
 
 def write_evaluation(run_dir: Path, content: EvaluationFile) -> Path:
-    """Write one evaluation, whole or not at all; non-finite numbers become null."""
+    """Write one evaluation atomically; non-finite numbers become null. Returns its path."""
     path = path_of(run_dir, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(finite(content.model_dump()), indent=1, allow_nan=False) + "\n")
@@ -41,13 +42,13 @@ def write_evaluation(run_dir: Path, content: EvaluationFile) -> Path:
 
 
 def path_of(run_dir: Path, content: EvaluationFile) -> Path:
-    """Return the file of an evaluation in the folder of its run."""
+    """Return the path of an evaluation in the folder of its run."""
     windows = [(entry.length, entry.stride) for entry in content.results]
     return run_dir / FOLDER / file_name(content.text.name, content.text.fingerprint, windows, content.changes)
 
 
 def finite(value: Any) -> Any:
-    """`value` with every non-finite number as null: JSON has no other word for it."""
+    """Return `value` with every non-finite number replaced by None, since JSON cannot write it."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -56,7 +57,7 @@ def finite(value: Any) -> Any:
 
 
 def read_evaluation(path: Path) -> EvaluationFile | None:
-    """Read one file; returns None where it cannot be read."""
+    """Read one file. Returns None if it cannot be read."""
     try:
         return EvaluationFile.model_validate(read_json(path))
     except (OSError, ValueError):
@@ -64,13 +65,13 @@ def read_evaluation(path: Path) -> EvaluationFile | None:
 
 
 def has_evaluation(cfg: RunConfig, run_dir: Path, result: RunResult) -> bool:
-    """Return whether a run has the evaluation that `cfg` asks for, also where it asks for none."""
+    """Return whether a run has the evaluation that `cfg` requests; True if it requests none."""
     if not asks(cfg):
         return True
-    name = file_name(VALIDATION, str(result.data.get("fingerprint")), asked_protocols(cfg), [])
+    name = file_name(VALIDATION, str(result.data.get("fingerprint")), requested_protocols(cfg), [])
     return read_evaluation(run_dir / FOLDER / name) is not None
 
 
 def asks(cfg: RunConfig) -> bool:
-    """Is an evaluation to follow the training of `cfg`? Runs that only choose a learning rate have none."""
+    """Return whether `cfg` requests an evaluation after training. Runs that only tune a learning rate have none."""
     return cfg.runtime.evaluate_lengths is not None and cfg.stage != "tune"

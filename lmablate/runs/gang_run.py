@@ -1,4 +1,4 @@
-"""A group of runs of one graph, trained as a gang where that is faster: what launchers call."""
+"""Train a group of runs of one graph, as a gang if that is faster. Launchers call this."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmablate.core.locks import Held
-from lmablate.core.signals import asked_to_stop
+from lmablate.core.locks import LockHeld
+from lmablate.core.signals import request_stop_on_signal
 from lmablate.model import build_model
 from lmablate.runs.recovery import not_finite
-from lmablate.runs.run import Finished, RunSession, completed_later, execute
+from lmablate.runs.run import Finished, RunSession, complete_evaluation, execute
 from lmablate.training.gang import Gang, Stack
 from lmablate.training.trainer import Trainer
 
@@ -32,12 +32,10 @@ def train_group(
     on_end: Callable[[str, str], None] = lambda run_id, status: None,
     on_trial: Callable[[str], None] = lambda what: None,
 ) -> None:
-    """Train runs of one graph, as many at a time as the planner finds best.
-
-    `on_end` hears of each run's end and its status; `on_trial`, in words, of the trials that come before the first step. A
+    """Train runs of one graph, as many at a time as the planner finds fastest. `on_end` is called with the id and
+    status of each run that ends. `on_trial` is called with a message before the trials that precede the first step. A
     run that cannot start is reported as failed and leaves the others alone. Raises trainer.Interrupted after SIGTERM or
-    SIGINT, with checkpoints written.
-    """
+    SIGINT, with checkpoints written, and LockHeld last for runs locked elsewhere."""
     torch.set_num_threads(runs[0].cfg.runtime.threads)
     torch.set_flush_denormal(True)
     runs = [run for run in runs if not _only_evaluated(run, on_end)]
@@ -45,7 +43,7 @@ def train_group(
         return None
     compiled = runs[0].cfg.runtime.compile is True
     if len(runs) > 1:
-        on_trial(trial_words(len(runs), compiled=compiled))
+        on_trial(trial_message(len(runs), compiled=compiled))
     size, why = plan_size(runs)
     log.info("gang: %d runs of one graph, %d at a time (%s)", len(runs), size, why)
     if size == 1:
@@ -57,14 +55,14 @@ def train_group(
     # `gang` marks rows whose bits may differ from those of a run trained alone.
     note: dict[str, Any] = {"gang": difference > 0, "gang_size": size, "gang_self_test": difference}
     sessions: list[RunSession] = []
-    held: list[Held] = []
-    again: list[PreparedRun] = []  # not finite, to be repeated alone
+    held: list[LockHeld] = []
+    again: list[PreparedRun] = []  # runs with a non-finite loss, to be repeated alone
 
     def queue() -> Iterator[tuple[RunSession, Trainer]]:
         for run in runs:
             try:
                 session = RunSession(run)
-            except Held as error:  # the others first
+            except LockHeld as error:  # raised after the others have trained
                 held.append(error)
                 continue
             except Finished as finished:
@@ -74,11 +72,11 @@ def train_group(
             sessions.append(session)
             yield session, session.trainer
 
-    with asked_to_stop() as stop:
+    with request_stop_on_signal() as stop:
         try:
             for session, record in Gang(queue(), size=size, compiled=compiled, stop=lambda: stop.signal).run():
                 if record is not None:
-                    session.take(record)
+                    session.store(record)
                     continue
                 if _to_repeat(session):
                     again.append(session.run)
@@ -88,7 +86,7 @@ def train_group(
                 session.__exit__()
                 sessions.remove(session)
         finally:
-            for session in sessions:  # left by an exception or a signal
+            for session in sessions:  # still open after an exception or a signal
                 session.__exit__(*sys.exc_info())
     if again:
         _one_by_one(again, on_end)
@@ -98,25 +96,25 @@ def train_group(
 
 
 def _to_repeat(session: RunSession) -> bool:
-    """Is a loss that was not finite to be looked at again (runtime.nan_restarts)? Alone, the run goes on from its checkpoint."""
+    """Return whether a run with a non-finite loss is to go on alone from its checkpoint (runtime.nan_restarts)."""
     p = session.trainer.progress
     return bool(session.cfg.runtime.nan_restarts) and p.diverged_at_step is not None and not_finite(session.trainer)
 
 
 def _only_evaluated(run: PreparedRun, on_end: Callable[[str, str], None]) -> bool:
-    """Make the evaluation that a finished run lacks; False for a run that is to be trained."""
-    result = completed_later(run)
+    """Make the evaluation that a finished run lacks. Returns False for a run that is to be trained."""
+    result = complete_evaluation(run)
     if result is not None:
         on_end(result.run_id, result.status)
     return result is not None
 
 
 def _one_by_one(runs: Sequence[PreparedRun], on_end: Callable[[str, str], None]) -> None:
-    held: list[Held] = []
+    held: list[LockHeld] = []
     for run in runs:
         try:
             result = execute(run)
-        except Held as error:
+        except LockHeld as error:
             held.append(error)
             continue
         on_end(result.run_id, result.status)
@@ -125,10 +123,10 @@ def _one_by_one(runs: Sequence[PreparedRun], on_end: Callable[[str, str], None])
 
 
 def plan_size(runs: Sequence[PreparedRun]) -> tuple[int, str]:
-    """How many members train fastest on this machine, and why: (1, ...) means one after the other.
+    """Return how many members train fastest on this machine, and why; (1, ...) means one after the other.
 
-    Each candidate size is timed for a few steps, per member; a gang is chosen only where it beats training alone. If the
-    runs are compiled, the size that is best without is compiled and has to beat one run that is compiled.
+    Each candidate size is timed for a few steps, per member; a gang is chosen only if it beats training alone. For
+    compiled runs, the best eager size is compiled and has to beat one compiled run.
     """
     cfg = runs[0].cfg
     if len(runs) == 1:
@@ -151,8 +149,8 @@ def plan_size(runs: Sequence[PreparedRun]) -> tuple[int, str]:
     return best, f"{alone / fastest:.2f} times the speed of one alone, {speed:,.0f} tokens/s"
 
 
-def trial_words(n: int, *, compiled: bool) -> str:
-    """What happens before the first step of `n` runs of one graph, and how long it takes."""
+def trial_message(n: int, *, compiled: bool) -> str:
+    """Return the message about the trials before the first step of `n` runs of one graph, and their duration."""
     long = "one to three minutes, since their graphs are compiled" if compiled else "some seconds"
     return f"trying whether {n} runs train faster as one program than one by one ({long}; Ctrl-C loses nothing)"
 
@@ -162,7 +160,7 @@ def _trial(run: PreparedRun) -> Trainer:
 
 
 def _seconds_per_member(runs: Sequence[PreparedRun], size: int, *, compiled: bool = False) -> float:
-    """The fastest of a few steps of `size` members, over `size`: noise only ever adds."""
+    """Return the fastest of a few steps of `size` members, over `size`: noise only ever adds."""
     trainers = [_trial(run) for run in runs[:size]]
     stack = Stack(trainers, compiled=compiled) if size > 1 else None
     if compiled and stack is None:
@@ -181,11 +179,10 @@ def _seconds_per_member(runs: Sequence[PreparedRun], size: int, *, compiled: boo
 
 
 def self_test(runs: Sequence[PreparedRun]) -> float:
-    """The largest relative difference between the gradients of two members together and each alone; 0.0: bit-equal.
-
-    Eager on a CPU it is 0.0 but for a few sequences a step with an FFN width that fills no whole vectors: the last values
-    of a tensor then take the scalar path of torch's pointwise functions, and in a gang they are not the last.
-    """
+    """Return the largest relative difference between gradients of two members trained together and alone; 0.0 is
+    bit-equal. On a CPU, eager, it is 0.0 but for a few sequences a step with an FFN width that fills no whole vectors.
+    The last values of a tensor then take the scalar path of torch's pointwise functions, and in a gang other values
+    come last."""
     together, alone = [_trial(run) for run in runs[:2]], [_trial(run) for run in runs[:2]]
     rows = [trainer.rows(0) for trainer in together]
     compiled = runs[0].cfg.runtime.compile is True

@@ -1,7 +1,8 @@
-"""``trainer.init_from=RUN_ID``: a run that starts from the weights of a finished one, its parent.
+"""Start a run from the weights of a finished one, its parent (``trainer.init_from=RUN_ID``).
 
-The parent stands in the same results_dir, and its id is part of the run's own. All weights are the parent's, whatever the
-run may read them with (``posemb=rope_yarn``, a longer context, another text); optimizer, schedule and steps start afresh.
+The parent is in the same results_dir, and its id is part of the run's own id. All weights are the parent's, even if the
+run uses them differently (``posemb=rope_yarn``, a longer context, another text). Optimizer, schedule and steps start
+afresh.
 """
 
 from __future__ import annotations
@@ -20,41 +21,41 @@ if TYPE_CHECKING:
     from lmablate.schema.result import RunResult
     from lmablate.schema.run_config import RunConfig
 
-# What decides nothing but draws, and with it the weights of the parent alone.
+# Settings that decide nothing but initial draws, and so only the parent's weights.
 DRAWS = ("init_std", "depth_scaled_init", "init")
 SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size")
 
 
 def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
-    """`cfg` with what its parent decides: the seed of the draws and the settings of them. Without a parent, `cfg` itself.
+    """Return `cfg` with the init seed and the init settings of its parent, or `cfg` itself without a parent.
 
-    Raises ConfigError for a parent that is missing or unfinished, has other sizes, another tokenizer or other weights, and for
-    a setting of the draws that was asked for and would do nothing.
+    Raises ConfigError for a parent that is missing or unfinished, has other sizes, another tokenizer or other weights.
+    Raises it too for an explicit init setting, which would have no effect.
     """
     if cfg.trainer.init_from is None:
         return cfg
     directory, row = _finished(cfg)
     parent = read_config(directory.config_path)
-    asked = f"trainer.init_from={directory.run_id}"
+    setting = f"trainer.init_from={directory.run_id}"
     if row.data.get("tokenizer") != data.tokenizer_fingerprint:
         raise ConfigError(
-            f"{asked}: that run reads text with another tokenizer, so its token rows mean other tokens: use its text "
+            f"{setting}: that run reads text with another tokenizer, so its token rows mean other tokens: use its text "
             f"({_word(parent, 'data')} {_word(parent, 'tokenizer')}), or one tokenizer for both (tokenizer=bytes or pretrained)"
         )
     for size in SIZES:
         mine, theirs = getattr(cfg.model, size), getattr(parent.model, size)
         if mine != theirs:
             raise ConfigError(
-                f"{asked}: that run has model.{size}={theirs}, and this one would have {mine}: give both the same"
+                f"{setting}: that run has model.{size}={theirs}, and this one would have {mine}: give both the same"
             )
-    _check_weights(cfg, directory, asked)
-    given = {word.lstrip("+").partition("=")[0] for word in cfg.overrides} if cfg.stage is None else set()
+    _check_weights(cfg, directory, setting)
+    given = {override.lstrip("+").partition("=")[0] for override in cfg.overrides} if cfg.stage is None else set()
     draws = {key: getattr(parent.model, key) for key in DRAWS}
     for key, theirs in [("init_seed", parent.init_seed), *((f"model.{key}", draws[key]) for key in DRAWS)]:
         mine = getattr(cfg.model, key.removeprefix("model.")) if key in map("model.{}".format, DRAWS) else cfg.init_seed
         if key in given and mine != theirs:
             raise ConfigError(
-                f"{key}={mine} has no effect beside {asked}, since all weights are that run's (its own is {theirs}): leave it out; "
+                f"{key}={mine} has no effect beside {setting}, since all weights are that run's (its own is {theirs}): leave it out; "
                 "data_seed moves the order of the data"
             )
     return cfg.model_copy(
@@ -63,12 +64,12 @@ def with_parent(cfg: RunConfig, data: TokenData) -> RunConfig:
 
 
 def _finished(cfg: RunConfig) -> tuple[RunDirectory, RunResult]:
-    """The folder and the row of the parent."""
+    """Return the folder and the row of the parent. Raises ConfigError if it did not complete."""
     name, folder = str(cfg.trainer.init_from), Path(cfg.results_dir)
     directory = RunDirectory(folder, name)
-    asked = f"trainer.init_from={name}"
+    setting = f"trainer.init_from={name}"
     if access.there(directory.config_path) is None:
-        raise ConfigError(f"{asked}: {access.closed(directory.path)}")
+        raise ConfigError(f"{setting}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():
         there = sorted(path.parent.name for path in folder.glob("*/result.json"))
         known = (
@@ -76,12 +77,12 @@ def _finished(cfg: RunConfig) -> tuple[RunDirectory, RunResult]:
             if there
             else "no finished run is there"
         )
-        raise ConfigError(f"{asked}: there is no such run in results_dir={cfg.results_dir} ({known})")
+        raise ConfigError(f"{setting}: there is no such run in results_dir={cfg.results_dir} ({known})")
     row = directory.read_result()
     if row is None:
-        raise ConfigError(f"{asked}: that run is not finished: train it first (the same command continues it)")
+        raise ConfigError(f"{setting}: that run is not finished: train it first (the same command continues it)")
     if row.status != "completed":
-        raise ConfigError(f"{asked}: that run {row.status}, so it has no weights to start from: choose another")
+        raise ConfigError(f"{setting}: that run {row.status}, so it has no weights to start from: choose another")
     _checkpoint(directory)
     return directory, row
 
@@ -97,8 +98,8 @@ def _checkpoint(directory: RunDirectory) -> Path:
     return found[0]
 
 
-def _check_weights(cfg: RunConfig, directory: RunDirectory, asked: str) -> None:
-    """Compare names and shapes, which costs no memory."""
+def _check_weights(cfg: RunConfig, directory: RunDirectory, setting: str) -> None:
+    """Raise ConfigError unless names and shapes of the weights are equal. The comparison loads no weights."""
     from safetensors import safe_open
 
     from lmablate.model import build_model
@@ -116,7 +117,7 @@ def _check_weights(cfg: RunConfig, directory: RunDirectory, asked: str) -> None:
     ]
     findings += _listed("only here", [name for name in mine if name not in theirs])
     findings += _listed("only there", [name for name in theirs if name not in mine])
-    raise ConfigError(f"{asked}: the weights of that run do not fit: {'; '.join(findings[:3])}. {_mend(cfg)}")
+    raise ConfigError(f"{setting}: the weights of that run do not fit: {'; '.join(findings[:3])}. {_mend(cfg)}")
 
 
 def _listed(where: str, names: Sequence[str]) -> list[str]:

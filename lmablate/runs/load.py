@@ -1,4 +1,4 @@
-"""A run taken from its folder: configuration, tokens, and the model with its last weights."""
+"""Open a finished run: its configuration, its tokens, and its model with the last weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 
-def run_there(run_dir: Path) -> RunDirectory:
-    """Return the directory of a run that a user named. Raises ConfigError for a folder that is none."""
+def existing_run(run_dir: Path) -> RunDirectory:
+    """Return the directory of a run named by the user. Raises ConfigError for a folder that is no run."""
     directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
     if access.there(directory.config_path) is None:
         raise ConfigError(f"{run_dir}: {access.closed(directory.path)}")
@@ -35,8 +35,9 @@ def run_there(run_dir: Path) -> RunDirectory:
 
 
 def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
-    """The model of a run with its last weights, and its tokens. Raises ConfigError for a folder that is none."""
-    directory = run_there(run_dir)
+    """Return the model of a run with its last weights in eval mode, its configuration, and its tokens. Raises
+    ConfigError for a folder without a run or a checkpoint, and for code or text that has changed since."""
+    directory = existing_run(run_dir)
     found = checkpoints(directory.checkpoint_dir)
     if not found:
         raise ConfigError(
@@ -55,16 +56,16 @@ def load_run(run_dir: Path) -> tuple[TransformerLM, RunConfig, TokenData]:
 
 
 def _same_code(run_dir: Path, cfg: RunConfig) -> None:
-    """Refuse weights that other code would read than the code that trained them."""
+    """Raise ConfigError if the code of a component has changed since training."""
     now, then = code_of(cfg) or {}, cfg.code or {}
-    if other := {module: said for module, said in {**then, **now}.items() if now.get(module) != then.get(module)}:
+    if other := {module: digest for module, digest in {**then, **now}.items() if now.get(module) != then.get(module)}:
         raise ConfigError(
             f"{run_dir}: it was trained with other code than stands here now: {describe(other)}. Put that code back, or train it again"
         )
 
 
 def _same_text(run_dir: Path, row: RunResult | None, data: TokenData) -> None:
-    """Refuse a tokenizer that is no longer the one the run was trained with: its text may have changed since."""
+    """Raise ConfigError if the tokenizer is no longer the one of training: the text it is made from may have changed."""
     trained = None if row is None else row.data.get("tokenizer")
     if trained is not None and trained != data.tokenizer_fingerprint:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A run that is ready to be trained: its data, its final configuration, and its id."""
+"""Prepare a run for training: load its data, settle its configuration, and compute its id."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """One run: `cfg` has the vocabulary of `data`, and `run_id` is the hash of both."""
+    """A run that is ready to train: `cfg` has the vocabulary of `data`, and `run_id` is the hash of both."""
 
     cfg: RunConfig
     data: TokenData
@@ -30,35 +30,33 @@ class PreparedRun:
 
     @property
     def directory(self) -> RunDirectory:
-        """The folder of the run, in its results_dir."""
+        """Return the folder of the run, in its results_dir."""
         return RunDirectory(Path(self.cfg.results_dir), self.run_id)
 
-    def carried_out(self, cfg: RunConfig) -> PreparedRun:
-        """Return the same run with other settings of how it is carried out (``runtime``), which its id does not know."""
+    def with_runtime(self, cfg: RunConfig) -> PreparedRun:
+        """Return the same run with other ``runtime`` settings, which are not part of its id."""
         return replace(self, cfg=cfg)
 
 
 def prepare_run(cfg: RunConfig, data: TokenData | None = None) -> PreparedRun:
-    """Load the data of `cfg` if it is not given, and settle what depends on it.
-
-    Raises ConfigError for text that is missing, a preset whose vocabulary is another, and a parent that does not fit.
-    """
+    """Load the data of `cfg` unless it is given, and settle the settings that depend on it. Raises ConfigError for
+    missing text, a preset with another vocabulary, and a parent that does not fit."""
     data = load_data(cfg) if data is None else data
     final = with_data(cfg, data)
     return PreparedRun(final, data, run_id(final, data))
 
 
 def load_data(cfg: RunConfig) -> TokenData:
-    """Open the token store of a run; build it if it is not there yet."""
+    """Open the token store of a run, and build it first if it is missing."""
 
     cache = Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else None
     return prepare(cfg.data, cfg.tokenizer, context_length=cfg.model.context_length, cache=cache)
 
 
 def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
-    """The same configuration with the vocabulary that the tokenizer really has, the ids that the objective adds to it (a mask,
-    sentinels), and with what its parent decides (trainer.init_from). Raises ConfigError for a preset at its own size whose
-    vocabulary is another, and for a parent that does not fit."""
+    """Return `cfg` with the vocabulary of its tokenizer plus the ids that the objective reserves (a mask, sentinels),
+    and with the settings of its parent (trainer.init_from). Raises ConfigError for a preset at its own size with
+    another vocabulary, and for a parent that does not fit."""
 
     check_vocabulary(cfg, data.vocab_size)
     own = cfg.objective.model_dump()
@@ -67,23 +65,23 @@ def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
     return with_parent(cfg, data)
 
 
-def foreign_vocabulary(cfg: RunConfig, found: int | None) -> bool:
-    """Is this a preset at its own size, with a tokenizer of another? `found` is None while that is not known."""
-    return cfg.published_vocab_size is not None and found is not None and found != cfg.published_vocab_size
+def foreign_vocabulary(cfg: RunConfig, size: int | None) -> bool:
+    """Return whether a preset at its own size has a tokenizer of another size; False while that `size` is None (unknown)."""
+    return cfg.published_vocab_size is not None and size is not None and size != cfg.published_vocab_size
 
 
-def check_vocabulary(cfg: RunConfig, found: int | None) -> None:
-    """Raise ConfigError for a preset at its own size whose tokenizer has another."""
-    if foreign_vocabulary(cfg, found):
+def check_vocabulary(cfg: RunConfig, size: int | None) -> None:
+    """Raise ConfigError if a preset at its own size has a tokenizer of another size."""
+    if foreign_vocabulary(cfg, size):
         preset, tokenizer = cfg.choices.get("preset"), cfg.choices.get("tokenizer")
         raise ConfigError(
             f"preset={preset} has a vocabulary of {cfg.published_vocab_size:,} at its own size, and tokenizer={tokenizer} has "
-            f"{found:,}: add shrink=tiny (or small, base), which takes the tokenizer's, or use tokenizer=pretrained with the published one"
+            f"{size:,}: add shrink=tiny (or small, base), which takes the tokenizer's, or use tokenizer=pretrained with the published one"
         )
 
 
 def check_code(cfg: RunConfig) -> None:
-    """Raise ConfigError where the code of a part is no longer what the run was planned with: its id would be that of other code."""
+    """Raise ConfigError if the code of a component has changed since planning, so that the run id no longer describes it."""
     now = code_of(cfg)
     if (now or {}) != (cfg.code or {}):
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""status.json of a run: what a sweep's display reads, and how old it is.
+"""Write the progress file of a run (status.json), which a sweep's display reads, and tell its age.
 
-A heartbeat decides nothing: locks.py says whether a run is at work, whatever the clocks do. Only where a file system has no
-locks does ``status`` take a young heartbeat for a run at work.
+No decision rests on it: locks.py tells whether a run is at work, independent of clocks. Only on a file system without
+locks does ``status`` take a recent heartbeat as a sign of work.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ SHOWN = ("step", "seconds", "train_loss", "val_loss", "val_accuracy", "tokens_pe
 
 
 def age(directory: RunDirectory) -> float | None:
-    """Return the seconds since the heartbeat of a run was written; None where there is none.
-
-    The file's own time counts, so that no clock of the process that writes does.
-    """
+    """Return the seconds since the progress file of a run was written, or None if there is none. The file's
+    modification time counts, so that the clock of the writing process does not matter."""
     try:
         return max(0.0, time.time() - directory.status_path.stat().st_mtime)
     except OSError:
@@ -33,11 +31,11 @@ def age(directory: RunDirectory) -> float | None:
 
 
 class Heartbeat:
-    """Writes status.json after every record. One that cannot be written costs the display, and not the run.
+    """The writer of status.json, once after every record. A failed write costs the display, and not the run.
 
-    Beside the numbers of the last record (SHOWN): `from`, the step that this attempt began at; `doing`, in words, while the run
-    is at something else than training; `val_step`, the step that the validation loss is of; and `evaluation_seconds`, how long
-    the evaluation before the first step took.
+    Besides the numbers of the last record (SHOWN) it holds: `from`, the step at which this attempt began; `doing`, a
+    message while the run does something else than training; `val_step`, the step of the validation loss;
+    `evaluation_seconds`, the duration of the evaluation before the first step.
     """
 
     def __init__(self, directory: RunDirectory, cfg: RunConfig, on_status: Callable[[dict[str, Any]], None]) -> None:
@@ -49,18 +47,19 @@ class Heartbeat:
         self._write()
 
     def begin(self, step: int | None) -> None:
-        """The run goes on from `step`; None: it begins, with an evaluation."""
+        """Record the step that training resumes from, or None for a fresh run, which begins with an evaluation."""
         self.state |= {"step": step or 0, "from": step or 0}
         self.state.pop("doing", None)
         self._began = time.monotonic() if step is None else None
         self._write()
 
-    def doing(self, what: str) -> None:
-        """Say in words what takes its time; the next record ends it."""
-        self.state["doing"] = what
+    def doing(self, message: str) -> None:
+        """Show a message about a slow activity until the next record."""
+        self.state["doing"] = message
         self._write()
 
     def beat(self, record: dict[str, Any]) -> None:
+        """Write the numbers of one record."""
         self.state |= {key: record[key] for key in SHOWN if key in record}
         self.state.pop("doing", None)
         if "val_loss" in record:
@@ -71,6 +70,7 @@ class Heartbeat:
         self._write()
 
     def end(self, status: str) -> None:
+        """Write the final status of the run."""
         self.state["state"] = status
         self.state.pop("doing", None)
         self._write()

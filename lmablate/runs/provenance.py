@@ -1,4 +1,4 @@
-"""Where, when and with what a run was made."""
+"""Collect the provenance of a run: time, machine, code and libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def device_name(device: str) -> str:
-    """``cpu``, or the GPU's name."""
+    """Return ``cpu``, or the name of the GPU."""
     if device == "cpu":
         return "cpu"
     import torch
@@ -23,7 +23,7 @@ def device_name(device: str) -> str:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """The largest memory of this process so far: resident on CPU, allocated by torch on a GPU."""
+    """Return the peak memory of this process in bytes: resident on CPU, allocated by torch on a GPU."""
     if device != "cpu":
         import torch
 
@@ -35,7 +35,7 @@ def peak_memory_bytes(device: str) -> int:
 
 
 def provenance(cfg: RunConfig, started: datetime) -> dict[str, Any]:
-    """Where, when and with what a run was made."""
+    """Return the provenance columns of a run that started at `started` and ends now."""
     import platform
 
     import torch
@@ -59,11 +59,11 @@ def provenance(cfg: RunConfig, started: datetime) -> dict[str, Any]:
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """The commit of the code that ran, and whether files were changed; (None, None) outside a checkout."""
+    """Return the commit of the code, and whether files were changed; (None, None) outside a checkout."""
 
-    def git(*words: str) -> str:
+    def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
     if not (ROOT / ".git").exists():

@@ -1,4 +1,4 @@
-"""The row of a run: what is known of it before it starts, and what became of it."""
+"""Build the row of a run from its configuration and its outcome."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from lmablate.training.trainer import Trainer
 
 
-def facts_of(run: PreparedRun) -> dict[str, Any]:
-    """What is known of a run before it starts."""
+def initial_columns(run: PreparedRun) -> dict[str, Any]:
+    """Return the columns of a row that are known before the run starts."""
     from lmablate.budget.measured import measures_flops
     from lmablate.objective import objective_of
 
@@ -61,8 +61,8 @@ def facts_of(run: PreparedRun) -> dict[str, Any]:
     }
 
 
-def outcome_of(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict[str, Any]) -> dict[str, Any]:
-    """What became of a run."""
+def outcome_columns(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of a row that are known after the run has ended."""
     p = trainer.progress
     diverged = p.diverged_at_step is not None
     tokens = p.step * cfg.tokens_per_step
@@ -94,6 +94,6 @@ def outcome_of(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: di
 
 
 def _compile_note(trainer: Trainer) -> str | None:
-    """Why an eager run could not have been compiled."""
+    """Return why an eager run could not have been compiled, or None."""
 
     return None if trainer.compiled else trainer.compile_note or missing_compiler(trainer.device)

@@ -1,9 +1,9 @@
-"""The folder of one run, as the trainer writes it.
+"""Read and write the folder of one run.
 
 ``RESULTS_DIR/<run_id>/`` holds `config.yaml`, `history.jsonl` (one flushed line a record), `status.json` (a heartbeat),
-`attempts.jsonl` (who worked on it, and from which step), `log.txt`, `checkpoint/`, `.lock` (locks.py), what wandb is and was told
-(`wandb_run.json`, `wandb_sent.json`, mirror.py) and, written last and atomically, `result.json`: its presence means the run is done. It
-carries a checksum, so that a changed number is noticed.
+`attempts.jsonl` (host, pid and start step of each attempt), `log.txt`, `checkpoint/`, `.lock` (locks.py),
+`wandb_run.json` and `wandb_sent.json` (tracking/client.py) and `result.json`. That is written last and atomically: its
+presence means the run is done. It carries a checksum, so that a changed number is noticed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lmablate.core.paths import CHECKPOINTS, given_path
 from lmablate.core.secrets import redacted
 from lmablate.schema.result import CHECKSUM, RunResult, checksum, parse_result
 
-RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # as the name of a folder
+RUN_ID = re.compile(r"[0-9a-f]{4,64}")  # the name of a run's folder
 
 
 class RunDirectory:
-    """The folder of one run. Making the object touches nothing; the first write makes the folder."""
+    """The folder of one run. Creating the object touches nothing; the first write makes the folder."""
 
     def __init__(self, results_dir: str | Path, run_id: str) -> None:
         self.run_id = run_id
@@ -46,31 +46,29 @@ class RunDirectory:
         self.checkpoint_dir = self.path / CHECKPOINTS
 
     def create(self) -> RunDirectory:
-        """Make the folder; it may exist."""
+        """Make the folder unless it exists."""
         self.path.mkdir(parents=True, exist_ok=True)
         return self
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one line to history.jsonl and hand it to the operating system at once; non-finite numbers become null."""
+        """Append one record to history.jsonl and flush it; non-finite numbers become null."""
         self.create()
         append_line(self.history_path, _json(record).encode())
 
-    def note_attempt(self, attempt: dict[str, Any]) -> None:
-        """Add one line to attempts.jsonl."""
+    def append_attempt(self, attempt: dict[str, Any]) -> None:
+        """Append one line to attempts.jsonl."""
         append_line(self.attempts_path, _json(attempt).encode())
 
     def log(self, text: str) -> None:
-        """Add a line with the time to log.txt, where a run's process also writes its words. One that cannot be written costs
-        the log, and not the run."""
+        """Append a line with the time to log.txt, which also takes the process's output. A failed write does not stop
+        the run."""
         with suppress(OSError):
             now = datetime.now(UTC).isoformat(timespec="seconds")
             append_line(self.log_path, redacted(f"{now} {text}").encode(errors="backslashreplace"))
 
     def truncate_history(self, step: int) -> list[dict[str, Any]]:
-        """Forget what was recorded after `step` (-1: everything) and mend what a kill tore; returns what is kept.
-
-        For a resume: the records after the checkpoint will be written again. Lines that cannot be read are dropped.
-        """
+        """Remove the records after `step` (-1: all) and unreadable lines, and return the rest. A resume needs this,
+        since it writes the records after its checkpoint again."""
         if not self.history_path.exists():
             return []
         raw = self.history_path.read_bytes()
@@ -82,12 +80,12 @@ class RunDirectory:
         return kept
 
     def write_status(self, status: dict[str, Any]) -> None:
-        """Replace status.json. A heartbeat: atomic, so that no reader sees half of it, but not forced to disk."""
+        """Replace status.json atomically, so that no reader sees half of it, but without forcing it to disk."""
         self.create()
         atomic_write(self.status_path, _json(status) + "\n", durable=False)
 
     def read_status(self) -> dict[str, Any]:
-        """The heartbeat; empty where there is none that can be read."""
+        """Return the content of status.json; empty if it cannot be read."""
         try:
             status = read_json(self.status_path)
         except (OSError, ValueError):
@@ -104,16 +102,17 @@ class RunDirectory:
 
     @property
     def is_done(self) -> bool:
-        """Is there a result.json that can be read? A damaged one does not count, so the run is made again."""
+        """Return whether result.json can be read. A damaged one does not count, so that the run is made again."""
         return self.read_result() is not None
 
     def read_result(self) -> RunResult | None:
-        """Return the result, or None where there is none that can be read."""
+        """Return the result, or None if it cannot be read."""
         return read_result_file(self.result_path)[0]
 
 
 def run_path(text: str) -> Path:
-    """Return the folder of a run as a user gives it to a command; the beginning of an id will do where only one run has it."""
+    """Return the folder of a run given to a command. The beginning of an id is enough if only one run has it. Raises
+    argparse.ArgumentTypeError if several have it."""
     path = given_path(text)
     if re.fullmatch(r"[0-9a-f]{4,11}", path.name) and not path.exists():
         with suppress(OSError):
@@ -127,14 +126,14 @@ def run_path(text: str) -> Path:
 
 
 def below(folder: Path) -> list[Path]:
-    """Return the results directories right inside a folder that is none itself."""
+    """Return the results directories directly inside a folder."""
     with suppress(OSError):
         return sorted(one for one in folder.iterdir() if one.is_dir() and holds_runs(one))
     return []
 
 
 def holds_runs(folder: Path) -> bool:
-    """Say whether this is a results directory, or the folder of a run."""
+    """Return whether a folder is a results directory or the folder of a run."""
     try:
         return (folder / "result.json").is_file() or any(folder.glob("*/result.json"))
     except OSError:
@@ -142,11 +141,9 @@ def holds_runs(folder: Path) -> bool:
 
 
 def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool = True) -> None:
-    """Make `folder` if it is missing and write a probe into it; without `keep`, remove what was made for that. What is kept
-    goes with a command that is refused (files.make_folder).
-
-    Raises ConfigError that names the folder, the reason and the mend (`key`=...), also for an ``--out`` among runs.
-    """
+    """Make `folder` if it is missing and write a probe into it. Without `keep`, remove the folders made for that; kept
+    ones are removed with a refused command (files.make_folder). Raises ConfigError that names the folder, the reason
+    and the remedy (`key`=...), also for an ``--out`` that holds runs."""
     if key == "--out" and holds_runs(Path(folder)):
         raise ConfigError(
             f"{key} {folder}: runs are there; choose another folder, so that nothing else lies among them"
@@ -162,7 +159,7 @@ def check_writable(folder: str | Path, key: str = "results_dir", *, keep: bool =
 
 
 def unwritable(folder: Path) -> str:
-    """Why nothing can be written to `folder`, which is made if it is missing, or ""."""
+    """Return why nothing can be written to `folder`, or "". Makes the folder if it is missing."""
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder, prefix=".probe."):
@@ -174,7 +171,7 @@ def unwritable(folder: Path) -> str:
 
 
 def check_readable(folder: Path, key: str = "results_dir=") -> None:
-    """Raise ConfigError for a results directory that is none, or may not be looked into; `key` is what its name follows."""
+    """Raise ConfigError unless `folder` is a readable directory. The message begins with `key` and the folder."""
     found = access.there(folder)
     if found is False or (found and not folder.is_dir()):
         what = "a file, not a folder" if found else "no such folder"
@@ -189,7 +186,7 @@ def check_readable(folder: Path, key: str = "results_dir=") -> None:
 
 
 def read_result_file(path: Path) -> tuple[RunResult | None, str]:
-    """Read a result.json; returns the result and "", or None and what is wrong with the file."""
+    """Read a result.json. Returns the result and "", or None and the reason."""
     try:
         row = read_json(path)
     except OSError as error:
@@ -212,7 +209,7 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with every non-finite number as null: JSON has no other word for it."""
+    """Return `value` with every non-finite number replaced by None, since JSON cannot write it."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

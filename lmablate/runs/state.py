@@ -1,11 +1,11 @@
-"""What a run still lacks: the one answer to whether it is done."""
+"""Tell what a run still lacks. This module alone decides whether a run is done."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lmablate.runs.evaluation_files import has_evaluation
-from lmablate.schema.diagnostics import asked_of, covers
+from lmablate.schema.diagnostics import covers, requested_diagnostics
 
 if TYPE_CHECKING:
     from lmablate.runs.run_directory import RunDirectory
@@ -17,7 +17,7 @@ Stamp = tuple[int, int]
 
 
 class RunState(NamedTuple):
-    """What a run has and what it lacks of what its configuration asks for; `stamp` is time and size of its result.json."""
+    """The parts that a run has and lacks of those its configuration requests. `stamp`: time (ns) and size of result.json."""
 
     result: RunResult | None
     lacks: tuple[Part, ...]
@@ -25,15 +25,13 @@ class RunState(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return whether the run lacks nothing."""
         return not self.lacks
 
 
 def state_of(cfg: RunConfig, directory: RunDirectory, known: RunState | None = None) -> RunState:
-    """Look at the folder of a run. A result.json that is as it was when `known` was made is not read again.
-
-    Diagnostics stand in history.jsonl, which a restored archive does not bring along. A diverged run has no evaluation.
-    """
+    """Return the state of a run from its folder. An unchanged result.json is taken from `known` and not read again.
+    Diagnostics are in history.jsonl, which a restored archive lacks. A diverged run has no evaluation."""
     stamp = _stamp(directory)
     if stamp is None:
         return RunState(None, ("result",), None)
@@ -42,8 +40,8 @@ def state_of(cfg: RunConfig, directory: RunDirectory, known: RunState | None = N
     if result is None:
         return RunState(None, ("result",), stamp)
     lacks: list[Part] = []
-    asked = asked_of(cfg)
-    if asked is not None and not (covers(result.diagnostics, asked) and directory.history_path.exists()):
+    requested = requested_diagnostics(cfg)
+    if requested is not None and not (covers(result.diagnostics, requested) and directory.history_path.exists()):
         lacks.append("diagnostics")
     if result.status == "completed" and not has_evaluation(cfg, directory.path, result):
         lacks.append("evaluation")

@@ -1,9 +1,9 @@
-"""Several token budgets from one run: a warm, stable trunk, and from it a decay for each budget (``schedule=wsd_branches``).
+"""Train several token budgets in one run: a stable trunk, and a decay for each budget (``schedule=wsd_branches``).
 
-A branch of S steps is the very run that ``schedule=wsd trainer.steps=S`` with the same warmup would be, to the bit and by
-its run id: up to the step where its decay begins, all of them are one trajectory (Haegele et al. 2024, arXiv 2405.18392).
-So the longest leaves a checkpoint at each such step in ``RESULTS_DIR/.trunks/<trunk>/``, and the others start there.
-Runs of one trunk share data, draws and most of their steps: they are budgets to compare, never seeds.
+A branch of S steps is the same run as ``schedule=wsd trainer.steps=S`` with the same warmup, to the bit and by its run
+id: up to the start of its decay, all are one trajectory (Haegele et al. 2024, arXiv 2405.18392). So the longest one
+leaves a checkpoint at each such step in ``RESULTS_DIR/.trunks/<trunk>/``, and the others start there. Runs of one trunk
+share data, draws and most of their steps: they are budgets to compare, never seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER = ".trunks"
 
 
 def expand(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Each configuration, or in the place of one with branches the run of every branch, shortest first."""
+    """Return the configurations, with each one that has branches replaced by a run per branch, shortest first."""
     out = []
     for cfg in configs:
         for steps in cfg.branches or (None,):
@@ -44,7 +44,7 @@ def _branch(cfg: RunConfig, steps: int) -> RunConfig:
 
 
 def branch_name(arm: str, cfg: RunConfig) -> str:
-    """The name of an arm at one of its budgets: ``gelu, 200k tokens``."""
+    """Return the name of an arm at one of its budgets: ``gelu, 200k tokens``."""
     n = cfg.tokens
     for size, letter in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
         if n >= size:
@@ -53,13 +53,13 @@ def branch_name(arm: str, cfg: RunConfig) -> str:
 
 
 def decay_start(cfg: RunConfig, steps: int | None = None) -> int:
-    """The step (from 0) at which the decay of a run of `steps` begins, as optim.lr_factor has it."""
+    """Return the step (from 0) at which the decay of a run of `steps` begins, as optim.lr_factor computes it."""
     steps = cfg.trainer.steps if steps is None else steps
     return max(cfg.schedule.warmup_steps or 0, steps - round((cfg.schedule.decay_fraction or 0.0) * steps))
 
 
 def trunk_id(cfg: RunConfig, data: TokenData) -> str | None:
-    """What a warmup-stable-decay run shares with those of other budgets; None for other schedules."""
+    """Return the hash that runs of a warmup-stable-decay schedule share across budgets; None for other schedules."""
     if cfg.schedule.kind != "wsd":
         return None
     shared = science(cfg, data)
@@ -71,10 +71,10 @@ def trunk_id(cfg: RunConfig, data: TokenData) -> str | None:
 
 
 class Trunk:
-    """The checkpoints that one run leaves for shorter ones, and starts from itself if it has none of its own.
+    """The shared checkpoints of runs that differ in budget. A run without a checkpoint of its own starts from them.
 
-    `points`: steps at which to leave one; `end`: the last step that this run shares; `left_at`: where this run left the
-    trunk, if it began there.
+    `points`: steps at which to leave one; `end`: the last step that this run shares; `left_at`: the step at which this
+    run started from the trunk, or None.
     """
 
     def __init__(self, folder: Path, points: frozenset[int], end: int, directory: RunDirectory) -> None:
@@ -83,7 +83,7 @@ class Trunk:
 
     @classmethod
     def of(cls, cfg: RunConfig, data: TokenData, directory: RunDirectory) -> Trunk | None:
-        """The trunk of a run with branches."""
+        """Return the trunk of a run with branches, or None."""
         identity = trunk_id(cfg, data) if cfg.branches else None
         if identity is None:
             return None
@@ -98,24 +98,24 @@ class Trunk:
         return cls(folder, points, end, directory) if readable else None
 
     def keep_history(self, step: int) -> None:
-        """Put the records of this run so far beside the checkpoint of `step`."""
+        """Write the records of this run so far next to the checkpoint of `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.directory.history_path.exists():
             atomic_write(self.history(step), self.directory.history_path.read_bytes())
 
     def adopt_history(self) -> None:
-        """A run that began from the trunk has the trunk's records as its own past."""
+        """Copy the trunk's records into a run that started from the trunk."""
         if self.left_at is not None and self.history(self.left_at).exists():
             self.directory.create()
             atomic_write(self.directory.history_path, self.history(self.left_at).read_bytes())
 
     def history(self, step: int) -> Path:
-        """The records up to a checkpoint of the trunk's."""
+        """Return the path of the records up to a checkpoint of the trunk."""
         return self.folder / f"history-{step:09d}.jsonl"
 
 
 def _closed(folder: Path) -> tuple[str, bool]:
-    """Why checkpoints cannot be left in a trunk's folder, another user's perhaps, or ""; and whether those there can be read."""
+    """Return why checkpoints cannot be written to a trunk's folder, or ""; and whether those there can be read."""
     place = folder if access.there(folder) else folder.parent
     try:
         if access.there(place) is False:
@@ -129,4 +129,5 @@ def _closed(folder: Path) -> tuple[str, bool]:
 
 
 def trunk_folder(results_dir: str | Path, identity: str) -> Path:
+    """Return the folder of a trunk in a results directory."""
     return Path(results_dir) / FOLDER / identity

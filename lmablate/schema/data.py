@@ -1,4 +1,4 @@
-"""Types of the ``data`` and ``tokenizer`` groups; the values stand in ``conf/data`` and ``conf/tokenizer``."""
+"""Define the types of the ``data`` and ``tokenizer`` groups; the values are in ``conf/data`` and ``conf/tokenizer``."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -12,8 +12,9 @@ BYTES_VOCAB = 257  # 256 bytes and the end of text
 
 
 class _Text(Settings):
-    """Keys of every source: `val_fraction` of the documents are held out, and the first `val_bytes` bytes of UTF-8 of them
-    are the validation text. Of the others, the first `train_bytes` bytes are trained on, with the tokenizer of all."""
+    """Keys of every text source. `val_fraction`: held-out share of the documents, whose first `val_bytes` bytes of
+    UTF-8 are the validation text. `train_bytes`: limit on the other bytes for training; the tokenizer still sees all
+    of them."""
 
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_bytes: Annotated[int, Field(ge=100)]
@@ -21,16 +22,14 @@ class _Text(Settings):
 
 
 class KjvData(_Text):
-    """The King James Bible, from an installed package; a document is a chapter."""
+    """The King James Bible from an installed package; a document is a chapter."""
 
     source: Literal["kjv"]
 
 
 class FilesData(_Text):
-    """Files of the user's: one text file is one document, and so is one row of a JSONL, Parquet or Arrow file.
-
-    A dot in `text_field` leads into an object. With `skip_bad_lines`, rows that cannot be documents are left out, and counted.
-    """
+    """The user's files: one text file is one document, and so is one row of a JSONL, Parquet or Arrow file. A dot in
+    `text_field` leads into an object. `skip_bad_lines` skips and counts rows that cannot be documents."""
 
     source: Literal["files"]
     paths: str | list[str] | None
@@ -49,11 +48,8 @@ class FilesData(_Text):
 
 
 class HubData(_Text):
-    """A dataset of the Hugging Face Hub.
-
-    `revision` is a commit, a tag or a branch, `max_documents` reads no further than that, and where a row is not a whole
-    document, `document_start` is a regular expression for the rows that start one.
-    """
+    """A dataset of the Hugging Face Hub. `revision`: a commit, a tag or a branch; `max_documents`: stop reading there;
+    `document_start`: a regular expression for the rows that start a document, if a row is not a whole document."""
 
     source: Literal["hub"]
     name: str | None
@@ -82,7 +78,7 @@ class HubData(_Text):
 
 
 class SyntheticData(_Text):
-    """Text of a random Markov chain over `n_states` symbols; a document has `document_length` symbols on average."""
+    """The text of a random Markov chain over `n_states` symbols; a document has `document_length` symbols on average."""
 
     source: Literal["synthetic"]
     chain_seed: Annotated[int, Field(ge=0)]
@@ -99,7 +95,7 @@ class SyntheticData(_Text):
 
 
 class BpeTokenizer(Settings):
-    """Byte-level BPE, trained on the training split."""
+    """A byte-level BPE tokenizer, trained on the training split."""
 
     kind: Literal["bpe"]
     vocab_size: int
@@ -115,7 +111,7 @@ class BpeTokenizer(Settings):
 
 
 class BytesTokenizer(Settings):
-    """One token a byte of UTF-8."""
+    """A tokenizer with one token a byte of UTF-8."""
 
     kind: Literal["bytes"]
     vocab_size: int

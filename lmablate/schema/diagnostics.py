@@ -1,4 +1,4 @@
-"""What a run is asked to measure, and whether a finished one has it. Imports no torch: plans and sweeps ask this."""
+"""Define the diagnostics of a run, and compare them with those of a finished run. Plans need it fast: no torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lmablate.core.settings import Settings
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-PREFIX = "diag/"  # of every number's name in history.jsonl
-TOLD = "diagnostics"  # what a record with such numbers was asked for, as JSON
+PREFIX = "diag/"  # prefix of every diagnostic in history.jsonl
+SETTINGS_KEY = "diagnostics"  # key in records with diagnostics: their settings as JSON
 Positive = Annotated[int, Field(gt=0)]
 Measure = Literal["gradients", "updates", "activations", "ffn", "attention", "logits", "norms", "experts"]
 
 
 class DiagnosticsSettings(Settings):
-    """`measures` are taken before training, every `every` steps and after the last one; those of activations read
-    `sequences` texts of the validation span. No measures: off, and then the other two are null."""
+    """The diagnostics of a run. `measures` are taken before training, every `every` steps and after the last one.
+    Measures of activations read `sequences` texts of the validation span. Without measures, the other two are null."""
 
     measures: list[Measure]
     every: Positive | None
@@ -48,49 +48,51 @@ class DiagnosticsSettings(Settings):
         return bool(self.measures)
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether `step` of a run of `steps` is measured; 0 is before training."""
+        """Return whether `step` of a run of `steps` is measured; 0 is before training."""
         return self.every is not None and (step % self.every == 0 or step == steps)
 
 
-def asked_of(cfg: RunConfig) -> DiagnosticsSettings | None:
-    """What a run is asked for, of what its model has; None where that is nothing."""
-    asked = cfg.diagnostics
-    if asked is None:
+def requested_diagnostics(cfg: RunConfig) -> DiagnosticsSettings | None:
+    """Return the requested diagnostics that apply to the run's model, or None."""
+    requested = cfg.diagnostics
+    if requested is None:
         return None
-    if cfg.ffn is None and "experts" in asked.measures:
-        asked = asked.model_copy(update={"measures": [word for word in asked.measures if word != "experts"]})
-    return asked if asked.on else None
+    if cfg.ffn is None and "experts" in requested.measures:
+        requested = requested.model_copy(
+            update={"measures": [word for word in requested.measures if word != "experts"]}
+        )
+    return requested if requested.on else None
 
 
-def covers(have: Mapping[str, Any] | None, asked: DiagnosticsSettings | None) -> bool:
-    """Whether measurements taken as `have` says hold all that `asked` wants, at the same steps and on the same texts."""
-    if asked is None:
+def covers(have: Mapping[str, Any] | None, requested: DiagnosticsSettings | None) -> bool:
+    """Return whether diagnostics `have` contain the `requested` ones, at the same steps and on the same texts."""
+    if requested is None:
         return True
     if not have:
         return False
     return (
-        set(asked.measures) <= set(have["measures"])
-        and (asked.every or 0) % have["every"] == 0
-        and asked.sequences == have["sequences"]
+        set(requested.measures) <= set(have["measures"])
+        and (requested.every or 0) % have["every"] == 0
+        and requested.sequences == have["sequences"]
     )
 
 
 def merge(first: RunConfig, second: RunConfig) -> RunConfig | None:
-    """Of two configurations of one run, the one whose diagnostics hold the other's; None if neither does."""
-    one, two = asked_of(first), asked_of(second)
+    """Return the one of two configurations of a run whose diagnostics cover the other's, or None."""
+    one, two = requested_diagnostics(first), requested_diagnostics(second)
     if covers(None if one is None else one.model_dump(), two):
         return first
     return second if covers(None if two is None else two.model_dump(), one) else None
 
 
-def measured_until(history: Path, step: int, asked: DiagnosticsSettings, steps: int) -> bool:
-    """Whether a history holds what `asked` wants at every step up to `step` of a run of `steps`."""
+def measured_until(history: Path, step: int, requested: DiagnosticsSettings, steps: int) -> bool:
+    """Return whether a history has the `requested` diagnostics at every step up to `step` of a run of `steps`."""
     seen = set()
     for line in history.read_bytes().splitlines() if history.exists() else ():
         try:
             record = json.loads(line)
-            if TOLD in record and covers(json.loads(record[TOLD]), asked):
+            if SETTINGS_KEY in record and covers(json.loads(record[SETTINGS_KEY]), requested):
                 seen.add(record["step"])
-        except (ValueError, TypeError, KeyError):  # torn by a kill
+        except (ValueError, TypeError, KeyError):  # a line torn by a kill
             continue
-    return all(at in seen for at in range(step + 1) if asked.due(at, steps))
+    return all(at in seen for at in range(step + 1) if requested.due(at, steps))

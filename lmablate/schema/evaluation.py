@@ -1,4 +1,4 @@
-"""The evaluation of a finished run on one text: what its file holds, and the columns of load_evaluations."""
+"""Define the evaluation of a finished run on one text: the content of its file, and the columns of load_evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Part(BaseModel):
 
 
 class ScoredText(_Part):
-    """The text that was scored."""
+    """The text of an evaluation."""
 
     name: str
     fingerprint: str
@@ -24,7 +24,7 @@ class ScoredText(_Part):
 
 
 class PositionBin(_Part):
-    """The tokens that stood at positions ``[start, end)`` of their window, and their mean loss."""
+    """The tokens at positions ``[start, end)`` of their window, and their mean loss."""
 
     start: int
     end: int
@@ -33,7 +33,7 @@ class PositionBin(_Part):
 
 
 class WindowScores(_Part):
-    """The text read through windows of `length` tokens that move on by `stride`."""
+    """The scores of a text in windows of `length` tokens, each `stride` tokens after the one before."""
 
     length: int
     stride: int
@@ -47,7 +47,7 @@ class WindowScores(_Part):
 
 
 class EvaluationFile(_Part):
-    """One text under one set of windows and changes."""
+    """An evaluation of one text under one set of windows and changes."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: str

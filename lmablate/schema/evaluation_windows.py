@@ -1,4 +1,4 @@
-"""At which lengths a text is read, and how its windows move on."""
+"""Define the windows through which a text is evaluated."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from lmablate.core.errors import ConfigError
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-VALIDATION = "validation"  # the text that a run's own val_loss was measured on
-ASKED = "runtime.evaluate_"  # what the keys of a run begin with; those of the command line begin with dashes
+VALIDATION = "validation"  # name of the text of a run's own val_loss
+KEY_PREFIX = "runtime.evaluate_"  # prefix of a run's keys; those of the command line begin with dashes
 
 
 class Protocol(NamedTuple):
-    """Windows of `length` tokens that move on by `stride`: non-overlapping where both are equal, else sliding."""
+    """Windows of `length` tokens, each `stride` tokens after the one before: sliding if `stride` is less than `length`."""
 
     length: int
     stride: int
 
 
 def protocols(times: Sequence[float], stride: int | None, train_length: int, *, keys: str = "--") -> list[Protocol]:
-    """Non-overlapping windows of each of `times` the training length, and with a `stride` sliding ones too where they are longer.
-
-    Raises ConfigError; `keys` is what the keys ``lengths`` and ``stride`` begin with where the user gave them.
-    """
+    """Return non-overlapping windows of each of `times` the training length, and with a `stride` also longer sliding
+    ones. `keys`: prefix of the keys ``lengths`` and ``stride`` in messages. Raises ConfigError."""
     found: list[Protocol] = []
     for factor in sorted(set(times)):
         length = factor * train_length
@@ -48,16 +46,16 @@ def protocols(times: Sequence[float], stride: int | None, train_length: int, *, 
     return sorted([*found, *sliding], key=lambda each: (each.length, -each.stride))
 
 
-def asked_protocols(cfg: RunConfig) -> list[Protocol]:
-    """What ``runtime.evaluate_lengths`` and ``runtime.evaluate_stride`` ask for at the end of training; raises ConfigError."""
+def requested_protocols(cfg: RunConfig) -> list[Protocol]:
+    """Return the windows that ``runtime.evaluate_lengths`` and ``runtime.evaluate_stride`` request. Raises ConfigError."""
     how = cfg.runtime
     if how.evaluate_lengths is None:
         if how.evaluate_stride is not None:
             raise ConfigError(
-                f"{ASKED}stride={how.evaluate_stride} has no effect without {ASKED}lengths, e.g. {ASKED}lengths=[1,2,4,8]"
+                f"{KEY_PREFIX}stride={how.evaluate_stride} has no effect without {KEY_PREFIX}lengths, e.g. {KEY_PREFIX}lengths=[1,2,4,8]"
             )
         return []
-    flat = protocols(how.evaluate_lengths, None, cfg.model.context_length, keys=ASKED)
-    # One stride serves all arms of a sweep, of which some have lengths that it is too long for.
+    flat = protocols(how.evaluate_lengths, None, cfg.model.context_length, keys=KEY_PREFIX)
+    # One stride serves all arms of a sweep, and may be too long for some of their lengths.
     stride = how.evaluate_stride if (how.evaluate_stride or 0) < flat[-1].length else None
-    return protocols(how.evaluate_lengths, stride, cfg.model.context_length, keys=ASKED)
+    return protocols(how.evaluate_lengths, stride, cfg.model.context_length, keys=KEY_PREFIX)

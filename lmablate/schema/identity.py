@@ -1,4 +1,4 @@
-"""What makes two runs the same run."""
+"""Define the identity of a run: the settings that decide its numbers, and their hash."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lmablate.core.source_code import changed_since
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-# Raised whenever a change of the code alters the numbers of a run; older rows are then shown as stale.
+# Raised whenever a code change alters the numbers of a run; older rows are then shown as stale.
 SCIENCE_VERSION = 2
 
-GRAPH = (*PARTS, "stability", "model", "objective", "trainer")  # what decides the operations of a step
+GRAPH = (*PARTS, "stability", "model", "objective", "trainer")  # the keys that decide the operations of a step
 
 
 class Content(Protocol):
-    """What identifies a text and the tokenizer that reads it, wherever the files stand."""
+    """The fingerprints of a text and its tokenizer, independent of their paths."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -31,10 +31,10 @@ class Content(Protocol):
 
 
 def science(cfg: RunConfig, data: Content) -> dict[str, Any]:
-    """Everything that decides a run's numbers, and nothing else.
+    """Return everything that decides a run's numbers, and nothing else.
 
-    Final sizes and seeds, the option words of the axes with their settings, the content of the text and the tokenizer, and of
-    code that is not as shipped. Left out: class paths, file paths, runtime settings, and every null, so that a key added later
+    Included: final sizes and seeds, the options of the axes with their settings, the content of text, tokenizer and
+    code that is not as shipped. Left out: class paths, file paths, runtime settings, and every null, so that a new key
     orphans nothing.
     """
     out: dict[str, Any] = {
@@ -49,20 +49,20 @@ def science(cfg: RunConfig, data: Content) -> dict[str, Any]:
     for name in PARTS:
         if (part := getattr(cfg, name)) is not None:
             out[name] = {"option": cfg.choices[name], "settings": _without_targets(_plain(part))}
-    if cfg.code:  # the content of what is not as shipped, wherever it stands
+    if cfg.code:  # the content of code that is not as shipped, whatever its path
         out["code"] = sorted(cfg.code.values())
     return _plain(out)
 
 
 def _without_targets(value: Any) -> Any:
-    """The option's word already names the class, and a class may move."""
+    """Return settings without class paths: the option already names the class, and a class may move."""
     if isinstance(value, dict):
         return {key: _without_targets(item) for key, item in value.items() if key != "_target_"}
     return value
 
 
 def _plain(value: Any) -> Any:
-    """Settings to dictionaries, without nulls and empty nodes; of a class path the name alone."""
+    """Return settings as dictionaries, without nulls and empty nodes, and with class names instead of class paths."""
     if isinstance(value, Settings):
         value = value.model_dump()
     if isinstance(value, dict):
@@ -74,11 +74,11 @@ def _plain(value: Any) -> Any:
 
 
 def is_stale(science_version: int, code: Mapping[str, str] | None) -> bool:
-    """Return whether the code that made a row has since changed its numbers: ours, or that of a part of the user's own."""
+    """Return whether the code of a row, ours or a user's component, has changed its numbers since."""
     return science_version != SCIENCE_VERSION or bool(changed_since(code))
 
 
 def run_id(cfg: RunConfig, data: Content) -> str:
-    """Twelve hexadecimal digits that name the run."""
+    """Return the twelve hexadecimal digits that name the run."""
     text = json.dumps(science(cfg, data), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

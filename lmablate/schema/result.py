@@ -1,4 +1,4 @@
-"""The result of a run: what result.json holds, what its reader checks, and the columns of load_runs."""
+"""Define the result of a run: the content of result.json, its validation, and the columns of load_runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 
 class RunResult(BaseModel):
-    """One run, as it ended. What an objective measures besides stands under names of its own (``extra``).
-
-    Fields are attributes; every name, those of the objective too, can also be asked for like that of a mapping.
-    """
+    """The result of one run. Measures of an objective are additional keys (``extra``). Fields are attributes; every
+    key, also of the objective, can be read as of a mapping."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -82,7 +80,7 @@ class RunResult(BaseModel):
             raise KeyError(name) from None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the field or extra of this name; `default` where there is none."""
+        """Return the field or extra of this name, or `default`."""
         return getattr(self, name, default)
 
     def keys(self) -> Iterator[str]:
@@ -95,12 +93,12 @@ class RunResult(BaseModel):
 
     @property
     def done(self) -> bool:
-        """Whether the run has weights to evaluate."""
+        """Return whether the run has weights to evaluate."""
         return self.status == "completed"
 
 
 REQUIRED = tuple(name for name, field in RunResult.model_fields.items() if field.is_required())
-# The first columns of load_runs: what every row has, and what tells runs of one arm apart.
+# The first columns of load_runs: those of every row, and those that distinguish runs of one arm.
 LEADING = tuple(
     name
     for name in (*REQUIRED, "val_accuracy", "init_seed", "data_seed", "sweep")
@@ -116,26 +114,26 @@ WHOLE, WHOLE_OR_NONE, NUMBERS = _of_type(int), _of_type(int | None), _of_type(fl
 
 
 def parse_result(row: Any) -> tuple[RunResult | None, str]:
-    """Check the content of a result.json; returns the result and "", or None and what is wrong."""
+    """Validate the content of a result.json. Returns the result and "", or None and the problem."""
     if not isinstance(row, dict):
         return None, "not a JSON object"
     written = row.pop(CHECKSUM, None)  # rows of the past and of archives have none
     try:
         result = RunResult.model_validate(row)
     except ValidationError as error:
-        return None, _in_words(error, row)
+        return None, _problem(error, row)
     if written is not None and written != checksum(row):
         return None, "its checksum does not fit: damaged, or changed by hand"
     return result, ""
 
 
 def checksum(row: dict[str, Any]) -> str:
-    """Return a hash of the content, whatever its layout and order."""
+    """Return a hash of the content, independent of layout and key order."""
     text = json.dumps(row, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _in_words(error: ValidationError, row: dict[str, Any]) -> str:
+def _problem(error: ValidationError, row: dict[str, Any]) -> str:
     found = error.errors(include_url=False, include_context=False)
     if missing := [str(one["loc"][0]) for one in found if one["type"] == "missing"]:
         return f"lacks {', '.join(missing)}"

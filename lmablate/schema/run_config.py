@@ -1,7 +1,7 @@
-"""The typed configuration: what a user asks for (RunRequest) and what is trained (RunConfig).
+"""Define the typed configuration: the user's request (RunRequest) and the final run (RunConfig).
 
-Types live here, values in ``conf/``. A RunRequest may leave derived numbers open (null); ``resolve.py`` closes them and
-makes the RunConfig, in which every size is final.
+Types are here, values in ``conf/``. A RunRequest may leave derived numbers open (null); ``config/resolve.py`` solves
+them and makes the RunConfig, in which every size is final.
 """
 
 from typing import Literal, NamedTuple
@@ -19,11 +19,11 @@ from lmablate.schema.training_config import (
 )
 from lmablate.schema.types import Folder, Fraction, NonNegativeInt, Part, PositiveFloat, PositiveInt
 
-SCHEMA_VERSION = 1  # of the shape of config.yaml
+SCHEMA_VERSION = 1  # of the format of config.yaml
 
 
 class Biases(NamedTuple):
-    """Whether each kind of linear layer has one."""
+    """Whether each kind of linear layer has a bias."""
 
     qkv: bool
     out: bool
@@ -32,10 +32,8 @@ class Biases(NamedTuple):
 
 
 class _Model(Settings):
-    """What is final as it is asked for: `context_length` in tokens, `init_std` of the matrices' normal draws.
-
-    `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` where they are None; None of the others is off.
-    """
+    """Settings of the model that need no solving. `context_length` is in tokens, `init_std` of the matrices' normal
+    draws. `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` if None; None in other fields is off."""
 
     d_model: PositiveInt
     n_layers: PositiveInt
@@ -67,7 +65,7 @@ class _Model(Settings):
 
 
 class ModelRequest(_Model):
-    """Sizes as asked for: null is solved from the others."""
+    """The requested sizes of a model; null is solved from the others."""
 
     n_heads: PositiveInt | None
     n_kv_heads: PositiveInt | None
@@ -78,7 +76,7 @@ class ModelRequest(_Model):
 
 
 class ModelSettings(_Model):
-    """Final sizes: `d_model`, `d_ff` and `head_dim` in channels."""
+    """The final sizes of a model: `d_model`, `d_ff` and `head_dim` in channels."""
 
     n_heads: PositiveInt
     n_kv_heads: PositiveInt
@@ -93,8 +91,8 @@ class ActivationSettings(Settings):
 
 
 class StabilitySettings(Settings):
-    """Each null is off. `qk_norm_over`: one norm over all heads of a token, not one over each head (OLMo 2, arXiv
-    2501.00656, section 3.3); it goes for `v_norm` too."""
+    """The stability measures of a model; null is off. `qk_norm_over`: one norm over all heads of a token instead of one
+    over each head (OLMo 2, arXiv 2501.00656, section 3.3); it applies to `v_norm` too."""
 
     qk_norm: Part | None
     qk_norm_over: Literal["all_heads"] | None = None
@@ -109,8 +107,8 @@ class AspectRatioSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """What a run has in common with its reference, the size that is free to meet it (`knob`), and words that are added to
-    the reference (see matching.py). Null matches nothing."""
+    """The size that a run matches to its reference. `knob`: the size solved for it; `reference`: overrides of the
+    reference (config/budget_matching.py). Null matches nothing."""
 
     match: Literal["params", "params_non_embedding", "flops", "kv_cache", "wall_time"] | None = None
     knob: Literal["d_ff", "d_model", "d_ff+d_model", "n_layers", "head_dim"] | None = None
@@ -120,21 +118,21 @@ class BudgetSettings(Settings):
 class _Common(Settings):
     schema_version: Literal[1]
     choices: dict[str, str]
-    published_vocab_size: PositiveInt | None = None  # of a preset at its own size
+    published_vocab_size: PositiveInt | None = None  # set for a preset at its own size
     overrides: list[str]
     sweep: str | None
-    arm: str | None = None  # of a study, and its stage: tune, evaluate, evaluate_shared
+    arm: str | None = None  # arm and stage of a study (stages: tune, evaluate, evaluate_shared)
     stage: str | None = None
     norm: Part
     norm_position: Part
     posemb: Part
     attention: Part
     block_layout: Part
-    ffn: Part | None = None  # null in a run: one network for every token
+    ffn: Part | None = None  # null in a RunConfig: one network for every token
     activation: ActivationSettings
     stability: StabilitySettings
     data: DataSettings
-    tokenizer: TokenizerSettings | None = None  # of a task, whose tokens are its own
+    tokenizer: TokenizerSettings | None = None  # null for a task, which has tokens of its own
     objective: ObjectiveSettings
     optim: OptimSettings
     schedule: ScheduleSettings
@@ -144,7 +142,7 @@ class _Common(Settings):
 
 
 class RunRequest(_Common):
-    """A configuration as composed by Hydra."""
+    """A configuration as Hydra composes it."""
 
     seed: NonNegativeInt
     init_seed: NonNegativeInt | None
@@ -156,19 +154,19 @@ class RunRequest(_Common):
 
 
 class RunConfig(_Common):
-    """One training run, every number final."""
+    """The configuration of one training run, with every number final."""
 
     init_seed: NonNegativeInt
     data_seed: NonNegativeInt
     model: ModelSettings
     trainer: TrainerSettings
-    solved: str | None = None  # what a budget solved, in words
-    code: dict[str, str] | None = None  # of the modules that are not as shipped, the fingerprint (source.py)
-    branches: list[PositiveInt] | None = None  # steps of every run that shares this one's trunk (branches.py)
+    solved: str | None = None  # message about the sizes that a budget solved
+    code: dict[str, str] | None = None  # fingerprints of modules that are not as shipped (core/source_code.py)
+    branches: list[PositiveInt] | None = None  # steps of every run that shares this one's trunk (runs/wsd_branches.py)
 
     @property
     def seed(self) -> int | None:
-        """The seed of the run, or None where weights and data have different ones."""
+        """Return the seed of the run, or None if weights and data have different ones."""
         return self.init_seed if self.init_seed == self.data_seed else None
 
     @property
@@ -177,5 +175,5 @@ class RunConfig(_Common):
 
     @property
     def tokens(self) -> int:
-        """Training tokens of the whole run."""
+        """Return the number of training tokens of the whole run."""
         return self.trainer.steps * self.tokens_per_step

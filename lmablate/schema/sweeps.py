@@ -1,4 +1,4 @@
-"""What a stored sweep says of itself, read from its YAML."""
+"""Read question and claims of a stored sweep from its YAML."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import yaml
 from lmablate.core.paths import SWEEPS_DIR
 
 Row = dict[str, Any]
-AT = " @ "  # between a stored sweep and its folder, where several folders have a study of it
+AT = " @ "  # between a stored sweep and its folder, if several folders have a study of it
 
 
 def stored_sweep(name: str) -> str:
-    """The stored sweep that a study of this name is of."""
+    """Return the stored sweep of a study with this name."""
     return name.partition(AT)[0]
 
 
 def sweep_question(sweep: str) -> str | None:
-    """What a stored sweep asks (``sweep.question`` of its YAML); None if there is no such sweep here."""
+    """Return the ``sweep.question`` of a stored sweep, or None if there is no such sweep here."""
     return _sweep_node(sweep).get("question")
 
 
 def sweep_claims(sweep: str) -> list[str]:
-    """The ids of the claims that a stored sweep is about; none if there is no such sweep here."""
+    """Return the claim ids of a stored sweep; empty if there is no such sweep here."""
     return list(_sweep_node(sweep).get("claims") or ())
 
 

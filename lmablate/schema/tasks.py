@@ -1,7 +1,7 @@
-"""Types of the ``data`` options that are tasks; their values stand in ``conf/data``.
+"""Define the types of the ``data`` options that are tasks; their values are in ``conf/data``.
 
-A task has no text: its examples are drawn, its tokens are its own, and each example has ``model.context_length`` tokens.
-Every class says how many `tokens` there are (`vocabulary`), and what of a context length does not fit (`complaint`).
+A task has no text: its examples are drawn, its tokens are its own, and each example has ``model.context_length``
+tokens. Every class tells the number of tokens (`vocabulary`), and why a context length does not fit (`complaint`).
 """
 
 from typing import Annotated, Literal
@@ -22,34 +22,34 @@ SOURCES = (
 
 
 class Skill(Settings):
-    """Keys of every task. `task_seed` fixes what the seeds of a run do not move: the validation set, a limited training set,
-    and the facts of tasks that have some."""
+    """Keys of every task. `task_seed` fixes what a run's seeds do not change: validation set, limited training set, and
+    facts."""
 
     task_seed: Whole
     source: str
 
     @property
     def from_last_state(self) -> bool:
-        """Is every answer read from the state of the last token?"""
+        """Return whether every answer is read from the state of the last token."""
         return False
 
     @property
     def vocabulary(self) -> int:
-        """Token ids are below this."""
+        """Return the number of token ids."""
         raise NotImplementedError
 
     def complaint(self, length: int) -> str | None:
-        """Why examples of `length` tokens cannot be made, in words; None if they can."""
+        """Return why examples of `length` tokens cannot be made, or None if they can."""
         raise NotImplementedError
 
     @property
     def factors(self) -> Factors:
-        """Lengths at which the accuracy is measured beside the training length, as multiples of it."""
+        """Return the further lengths at which accuracy is measured, as multiples of the training length."""
         return []
 
 
 class DrawnSkill(Skill):
-    """`n_val` validation examples; `n_examples` of training, read in epochs (None: every example is new)."""
+    """A task with drawn examples: `n_val` for validation, `n_examples` for training in epochs (None: every example is new)."""
 
     n_examples: Positive | None
     n_val: Positive
@@ -61,7 +61,7 @@ class DrawnSkill(Skill):
 
 
 class LongerSkill(DrawnSkill):
-    """A drawn task that is evaluated at `length_factors` times the training length too."""
+    """A drawn task that is also evaluated at `length_factors` times the training length."""
 
     length_factors: Factors | None
 
@@ -71,7 +71,7 @@ class LongerSkill(DrawnSkill):
 
 
 class MqarData(LongerSkill):
-    """Multi-query associative recall; see recall.py. Half of `vocab_size` are keys, half are values."""
+    """Multi-query associative recall (recall.py). Half of `vocab_size` are keys, half are values."""
 
     source: Literal["mqar"]
     n_pairs: Positive
@@ -96,8 +96,8 @@ class MqarData(LongerSkill):
 
 
 class RecallData(DrawnSkill):
-    """In-context recall; see recall.py. `noise_vocab_size` of the `vocab_size` tokens are noise, and half of the others are
-    keys. `train_on` says which next tokens the training loss counts."""
+    """In-context recall (recall.py). `noise_vocab_size` of the `vocab_size` tokens are noise, half of the others keys.
+    `train_on` selects the next tokens that the training loss counts."""
 
     source: Literal["recall"]
     noise_vocab_size: Whole
@@ -122,7 +122,7 @@ class RecallData(DrawnSkill):
 
 
 class InductionData(LongerSkill):
-    """The token after an earlier trigger; see recall.py. The last of `vocab_size` tokens is the trigger."""
+    """The token after an earlier trigger (recall.py). The last of `vocab_size` tokens is the trigger."""
 
     source: Literal["induction"]
 
@@ -131,7 +131,7 @@ class InductionData(LongerSkill):
 
 
 class SelectiveCopyingData(DrawnSkill):
-    """`n_copied` tokens scattered among blanks are said again; see sequences.py. Two of `vocab_size` tokens are special."""
+    """Copying `n_copied` tokens scattered among blanks (sequences.py). Two of `vocab_size` tokens are special."""
 
     source: Literal["selective_copying"]
     n_copied: Positive
@@ -146,7 +146,7 @@ class SelectiveCopyingData(DrawnSkill):
 
 
 class CompressionData(DrawnSkill):
-    """A random text is rebuilt from the state of its last token; see sequences.py. The last of `vocab_size` tokens is special."""
+    """Rebuilding a random text from the state of its last token (sequences.py). The last of `vocab_size` tokens is special."""
 
     source: Literal["compression"]
 
@@ -161,7 +161,7 @@ class CompressionData(DrawnSkill):
 
 
 class MemorisationData(DrawnSkill):
-    """Facts that are the same in every example; see facts.py. The last of `vocab_size` tokens asks for a value."""
+    """Facts that are the same in every example (memorisation.py). The last of `vocab_size` tokens requests a value."""
 
     source: Literal["memorisation"]
 
@@ -170,7 +170,7 @@ class MemorisationData(DrawnSkill):
 
 
 class ModularData(Skill):
-    """Arithmetic modulo `modulus`; see facts.py. `train_fraction` of all equations are for training, the others for
+    """Arithmetic modulo `modulus` (memorisation.py). `train_fraction` of all equations are for training, the rest for
     validation."""
 
     source: Literal["modular"]
@@ -191,14 +191,14 @@ class ModularData(Skill):
 
 
 class SequenceData(LongerSkill):
-    """A text of 1 to `max_length` items is said again, backwards, or sorted; see sequences.py. Two of `vocab_size` tokens are
-    special. None for `max_length` is as many as the context holds."""
+    """A text of 1 to `max_length` items that is copied, reversed or sorted (sequences.py). Two of `vocab_size` tokens
+    are special. `max_length` None is as many items as the context holds."""
 
     source: Literal["copy", "reverse", "sort"]
     max_length: Positive | None
 
     def longest(self, length: int) -> int:
-        """Items of the longest training example."""
+        """Return the number of items of the longest training example."""
         return length // 2 if self.max_length is None else self.max_length
 
     def complaint(self, length: int) -> str | None:

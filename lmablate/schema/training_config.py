@@ -1,4 +1,4 @@
-"""The typed configuration of a run's training: objective, optimizer, schedule, steps, and how it is carried out."""
+"""Define the typed configuration of training: objective, optimizer, schedule, steps, and runtime."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -21,7 +21,7 @@ from lmablate.schema.types import (
 
 
 def _check_keys(settings: Any, group: str, belongs: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError for a key that this kind of `group` has not, or that it needs: `belongs` says which kinds have it."""
+    """Raise ValueError for a key that this kind of `group` does not have, or lacks. `belongs`: the kinds that have each key."""
     for key, kinds in belongs.items():
         given = getattr(settings, key) is not None
         if given and settings.kind not in kinds:
@@ -31,9 +31,12 @@ def _check_keys(settings: Any, group: str, belongs: Mapping[str, Sequence[str]])
 
 
 class ObjectiveSettings(Settings):
-    """What a model is trained to do (lmablate/objective). `prefix_share`: of the context; `prefix_draw`: how long the prefixes
-    of training are. `mask_share`: of the tokens of a text, hidden; `random_share` and `kept_share`: of these; `generator_share`:
-    of the model's width; `special_id`: the tokenizer's own mask, or the first of its sentinels."""
+    """The training objective (lmablate/objective).
+
+    `prefix_share`: of the context; `prefix_draw`: distribution of the prefix lengths in training; `mask_share`: hidden
+    share of the tokens; `random_share`, `kept_share`: of the hidden tokens; `generator_share`: of the model's width;
+    `special_id`: the tokenizer's own mask, or the first of its sentinels.
+    """
 
     kind: Literal["causal", "prefix", "mlm", "rtd", "span_corruption"]
     prefix_share: OpenFraction | None = None
@@ -69,7 +72,7 @@ class ObjectiveSettings(Settings):
 
 
 class OptimSettings(Settings):
-    """AdamW (Loshchilov and Hutter 2017): decay acts on matrices only, and is multiplied by the learning rate or, where it is
+    """AdamW (Loshchilov and Hutter 2017). Decay acts on matrices only, multiplied by the learning rate or, if
     independent, by the schedule's factor alone."""
 
     kind: Literal["adamw"]
@@ -84,7 +87,7 @@ class OptimSettings(Settings):
 
 class ScheduleSettings(Settings):
     """The learning rate's factor over the steps. `warmup_fraction` is of all steps, and one of the two warmups is null.
-    `branches`: shares of the steps at which a run ends that leaves a common trunk to decay."""
+    `branches`: shares of the steps at which runs of a common trunk end their decay."""
 
     kind: Literal["cosine", "wsd", "wsd_branches", "linear", "constant"]
     warmup_steps: NonNegativeInt | None
@@ -102,7 +105,7 @@ class ScheduleSettings(Settings):
 
 
 class _Trainer(Settings):
-    """`init_from`: the run whose weights this one starts from (parent.py); None starts from draws."""
+    """Settings of the trainer. `init_from`: the run whose weights are loaded (runs/init_from.py); None draws weights."""
 
     batch_size: PositiveInt
     divergence_smoothing: Fraction
@@ -117,22 +120,22 @@ class TrainerRequest(_Trainer):
 
 
 class TrainerSettings(_Trainer):
-    """`steps` optimizer steps of `batch_size` sequences each."""
+    """Final settings of the trainer: `steps` optimizer steps of `batch_size` sequences each."""
 
     steps: PositiveInt
     precision: Literal["fp32", "bf16"]
 
 
 class RuntimeSettings(Settings):
-    """How a run is carried out. Nothing here changes the science, and nothing here is hashed."""
+    """Settings of how a run is carried out. They do not change the science, and are not hashed."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     compile: bool | Literal["auto"]
     threads: PositiveInt
     workers: PositiveInt | None
-    again: bool | None = None  # null, as in runs from before there was the key: false
-    exact_gangs: bool | None = None  # null, as in runs from before there was the key: true
-    parallel: Literal["ddp", "fsdp2"] | None = None  # of one run on several processes (lmablate/distributed)
+    again: bool | None = None  # null, as in runs before the key existed, is false
+    exact_gangs: bool | None = None  # null, as in runs before the key existed, is true
+    parallel: Literal["ddp", "fsdp2"] | None = None  # for one run on several processes (training/distributed)
     microbatch_size: PositiveInt | None
     log_every: PositiveInt
     evaluations: PositiveInt

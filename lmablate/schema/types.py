@@ -1,4 +1,4 @@
-"""What a number or a part of the configuration may be."""
+"""Define the types of numbers and components in a configuration."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def _whole(value: Any) -> Any:
-    """1e6 is how people write a million; YAML makes a float of it."""
+    """Convert a whole float to an integer, since YAML reads 1e6 as a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -24,7 +24,7 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 def _run_id(value: Any) -> Any:
-    """Twelve hexadecimal digits, of which YAML reads some as a number; a whole one is put back."""
+    """Return a run id as text, restoring one that YAML has read as a number. Raises ValueError for anything else."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         value = f"{value:012d}"
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{12}", value):
@@ -39,8 +39,7 @@ RunId = Annotated[str, BeforeValidator(_run_id)]
 
 
 def _folder(value: str) -> str:
-    """``~`` is the home. Empty, it would be the current folder, full of runs; a file system takes no NUL, and a terminal no
-    other such sign."""
+    """Return a folder with ``~`` expanded. Raises ValueError for an empty name or control characters."""
     if not value.strip() or any(ord(sign) < 32 or ord(sign) == 127 for sign in value):
         raise ValueError(f"{value!r} is no name of a folder: give one, such as results")
     return os.path.expanduser(value)
@@ -55,5 +54,5 @@ def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-# A swappable part: its keys are checked against the signature of its target, in model/parts.py.
+# A swappable component: model/components.py checks its keys against the signature of its target.
 Part = Annotated[dict[str, Any], AfterValidator(_names_a_target)]

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmablate.core.errors import in_words
+from lmablate.core.errors import exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.runs.run_directory import check_writable
@@ -45,7 +45,7 @@ CLAIM_COLUMNS = (
 )
 
 
-@in_words
+@exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 where nothing can be written."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.survey", description="What published systems do.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import Job, prepare_jobs
-from lmablate.launcher.scheduler import slots
+from lmablate.launcher.scheduler import slot_count
 from lmablate.results.studies import load_studies, save_study
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
@@ -157,7 +157,7 @@ class Search:
             return self.settings.batch
 
         many = [Job(self.base, "")] * self.total * len(self.settings.seeds)
-        return max(1, slots(many) // len(self.settings.seeds))
+        return max(1, slot_count(many) // len(self.settings.seeds))
 
     @property
     def rungs(self) -> list[float]:

@@ -35,7 +35,7 @@ def trials_table(search: Search) -> Table:
     """The trials, the lowest value first, those without one last."""
     columns = [Column("trial", keep=True), Column(search.settings.metric, keep=True)]
     columns += [Column(one.key, keep=True, left=True) for one in search.space]
-    columns += [Column("sd"), Column("state", words=True)]
+    columns += [Column("sd"), Column("state", wrap=True)]
     rows: list[tuple[str, ...]] = []
     first: dict[tuple[str, ...], int] = {}
     for one in search.trials:

@@ -23,7 +23,7 @@ def interrupted(folder: Path, name: str, children: Children, steps: int = 12) ->
         cfg = compose(line)
         session = RunSession(prepare_run(cfg))
         for record in session.trainer.records():
-            session.take(record)
+            session.store(record)
             if record["step"] == steps // 2:
                 return  # the process ends here, as if it were killed
 

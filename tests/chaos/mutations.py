@@ -105,7 +105,7 @@ def mutated_config(raw: bytes, rng: random.Random) -> bytes:
 def result_problem(path: Path, original: dict[str, Any]) -> str:
     """What is wrong with how load_runs treats the result file `path`, "" if nothing: left out with a warning that names it, or
     the row that was written. A file without a checksum is taken at its word, but may crash nothing."""
-    from lmablate.launcher.sweep_manifest import look
+    from lmablate.launcher.sweep_manifest import run_status
     from lmablate.results import load_runs
     from lmablate.results.folders import SkippedFile
     from lmablate.runs.run_directory import read_result_file
@@ -113,7 +113,7 @@ def result_problem(path: Path, original: dict[str, Any]) -> str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frame = load_runs(path.parent.parent)
-    look(path.parent.parent, path.parent.name)
+    run_status(path.parent.parent, path.parent.name)
     if frame.empty:
         named = [w for w in caught if issubclass(w.category, SkippedFile) and str(path) in str(w.message)]
         return "" if named else "left out without a word"

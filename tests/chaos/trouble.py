@@ -168,7 +168,7 @@ def not_finite(outcome: Outcome, folder: Path, children: Children) -> None:
 
 def clocks(outcome: Outcome, folder: Path, children: Children) -> None:
     """The wall clock of a run jumps by years, at every reading: the same run, and heartbeats of the right age."""
-    from lmablate.launcher.sweep_manifest import look
+    from lmablate.launcher.sweep_manifest import run_status
 
     reference, jumped = folder / "clock-reference", folder / "clock"
     outcome.expect(children.call(lambda: train_here(words(folder, reference, steps=12))) == 0, "the run failed")
@@ -182,7 +182,7 @@ def clocks(outcome: Outcome, folder: Path, children: Children) -> None:
 
     outcome.expect(children.call(jumping, folder / "clock.log") == 0, f"{(folder / 'clock.log').read_text()[-300:]}")
     for run_id in rows(jumped):
-        age = look(jumped, run_id)["age"]
+        age = run_status(jumped, run_id)["age"]
         outcome.expect(age is not None and age < 60, f"a heartbeat of {age} seconds")
     check_against(outcome, jumped, reference)
     outcome.times = 1

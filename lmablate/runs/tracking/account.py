@@ -1,4 +1,4 @@
-"""What the user has told wandb: a mode, a server, a key. Read without importing wandb and without the network."""
+"""Read the wandb configuration of the user (mode, server, key) without importing wandb and without the network."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lmablate.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "online", "offline", "disabled")
-FORBIDDEN, LONGEST = "/\\#?%:", 128  # in a project's name, and characters of any name
+FORBIDDEN, LONGEST = "/\\#?%:", 128  # characters of a project's name; length of any name
 # wandb 0.31 calls its public server by the first name, and takes a key that is stored under the second as well.
 _PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 
 
 def resolve_mode(mode: str) -> str:
-    """``online``, ``offline`` or ``disabled`` for a value of runtime.wandb; neither wandb nor the network is asked.
+    """Return ``online``, ``offline`` or ``disabled`` for a value of runtime.wandb, without wandb or the network.
 
-    ``auto`` follows WANDB_MODE and wandb's settings files; else it is online if a key is configured and otherwise off,
-    which a hint says once. Raises ConfigError for any other word.
+    ``auto`` follows WANDB_MODE and wandb's settings files. Otherwise it is online if a key is configured, and off if
+    not, with a hint shown once. Raises ConfigError for any other value.
     """
     if mode not in MODES:
         raise ConfigError(f"runtime.wandb={mode}: unknown; use one of {', '.join(MODES)}")
@@ -32,7 +32,7 @@ def resolve_mode(mode: str) -> str:
 
 
 def configured_mode() -> str:
-    """``offline`` or ``disabled`` if WANDB_MODE or wandb's settings say so, else ``online`` if a key is configured."""
+    """Return ``offline`` or ``disabled`` if WANDB_MODE or wandb's settings say so, else ``online`` if a key is configured."""
     settings = _settings()
     mode = settings.get("mode", "online")
     if mode in ("offline", "dryrun"):
@@ -47,12 +47,12 @@ def configured_mode() -> str:
 
 @cache
 def _hint() -> None:
-    """Once a process."""
+    """Log the hint once a process."""
     log.log(detail(), "wandb is off: no key configured (wandb login, or runtime.wandb=offline to keep a local copy)")
 
 
 def check_names(project: str, group: str | None) -> None:
-    """Refuse names that wandb would refuse when the run begins, and the run would then go on without it. Raises ConfigError."""
+    """Raise ConfigError for names that wandb would refuse when the run begins; the run would then go on without wandb."""
     if bad := [sign for sign in FORBIDDEN if sign in project]:
         raise ConfigError(
             f"runtime.wandb_project={project}: wandb takes no {' '.join(bad)} in the name of a project; the team stands in "
@@ -66,7 +66,7 @@ def check_names(project: str, group: str | None) -> None:
 
 
 def _settings() -> dict[str, str]:
-    """wandb's settings, the later winning: the user's file, that of the current folder, the environment."""
+    """Return wandb's settings; later ones win: the user's file, that of the current folder, the environment."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     here = Path(".wandb") if Path(".wandb").exists() else Path("wandb")
     settings: dict[str, str] = {}
@@ -75,7 +75,7 @@ def _settings() -> dict[str, str]:
         try:
             parser.read(path)
             settings |= dict(parser.items("default"))
-        except (OSError, UnicodeDecodeError, configparser.Error):  # not there, or not readable: as if not there
+        except (OSError, UnicodeDecodeError, configparser.Error):  # an unreadable file counts as missing
             continue
     for key in ("mode", "base_url", "api_key", "identity_token_file"):
         if value := os.environ.get(f"WANDB_{key.upper()}"):
@@ -96,7 +96,7 @@ def _has_key(settings: dict[str, str]) -> bool:
 
 
 def _netrc_path() -> Path:
-    """Where wandb looks: $NETRC, else ~/.netrc, else ~/_netrc."""
+    """Return the path that wandb reads: $NETRC, else ~/.netrc, else ~/_netrc."""
     if explicit := os.environ.get("NETRC"):
         return Path(explicit).expanduser()
     usual, windows = Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()

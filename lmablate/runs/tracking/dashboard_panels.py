@@ -1,9 +1,9 @@
-"""The panels of a dashboard in the words of wandb-workspaces; only dashboard.py imports this.
+"""Build the panels of a dashboard with wandb-workspaces; only dashboard.py imports this.
 
-Our configuration is flat, with dotted keys (``optim.lr``), which wandb keeps as one key each: ``config:optim.lr.value``. The
-library takes a dotted name for a path into a nested configuration (``config:optim.value.lr``), so its columns and scatter
-plots are corrected here; its grouping takes the exact name. Ids are made from titles, so that a specification does not
-change unless the sweep does.
+Our configuration is flat, with dotted keys (``optim.lr``), which wandb keeps as one key each:
+``config:optim.lr.value``. The library reads a dotted name as a path into a nested configuration
+(``config:optim.value.lr``), so its columns and scatter plots are corrected here; its grouping takes the exact name. Ids
+are made from titles, so that a specification does not change unless the sweep does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from lmablate.runs.tracking.dashboard_sweep import CURVES, LOSS, RATE, SEEDS, STAGE, SUMMARY, TUNE, Sweep, X
+from lmablate.runs.tracking.dashboard_sweep import CURVES, LOSS, RATE, SEEDS, STAGE, SUMMARY, TUNE, DashboardSweep, X
 
 TITLES = {
     "val_loss": "Validation loss (nats per token)",
@@ -31,7 +31,7 @@ KINDS: dict[type, str] = {
 }  # fmt: skip
 
 
-class Column(wr.ParallelCoordinatesPlotColumn):
+class FlatColumn(wr.ParallelCoordinatesPlotColumn):
     """A column over a flat configuration key."""
 
     def _to_model(self) -> Any:
@@ -41,7 +41,7 @@ class Column(wr.ParallelCoordinatesPlotColumn):
         return model
 
 
-class Scatter(wr.ScatterPlot):
+class FlatScatter(wr.ScatterPlot):
     """A scatter plot over a flat configuration key."""
 
     def _to_model(self) -> Any:
@@ -52,13 +52,13 @@ class Scatter(wr.ScatterPlot):
 
 
 def accessor(key: str) -> str:
-    """wandb's name of a flat configuration key in a column."""
+    """Return wandb's name of a flat configuration key in a column."""
     return f"config:{key}.value"
 
 
-def workspace(sweep: Sweep, entity: str, project: str) -> ws.Workspace:
-    """The runs of the sweep in sections: what was varied, loss curves by arm, learning rates. It has one set of runs, so of a
-    study it shows those that evaluate the arms at their own rates."""
+def workspace(sweep: DashboardSweep, entity: str, project: str) -> ws.Workspace:
+    """Return the runs of the sweep in sections: varied keys, loss curves by arm, learning rates. A workspace has one
+    set of runs; for a study it shows those that evaluate the arms at their own rates."""
     sections = [ws.Section(name="What it varies", panels=[_coordinates(sweep)], is_open=True)]
     for key in sweep.groups or SEEDS[:1]:
         panels: list[Any] = [_curve(metric, key) for metric in CURVES]
@@ -78,8 +78,9 @@ def workspace(sweep: Sweep, entity: str, project: str) -> ws.Workspace:
     )  # fmt: skip
 
 
-def report(sweep: Sweep, entity: str, project: str) -> wr.Report:
-    """The same as a page: curves over arms (of runs that evaluate), learning rates (of runs that tune), and every run."""
+def report(sweep: DashboardSweep, entity: str, project: str) -> wr.Report:
+    """Return a report of the sweep: curves by arm (of evaluation runs), learning rates (of tuning runs), and every
+    run."""
     evaluated = _of_sweep(sweep, *([expr.Config(STAGE) != TUNE] if sweep.tuned else []))
     keys = [*sweep.groups, *([STAGE] if len(sweep.stages) > 1 else [])]
     groups = [f"config.{key}.value" for key in keys]
@@ -107,7 +108,7 @@ def report(sweep: Sweep, entity: str, project: str) -> wr.Report:
 
 
 def outline(view: ws.Workspace) -> list[str]:
-    """The sections of a workspace with the panels of each, a line each."""
+    """Return the sections of a workspace with the panels of each, one a line."""
     lines = []
     for section in view.sections:
         lines.append(section.name)
@@ -117,8 +118,8 @@ def outline(view: ws.Workspace) -> list[str]:
     return lines
 
 
-def publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:
-    """Save both; `entity` None is the account's own."""
+def publish(sweep: DashboardSweep, entity: str | None, project: str) -> list[str]:
+    """Save workspace and report, and return a line with the URL of each. `entity` None is the account's own."""
     owner = entity or wr.Report(project=project).entity  # type: ignore[call-arg]  # asks wandb who the user is
     page = report(sweep, owner, project).save(draft=True)
     view = workspace(sweep, owner, project).save_as_new_view()
@@ -126,24 +127,24 @@ def publish(sweep: Sweep, entity: str | None, project: str) -> list[str]:
 
 
 def as_json(thing: ws.Workspace | wr.Report) -> dict[str, Any]:
-    """What the library would send, as plain values; its times of making are left out."""
+    """Return the JSON content that the library would send, without its creation times."""
     model = thing._to_model()
-    found: dict[str, Any] = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
-    return {key: value for key, value in found.items() if key not in ("createdAt", "updatedAt")}
+    content: dict[str, Any] = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+    return {key: value for key, value in content.items() if key not in ("createdAt", "updatedAt")}
 
 
-def _of_sweep(sweep: Sweep, *more: Any) -> Any:
-    """The runs of the sweep: their group is its name, as run.py has it."""
+def _of_sweep(sweep: DashboardSweep, *more: Any) -> Any:
+    """Return a filter on the runs of the sweep: their group is its name (run.py)."""
     return expr.And(expr.Metric("Group") == sweep.name, *more)
 
 
-def _columns(sweep: Sweep) -> list[str]:
+def _columns(sweep: DashboardSweep) -> list[str]:
     keys = dict.fromkeys([*sweep.groups, *([STAGE] if sweep.study else []), *sweep.varied, RATE, *SEEDS[:1]])
     return ["run:displayName", *(f"summary:{name}" for name in SUMMARY), *(accessor(key) for key in keys)]
 
 
 def _curve(metric: str, group: str | None) -> wr.LinePlot:
-    """A metric over tokens: the mean with one standard deviation over the runs of a group; None: as the run set groups."""
+    """Return a plot of a metric over tokens: mean and one standard deviation over the runs of a group (None: of the run set)."""
     title = TITLES[metric] + (f", by {group}" if group else "")
     plot = wr.LinePlot(
         title=title, x=X, y=[metric], title_x="training tokens", groupby=f"{group}.value" if group else None,
@@ -152,26 +153,28 @@ def _curve(metric: str, group: str | None) -> wr.LinePlot:
     return _named(plot, title)
 
 
-def _coordinates(sweep: Sweep) -> wr.ParallelCoordinatesPlot:
+def _coordinates(sweep: DashboardSweep) -> wr.ParallelCoordinatesPlot:
     keys = dict.fromkeys([*sweep.groups, *sweep.varied])
-    columns: list[Any] = [Column(wr.Config(key), display_name=key) for key in keys]
-    columns.append(Column(wr.Config(RATE), display_name="learning rate", log=True))
-    columns.append(Column(wr.SummaryMetric(LOSS), display_name=TITLES[LOSS]))
+    columns: list[Any] = [FlatColumn(wr.Config(key), display_name=key) for key in keys]
+    columns.append(FlatColumn(wr.Config(RATE), display_name="learning rate", log=True))
+    columns.append(FlatColumn(wr.SummaryMetric(LOSS), display_name=TITLES[LOSS]))
     return _named(wr.ParallelCoordinatesPlot(title="What it varies", columns=columns), "coordinates")
 
 
-def _rates(sweep: Sweep) -> list[Any]:
-    """Loss against learning rate, where the sweep tries several."""
+def _rates(sweep: DashboardSweep) -> list[Any]:
+    """Return plots of loss against learning rate if the sweep varies it."""
     if not sweep.tuned and RATE not in sweep.varied:
         return []
-    plot = Scatter(
+    plot = FlatScatter(
         title="Final validation loss against learning rate", x=wr.Config(RATE), y=wr.SummaryMetric(LOSS), log_x=True
     )
     return [_named(plot, "rates")]
 
 
-def _grid(name: str, panels: list[Any], filters: Any, sweep: Sweep, groups: list[str] | None = None) -> wr.PanelGrid:
-    """A block of panels over runs of the report's own project (so that no server is asked which that is)."""
+def _grid(
+    name: str, panels: list[Any], filters: Any, sweep: DashboardSweep, groups: list[str] | None = None
+) -> wr.PanelGrid:
+    """Return a block of panels over runs of the report's own project, so that no server is asked for its name."""
     runset = wr.Runset(
         name=name, filters=filters, groupby=groups or [], order=[wr.OrderBy(wr.SummaryMetric(LOSS), ascending=True)],
         pinned_columns=_columns(sweep),
@@ -181,7 +184,7 @@ def _grid(name: str, panels: list[Any], filters: Any, sweep: Sweep, groups: list
 
 
 def _placed(panel: Any, index: int, *, wide: bool = False) -> Any:
-    """Two panels a row, or one as wide as the page (24 columns)."""
+    """Place two panels a row, or one as wide as the page (24 columns)."""
     panel.layout = (
         wr.Layout(x=0, y=0, w=24, h=10) if wide else wr.Layout(x=12 * (index % 2), y=8 * (index // 2), w=12, h=8)
     )

@@ -1,4 +1,4 @@
-"""What a dashboard shows of a stored sweep."""
+"""Describe a stored sweep for a dashboard."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 SEEDS = ("seed", "init_seed", "data_seed")
-X, CURVES = "tokens", ("val_loss", "train_loss", "grad_norm", "val_bpb")  # of history.jsonl, as mirror.py sends them
-LOSS, SUMMARY = "val_loss", ("val_loss", "val_bpb", "status", "n_params", "flops_per_token")  # of the end of a run
-ARM, STAGE, RATE = "arm", "stage", "optim.lr"  # of its configuration
-TUNE = "tune"  # the stage that tunes
+X, CURVES = (
+    "tokens",
+    ("val_loss", "train_loss", "grad_norm", "val_bpb"),
+)  # keys of history.jsonl, as follower.py sends them
+LOSS, SUMMARY = "val_loss", ("val_loss", "val_bpb", "status", "n_params", "flops_per_token")  # keys of the summary
+ARM, STAGE, RATE = "arm", "stage", "optim.lr"  # keys of the configuration
+TUNE = "tune"  # the stage that tunes the learning rate
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What a dashboard knows of a stored sweep: what it varies beside seeds and, of a study, the stages that evaluate its arms
-    and whether one tunes them. `configs`: the jobs of a plain grid."""
+class DashboardSweep:
+    """A stored sweep as a dashboard shows it. `varied`: keys that vary besides seeds; `stages`: of a study, those that
+    evaluate its arms; `tuned`: whether another stage tunes them; `configs`: the jobs of a plain grid."""
 
     name: str
     question: str
@@ -30,10 +33,10 @@ class Sweep:
 
     @property
     def study(self) -> bool:
-        """Whether its arms and stages have names."""
+        """Return whether arms and stages have names."""
         return bool(self.stages)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The configuration keys that tell its arms apart."""
+        """Return the configuration keys that tell its arms apart."""
         return (ARM,) if self.study else self.varied
