@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Ranks(Protocol):
     """The processes of one run, as evaluation needs them."""
 
-    def share(self, pieces: list[Any]) -> Iterable[tuple[Any, bool]]:
+    def assigned(self, items: list[Any]) -> Iterable[tuple[Any, bool]]:
         """Yield what this process evaluates, each with whether it counts."""
 
     def sum(self, values: list[float]) -> list[float]:
@@ -91,7 +91,7 @@ def _losses(
     try:
         for group in _alike(batches):
             pieces = list(zip(*(batches[name].split(batch_size) for name in group), strict=True))
-            for parts, counts in ranks.share(pieces) if ranks else ((piece, True) for piece in pieces):
+            for parts, counts in ranks.assigned(pieces) if ranks else ((piece, True) for piece in pieces):
                 there = [part.to(device) for part in parts]
                 for name, value in zip(group, objective.summed(model, there), strict=True):
                     nats[name] += value if counts else 0.0

@@ -33,13 +33,13 @@ def train_together(configs: Sequence[RunConfig], launcher: str) -> int:
     with joined(cfg.runtime.device) as ranks:
         if ranks.first:
             code = lead(cfg)
-            if ranks.at_work:  # a failure in the midst of a step, in which the others still wait
+            if ranks.in_run:  # a failure in the midst of a step, in which the others still wait
                 log.error("the other processes are ended")
                 _leave(code or 1)
-            ranks.say("")
+            ranks.broadcast("")
         else:
             code = follow(ranks)
-        ranks.wait()  # whoever leaves first takes the connections of the others with it
+        ranks.barrier()  # whoever leaves first takes the connections of the others with it
         _leave(code)
 
 
@@ -71,7 +71,7 @@ def follow(ranks: Ranks) -> int:
 
     logging.getLogger("lmablate").setLevel(logging.WARNING)
     code = 0
-    while word := ranks.say():
+    while word := ranks.broadcast():
         told = json.loads(word)
         cfg = RunConfig.model_validate(told["config"])
         torch.set_num_threads(cfg.runtime.threads)

@@ -139,7 +139,7 @@ class RunSession:
         check_trunk(self.trunk, cfg)
         self.trainer = trainer_of(cfg)(build_model(cfg), data, cfg, self.directory.checkpoint_dir, self.trunk)
         self.heartbeat = Heartbeat(self.directory, cfg, on_status)
-        self.trainer.on_begin = self._sign_in
+        self.trainer.on_resume = self._sign_in
         self.facts = facts_of(run)
         self.numerics: dict[str, Any] = {"gang": False, **distributed.numerics(cfg)}
         self.status = "failed"
