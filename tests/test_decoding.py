@@ -12,7 +12,7 @@ from lmablate.check.reading import CUTS, LONG, decoded, some_tokens
 from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder, Draw, LayerCache, generate
 from lmablate.model import build_model, posemb
-from lmablate.model.attention import Reach
+from lmablate.model.attention import AttentionSpan
 
 
 def agree(cfg, prefix=None, kinds=tuple(CUTS)):
@@ -112,7 +112,9 @@ def test_a_cache_in_bf16_is_near_and_not_the_same():
 
 
 def test_a_rolling_cache_keeps_the_last_tokens_in_turn():
-    cache = LayerCache([(1, 1)], Reach(window=4), batch=1, length=50, dtype=torch.float32, device=torch.device("cpu"))
+    cache = LayerCache(
+        [(1, 1)], AttentionSpan(window=4), batch=1, length=50, dtype=torch.float32, device=torch.device("cpu")
+    )
     start = 0
     for n in (3, 1, 1, 6, 2, 1, 9, 4):
         piece = torch.arange(start, start + n).float().view(1, 1, n, 1)
@@ -161,11 +163,11 @@ def test_parts_that_say_only_how_a_whole_text_is_read_are_refused():
     model = build_model(variant()).eval()
     kind = type(model.posemb)
     model.posemb = Turned(None)
-    with pytest.raises(ConfigError, match=r"Turned defines rotate\(\) and not rotate_piece\(\)"):
+    with pytest.raises(ConfigError, match=r"Turned defines rotate\(\) and not rotate_chunk\(\)"):
         Decoder(model, 1, 8)
     model = build_model(variant()).eval()
     model.posemb.__class__ = type("Other", (kind,), {"embed": lambda self, x: 2 * x})
-    with pytest.raises(ConfigError, match="not embed_piece"):
+    with pytest.raises(ConfigError, match="not embed_chunk"):
         Decoder(model, 1, 8)
 
 

@@ -21,7 +21,7 @@ from lmablate.diagnostics.norms import gains
 from lmablate.diagnostics.probe import look_inside
 from lmablate.diagnostics.spikes import DEVIATIONS, LEAST, WINDOW, spike_scores, spikes
 from lmablate.model import build_model
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 from lmablate.model.primitives import Gain
 from lmablate.objective import Batch
 from lmablate.schema.diagnostics import TOLD, DiagnosticsSettings
@@ -170,7 +170,7 @@ def test_the_stream_is_what_the_blocks_give():
         x = model.embed(texts(cfg).inputs)
         stream = [float(x.square().mean().sqrt())]
         for block in model.blocks:
-            x = block(x, Positions(lambda q, k: (q, k), None))
+            x = block(x, AttentionContext(lambda q, k: (q, k), None))
             stream.append(float(x.square().mean().sqrt()))
     names = ["embed/stream_rms", *(f"layer{i:02}/stream_rms" for i in range(len(model.blocks)))]
     assert [float(found[name]) for name in names] == pytest.approx(stream, rel=1e-5)

@@ -56,11 +56,11 @@ def _products_of_two(cfg: RunConfig) -> tuple[float, list[float]]:
     encoder, decoder = encoder_of(cfg), decoder_of(cfg)
     shape, n = attention_shape(decoder), cfg.model.n_layers
     reads, first = stack_products(encoder)
-    reads += n * CrossAttention.weights_per_source_token(shape)
+    reads += n * CrossAttention.source_matmul_params(shape)
     writes, second = stack_products(decoder)
-    writes += n * CrossAttention.weights_per_token(shape, {}) + stacks.ends(decoder).matmuls
+    writes += n * CrossAttention.matmul_params(shape, {}) + stacks.ends(decoder).matmuls
     total = reads * encoder.model.context_length + writes * decoder.model.context_length
-    across = [CrossAttention.products_per_key(shape, {})] * n
+    across = [CrossAttention.score_macs(shape, {})] * n
     return total / cfg.model.context_length, [*first, *second, *across]
 
 
@@ -76,7 +76,7 @@ def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
     of_positions = position_work(cfg)
     matrices: float = sum(work.per_token for work in attention)
     if measured.states(type(ffn), measured.FLOPS["ffn"]):
-        matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in order)
+        matrices += sum(ffn.matmul_params(sizes, layer=i) for i in order)
     else:
         matrices += sum(measured.ffn_work(cfg, i).per_token for i in order)
     runs = m.n_layers // (m.n_distinct_layers or m.n_layers)  # of each layer of the positions
@@ -86,8 +86,8 @@ def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
     return matrices, [_whole(work.per_key + of_positions.per_key) for work in attention]
 
 
-def attention_work(cfg: RunConfig, layer: int, *, of_kept: bool = False) -> measured.Work:
-    """Multiply-adds of an attention branch for a token and for a pair of query and key; with `of_kept`, in generation."""
+def attention_work(cfg: RunConfig, layer: int, *, of_cached: bool = False) -> measured.Work:
+    """Multiply-adds of an attention branch for a token and for a pair of query and key; with `of_cached`, in generation."""
     from lmablate.budget import measured
     from lmablate.model import components
     from lmablate.model.dims import attention_shape
@@ -96,8 +96,8 @@ def attention_work(cfg: RunConfig, layer: int, *, of_kept: bool = False) -> meas
     if not measured.states(option, measured.FLOPS["attention"]):
         return measured.attention_work(cfg, layer)
     shape = attention_shape(cfg)
-    a_key = option.products_per_kept_key if of_kept else option.products_per_key
-    return measured.Work(option.weights_per_token(shape, settings), a_key(shape, settings))
+    a_key = option.cached_score_macs if of_cached else option.score_macs
+    return measured.Work(option.matmul_params(shape, settings), a_key(shape, settings))
 
 
 def position_work(cfg: RunConfig) -> measured.Work:
@@ -111,7 +111,7 @@ def position_work(cfg: RunConfig) -> measured.Work:
         work = measured.posemb_work(cfg)
         return work._replace(per_token=work.per_token * (cfg.model.n_distinct_layers or cfg.model.n_layers))
     shape = position_shape(cfg)
-    return measured.Work(option.weights_per_token(shape, settings), option.products_per_key(shape, settings))
+    return measured.Work(option.matmul_params(shape, settings), option.score_macs(shape, settings))
 
 
 def _whole(products: float) -> float:
@@ -119,13 +119,13 @@ def _whole(products: float) -> float:
     return round(products) if abs(products - round(products)) < 1e-6 * max(1.0, abs(products)) else products
 
 
-def reaches(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
+def spans(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
     """(window, stride) of every layer: the keys a query reads."""
     from lmablate.model import components
     from lmablate.model.multi_stack import layer_order
 
     option, settings = components.resolve(cfg.attention, "attention")
-    return [tuple(option.reach(block, settings)) for block in layer_order(cfg)]
+    return [tuple(option.layer_span(block, settings)) for block in layer_order(cfg)]
 
 
 def keys_of_layers(cfg: RunConfig) -> list[float]:
@@ -149,7 +149,7 @@ def stack_keys(cfg: RunConfig) -> list[float]:
     from lmablate.objective import objective_of
 
     objective, length = objective_of(cfg), cfg.model.context_length
-    return [keys_read(length, *reach) + objective.keys_ahead(length, *reach) for reach in reaches(cfg)]
+    return [keys_read(length, *span) + objective.keys_ahead(length, *span) for span in spans(cfg)]
 
 
 def flops_per_token(cfg: RunConfig) -> int:

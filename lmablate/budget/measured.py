@@ -23,7 +23,7 @@ from lmablate.core.source_code import is_shipped
 from lmablate.model import components
 from lmablate.model.dims import attention_shape, ffn_option, ffn_shape, position_shape
 from lmablate.model.factory import pointwise
-from lmablate.model.posemb import PosEmb, Positions
+from lmablate.model.posemb import AttentionContext, PosEmb
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 # By axis, the closed forms of parameters, those of FLOPs, and that of the cache.
 PARAMS = {
     "norm": ("n_params",),
-    "attention": ("weights_per_token", "n_vector_params"),
+    "attention": ("matmul_params", "n_bias_and_gain_params"),
     "posemb": ("n_params",),
     "ffn": ("n_params",),
 }
 FLOPS = {
-    "attention": ("weights_per_token", "products_per_key"),
-    "posemb": ("weights_per_token", "products_per_key"),
-    "ffn": ("weights_per_token",),
+    "attention": ("matmul_params", "score_macs"),
+    "posemb": ("matmul_params", "score_macs"),
+    "ffn": ("matmul_params",),
 }
 CACHE = ("cached_numbers",)
 
@@ -121,7 +121,7 @@ def _ffn(cfg: RunConfig, layer: int) -> nn.Module:
 class _Through(nn.Module):
     """A branch without weights."""
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return x
 
 
@@ -157,9 +157,9 @@ def shell_work(cfg: RunConfig) -> Work:
 
 def cached_numbers(cfg: RunConfig) -> int:
     """What an attention branch says it keeps of a token in generation; 0 where it cannot generate."""
-    kept = getattr(_attention(cfg, 0), "kept", None)
+    cached = getattr(_attention(cfg, 0), "cached", None)
     try:
-        return sum(heads * width for heads, width in kept()) if kept else 0
+        return sum(heads * width for heads, width in cached()) if cached else 0
     except NotImplementedError:
         return 0
 
@@ -207,9 +207,9 @@ def _of_shell(cfg: RunConfig) -> Work:
     return _fitted(cfg, "block_layout", run)
 
 
-def _positions(length: int) -> Positions:
+def _positions(length: int) -> AttentionContext:
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    return Positions(lambda q, k: (q, k), None, tokens=tokens)
+    return AttentionContext(lambda q, k: (q, k), None, tokens=tokens)
 
 
 def _fitted(cfg: RunConfig, axis: str, run: Callable[[int], None], longest: int | None = None) -> Work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmablate.budget.flops import reaches
+from lmablate.budget.flops import spans
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
@@ -37,7 +37,7 @@ def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
     option, settings = components.resolve(cfg.attention, "attention")
     stated = measured.states(option, measured.CACHE)
     numbers = option.cached_numbers(attention_shape(cfg), settings) if stated else measured.cached_numbers(cfg)
-    kept = sum(length if window is None else min(window, length) for window, _ in reaches(cfg))
+    kept = sum(length if window is None else min(window, length) for window, _ in spans(cfg))
     return number * numbers * kept
 
 

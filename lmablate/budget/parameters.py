@@ -44,7 +44,7 @@ def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
     from lmablate.model.ffn import network
 
     ffn = network(gated)
-    return ffn.weights_per_token(d_model, d_ff) + ffn.n_vector_params(d_model, d_ff, bias=bias)
+    return ffn.matmul_params(d_model, d_ff) + ffn.n_bias_and_gain_params(d_model, d_ff, bias=bias)
 
 
 def attention_params(cfg: RunConfig, layer: int = 0) -> int:
@@ -57,7 +57,7 @@ def attention_params(cfg: RunConfig, layer: int = 0) -> int:
     if not measured.states(option, measured.PARAMS["attention"]):
         return measured.attention_params(cfg, layer)
     shape = attention_shape(cfg)
-    total = option.weights_per_token(shape, settings) + option.n_vector_params(shape, settings)
+    total = option.matmul_params(shape, settings) + option.n_bias_and_gain_params(shape, settings)
     return total + _head_norms(cfg, option.norm_widths(shape, settings))
 
 
@@ -79,8 +79,8 @@ def _cross_params(cfg: RunConfig) -> int:
     from lmablate.model.dims import attention_shape
 
     shape = attention_shape(cfg)
-    total = CrossAttention.weights_per_token(shape, {}) + CrossAttention.weights_per_source_token(shape)
-    total += CrossAttention.n_vector_params(shape, {}) + _head_norms(cfg, CrossAttention.norm_widths(shape, {}))
+    total = CrossAttention.matmul_params(shape, {}) + CrossAttention.source_matmul_params(shape)
+    total += CrossAttention.n_bias_and_gain_params(shape, {}) + _head_norms(cfg, CrossAttention.norm_widths(shape, {}))
     if getattr(components.target(cfg.block_layout, "block_layout"), "in_turn", False):
         position = components.target(cfg.norm_position, "norm_position")
         total += position.norms_per_branch * components.count(cfg.norm, "norm", cfg.model.d_model)

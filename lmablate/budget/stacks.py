@@ -58,13 +58,13 @@ def head(cfg: RunConfig) -> StackCost:
     total, width = StackCost(), m.d_model
     if has_readout(cfg):
         one_norm = components.count(cfg.norm, "norm", m.d_model)
-        vectors = LastState.n_vector_params(m.d_model, one_norm=one_norm, bias=bias)
-        total += _matrix(LastState.weights_per_token(m.d_model), vectors)
+        vectors = LastState.n_bias_and_gain_params(m.d_model, one_norm=one_norm, bias=bias)
+        total += _matrix(LastState.matmul_params(m.d_model), vectors)
     if detects(cfg):
-        return total + _matrix(Detector.weights_per_token(m.d_model), Detector.n_vector_params(m.d_model, bias=bias))
+        return total + _matrix(Detector.matmul_params(m.d_model), Detector.n_bias_and_gain_params(m.d_model, bias=bias))
     if m.head_transform:
         width = m.embedding_dim or m.d_model
         one_norm = components.count(cfg.norm, "norm", width)
-        total += _matrix(m.d_model * width, Transform.n_vector_params(width, one_norm=one_norm, bias=bias))
+        total += _matrix(m.d_model * width, Transform.n_bias_and_gain_params(width, one_norm=one_norm, bias=bias))
     weights = m.vocab_size * width
     return total + StackCost(weights * (not m.tie_embeddings) + m.vocab_size * m.biases.head, 0, weights)

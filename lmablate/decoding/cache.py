@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmablate.model.attention import Reach
+from lmablate.model.attention import AttentionSpan
 
 
 class LayerCache:
@@ -20,14 +20,14 @@ class LayerCache:
     def __init__(
         self,
         shapes: Sequence[tuple[int, int]],
-        reach: Reach,
+        span: AttentionSpan,
         *,
         batch: int,
         length: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.slots = length if reach.window is None else min(reach.window, length)
+        self.slots = length if span.window is None else min(span.window, length)
         self.tensors = [
             torch.zeros(batch, heads, self.slots, width, dtype=dtype, device=device) for heads, width in shapes
         ]

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from lmablate.core.errors import ConfigError
 from lmablate.decoding.cache import LayerCache
-from lmablate.decoding.chunk import Piece
+from lmablate.decoding.chunk import Chunk
 from lmablate.model.attention import Attention
-from lmablate.model.posemb import PosEmb, Positions
+from lmablate.model.posemb import AttentionContext, PosEmb
 from lmablate.model.transformer import TransformerLM
 
 _HOOKS = {
-    "embed": "embed_piece",
-    "rotate": "rotate_piece",
+    "embed": "embed_chunk",
+    "rotate": "rotate_chunk",
     "score_bias": "score_bias_at",
     "relative": "relative_at",
 }
@@ -42,11 +42,11 @@ class Decoder:
         _check(model, layers)
         weight = model.embedding.weight
         self.model, self.batch, self.length = model, batch, length
-        self.reaches = [module.reads for module in layers]
+        self.spans = [module.span for module in layers]
         self.caches = [
             LayerCache(
-                module.kept(),
-                module.reads,
+                module.cached(),
+                module.span,
                 batch=batch,
                 length=length,
                 dtype=dtype or weight.dtype,
@@ -57,7 +57,7 @@ class Decoder:
         self.start = 0
         self.prefix: Tensor | None = None
         self._pieces: list[Tensor] = []
-        self._made: tuple[int, Any] | None = None  # for texts of so many tokens
+        self._tables: tuple[int, Any] | None = None  # for texts of so many tokens
 
     @property
     def n_bytes(self) -> int:
@@ -99,22 +99,24 @@ class Decoder:
     def _read(self, tokens: Tensor) -> Tensor:
         n, posemb = tokens.shape[-1], self.model.posemb
         if not self.start:
-            whole = Piece(self.caches, self.reaches, posemb, None, 0, n)
-            return self.model.hidden(tokens, self.prefix, past=whole)
-        made = self._for_pieces(self.start + n)
-        past = Piece(self.caches, self.reaches, posemb, made, self.start, n)
-        rotate = partial(posemb.rotate_piece, start=self.start, made=made)
-        place = partial(posemb.embed_piece, start=self.start, made=made)
-        return self.model.through(self.model.embed(tokens, place), Positions(rotate, None, past=past, tokens=tokens))
+            whole = Chunk(self.caches, self.spans, posemb, None, 0, n)
+            return self.model.hidden(tokens, self.prefix, kv_cache=whole)
+        tables = self._chunk_tables(self.start + n)
+        kv_cache = Chunk(self.caches, self.spans, posemb, tables, self.start, n)
+        rotate = partial(posemb.rotate_chunk, start=self.start, tables=tables)
+        add_positions = partial(posemb.embed_chunk, start=self.start, tables=tables)
+        return self.model.run_blocks(
+            self.model.embed(tokens, add_positions), AttentionContext(rotate, None, kv_cache=kv_cache, tokens=tokens)
+        )
 
-    def _for_pieces(self, length: int) -> Any:
+    def _chunk_tables(self, length: int) -> Any:
         """What the position embedding makes once for a text that is to be `self.length` tokens, or, where those would stand
         elsewhere, for one of `length`."""
         posemb = self.model.posemb
-        if self._made is None or length > self._made[0] or posemb.moves(self._made[0], length):
+        if self._tables is None or length > self._tables[0] or posemb.moves(self._tables[0], length):
             long = length if posemb.moves(length, self.length) else self.length
-            self._made = (long, posemb.for_pieces(long))
-        return self._made[1]
+            self._tables = (long, posemb.chunk_tables(long))
+        return self._tables[1]
 
 
 def _check(model: TransformerLM, layers: list[Attention]) -> None:
@@ -139,9 +141,9 @@ def _check(model: TransformerLM, layers: list[Attention]) -> None:
                 "lmablate.model.posemb.PosEmb describes it"
             )
     for module in layers:
-        if type(module).kept is Attention.kept:
+        if type(module).cached is Attention.cached:
             raise ConfigError(
-                f"attention: {type(module).__name__} does not define kept(), which generation needs: define it as "
+                f"attention: {type(module).__name__} does not define cached(), which generation needs: define it as "
                 "lmablate.model.attention.Attention describes it"
             )
     if any(getattr(module, "reads_whole_texts", False) for module in model.modules()):

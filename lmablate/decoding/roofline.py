@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmablate.budget import keys_read, kv_bytes, parameters
-from lmablate.budget.flops import attention_work, position_work, reaches
+from lmablate.budget.flops import attention_work, position_work, spans
 from lmablate.model.dims import ffn_option, ffn_shape
 from lmablate.model.multi_stack import layer_order
 
@@ -32,8 +32,8 @@ class Cost(NamedTuple):
 
 def step_cost(cfg: RunConfig, context: int, batch: int, number: int) -> Cost:
     """One token of each of `batch` texts that are `context` tokens long with it, at `number` bytes a number."""
-    weights, a_key = _products(cfg, of_kept=True)
-    kept = sum(context if window is None else min(window, context) for window, _ in reaches(cfg))
+    weights, a_key = _products(cfg, of_cached=True)
+    kept = sum(context if window is None else min(window, context) for window, _ in spans(cfg))
     return Cost(
         weight_bytes(cfg, number, batch) + batch * kv_bytes(cfg, context, number),
         round(2 * batch * (weights + _head(cfg) + a_key * kept)),
@@ -42,8 +42,8 @@ def step_cost(cfg: RunConfig, context: int, batch: int, number: int) -> Cost:
 
 def prefill_cost(cfg: RunConfig, length: int, batch: int, number: int) -> Cost:
     """`batch` texts of `length` tokens read at once, the head for the last token alone, and their cache written."""
-    weights, a_key = _products(cfg, of_kept=False)
-    pairs = sum(keys_read(length, *reach) for reach in reaches(cfg)) * length
+    weights, a_key = _products(cfg, of_cached=False)
+    pairs = sum(keys_read(length, *span) for span in spans(cfg)) * length
     return Cost(
         weight_bytes(cfg, number, batch * length) + batch * kv_bytes(cfg, length, number),
         round(2 * batch * (weights * length + _head(cfg) + a_key * pairs)),
@@ -62,10 +62,10 @@ def _head(cfg: RunConfig) -> int:
     return cfg.model.vocab_size * cfg.model.d_model
 
 
-def _products(cfg: RunConfig, *, of_kept: bool) -> tuple[float, float]:
+def _products(cfg: RunConfig, *, of_cached: bool) -> tuple[float, float]:
     """Multiply-adds with the matrices of all layers for a token, and in one layer for each key that a query reads."""
-    attention = attention_work(cfg, 0, of_kept=of_kept)
+    attention = attention_work(cfg, 0, of_cached=of_cached)
     ffn, sizes = ffn_option(cfg), ffn_shape(cfg)
     matrices = cfg.model.n_layers * attention.per_token
-    matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in layer_order(cfg))
+    matrices += sum(ffn.matmul_params(sizes, layer=i) for i in layer_order(cfg))
     return matrices, attention.per_key + position_work(cfg).per_key

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmablate.diagnostics.module_names import Found, branches, layers
 from lmablate.model.ffn import Mixture
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 from lmablate.model.transformer import TransformerLM
 
 
@@ -39,9 +39,9 @@ def watching(model: TransformerLM, found: Found) -> Iterator[None]:
 
 
 def _note(found: Found, key: str) -> Any:
-    def note(module: Mixture, inputs: tuple[Tensor, Positions]) -> None:
+    def note(module: Mixture, inputs: tuple[Tensor, AttentionContext]) -> None:
         x, positions = inputs
-        load, dropped = module.load(module.texts(x), positions.tokens)
+        load, dropped = module.load(module.by_member(x), positions.tokens)
         digits = max(2, len(str(len(load) - 1)))
         found[f"{key}/load_entropy"] = load_entropy(load)
         found[f"{key}/load_max"] = load.max() * len(load) / load.sum()

@@ -90,7 +90,7 @@ class ReplacedTokens(MaskedLM):
         assert noise is not None
         n = count(self.share, inputs.shape[-1])
         at = torch.argsort((targets != IGNORE).byte(), dim=-1, descending=True, stable=True)[..., :n]
-        logits = model.generated(inputs, at).float()
+        logits = model.generator_logits(inputs, at).float()
         wanted = targets.gather(-1, at)
         with torch.no_grad():
             probabilities = logits.double().softmax(-1).cumsum(-1)

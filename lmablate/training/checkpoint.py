@@ -202,8 +202,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
 def load_parent_weights(folder: Path, model: nn.Module) -> float:
     """Fill `model` with the final weights of its parent run, whose checkpoints are in `folder`.
 
-    Returns the loss that the first run of the line had before training, against which divergence is judged. Raises
-    ConfigError if no checkpoint is left or the weights do not fit.
+    Returns the loss that the first run of the line had before training, against which divergence is judged. Raises ConfigError if no
+    checkpoint is left or the weights do not fit.
     """
     found = checkpoints(folder)
     if not found:

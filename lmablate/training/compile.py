@@ -1,10 +1,10 @@
 """torch.compile, for runs with ``runtime.compile=true``.
 
-A run's own configuration alone decides whether it is compiled. Compiled and eager steps round differently, so a choice
-that depended on the other runs of a grid would give one run two losses.
+A run's own configuration alone decides whether it is compiled. Compiled and eager steps round differently, so a choice that depended on
+the other runs of a grid would give one run two losses.
 
-A model is compiled block by block, so that a deeper one reuses its graph. Shapes are fixed, so that a graph computes
-the same numbers whatever was compiled before it. Evaluation stays eager: its graphs would serve a few passes only.
+A model is compiled block by block, so that a deeper one reuses its graph. Shapes are fixed, so that a graph computes the same numbers
+whatever was compiled before it. Evaluation stays eager: its graphs would serve a few passes only.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Gang training: K runs of one graph train as one program.
 
-Every weight of the members is a slice ``[k]`` of a stacked tensor ``[K, ...]``, so one forward and backward pass of one
-model serves them all (model/primitives.py applies each member's slice to its own activations). All else belongs to the
-solo Trainer: a member has its own seeds, optimizer, clipping, schedule, step counter, records and checkpoints.
-Checkpoints have the solo format, because a member's parameters are views of the stack.
+Every weight of the members is a slice ``[k]`` of a stacked tensor ``[K, ...]``, so one forward and backward pass of one model serves
+them all (model/primitives.py applies each member's slice to its own activations). All else belongs to the solo Trainer: a member has
+its own seeds, optimizer, clipping, schedule, step counter, records and checkpoints. Checkpoints have the solo format, because a
+member's parameters are views of the stack.
 
-A member that ends or diverges frees its slot at once. The next queued run takes it, or the stack shrinks. A member's
-numbers depend on no other member: products are batched over K and reductions stay inside a member, so a NaN in one
-changes no bit of another.
+A member that ends or diverges frees its slot at once. The next queued run takes it, or the stack shrinks. A member's numbers depend on
+no other member: products are batched over K and reductions stay inside a member, so a NaN in one changes no bit of another.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 
 from lmablate.data.tokens import share_of
 from lmablate.model import build_model
-from lmablate.model.plain_torch import why_alone
+from lmablate.model.plain_torch import why_solo
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.model.training_hooks import before_step, join_counts, leave_counts, stack_counts
 from lmablate.objective import member_losses, objective_of, stacked
@@ -44,10 +43,10 @@ FUSIBLE_KEYS = {
 def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
     """Return a key of the graph: runs with equal keys may train as one gang. None for a run that trains solo.
 
-    Solo are runs with dropout, whose draws depend on the shape of the whole batch, objectives that require it, and
-    models with parameters or buffers of plain torch.
+    Solo are runs with dropout, whose draws depend on the shape of the whole batch, objectives that require it, and models with
+    parameters or buffers of plain torch.
     """
-    if cfg.model.dropout or objective_of(cfg).solo or why_alone(cfg):
+    if cfg.model.dropout or objective_of(cfg).solo or why_solo(cfg):
         return None
     key: dict[str, Any] = {name: value for name, value in science(cfg, data).items() if name not in FUSIBLE}
     for group, names in FUSIBLE_KEYS.items():
@@ -112,8 +111,8 @@ class MemberStack:
     def backward(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute each member's gradients into its parameters; return the mean nats of each.
 
-        `rows` are ``[B, T + 1]`` (or ``[B, 2 T]``) per member. A free slot computes on whatever it contains and changes
-        nothing of its former member.
+        `rows` are ``[B, T + 1]`` (or ``[B, 2 T]``) per member. A free slot computes on whatever it contains and changes nothing of its
+        former member.
         """
         cfg = self.members[0].cfg
         for parameter in self.stacked:
@@ -196,8 +195,8 @@ class Gang:
                 raise interrupted
 
     def _fill(self) -> Iterator[tuple[Any, Record | None]]:
-        """Give free slots to queued runs. With an empty queue, drop free slots: at once, or if that costs a
-        compilation, when half of the slots are free."""
+        """Give free slots to queued runs. With an empty queue, drop free slots: at once, or if that costs a compilation, when half of
+        the slots are free."""
         for slot, seat in enumerate(self.slots):
             while seat is None and (queued := next(self.queue, None)) is not None:
                 name, trainer = queued

@@ -1,9 +1,8 @@
 """Memory settings of a process: freed memory is kept, and a GPU's memory is limited.
 
-A training step allocates and frees the same hundreds of megabytes again and again. By default glibc returns large
-blocks to the operating system, which clears them page by page before it hands them out again. Measured on one core,
-that was 15 % of a step at d_model 128 and vocabulary 1,024, and 60 % at vocabulary 32,000. Neither results nor peak
-memory change.
+A training step allocates and frees the same hundreds of megabytes again and again. By default glibc returns large blocks to the
+operating system, which clears them page by page before it hands them out again. Measured on one core, that was 15 % of a step at
+d_model 128 and vocabulary 1,024, and 60 % at vocabulary 32,000. Neither results nor peak memory change.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def keep_freed_memory() -> bool:
 
 
 def limit_gpu_memory(cfg: RunConfig) -> None:
-    """Limit the run to its share of a GPU (`runtime.gpu_memory`, GiB), so that one that needs more fails and not its
-    neighbours."""
+    """Limit the run to its share of a GPU (`runtime.gpu_memory`, GiB), so that one that needs more fails and not its neighbours."""
     if cfg.runtime.device == "cuda" and cfg.runtime.gpu_memory is not None:
         import torch
 

@@ -39,8 +39,8 @@ class RandomTokens:
 def seconds_per_step(cfg: RunConfig) -> float:
     """Return the median seconds of an optimizer step of `cfg`, without evaluation.
 
-    The time is measured once and stored in ``timings.json`` in the cache folder, so that later commands solve for the
-    same steps. The first measurement needs an otherwise idle machine.
+    The time is measured once and stored in ``timings.json`` in the cache folder, so that later commands solve for the same steps. The
+    first measurement needs an otherwise idle machine.
     """
     path = (Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else cache_dir()) / "timings.json"
     key = hashlib.sha256(json.dumps(_shape(cfg), sort_keys=True, default=str).encode()).hexdigest()[:16]

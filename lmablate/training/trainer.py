@@ -137,9 +137,9 @@ class Trainer:
     def cycle(self, stop: Callable[[], int]) -> Generator[Record | torch.Tensor, torch.Tensor | None, None]:
         """Run all steps, leaving the gradients to the caller.
 
-        The generator yields records, and between them the rows ``[B, T + 1]`` of the next step. For rows the caller
-        sends back their mean nats, after it has put the gradients into the parameters. `stop` is called after every
-        step; if it returns a signal number, a checkpoint is written and Interrupted is raised with that number.
+        The generator yields records, and between them the rows ``[B, T + 1]`` of the next step. For rows the caller sends back their
+        mean nats, after it has put the gradients into the parameters. `stop` is called after every step; if it returns a signal number,
+        a checkpoint is written and Interrupted is raised with that number.
         """
         resumed = self._resume()
         self.on_resume(self.progress.step if resumed else None)
@@ -313,8 +313,8 @@ class Trainer:
         return total
 
     def seed_noise(self, part: int | str) -> None:
-        """Seed the draws of a pass by data seed, step and microbatch `part`, so that arms and resumed runs drop the
-        same units. Of the shipped parts only dropout draws."""
+        """Seed the draws of a pass by data seed, step and microbatch `part`, so that arms and resumed runs drop the same units. Of the
+        shipped parts only dropout draws."""
         seed = noise_seed(self.cfg.data_seed, self.progress.step, part)
         if self.cfg.code:
             seed_everything(seed)

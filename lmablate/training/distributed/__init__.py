@@ -1,8 +1,8 @@
 """One run on several processes: ``torchrun --nproc-per-node N -m lmablate.train ... runtime.parallel=ddp`` (or ``fsdp2``).
 
-Every process takes its share of the rows of each batch, so a step reads the same tokens on any number of them. Loss,
-gradients and clipping are those of the whole batch. Only the first process writes files. This module is the interface
-for other rooms and imports nothing heavy.
+Every process takes its share of the rows of each batch, so a step reads the same tokens on any number of them. Loss, gradients and
+clipping are those of the whole batch. Only the first process writes files. This module is the interface for other rooms and imports
+nothing heavy.
 """
 
 from __future__ import annotations

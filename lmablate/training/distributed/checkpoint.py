@@ -1,9 +1,9 @@
 """Checkpoints of a run on several processes, which any number of processes can load, also one without torchrun.
 
 During training a checkpoint is a folder, ``step-000000120.shards/``. Each process writes its own shard with
-torch.distributed.checkpoint as a safetensors file (its default format contains a pickle). The first process writes
-`state.json` with the checksums of the shards. The folder gets its name once it is complete. The last checkpoint of a
-run is the single file of training/checkpoint.py, so that every tool reads it.
+torch.distributed.checkpoint as a safetensors file (its default format contains a pickle). The first process writes `state.json` with
+the checksums of the shards. The folder gets its name once it is complete. The last checkpoint of a run is the single file of
+training/checkpoint.py, so that every tool reads it.
 """
 
 from __future__ import annotations

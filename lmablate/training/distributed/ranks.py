@@ -52,8 +52,8 @@ class Ranks:
         self.max([0])
 
     def assigned(self, items: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """Yield this process's share of `items`, equally many for each process, as (item, counts). Where they run out
-        the last item is repeated with False, which must not be counted."""
+        """Yield this process's share of `items`, equally many for each process, as (item, counts). Where they run out the last item is
+        repeated with False, which must not be counted."""
         for start in range(0, len(items), self.size):
             mine = start + self.rank
             yield items[min(mine, len(items) - 1)], mine < len(items)

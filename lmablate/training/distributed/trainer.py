@@ -1,7 +1,7 @@
 """The Trainer as one of several processes: the same steps, each process computing its own rows.
 
-The sum over processes of ``share * gradient`` is the gradient of the whole batch, where `share` is the fraction of the
-batch's scored targets in a process. DDP and FSDP2 average over processes, so each loss is multiplied by their number.
+The sum over processes of ``share * gradient`` is the gradient of the whole batch, where `share` is the fraction of the batch's scored
+targets in a process. DDP and FSDP2 average over processes, so each loss is multiplied by their number.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ R = TypeVar("R")
 
 
 class RootModule(nn.Module):
-    """Runs a callable as its forward pass, so that FSDP2 gathers the weights outside the blocks and DDP expects a
-    backward pass."""
+    """Runs a callable as its forward pass, so that FSDP2 gathers the weights outside the blocks and DDP expects a backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -178,8 +177,8 @@ def _replicated(whole: RootModule, device: str) -> nn.Module:
 
 
 def _shard(whole: RootModule, device: str) -> None:
-    """FSDP2: every process has a shard of each weight, its gradient and its moments (Rajbhandari et al. 2020, arXiv
-    1910.02054, stage 3); blocks are gathered one by one."""
+    """FSDP2: every process has a shard of each weight, its gradient and its moments (Rajbhandari et al. 2020, arXiv 1910.02054, stage
+    3); blocks are gathered one by one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
