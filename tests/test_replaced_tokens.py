@@ -20,7 +20,7 @@ from lmablate.evaluate import evaluate
 from lmablate.model import build_model
 from lmablate.model.multi_stack import generator_of
 from lmablate.objective import IGNORE, ReplacedTokens, objective_of
-from lmablate.objective.rtd import found_of, rates
+from lmablate.objective.rtd import precision_of_top, rates
 from lmablate.schema.training_config import ObjectiveSettings
 from lmablate.training.gang import graph_key
 
@@ -221,9 +221,9 @@ def test_measures_by_hand():
 
 def test_of_equal_scores_some_are_right_by_chance():
     was = np.array([True, False, False, True, False])
-    assert found_of(was, np.array([5.0, 1.0, 1.0, 1.0, 0.0])) == pytest.approx((1 + 1 / 3) / 2)
-    assert found_of(was, np.zeros(5)) == pytest.approx(0.4)
-    assert found_of(was, was.astype(float)) == 1.0
+    assert precision_of_top(was, np.array([5.0, 1.0, 1.0, 1.0, 0.0])) == pytest.approx((1 + 1 / 3) / 2)
+    assert precision_of_top(was, np.zeros(5)) == pytest.approx(0.4)
+    assert precision_of_top(was, was.astype(float)) == 1.0
 
 
 def test_runs_train_alone_and_in_pieces_alike():
@@ -250,4 +250,4 @@ def test_the_rate_of_a_kind_of_token_is_that_of_the_other_half():
     np.testing.assert_allclose(rates(was, tokens), want)
     rng = np.random.default_rng(0)  # where nothing can be known, nothing is: a rate of the same text would seem to know
     tokens, was = rng.integers(0, 1000, 4000), rng.random(4000) < 0.1
-    assert found_of(was, rates(was, tokens)) == pytest.approx(was.mean(), abs=0.05)
+    assert precision_of_top(was, rates(was, tokens)) == pytest.approx(was.mean(), abs=0.05)

@@ -11,7 +11,7 @@ import torch
 
 from lmablate.data.tasks.store import SkillData
 from lmablate.evaluate.task_accuracy import Evaluation, evaluate_task
-from lmablate.objective import IGNORE, Batch, Held, Objective, vocab_size
+from lmablate.objective import IGNORE, Batch, Objective, ValidationText, vocab_size
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -61,12 +61,12 @@ def evaluate(
     yardsticks = {name: a / n for name, (a, n) in found.items() if n}
     if objective.has_measures:
         log_p = unigram(data.train, vocab_size(model))
-        yardsticks |= _measured(model, objective, Held(inputs, targets, log_p, batch_size, device))
+        yardsticks |= _measured(model, objective, ValidationText(inputs, targets, log_p, batch_size, device))
     return Evaluation(nats / count, bpb, yardsticks=yardsticks)
 
 
 @torch.no_grad()
-def _measured(model: TransformerLM, objective: Objective, text: Held) -> dict[str, float]:
+def _measured(model: TransformerLM, objective: Objective, text: ValidationText) -> dict[str, float]:
     training = model.training
     model.eval()
     try:

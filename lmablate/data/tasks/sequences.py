@@ -40,7 +40,7 @@ class SelectiveCopying:
 class Compression:
     """Random tokens and a signal; the target at every place is the token there (MAD: Poli et al. 2024, arXiv 2403.17844).
 
-    The model answers from the state at the signal alone (model/readout.py)."""
+    The model answers from the state at the signal alone (model/output_heads.py)."""
 
     def __init__(self, settings: CompressionData) -> None:
         self.settings = settings
