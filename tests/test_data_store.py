@@ -49,7 +49,7 @@ def test_pieces_of_a_text_without_white_space_are_whole_characters(tmp_path: Pat
     text = "日本語" * 200 + "x"
     corpus = gather(tmp_path, [text, "other words"], val_fraction=1e-9)
     both = np.concatenate([corpus.train, corpus.val])
-    pieces = [(piece.decode(), last) for piece, last in corpus.pieces(both, limit=100)]
+    pieces = [(piece.decode(), last) for piece, last in corpus.chunks(both, limit=100)]
     assert text in "".join(piece for piece, _ in pieces)
     assert sum(last for _, last in pieces) == 2
     assert len(pieces) > 10

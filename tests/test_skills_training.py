@@ -59,7 +59,7 @@ def test_loss_and_accuracy_are_those_of_the_scored_targets():
     found = answer(trainer.model, data.val_windows(24), batch_size=7, device="cpu")
     assert found.nats / found.n == pytest.approx(nats, rel=1e-6)
     assert found.accuracy == pytest.approx(right, rel=1e-6)
-    assert found.n == data.facts()["val_tokens"]
+    assert found.n == data.row_fields()["val_tokens"]
     rows = trainer.rows(0)
     expected = reference(trainer.model, rows[:, :24].numpy(), rows[:, 24:].numpy())[0]
     assert float(trainer.backward(rows)) == pytest.approx(expected, rel=1e-5)

@@ -12,7 +12,7 @@ from lmablate.objective import IGNORE
 
 if TYPE_CHECKING:
     from lmablate.data.tasks.recall import Examples
-    from lmablate.data.tasks.store import SkillData
+    from lmablate.data.tasks.store import TaskData
     from lmablate.model.transformer import TransformerLM
 
 ROWS = 2048  # of logits at a time
@@ -47,7 +47,7 @@ class Answers(NamedTuple):
 
 
 def evaluate_task(
-    model: TransformerLM, data: SkillData, *, batch_size: int, device: str, with_lengths: bool
+    model: TransformerLM, data: TaskData, *, batch_size: int, device: str, with_lengths: bool
 ) -> Evaluation:
     """Answer the validation set of a task; see validation.evaluate."""
     found = answer(model, data.val_windows(data.length), batch_size=batch_size, device=device)
@@ -81,9 +81,9 @@ def answer(model: TransformerLM, examples: Examples, *, batch_size: int, device:
 
 
 def accuracy_by_length(
-    model: TransformerLM, data: SkillData, *, batch_size: int, device: str
+    model: TransformerLM, data: TaskData, *, batch_size: int, device: str
 ) -> dict[str, float | None]:
-    """The accuracy at each of data.length_factors, by length as SkillData.val_lengths has it; None where the model has no
+    """The accuracy at each of data.length_factors, by length as TaskData.val_lengths has it; None where the model has no
     positions (``posemb=learned`` beyond the context)."""
     found: dict[str, float | None] = {}
     for length, examples in data.val_lengths().items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from lmablate.data.tasks.store import SkillData
+from lmablate.data.tasks.store import TaskData
 from lmablate.evaluate.task_accuracy import Evaluation, evaluate_task
 from lmablate.objective import IGNORE, Batch, Objective, ValidationText, vocab_size
 
@@ -41,7 +41,7 @@ def evaluate(
 ) -> Evaluation:
     """The loss of `objective` on the validation text, or on the scored tokens of a task; at the end of a run (`with_lengths`)
     the objective's yardsticks too, or a task at other lengths. Dropout is off; a non-finite loss comes back as nan."""
-    if isinstance(data, SkillData):
+    if isinstance(data, TaskData):
         return evaluate_task(model, data, batch_size=batch_size, device=device, with_lengths=with_lengths)
     inputs, targets = (torch.from_numpy(x) for x in data.val_windows(context_length))
     own = objective.validation(inputs, targets)
