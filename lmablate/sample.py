@@ -21,7 +21,7 @@ from lmablate.runs.run_directory import RunDirectory, run_path
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
-    from lmablate.decoding import Draw
+    from lmablate.decoding import Sampling
     from lmablate.schema.run_config import RunConfig
 
 EXAMPLES = """examples:
@@ -73,10 +73,10 @@ def _sample(asked: argparse.Namespace) -> None:
     if asked.seed < 0:
         raise ConfigError(f"--seed {asked.seed}: give 0 or more")
 
-    from lmablate.decoding import Draw
+    from lmablate.decoding import Sampling
 
-    draw = Draw(asked.temperature, asked.top_k, asked.top_p)
-    if draw.temperature == 0 and asked.n > 1:
+    sampling = Sampling(asked.temperature, asked.top_k, asked.top_p)
+    if sampling.temperature == 0 and asked.n > 1:
         raise ConfigError(f"--n {asked.n}: at --temperature 0 all texts are the same one; leave --n out, or raise it")
 
     trust_packages(asked.trust)
@@ -84,7 +84,7 @@ def _sample(asked: argparse.Namespace) -> None:
         asked.run_dir,
         _prompt(asked),
         asked.tokens,
-        draw,
+        sampling,
         seed=asked.seed,
         n=asked.n,
         device=asked.device,
@@ -116,7 +116,15 @@ def _prompt(asked: argparse.Namespace) -> str:
 
 
 def write(
-    run_dir: Path, prompt: str, tokens: int, draw: Draw, *, seed: int, n: int, device: str = "cpu", threads: int = 1
+    run_dir: Path,
+    prompt: str,
+    tokens: int,
+    sampling: Sampling,
+    *,
+    seed: int,
+    n: int,
+    device: str = "cpu",
+    threads: int = 1,
 ) -> list[str]:
     """`n` texts of a run, the prompt first, each up to the end of its document or `tokens` tokens. Raises ConfigError."""
     import torch
@@ -143,7 +151,7 @@ def write(
             "objective=causal or prefix"
         )
     prefix = len(ids) if OBJECTIVES[cfg.objective.kind].looks_ahead else None
-    found = generate(ready(model, cfg, device), rows, tokens, draw, seed=seed, end=data.eot_id, prefix=prefix)
+    found = generate(ready(model, cfg, device), rows, tokens, sampling, seed=seed, end=data.eot_id, prefix=prefix)
     return [_text(row, data) for row in found[:, 1:].tolist()]
 
 

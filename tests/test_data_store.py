@@ -38,7 +38,7 @@ def test_long_documents_are_tokenised_in_pieces_without_a_trace(
 ):
     source = files(write(tmp_path / "text", texts(20, words=150)))
     whole = prepare(source, bpe(400), context_length=16, cache=tmp_path / "a")
-    monkeypatch.setattr(Corpus.pieces, "__defaults__", (limit,))
+    monkeypatch.setattr(Corpus.chunks, "__defaults__", (limit,))
     monkeypatch.setattr(documents_module, "BATCH_BYTES", 1000)
     pieces = prepare(source, bpe(400), context_length=16, cache=tmp_path / "b")
     np.testing.assert_array_equal(pieces.train, whole.train)

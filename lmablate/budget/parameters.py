@@ -1,4 +1,4 @@
-"""Parameter counts in closed form, summed from those of the parts."""
+"""Parameter counts in closed form, summed over the parts."""
 
 from __future__ import annotations
 
@@ -18,29 +18,32 @@ class _Counts(NamedTuple):
 
 
 class Parameters(_Counts):
-    """Learned numbers, each counted once. `non_embedding`: all but the token table, the position table, an untied
-    head and its bias; a tied head is the token table. `idle`: those of experts that a token does not meet."""
+    """Parameter counts, each parameter once.
+
+    `non_embedding`: all but the token table, the position table, an untied head and its bias; a tied head is the token table. `idle`:
+    those of experts that a token does not use.
+    """
 
     idle: int
 
     def __new__(cls, total: int, non_embedding: int, idle: int = 0) -> Parameters:
-        made = super().__new__(cls, total, non_embedding)
-        made.idle = idle
-        return made
+        counts = super().__new__(cls, total, non_embedding)
+        counts.idle = idle
+        return counts
 
     @property
     def embedding(self) -> int:
-        """The token table, the position table and an untied head."""
+        """Return the count of the token table, the position table and an untied head."""
         return self.total - self.non_embedding
 
     @property
     def active(self) -> int:
-        """Those that a token meets. In a dense model that is every one."""
+        """Return the count that a token uses; all in a dense model."""
         return self.total - self.idle
 
 
 def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
-    """Weights (and biases) of one feed-forward network."""
+    """Return the number of weights (and biases) of one feed-forward network."""
     from lmablate.model.ffn import network
 
     ffn = network(gated)
@@ -48,7 +51,7 @@ def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
 
 
 def attention_params(cfg: RunConfig, layer: int = 0) -> int:
-    """Weights, biases and gains of one attention branch, by the closed forms of its class, or built where it has none."""
+    """Return the number of weights, biases and gains of one attention branch, by its closed forms or by building it."""
     from lmablate.budget import measured
     from lmablate.model import components
     from lmablate.model.dims import attention_shape
@@ -62,7 +65,7 @@ def attention_params(cfg: RunConfig, layer: int = 0) -> int:
 
 
 def _head_norms(cfg: RunConfig, widths: tuple[list[int], list[int]]) -> int:
-    """Learned numbers of the norms of queries and keys, and of values, of these widths."""
+    """The parameters of the norms of queries and keys, and of values, of these widths."""
     from lmablate.model import components
 
     total = 0
@@ -73,7 +76,7 @@ def _head_norms(cfg: RunConfig, widths: tuple[list[int], list[int]]) -> int:
 
 
 def _cross_params(cfg: RunConfig) -> int:
-    """Learned numbers of the cross attention of one layer, with the norms of its branch."""
+    """The parameters of one layer's cross attention, with the norms of its branch."""
     from lmablate.model import components
     from lmablate.model.attention import CrossAttention
     from lmablate.model.dims import attention_shape
@@ -87,17 +90,17 @@ def _cross_params(cfg: RunConfig) -> int:
     return total
 
 
-class Stack(NamedTuple):
-    """Learned numbers of a stack: of its layers, its last norm and its positions (`layers`), of a table of positions, and of
-    experts that a token does not meet."""
+class LayerCounts(NamedTuple):
+    """Parameter counts of a stack: `layers` with the final norm and learned positions, a position `table`, and `idle` ones of experts
+    that a token does not use."""
 
     layers: int
     table: int
     idle: int
 
 
-def stack_params(cfg: RunConfig) -> Stack:
-    """Those of one stack of layers, without its ends."""
+def stack_params(cfg: RunConfig) -> LayerCounts:
+    """Return the counts of one stack of layers, without embedding and head."""
     from lmablate.budget import measured
     from lmablate.model import components
     from lmablate.model.dims import ffn_option, ffn_shape, has_final_norm, position_shape
@@ -115,11 +118,11 @@ def stack_params(cfg: RunConfig) -> Stack:
     else:  # an activation that is a module may have weights
         branches += sum(measured.ffn_params(cfg, i) for i in layers)
     idle = sum(ffn.n_idle(sizes, layer=i) for i in layers)
-    return Stack(branches + one_norm * has_final_norm(cfg) + positions - table, table, idle)
+    return LayerCounts(branches + one_norm * has_final_norm(cfg) + positions - table, table, idle)
 
 
 def shell_params(cfg: RunConfig) -> int:
-    """Learned numbers of a block beside its branches: those of its norms."""
+    """Return the parameter count of a block without its branches: that of its norms."""
     from lmablate.budget import measured
     from lmablate.model import components
 
@@ -131,16 +134,16 @@ def shell_params(cfg: RunConfig) -> int:
 
 
 def parameters(cfg: RunConfig) -> Parameters:
-    """Parameter counts by closed form, without building anything."""
+    """Return the parameter counts by closed form, without building a model."""
     from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of
 
     two = cfg.model.n_encoder_layers is not None
     found = [stack_params(decoder_of(cfg)), stack_params(encoder_of(cfg))] if two else [stack_params(cfg)]
-    beside = stacks.ends(cfg)
-    if two:  # and a norm of what the encoder embeds, where there is one of what the decoder does
-        beside += stacks.StackCost(rest=cfg.model.n_layers * _cross_params(cfg)) + stacks.embedding_norm(cfg)
-    if (own := generator_of(cfg)) is not None:  # which shares the token rows
-        beside += stacks.row_map(own) + stacks.head(own) + stacks.StackCost(rest=stack_params(own).layers)
-    rest = beside.rest + sum(each.layers for each in found)
-    tables = beside.tables + sum(each.table for each in found)
+    rest_of_model = stacks.ends(cfg)
+    if two:  # the encoder has an embedding norm if the decoder has one
+        rest_of_model += stacks.StackCost(rest=cfg.model.n_layers * _cross_params(cfg)) + stacks.embedding_norm(cfg)
+    if (own := generator_of(cfg)) is not None:  # it shares the token rows
+        rest_of_model += stacks.row_map(own) + stacks.head(own) + stacks.StackCost(rest=stack_params(own).layers)
+    rest = rest_of_model.rest + sum(each.layers for each in found)
+    tables = rest_of_model.tables + sum(each.table for each in found)
     return Parameters(rest + tables, rest, sum(each.idle for each in found))

@@ -1,4 +1,4 @@
-"""One piece of a text on its way through the layers."""
+"""One chunk of a text on its way through the layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lmablate.model.posemb import AttentionContext, CachedKV, PosEmb
 
 
 class Chunk:
-    """``positions.kv_cache`` for the n tokens from position `start` on: layers of one reach share masks and biases."""
+    """The ``positions.kv_cache`` of the n tokens from position `start` on; layers of equal span share masks and biases."""
 
     def __init__(
         self,
@@ -43,15 +43,15 @@ class Chunk:
     def _read(
         self, cache: LayerCache, span: AttentionSpan, device: torch.device
     ) -> tuple[Tensor | None, AttentionContext]:
-        places = cache.places(self.start, self.end, device)
-        distance = torch.arange(self.start, self.end, device=device)[:, None] - places
+        key_positions = cache.positions(self.start, self.end, device)
+        distance = torch.arange(self.start, self.end, device=device)[:, None] - key_positions
 
         def relative(q: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
             return self.posemb.relative_at(q, layer, distance, self.tables)
 
         positions = AttentionContext(_turned_before, self.posemb.score_bias_at(distance), relative)
         if self.end - self.start == 1 and span.stride is None:
-            return None, positions  # one token reads all that is kept for it
+            return None, positions  # one token reads the whole cache
         read = distance >= 0
         if span.window is not None:
             read = read & (distance < span.window)
