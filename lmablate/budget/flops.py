@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 
 def keys_read(length: int, window: int | None = None, stride: int | None = None) -> float:
-    """Return the mean number of keys a query reads under a causal mask, including its own.
-
-    Of the T queries of a text, T - d have a key at distance d; distances 0, stride, 2 stride, ... below `window` are read.
-    """
+    """Return the mean number of keys a query reads under a causal mask, including its own. Of the T queries of a text, T - d have a key
+    at distance d; distances 0, stride, 2 stride, ... below `window` are read."""
     step = stride or 1
     n = ((length if window is None else min(window, length)) - 1) // step + 1
     return n - step * n * (n - 1) / (2 * length)

@@ -18,11 +18,8 @@ class _Counts(NamedTuple):
 
 
 class Parameters(_Counts):
-    """Parameter counts, each parameter once.
-
-    `non_embedding`: all but the token table, the position table, an untied head and its bias; a tied head is the token table. `idle`:
-    those of experts that a token does not use.
-    """
+    """Parameter counts, each parameter once. `non_embedding`: all but the token table, the position table, an untied head and its bias;
+    a tied head is the token table. `idle`: those of experts that a token does not use."""
 
     idle: int
 

@@ -10,11 +10,8 @@ Cost = Callable[[int], float]
 
 
 class Missed(Exception):
-    """No candidate meets the target.
-
-    `nearest` are the candidates around it, the lower one first (or one, at the edge), and `costs` their costs, unless they follow from
-    the number alone.
-    """
+    """No candidate meets the target. `nearest` are the candidates around it, the lower one first (or one, at the edge), and `costs`
+    their costs, unless they follow from the number alone."""
 
     def __init__(self, nearest: list[int], costs: dict[int, int] | None = None) -> None:
         super().__init__(f"the nearest are {nearest}")
@@ -22,10 +19,8 @@ class Missed(Exception):
 
 
 def around(target: float, cost: Cost, step: int, guess: int) -> list[int]:
-    """Return the last multiple of `step` that costs at most `target` and the first one that costs more, or the latter alone.
-
-    `cost` must be increasing; the search doubles from `guess`, then bisects.
-    """
+    """Return the last multiple of `step` that costs at most `target` and the first one that costs more, or the latter alone. `cost`
+    must be increasing; the search doubles from `guess`, then bisects."""
     low, high = 0, max(1, guess // step)
     while cost(high * step) <= target:
         low, high = high, 2 * high
@@ -46,10 +41,8 @@ def fits(target: float, found: float) -> bool:
 
 
 def meet(target: float, cost: Cost, guess: int, steps: Sequence[int] = STEPS) -> int:
-    """Return a number whose cost is within the tolerance of `target`: the nearest one of the coarsest step that has one.
-
-    Raises Missed with the two neighbours of the finest step.
-    """
+    """Return a number whose cost is within the tolerance of `target`: the nearest one of the coarsest step that has one. Raises Missed
+    with the two neighbours of the finest step."""
     near: list[int] = []
     for step in steps:
         near = around(target, cost, step, guess)

@@ -190,9 +190,7 @@ def _norm_step(norm: nn.Module, x: Tensor) -> _Meter:
 
 
 def all_flops_per_token(cfg: RunConfig, step: Step) -> int:
-    """Return the training FLOPs per token with norms, softmax and element-wise work.
-
-    These are the FLOPs of the matrix products (:func:`flops_per_token`), and one per element that another operation works on.
-    """
+    """Return the training FLOPs per token with norms, softmax and element-wise work. These are the FLOPs of the matrix products
+    (:func:`flops_per_token`), and one per element that another operation works on."""
     softmax = softmax_flops(cfg) if step.fused else 0.0
     return round(flops_per_token(cfg) + softmax + (step.norms.flops + step.pointwise.flops) / cfg.model.context_length)

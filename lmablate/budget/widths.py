@@ -9,11 +9,8 @@ from lmablate.budget.search import STEPS, TOLERANCE
 
 
 def matched_width(target: float, params_of: Callable[[int], int], guess: float) -> int:
-    """Return the FFN width near `guess` whose parameter count is nearest `target`.
-
-    It is a multiple of 8, which suits every kernel, or of 4 and then 2 if that misses the target by 1 % or more. Rounding to 256, as is
-    common elsewhere, adds 50 % at width 128.
-    """
+    """Return the FFN width near `guess` whose parameter count is nearest `target`. It is a multiple of 8, which suits every kernel, or
+    of 4 and then 2 if that misses the target by 1 % or more. Rounding to 256, as is common elsewhere, adds 50 % at width 128."""
     best = 0
     for step in STEPS:
         below = max(step, int(guess // step) * step)

@@ -18,10 +18,8 @@ ROWS = 256  # per read
 
 
 def table_texts(table: pa.Table, tally: Tally) -> Iterator[memoryview]:
-    """Yield the UTF-8 of the column `tally.field`, row by row; bytes count as text if they are UTF-8.
-
-    Raises DataError if the column is missing or is not text.
-    """
+    """Yield the UTF-8 of the column `tally.field`, row by row; bytes count as text if they are UTF-8. Raises DataError if the column is
+    missing or is not text."""
     import pyarrow as pa
 
     column = _column(table, tally)

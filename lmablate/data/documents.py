@@ -57,10 +57,8 @@ class Corpus:
             yield batch
 
     def chunks(self, spans: np.ndarray, limit: int = CHUNK_BYTES) -> Iterator[tuple[bytes, bool]]:
-        """Yield the documents of `spans` as (UTF-8 bytes, does the document end here), none much longer than `limit`.
-
-        Long documents are cut before white space that follows a word, where a tokenizer ends a word in any case.
-        """
+        """Yield the documents of `spans` as (UTF-8 bytes, does the document end here), none much longer than `limit`. Long documents
+        are cut before white space that follows a word, where a tokenizer ends a word in any case."""
         text = np.memmap(self.spool, dtype=np.uint8, mode="r")
         for offset, length in spans.tolist():
             start, end = offset, offset + length

@@ -39,10 +39,8 @@ class Part(NamedTuple):
 
 
 def parts(raw: BinaryIO, where: str, size: int) -> Iterator[Part]:
-    """Yield the content of the file `where` of `size` bytes: itself, or the members of an archive, one at a time.
-
-    Raises DataError for an unsupported format, and the archive readers' errors for a damaged one.
-    """
+    """Yield the content of the file `where` of `size` bytes: itself, or the members of an archive, one at a time. Raises DataError for
+    an unsupported format, and the archive readers' errors for a damaged one."""
     limit = _ByteLimit(where, size)
     if _suffix(where) == ".zip":
         yield from _members(raw, where, limit)

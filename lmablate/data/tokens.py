@@ -91,10 +91,8 @@ class TokenData:
         return recent
 
     def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs and targets of the validation text, both int64 (windows, context_length).
-
-        Every token is the target exactly once, the first one after an end token; padding of the last window is IGNORED.
-        """
+        """Return inputs and targets of the validation text, both int64 (windows, context_length). Every token is the target exactly
+        once, the first one after an end token; padding of the last window is IGNORED."""
         n = len(self.val)
         windows = -(-n // context_length)
         inputs = np.full(windows * context_length, self.eot_id, dtype=np.int64)
@@ -105,19 +103,15 @@ class TokenData:
 
 
 def inputs_and_targets(rows: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
-    """Return the first and the last `context_length` columns of rows from ``batch``.
-
-    They overlap in a text, ``[..., T + 1]``; a task appends its targets to its inputs, ``[..., 2 T]``.
-    """
+    """Return the first and the last `context_length` columns of rows from ``batch``. They overlap in a text, ``[..., T + 1]``; a task
+    appends its targets to its inputs, ``[..., 2 T]``."""
     assert rows.shape[-1] in (context_length + 1, 2 * context_length)
     return rows[..., :context_length], rows[..., -context_length:]
 
 
 def share_of(part: Tensor, whole: Tensor) -> Tensor | float:
-    """Return the fraction of the scored targets of `whole` ``[..., B, T]`` in `part` ``[..., b, T]``, one per member of a gang.
-
-    It is the weight of a microbatch's mean in the mean of the batch.
-    """
+    """Return the fraction of the scored targets of `whole` ``[..., B, T]`` in `part` ``[..., b, T]``, one per member of a gang. It is
+    the weight of a microbatch's mean in the mean of the batch."""
     if part.shape == whole.shape:
         return 1.0
     return (part != IGNORED).sum((-2, -1)).float() / (whole != IGNORED).sum((-2, -1)).float()

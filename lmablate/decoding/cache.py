@@ -49,10 +49,8 @@ class LayerCache:
             tensor[..., : stored - before_the_end, :] = tail[..., before_the_end:, :]
 
     def extend(self, start: int, new: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Store a chunk and return all that its queries may read, in the order of `positions`.
-
-        The result is a view of the cache, unless the chunk has several tokens and overwrites ones that its own first queries read.
-        """
+        """Store a chunk and return all that its queries may read, in the order of `positions`. The result is a view of the cache,
+        unless the chunk has several tokens and overwrites ones that its own first queries read."""
         end = start + new[0].shape[-2]
         if self._pushes_out(start, end):
             earlier = torch.arange(max(0, start - self.slots), start, device=new[0].device) % self.slots

@@ -75,10 +75,8 @@ class Decoder:
 
     @torch.no_grad()
     def advance(self, tokens: Tensor, prefix: int | None = None) -> Tensor:
-        """Read the next n tokens and return the head's input, ``[B, n, D]``.
-
-        The first `prefix` tokens of a text, which must be in its first chunk, read each other in both directions.
-        """
+        """Read the next n tokens and return the head's input, ``[B, n, D]``. The first `prefix` tokens of a text, which must be in its
+        first chunk, read each other in both directions."""
         batch, n = tokens.shape
         if batch != self.batch or not 0 < n <= self.length - self.start:
             raise ValueError(

@@ -44,10 +44,8 @@ def _idle(activity: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def idle_units_of_experts(hidden: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-    """Return these fractions for sorted rows ``[M, H]``, ``sizes[e]`` of expert e.
-
-    Each expert has H units of its own; in an expert without tokens all are dead.
-    """
+    """Return these fractions for sorted rows ``[M, H]``, ``sizes[e]`` of expert e. Each expert has H units of its own; in an expert
+    without tokens all are dead."""
     rows = hidden.detach().float().abs()[: sum(sizes)].split(sizes)
     return _idle(torch.stack([some.mean(0) if len(some) else some.sum(0) for some in rows]))
 

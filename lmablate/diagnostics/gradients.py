@@ -30,10 +30,8 @@ def copies(places: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, list[Tenso
 
 @torch.no_grad()
 def update_ratios(places: Mapping[str, Sequence[nn.Parameter]], before: Mapping[str, list[Tensor]]) -> Measurements:
-    """Return ``<place>/update_ratio``: ``|w' - w| / |w|`` of one optimizer step, including weight decay; `before` has w.
-
-    Not finite for a place whose weights were all zero.
-    """
+    """Return ``<place>/update_ratio``: ``|w' - w| / |w|`` of one optimizer step, including weight decay; `before` has w. Not finite for
+    a place whose weights were all zero."""
     found = {}
     for place, parameters in places.items():
         changes = [p.detach() - old for p, old in zip(parameters, before[place], strict=True)]

@@ -13,9 +13,7 @@ from lmablate.model.transformer import TransformerLM
 @torch.no_grad()
 def gains(model: TransformerLM) -> Measurements:
     """Return ``<place>/gain_mean`` and ``/gain_max``: mean and largest magnitude of the factors of a place's norms, initially 1.
-
-    ``layer03/norm`` has the norms of the block, ``layer03/attn`` those inside attention (of queries, keys, values).
-    """
+    ``layer03/norm`` has the norms of the block, ``layer03/attn`` those inside attention (of queries, keys, values)."""
     places: list[tuple[str, list[Gain]]] = [("embed_norm", _gains(model.embedding_norm))]
     for layer, block in layers(model):
         inside = [(f"{layer}/{word}", _gains(branch)) for word, branch in branches(block)]

@@ -32,11 +32,8 @@ class Calibration(NamedTuple):
 
 
 def calibration(confidence: Tensor, correct: Tensor, bins: int = BINS) -> Calibration:
-    """Return the calibration of N predictions.
-
-    `confidence` ``[N]`` is the probability of the prediction, `correct` ``[N]`` is 1 or true if it was right. A confidence on an edge
-    belongs to the bin below, as in the paper, and 0 to the first.
-    """
+    """Return the calibration of N predictions. `confidence` ``[N]`` is the probability of the prediction, `correct` ``[N]`` is 1 or
+    true if it was right. A confidence on an edge belongs to the bin below, as in the paper, and 0 to the first."""
     if bins < 1 or confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
         raise ValueError(f"needs two equal vectors and a bin: {confidence.shape}, {correct.shape}, {bins} bins")
     if not bool(((confidence >= 0) & (confidence <= 1)).all()):  # also a nan

@@ -12,10 +12,8 @@ from lmablate.evaluate.scoring import Scored
 
 
 def position_edges(length: int, train_length: int) -> list[int]:
-    """Return the edges of position bins, from 0 to `length`: four per doubling, single positions where that is less.
-
-    The training length and its multiples by powers of two are always edges.
-    """
+    """Return the edges of position bins, from 0 to `length`: four per doubling, single positions where that is less. The training
+    length and its multiples by powers of two are always edges."""
     steps = 4 * math.ceil(math.log2(length)) if length > 1 else 0
     edges = {0, length, *(round(2 ** (i / 4)) for i in range(steps + 1))}
     edges |= {train_length << i for i in range(length.bit_length())}
@@ -36,11 +34,8 @@ def by_position(scored: Scored, length: int, train_length: int) -> list[dict[str
 
 
 def summarise(scored: Scored, *, n_bytes: int, length: int, stride: int, train_length: int) -> dict[str, Any]:
-    """Return one evaluation of a text of `n_bytes` bytes.
-
-    It has `nats_per_token`, `bits_per_byte` (end tokens paid for), `accuracy` of the most likely token, expected calibration error
-    (`ece`) and its bins, and `positions`.
-    """
+    """Return one evaluation of a text of `n_bytes` bytes. It has `nats_per_token`, `bits_per_byte` (end tokens paid for), `accuracy` of
+    the most likely token, expected calibration error (`ece`) and its bins, and `positions`."""
     import torch
 
     total = float(scored.nats.astype(np.float64).sum())

@@ -40,10 +40,8 @@ def _in_flags(message: str) -> str:
 
 
 def read_text(paths: str, data: TokenData, text_field: str = "text") -> Text:
-    """Read the files that `paths` matches, under the run's tokenizer. Raises DataError.
-
-    A text file is one document, as is each row of a JSONL, Parquet or Arrow file.
-    """
+    """Read the files that `paths` matches, under the run's tokenizer. Raises DataError. A text file is one document, as is each row of
+    a JSONL, Parquet or Arrow file."""
     if not paths:
         raise DataError("--data needs a file, or a pattern such as 'texts/*.txt'")
     settings = FilesData(source="files", paths=paths, text_field=text_field, val_fraction=0.5, val_bytes=100)

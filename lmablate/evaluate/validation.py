@@ -39,11 +39,8 @@ def evaluate(
     with_lengths: bool = False,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Return the loss of `objective` on the validation text, or on the scored tokens of a task.
-
-    At the end of a run (`with_lengths`) it includes the objective's yardsticks, or a task at other lengths. Dropout is off; a
-    non-finite loss becomes nan.
-    """
+    """Return the loss of `objective` on the validation text, or on the scored tokens of a task. At the end of a run (`with_lengths`) it
+    includes the objective's yardsticks, or a task at other lengths. Dropout is off; a non-finite loss becomes nan."""
     if isinstance(data, TaskData):
         return evaluate_task(model, data, batch_size=batch_size, device=device, with_lengths=with_lengths)
     inputs, targets = (torch.from_numpy(x) for x in data.val_windows(context_length))

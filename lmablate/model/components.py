@@ -54,10 +54,8 @@ def _import(path: str, place: str) -> Any:
 
 
 def resolve(part: dict[str, Any], place: str) -> tuple[Any, dict[str, Any]]:
-    """Return the target of `part` and its keyword arguments; `place` is the key of the part, for messages.
-
-    Raises ConfigError for a target that is not allowed, an unknown or missing key, or a value outside the annotated type.
-    """
+    """Return the target of `part` and its keyword arguments; `place` is the key of the part, for messages. Raises ConfigError for a
+    target that is not allowed, an unknown or missing key, or a value outside the annotated type."""
     target = _import(part["_target_"], place)
     given = {key: value for key, value in part.items() if not key.startswith("_")}
     if part["_target_"] in _TORCH:

@@ -14,11 +14,8 @@ from lmablate.core.errors import ConfigError
 
 
 class Contract(NamedTuple):
-    """The requirements on a class of one axis.
-
-    `base` is a dotted path, `init_args` the constructor arguments from the factory, `forward_args` the arguments of ``forward`` (None: not
-    called), `attributes` the class attributes that the accounting reads.
-    """
+    """The requirements on a class of one axis. `base` is a dotted path, `init_args` the constructor arguments from the factory,
+    `forward_args` the arguments of ``forward`` (None: not called), `attributes` the class attributes that the accounting reads."""
 
     base: str
     init_args: tuple[str, ...]

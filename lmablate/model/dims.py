@@ -41,10 +41,8 @@ def attention_shape(cfg: RunConfig) -> AttentionShape:
 
 
 def ffn_option(cfg: RunConfig) -> FFNOption:
-    """Return the feed-forward option of `cfg`.
-
-    Raises ConfigError for settings without meaning in it, and for a choice of experts that would reveal later tokens.
-    """
+    """Return the feed-forward option of `cfg`. Raises ConfigError for settings without meaning in it, and for a choice of experts that
+    would reveal later tokens."""
 
     if cfg.ffn is None:
         return Dense()

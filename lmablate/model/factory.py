@@ -38,10 +38,8 @@ if TYPE_CHECKING:
 
 
 def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> TransformerLM:
-    """Build and initialise the model that `cfg` describes, on `device` (None: the CPU).
-
-    On ``device="meta"`` nothing is allocated or drawn. Raises ConfigError for options that cannot be combined.
-    """
+    """Build and initialise the model that `cfg` describes, on `device` (None: the CPU). On ``device="meta"`` nothing is allocated or
+    drawn. Raises ConfigError for options that cannot be combined."""
     with torch.device(device or "cpu"):
         model = _assemble(cfg)
     model.config = cfg

@@ -33,10 +33,8 @@ def draw(shape: tuple[int, ...], *, seed: int, key: str) -> Tensor:
 
 @contextmanager
 def seeded_draws(seed: int, scope: str) -> Iterator[None]:
-    """Seed the draws inside the context by `seed`, `scope` ("3.attention") and their own place.
-
-    The generators of torch, numpy and Python are restored afterwards.
-    """
+    """Seed the draws inside the context by `seed`, `scope` ("3.attention") and their own place. The generators of torch, numpy and
+    Python are restored afterwards."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 - a part may draw from the global generator
     seed_everything(seed_of(seed, scope, "constructor"), torch_too=False)
     try:

@@ -44,10 +44,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """Return ``(x - mean(x)) / sqrt(var(x) + eps)`` over the last axis.
-
-    On a CPU torch's kernel is vectorised only if it has a gain, so it gets a gain of ones.
-    """
+    """Return ``(x - mean(x)) / sqrt(var(x) + eps)`` over the last axis. On a CPU torch's kernel is vectorised only if it has a gain, so
+    it gets a gain of ones."""
     width = x.shape[-1:]
     ones = x.new_ones(width) if x.device.type == "cpu" else None
     return F.layer_norm(x, width, ones, None, eps)

@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 def source_length(cfg: RunConfig) -> int:
     """Return the number of tokens of a text that the encoder of `cfg` reads. Raises ConfigError for what two stacks cannot have."""
     length = objective_of(cfg).source_length(cfg.model.context_length)
-    asked = f"model.n_encoder_layers={cfg.model.n_encoder_layers}"
+    given = f"model.n_encoder_layers={cfg.model.n_encoder_layers}"
     if length is None:
         raise ConfigError(
-            f"{asked} makes an encoder and a decoder, and objective={cfg.objective.kind}"
+            f"{given} makes an encoder and a decoder, and objective={cfg.objective.kind}"
             f"{' with objective.prefix_draw=uniform' if cfg.objective.prefix_draw == 'uniform' else ''} does not split every text at one "
             "place: use objective=span_corruption, or objective=prefix with objective.prefix_draw=fixed"
         )
     for key in ("embedding_dim", "segments", "n_distinct_layers"):
         if (value := getattr(cfg.model, key)) is not None:
             raise ConfigError(
-                f"model.{key}={value} belongs to a model of one stack, and {asked} makes two: drop one of them"
+                f"model.{key}={value} belongs to a model of one stack, and {given} makes two: drop one of them"
             )
     if hasattr(components.target(cfg.norm_position, "norm_position"), "one_stack"):
         raise ConfigError(
-            f"norm_position={cfg.choices.get('norm_position')} has constants for a model of one stack, and {asked} makes two: use "
+            f"norm_position={cfg.choices.get('norm_position')} has constants for a model of one stack, and {given} makes two: use "
             "another norm position"
         )
     return length
@@ -53,10 +53,8 @@ def decoder_of(cfg: RunConfig) -> RunConfig:
 
 
 def generator_of(cfg: RunConfig) -> RunConfig | None:
-    """Return the configuration of the generator that the objective of `cfg` trains; None if there is none.
-
-    It reads the same embedded tokens. Heads keep their width and become fewer; if groups of them share keys, they become narrower.
-    """
+    """Return the configuration of the generator that the objective of `cfg` trains; None if there is none. It reads the same embedded
+    tokens. Heads keep their width and become fewer; if groups of them share keys, they become narrower."""
     share = cfg.objective.generator_share
     if share is None:
         return None

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 
 
 def code_of(cfg: RunConfig) -> dict[str, str] | None:
-    """Return the fingerprint of each module that decides numbers of `cfg` and is not as shipped; None if all are.
-
-    Raises ConfigError for a part whose source cannot be read.
-    """
+    """Return the fingerprint of each module that decides numbers of `cfg` and is not as shipped; None if all are. Raises ConfigError
+    for a part whose source cannot be read."""
     return fingerprints(place_of(target) for _, target in _targets(cfg)) or None
 
 

@@ -28,10 +28,8 @@ def plain_parameters(model: nn.Module) -> list[str]:
 
 
 def own_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers of modules that are not shipped, by name.
-
-    Training may change them, so checkpoints contain them. Buffers of shipped modules are tables that are recomputed.
-    """
+    """Return the buffers of modules that are not shipped, by name. Training may change them, so checkpoints contain them. Buffers of
+    shipped modules are tables that are recomputed."""
     return {
         f"{place}.{name}".lstrip("."): buffer
         for place, module in model.named_modules()

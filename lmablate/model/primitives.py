@@ -19,10 +19,8 @@ def per_member(vector: Tensor, x: Tensor) -> Tensor:
 
 
 class Gain(nn.Module):
-    """``y = x * g`` with one learned factor a channel, starting at 1; x is ``[..., D]``.
-
-    With `from_one` the weight is ``g - 1`` and starts at 0, where floating point is finer (Gemma, Nemotron).
-    """
+    """``y = x * g`` with one learned factor a channel, starting at 1; x is ``[..., D]``. With `from_one` the weight is ``g - 1`` and
+    starts at 0, where floating point is finer (Gemma, Nemotron)."""
 
     def __init__(self, width: int, *, from_one: bool) -> None:
         super().__init__()
@@ -46,10 +44,8 @@ class Bias(nn.Module):
 
 
 class Matrix(nn.Module):
-    """Base class of the modules whose weight ``[rows, columns]`` is drawn at random (see init.py).
-
-    ``compute_dtype`` is the precision of the product, None for that of the input; the result has the input's.
-    """
+    """Base class of the modules whose weight ``[rows, columns]`` is drawn at random (see init.py). ``compute_dtype`` is the precision
+    of the product, None for that of the input; the result has the input's."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -81,10 +77,8 @@ class Linear(Matrix):
         return y if self.bias is None else self.bias(y)
 
     def shared(self, x: Tensor) -> Tensor:
-        """Apply to an input that all sequences share, such as positions: ``[..., d_in] -> [..., d_out]``.
-
-        With members the result is ``[K, 1, ..., d_out]``, which broadcasts with ``[K, B, ..., d_out]``.
-        """
+        """Apply to an input that all sequences share, such as positions: ``[..., d_in] -> [..., d_out]``. With members the result is
+        ``[K, 1, ..., d_out]``, which broadcasts with ``[K, B, ..., d_out]``."""
         return self(x if self.weight.ndim == 2 else x.expand(len(self.weight), 1, *x.shape))
 
 
@@ -120,10 +114,8 @@ class Embedding(Matrix):
         return F.embedding(ids + first, self.weight.flatten(0, 1))
 
     def shared(self, ids: Tensor) -> Tensor:
-        """Return the rows of ids that all sequences share, such as positions: ``[...] -> [..., width]``.
-
-        With members the result is ``[K, 1, ..., width]``, which broadcasts with ``[K, B, ..., width]``.
-        """
+        """Return the rows of ids that all sequences share, such as positions: ``[...] -> [..., width]``. With members the result is
+        ``[K, 1, ..., width]``, which broadcasts with ``[K, B, ..., width]``."""
         if self.weight.ndim == 2:
             return F.embedding(ids, self.weight)
         return self(ids.expand(len(self.weight), 1, *ids.shape))

@@ -127,9 +127,7 @@ class TransformerLM(nn.Module):
 
     def embedded(self, tokens: Tensor, add_positions: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return scaled token rows plus positions and segment, then `embedding_norm`: ``[..., B, T] -> [..., B, T, E]``.
-
-        `add_positions` adds the positions of a chunk that does not start the text.
-        """
+        `add_positions` adds the positions of a chunk that does not start the text."""
         x = self.rows(tokens)
         x = self.posemb.embed(x) if add_positions is None else add_positions(x)
         if self.segments is not None:

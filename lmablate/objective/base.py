@@ -47,10 +47,8 @@ class Batch(NamedTuple):
 
 
 class ValidationText(NamedTuple):
-    """The validation text as windows, int64 ``[N, T]`` each, and how to process it.
-
-    `log_p`, ``[V]``, is the unigram model of the training text (add-one-smoothed counts).
-    """
+    """The validation text as windows, int64 ``[N, T]`` each, and how to process it. `log_p`, ``[V]``, is the unigram model of the
+    training text (add-one-smoothed counts)."""
 
     inputs: Tensor
     targets: Tensor

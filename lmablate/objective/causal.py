@@ -39,10 +39,8 @@ def prefix_length(share: float, length: int) -> int:
 
 
 def after(targets: Tensor, prefix: Tensor | int) -> Tensor:
-    """Return `targets` ``[..., B, T]`` without those inside the prefix, of one length or ``[..., B]``.
-
-    Input token ``prefix - 1`` is the first whose target is not in the prefix.
-    """
+    """Return `targets` ``[..., B, T]`` without those inside the prefix, of one length or ``[..., B]``. Input token ``prefix - 1`` is
+    the first whose target is not in the prefix."""
     first = prefix - 1
     if isinstance(first, Tensor):
         first = first[..., None]

@@ -22,10 +22,8 @@ class Loss(NamedTuple):
 
 
 def likelihood(model: nn.Module, inputs: Tensor, targets: Tensor, prefix: Tensor | None, z_loss: Tensor | None) -> Loss:
-    """Return the loss on one batch (see base.Batch), with one `z_loss` per member.
-
-    A model with logits for the last tokens of a text only (its decoder's) has targets there only.
-    """
+    """Return the loss on one batch (see base.Batch), with one `z_loss` per member. A model with logits for the last tokens of a text
+    only (its decoder's) has targets there only."""
     given = (inputs,) if prefix is None else (inputs, prefix)
     rows = targets.shape[-2] * targets.shape[-1]
     # The chunked loss does not support a bias of the logits.

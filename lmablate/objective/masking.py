@@ -30,10 +30,8 @@ def count(share: float, length: int) -> int:
 
 
 def chosen(bits: np.ndarray, open_: np.ndarray, share: float) -> np.ndarray:
-    """Return bool ``[n, T]``: in each text `share` of its tokens that are `open_`, all sets equally likely.
-
-    The chosen tokens are those with the smallest of `bits` ``[n, T]``.
-    """
+    """Return bool ``[n, T]``: in each text `share` of its tokens that are `open_`, all sets equally likely. The chosen tokens are those
+    with the smallest of `bits` ``[n, T]``."""
     keys = fractions(bits) + 2.0 * ~open_  # tokens that are not open come last
     rank = np.empty(keys.shape, dtype=np.int64)
     np.put_along_axis(rank, keys.argsort(-1, kind="stable"), np.arange(keys.shape[-1])[None], -1)
@@ -43,10 +41,8 @@ def chosen(bits: np.ndarray, open_: np.ndarray, share: float) -> np.ndarray:
 
 
 def segments(bits: np.ndarray, total: int, parts: int) -> np.ndarray:
-    """Split `total` into `parts` integers of at least 1, all ways equally likely: int64 ``[n, parts]``.
-
-    The cuts are the positions of the smallest of `bits` ``[n, total - 1]``.
-    """
+    """Split `total` into `parts` integers of at least 1, all ways equally likely: int64 ``[n, parts]``. The cuts are the positions of
+    the smallest of `bits` ``[n, total - 1]``."""
     n = len(bits)
     if parts == 1:
         return np.full((n, 1), total)

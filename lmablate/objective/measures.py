@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 
 def accuracy_and_unigram(model: LanguageModel, batch: Batch, text: ValidationText, name: str) -> dict[str, float]:
-    """Return the fraction of targets of `batch` that are the likeliest token, as `name`, and the unigram baseline.
-
-    The baseline is the unigram model of the training text: its accuracy ``<name>_unigram`` and mean nats ``val_loss_unigram``.
-    """
+    """Return the fraction of targets of `batch` that are the likeliest token, as `name`, and the unigram baseline. The baseline is the
+    unigram model of the training text: its accuracy ``<name>_unigram`` and mean nats ``val_loss_unigram``."""
 
     def logits(part: Batch) -> Tensor:
         given = (part.inputs,) if part.prefix is None else (part.inputs, part.prefix)

@@ -78,10 +78,8 @@ def _same_length(inputs: Tensor, targets: Tensor, share: float) -> Batch:
 
 
 def draws(data_seed: int, step: int, n: int, length: int) -> np.ndarray:
-    """Return lengths 1 to `length` for `n` texts, int64, from random_raw, which numpy promises never to change.
-
-    Text i of a step draws the same in batches of any size.
-    """
+    """Return lengths 1 to `length` for `n` texts, int64, from random_raw, which numpy promises never to change. Text i of a step draws
+    the same in batches of any size."""
     bits = np.random.Philox(np.random.SeedSequence(data_seed, spawn_key=(step, 1)))
     return 1 + (bits.random_raw(n) % length).astype(np.int64)
 

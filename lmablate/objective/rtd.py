@@ -156,10 +156,8 @@ def precision_of_top(was: np.ndarray, score: np.ndarray) -> float:
 
 
 def rates(was: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return for each token how often its id `was` in the other half of the text, plus one count of the mean rate.
-
-    The rate in the same half would reveal, for a rare token, the token itself.
-    """
+    """Return for each token how often its id `was` in the other half of the text, plus one count of the mean rate. The rate in the same
+    half would reveal, for a rare token, the token itself."""
     first = np.arange(len(tokens)) < len(tokens) // 2
     out = np.empty(len(tokens))
     for own in (first, ~first):

@@ -32,10 +32,8 @@ class SpanLayout(NamedTuple):
 
 @cache
 def layout(length: int, share: float, mean_span: float) -> SpanLayout:
-    """Return the longest text that fits a context of `length` tokens.
-
-    A text, its spans' sentinels, and those between the predicted spans take ``text + 2 spans`` tokens.
-    """
+    """Return the longest text that fits a context of `length` tokens. A text, its spans' sentinels, and those between the predicted
+    spans take ``text + 2 spans`` tokens."""
     for text in range(length - 2, 1, -1):
         noise = count(share, text)
         spans = min(max(1, round(noise / mean_span)), noise, text - noise)
@@ -143,10 +141,7 @@ class SpanCorruption(Objective):
 
 def span_indices(draws: np.ndarray, shape: SpanLayout) -> tuple[np.ndarray, np.ndarray]:
     """Return the index of each token of the source ``[n, source]``, and of the spans with their last sentinel ``[n, noise + spans +
-    1]``.
-
-    Indices below ``shape.text`` are of the text, the others of the sentinels in turn. `draws` are ``[n, text]``.
-    """
+    1]``. Indices below ``shape.text`` are of the text, the others of the sentinels in turn. `draws` are ``[n, text]``."""
     n = len(draws)
     taken = segments(draws[:, : shape.noise - 1], shape.noise, shape.spans)
     left = segments(draws[:, shape.noise - 1 : shape.text - 2], shape.text - shape.noise, shape.spans)

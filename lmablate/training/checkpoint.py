@@ -95,10 +95,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first: files, or folders of shards (distributed/checkpoint.py).
-
-    Raises ConfigError for a folder without read permission: a run must not start anew next to its own checkpoints.
-    """
+    """Return the checkpoints of a run, newest first: files, or folders of shards (distributed/checkpoint.py). Raises ConfigError for a
+    folder without read permission: a run must not start anew next to its own checkpoints."""
     try:
         found = [path for path in access.listed(folder) if _NAME.fullmatch(path.name)]
     except OSError as error:
@@ -120,10 +118,8 @@ def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, up_to: int | None = None
 ) -> dict[str, Any] | None:
-    """Fill `model` and `optimizer` from the newest readable checkpoint up to step `up_to`; return its state, None without one.
-
-    Shards are joined by this process alone.
-    """
+    """Fill `model` and `optimizer` from the newest readable checkpoint up to step `up_to`; return its state, None without one. Shards
+    are joined by this process alone."""
     for path in newest_first(folder):
         if up_to is not None and step_of(path) > up_to:
             continue

@@ -28,10 +28,8 @@ log = logging.getLogger(__name__)
 
 
 def compile_blocks(model: TransformerLM, cfg: RunConfig, try_out: Callable[[], Any]) -> str | None:
-    """Compile `model` in place; return None, or the reason why it stays eager.
-
-    `try_out` runs a forward and backward pass, so that a failure shows before the first step.
-    """
+    """Compile `model` in place; return None, or the reason why it stays eager. `try_out` runs a forward and backward pass, so that a
+    failure shows before the first step."""
     if (why := missing_compiler(model.embedding.weight.device.type)) is None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache(cfg.runtime.cache_dir))
         import torch._dynamo

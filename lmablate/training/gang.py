@@ -109,11 +109,8 @@ class MemberStack:
         self.free.add(slot)
 
     def backward(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Compute each member's gradients into its parameters; return the mean nats of each.
-
-        `rows` are ``[B, T + 1]`` (or ``[B, 2 T]``) per member. A free slot computes on whatever it contains and changes nothing of its
-        former member.
-        """
+        """Compute each member's gradients into its parameters; return the mean nats of each. `rows` are ``[B, T + 1]`` (or ``[B, 2
+        T]``) per member. A free slot computes on whatever it contains and changes nothing of its former member."""
         cfg = self.members[0].cfg
         for parameter in self.stacked:
             parameter.grad = None
@@ -147,10 +144,8 @@ class ActiveMember:
 
 
 class Gang:
-    """Trains queued members `size` at a time, as a compiled program if `compiled`.
-
-    `queue` yields (name, trainer) pairs; each trainer is created when a slot becomes free.
-    """
+    """Trains queued members `size` at a time, as a compiled program if `compiled`. `queue` yields (name, trainer) pairs; each trainer
+    is created when a slot becomes free."""
 
     def __init__(
         self,
@@ -165,10 +160,8 @@ class Gang:
         self.stack: MemberStack | None = None
 
     def run(self) -> Iterator[tuple[Any, Record | None]]:
-        """Yield (name, record) for every record of every member, and (name, None) when a member has ended.
-
-        If `stop` returns a signal number, every member writes a checkpoint and Interrupted is raised.
-        """
+        """Yield (name, record) for every record of every member, and (name, None) when a member has ended. If `stop` returns a signal
+        number, every member writes a checkpoint and Interrupted is raised."""
         while True:
             yield from self._fill()
             seats = [(slot, seat) for slot, seat in enumerate(self.slots) if seat is not None]

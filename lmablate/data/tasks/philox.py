@@ -37,9 +37,7 @@ class Draws:
         return np.take_along_axis(chosen, self.order(rows, k), axis=1)
 
     def weighted(self, rows: int, k: int, weights: np.ndarray) -> np.ndarray:
-        """Return `k` different indices in each row, drawn without replacement in proportion to `weights`.
-
-        Exponential clocks with these rates ring in that order.
-        """
+        """Return `k` different indices in each row, drawn without replacement in proportion to `weights`. Exponential clocks with these
+        rates ring in that order."""
         clocks = -np.log(self.uniform(rows, len(weights))) / weights
         return np.argsort(clocks, axis=1, kind="stable")[:, :k]

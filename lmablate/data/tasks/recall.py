@@ -96,11 +96,8 @@ def _one_of(draws: Draws, allowed: np.ndarray) -> np.ndarray:
 
 
 class Induction:
-    """The token after an earlier trigger (Fu et al. 2022, arXiv 2212.14052; Gu and Dao 2023, arXiv 2312.00752).
-
-    Random tokens with a trigger at a random position, and the trigger again at the end. There its first successor is the only scored
-    target.
-    """
+    """The token after an earlier trigger (Fu et al. 2022, arXiv 2212.14052; Gu and Dao 2023, arXiv 2312.00752). Random tokens with a
+    trigger at a random position, and the trigger again at the end. There its first successor is the only scored target."""
 
     def __init__(self, settings: InductionData) -> None:
         self.settings = settings

@@ -39,10 +39,8 @@ class SelectiveCopying:
 
 
 class Compression:
-    """Random tokens and a signal; the target at every position is the token there (MAD: Poli et al. 2024, arXiv 2403.17844).
-
-    The model answers from the state at the signal alone (model/output_heads.py).
-    """
+    """Random tokens and a signal; the target at every position is the token there (MAD: Poli et al. 2024, arXiv 2403.17844). The model
+    answers from the state at the signal alone (model/output_heads.py)."""
 
     def __init__(self, settings: CompressionData) -> None:
         self.settings = settings

@@ -43,10 +43,8 @@ _TASKS: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class TaskData(TokenData):
-    """TokenData whose rows are examples of a task, without text, bytes and tokenizer.
-
-    `length` is the number of tokens of an example, model.context_length.
-    """
+    """TokenData whose rows are examples of a task, without text, bytes and tokenizer. `length` is the number of tokens of an example,
+    model.context_length."""
 
     settings: Skill
     length: int
@@ -114,10 +112,8 @@ class TaskData(TokenData):
         return self._held_out
 
     def val_lengths(self) -> dict[int, Examples]:
-        """Return inputs and targets by measured length, for each of data.length_factors; PER_LENGTH examples each.
-
-        The length counts the items of a text to repeat, else tokens.
-        """
+        """Return inputs and targets by measured length, for each of data.length_factors; PER_LENGTH examples each. The length counts
+        the items of a text to repeat, else tokens."""
         settings, found = self.settings, {}
         for factor in settings.factors:
             if isinstance(settings, SequenceData):

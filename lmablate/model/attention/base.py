@@ -12,11 +12,8 @@ Settings = Mapping[str, Any]  # the keys of an option's YAML
 
 
 class AttentionShape(NamedTuple):
-    """Sizes and settings that every attention option shares. None is off.
-
-    `qk_norm` builds the norm of queries and of keys from its width, per head or, with `norm_all_heads`, over all heads of a token;
-    `v_norm` likewise for values.
-    """
+    """Sizes and settings that every attention option shares. None is off. `qk_norm` builds the norm of queries and of keys from its
+    width, per head or, with `norm_all_heads`, over all heads of a token; `v_norm` likewise for values."""
 
     d_model: int
     n_heads: int

@@ -14,9 +14,7 @@ from lmablate.model.types import PositiveFloat
 
 class HeadAttention(Attention):
     """Multi-head attention, ``softmax(scale q k^T + bias) v`` (Vaswani et al. 2017, eq. 1); `scale` defaults to ``1 / sqrt(head_dim)``.
-
-    Query head h reads key/value head ``h // (n_heads / n_kv_heads)``. Subclasses set the span of a layer.
-    """
+    Query head h reads key/value head ``h // (n_heads / n_kv_heads)``. Subclasses set the span of a layer."""
 
     # A constant added to every key shifts all scores of a query equally, which softmax ignores.
     may_be_idle: ClassVar[tuple[str, ...]] = ("k_proj.bias.weight",)

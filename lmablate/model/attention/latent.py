@@ -98,11 +98,8 @@ class LatentAttention(Attention):
         return [(1, self.kv_rank + self.rope_head_dim)]
 
     def read(self, q: Tensor, q_turned: Tensor, kv: CachedKV, scale: float) -> Tensor:
-        """Return the attention of a chunk's queries, ``[..., H, n, v_head_dim]``.
-
-        W_UK is applied to the queries and W_UV to the output (section 2.1.2 of the paper): ``q^T W_UK c`` is ``(W_UK^T q)^T c``, so
-        that c itself is key and value of all heads.
-        """
+        """Return the attention of a chunk's queries, ``[..., H, n, v_head_dim]``. W_UK is applied to the queries and W_UV to the output
+        (section 2.1.2 of the paper): ``q^T W_UK c`` is ``(W_UK^T q)^T c``, so that c itself is key and value of all heads."""
         up_key, up_value = self.kv_proj.weight.unflatten(0, (self.shape.n_heads, -1)).split(
             (self.shape.head_dim, self.v_head_dim), 1
         )

@@ -112,9 +112,7 @@ def attend_cached(
 
 def visible(length: int, span: AttentionSpan, device: torch.device, may_read: MayRead = None) -> Tensor:
     """Return the keys that a query may read within `span`: bool ``[T, T]``, query by key, or ``[..., 1, T, T]`` like `may_read`.
-
-    `may_read` None is the causal mask; True allows every key. With `may_read` a window has two sides.
-    """
+    `may_read` None is the causal mask; True allows every key. With `may_read` a window has two sides."""
     t = torch.arange(length, device=device)
     distance = t[:, None] - t[None, :]
     if may_read is True:

@@ -25,10 +25,8 @@ class FFNShape(NamedTuple):
 
 
 class FeedForward(nn.Module):
-    """Base class of the branches: ``[..., T, D] -> [..., T, D]``, with ``out_proj`` as last matrix.
-
-    ``reads_whole_texts``: the experts of a token depend on the rest of its text or its length, so a text cannot be read in chunks.
-    """
+    """Base class of the branches: ``[..., T, D] -> [..., T, D]``, with ``out_proj`` as last matrix. ``reads_whole_texts``: the experts
+    of a token depend on the rest of its text or its length, so a text cannot be read in chunks."""
 
     out_proj: nn.Module
     reads_whole_texts: bool = False
@@ -38,10 +36,8 @@ class FeedForward(nn.Module):
 
 
 class FFNOption:
-    """An option of the axis, built from its YAML file: it builds the branch of a layer and states its cost.
-
-    ``is_dense`` marks the plain network.
-    """
+    """An option of the axis, built from its YAML file: it builds the branch of a layer and states its cost. ``is_dense`` marks the
+    plain network."""
 
     is_dense: ClassVar[bool] = False
 

@@ -23,10 +23,8 @@ class ExpertBias(Bias):
 
 
 class Experts(Matrix):
-    """One matrix per expert, ``[E, d_out, d_in]``, applied to the rows of that expert: ``[M, d_in] -> [M, d_out]``.
-
-    With members the weight is ``[K, E, ...]``, and the rows are sorted by member and expert.
-    """
+    """One matrix per expert, ``[E, d_out, d_in]``, applied to the rows of that expert: ``[M, d_in] -> [M, d_out]``. With members the
+    weight is ``[K, E, ...]``, and the rows are sorted by member and expert."""
 
     def __init__(self, n_experts: int, d_in: int, d_out: int, *, bias: bool) -> None:
         super().__init__(d_out, d_in)

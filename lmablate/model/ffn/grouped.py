@@ -19,11 +19,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """The order of M rows sorted by expert.
-
-    Int64 `order` ``[M]`` lists their original indices, and `inverse` ``[M]`` is the inverse permutation. `expert` ``[M]`` is ascending,
-    and `counts` ``[G]`` are the rows per expert. Rows beyond them are dropped.
-    """
+    """The order of M rows sorted by expert. Int64 `order` ``[M]`` lists their original indices, and `inverse` ``[M]`` is the inverse
+    permutation. `expert` ``[M]`` is ascending, and `counts` ``[G]`` are the rows per expert. Rows beyond them are dropped."""
 
     order: Tensor
     inverse: Tensor
@@ -98,11 +95,8 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def product_step(x: Tensor) -> int:
-    """Return the number whose multiples row counts are rounded to.
-
-    oneDNN, which multiplies bf16 on a CPU, compiles a kernel for each new row count (2 ms each, ten times the product itself), and an
-    expert's row count changes at every step.
-    """
+    """Return the number whose multiples row counts are rounded to. oneDNN, which multiplies bf16 on a CPU, compiles a kernel for each
+    new row count (2 ms each, ten times the product itself), and an expert's row count changes at every step."""
     return 32 if x.dtype == torch.bfloat16 and x.device.type == "cpu" else 1
 
 

@@ -72,10 +72,8 @@ class Mixture(FeedForward):
 
 
 class ChosenByTokens(Mixture):
-    """A mixture whose tokens have k experts each.
-
-    An expert takes ``ceil(capacity_factor k T / E)`` tokens of a text of T and drops the rest; `capacity_factor` None drops nothing.
-    """
+    """A mixture whose tokens have k experts each. An expert takes ``ceil(capacity_factor k T / E)`` tokens of a text of T and drops the
+    rest; `capacity_factor` None drops nothing."""
 
     def __init__(
         self,

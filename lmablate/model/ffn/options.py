@@ -51,10 +51,8 @@ class HashRouting(WithExperts):
 
 
 class ExpertChoice(WithExperts):
-    """Experts choose tokens (routing.ExpertRouter): `capacity_factor` experts per token on average.
-
-    If the objective predicts later tokens, the choice reveals them, so `leaks` must be set to accept that.
-    """
+    """Experts choose tokens (routing.ExpertRouter): `capacity_factor` experts per token on average. If the objective predicts later
+    tokens, the choice reveals them, so `leaks` must be set to accept that."""
 
     def __init__(
         self,

@@ -17,10 +17,8 @@ from lmablate.model.primitives import Linear, Router
 
 
 class Choice(NamedTuple):
-    """The k experts of each token: int64 `experts` and fp32 `weights` ``[K, S, T, k]``, and bool `kept` if some are dropped.
-
-    Balancing acts on `probabilities` ``[K, S, T, E]``, which come from `logits`; both are None without a learned router.
-    """
+    """The k experts of each token: int64 `experts` and fp32 `weights` ``[K, S, T, k]``, and bool `kept` if some are dropped. Balancing
+    acts on `probabilities` ``[K, S, T, E]``, which come from `logits`; both are None without a learned router."""
 
     experts: Tensor
     weights: Tensor

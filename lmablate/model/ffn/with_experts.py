@@ -25,11 +25,8 @@ def expert_width(d_ff: int, ratio: float) -> int:
 
 
 class WithExperts(FFNOption):
-    """Base class: E networks of ``expert_ratio * d_ff`` channels, `shared` more for every token, and
-    `first_dense` layers without experts.
-
-    By default the active experts together have the width of one dense network.
-    """
+    """Base class: E networks of ``expert_ratio * d_ff`` channels, `shared` more for every token, and `first_dense` layers without
+    experts. By default the active experts together have the width of one dense network."""
 
     active: float  # mean number of routed experts per token
 

@@ -47,10 +47,8 @@ def sinusoids(length: int, width: int, theta: float) -> Tensor:
 
 
 class Sinusoidal(PosEmb):
-    """``scale * [sin(t w_i), cos(t w_i)]``, ``w_i = theta^(-2i/D)`` (Vaswani et al. 2017, section 3.5).
-
-    The 2017 model multiplies unit-variance token rows; `scale` keeps that ratio for rows that start smaller.
-    """
+    """``scale * [sin(t w_i), cos(t w_i)]``, ``w_i = theta^(-2i/D)`` (Vaswani et al. 2017, section 3.5). The 2017 model multiplies
+    unit-variance token rows; `scale` keeps that ratio for rows that start smaller."""
 
     def __init__(self, shape: PositionShape, *, theta: PositiveFloat, scale: PositiveFloat) -> None:
         super().__init__(shape)

@@ -106,10 +106,8 @@ def ahead(table: Tensor) -> Tensor:
 
 
 def by_key(scores: Tensor) -> Tensor:
-    """Reorder columns of distance T-1, ..., 0 to keys 0, ..., T-1: query i moves left by T-1-i (Dai et al. 2019, appendix B).
-
-    Entries above the diagonal have no meaning and are masked by attention, unless the columns continue to distance -(T-1).
-    """
+    """Reorder columns of distance T-1, ..., 0 to keys 0, ..., T-1: query i moves left by T-1-i (Dai et al. 2019, appendix B). Entries
+    above the diagonal have no meaning and are masked by attention, unless the columns continue to distance -(T-1)."""
     length = scores.shape[-2]
     if scores.shape[-1] == length:
         padded = F.pad(scores, (1, 0)).flatten(-2)[..., length:]

@@ -114,10 +114,8 @@ def save_whole(
 
 
 def load_together(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> State | None:
-    """Fill `model` and `optimizer` from the newest checkpoint, of either kind, that every process can read; return its state.
-
-    One process without torchrun calls checkpoint.load_checkpoint.
-    """
+    """Fill `model` and `optimizer` from the newest checkpoint, of either kind, that every process can read; return its state. One
+    process without torchrun calls checkpoint.load_checkpoint."""
     names = json.loads(ranks.broadcast(json.dumps([path.name for path in newest_first(folder)] if ranks.first else [])))
     for name in names:
         path = folder / name
@@ -152,10 +150,8 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 
 def read_parts(path: Path, model: nn.Module, *, part: int = 0, of: int = 1) -> tuple[State, dict[str, Tensor]]:
-    """Return state and tensors of a sharded checkpoint, sharded like `model`, which is not changed.
-
-    Process `part` of `of` checks its share of the checksums. Raises Damaged or OSError.
-    """
+    """Return state and tensors of a sharded checkpoint, sharded like `model`, which is not changed. Process `part` of `of` checks its
+    share of the checksums. Raises Damaged or OSError."""
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
