@@ -12,8 +12,11 @@ OR_SKIP = ", or leave such rows out with data.skip_bad_lines=true"
 
 
 class Tally:
-    """Counts rows over the files of a source. A row whose field is null or absent makes no document, as in Parquet, where both look the
-    same. If that holds for every row of a file, the field is wrong. With `skip`, a bad row is skipped and counted."""
+    """The count of rows over the files of a source.
+
+    A row whose field is null or absent makes no document, as in Parquet, where both look the same. If that holds for every row of a
+    file, the field is wrong. With `skip`, a bad row is skipped and counted.
+    """
 
     def __init__(self, field: str, *, skip: bool) -> None:
         self.field, self.skip = field, skip

@@ -15,7 +15,7 @@ from lmablate.model.transformer import TransformerLM
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is sampled from its logits.
+    """The sampling of the next token from its logits.
 
     `temperature` divides them; 0 takes the likeliest token. `top_k` keeps the k likeliest. `top_p` keeps the likeliest ones whose
     probabilities, after `top_k` and at this temperature, together reach it (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751,

@@ -65,7 +65,7 @@ class MeasuredTrainer(Protocol):
 
 
 class Probe:
-    """Measures one run. `found` collects a step's numbers, which stay on the device until the step's record."""
+    """The measurements of one run. `found` collects a step's numbers, which stay on the device until the step's record."""
 
     def __init__(self, settings: DiagnosticsSettings, cfg: RunConfig, data: TokenData) -> None:
         self.settings, self.cfg, self.data = settings, cfg, data

@@ -7,7 +7,8 @@ from typing import Any
 
 
 class DivergenceDetector:
-    """Detects a loss or gradient norm that is not finite, or a smoothed loss above `initial_loss` for `patience` steps in a row.
+    """A detector of a loss or gradient norm that is not finite, or of a smoothed loss above `initial_loss` for `patience` steps in a
+    row.
 
     The smoothed loss is the exponential moving average ``m <- s m + (1 - s) loss`` with ``s = smoothing``, starting at the first loss.
     It sees every step in order, so the result does not depend on how often a run logs.

@@ -144,8 +144,8 @@ class ActiveMember:
 
 
 class Gang:
-    """Trains queued members `size` at a time, as a compiled program if `compiled`. `queue` yields (name, trainer) pairs; each trainer
-    is created when a slot becomes free."""
+    """A trainer of queued members, `size` at a time, as a compiled program if `compiled`. `queue` yields (name, trainer) pairs; each
+    trainer is created when a slot becomes free."""
 
     def __init__(
         self,

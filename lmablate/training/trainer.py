@@ -76,7 +76,7 @@ class Trunk(Protocol):
 
 
 class Trainer:
-    """Trains `model` on `data` as `cfg` describes, starting at the newest checkpoint in `folder` if there is one."""
+    """The training of `model` on `data` as `cfg` describes, from the newest checkpoint in `folder` if there is one."""
 
     ranks: Any = None  # the processes that share this run, if there are several (training/distributed)
 

@@ -117,7 +117,7 @@ def biased(q: Tensor, positions: AttentionContext, layer: int, scale: float | No
 
 
 class MultiHead(HeadAttention):
-    """Every query head has its own keys and values."""
+    """Multi-head attention in which every query head has its own keys and values."""
 
     def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
         if shape.n_kv_heads != shape.n_heads:

@@ -14,7 +14,7 @@ Pattern = Annotated[str, Field(pattern=r"^[gls]+$")]
 
 
 class SlidingWindow(HeadAttention):
-    """Every layer reads the last `window` tokens, itself included (Mistral 7B, arXiv 2310.06825, section 2)."""
+    """Attention of every layer to the last `window` tokens, itself included (Mistral 7B, arXiv 2310.06825, section 2)."""
 
     def __init__(self, shape: AttentionShape, *, layer: int, window: PositiveInt, scale: PositiveFloat | None) -> None:
         super().__init__(shape, layer=layer, scale=scale, span=AttentionSpan(window))
@@ -25,7 +25,7 @@ class SlidingWindow(HeadAttention):
 
 
 class Interleaved(HeadAttention):
-    """`local_per_global` layers with a window, then one without, repeated (Gemma 2 has 1, Gemma 3 has 5)."""
+    """Attention with `local_per_global` layers with a window, then one without, repeated (Gemma 2 has 1, Gemma 3 has 5)."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Interleaved(HeadAttention):
 
 
 class Patterned(HeadAttention):
-    """Each layer's span is a letter of `pattern`, which repeats over the depth.
+    """Attention whose span in each layer is a letter of `pattern`, which repeats over the depth.
 
     ``g`` (global) reads everything; ``l`` (local) the last `window` tokens, a band below the diagonal; ``s`` (strided) every
     `window`-th token back from its own (Child et al. 2019, arXiv 1904.10509, section 4.2, whose strided pattern is ``ls``). ``gl`` is

@@ -11,7 +11,7 @@ from lmablate.model.ffn.with_experts import Above0, Positive, WithExperts, check
 
 
 class HashRouting(WithExperts):
-    """The token id determines its experts (routing.HashRouter)."""
+    """The option in which the token id determines its experts (routing.HashRouter)."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class HashRouting(WithExperts):
 
 
 class ExpertChoice(WithExperts):
-    """Experts choose tokens (routing.ExpertRouter): `capacity_factor` experts per token on average. If the objective predicts later
-    tokens, the choice reveals them, so `leaks` must be set to accept that."""
+    """The option in which experts choose tokens (routing.ExpertRouter): `capacity_factor` experts per token on average. If the
+    objective predicts later tokens, the choice reveals them, so `leaks` must be set to accept that."""
 
     def __init__(
         self,

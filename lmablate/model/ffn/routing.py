@@ -37,7 +37,7 @@ class Groups(NamedTuple):
 
 
 class TokenRouter(nn.Module):
-    """Every token chooses its k experts: with ``h = W x`` and ``s = softmax(h)`` or ``sigmoid(h)``, the k highest ``s + b``.
+    """A router whose tokens choose k experts each: with ``h = W x`` and ``s = softmax(h)`` or ``sigmoid(h)``, the k highest ``s + b``.
 
     Their weights are ``scale * s``, divided by their sum with `normalise`. Softmax with `normalise` is the softmax over the chosen
     alone (Jiang et al. 2024, arXiv 2401.04088, section 2.1); without, the softmax before the choice (Fedus et al. 2021, arXiv
@@ -114,8 +114,8 @@ def _within_groups(scores: Tensor, groups: Groups) -> Tensor:
 
 
 class HashRouter(nn.Module):
-    """A token's k experts are a fixed random function of its id and the layer, with equal weights; nothing is learned (Roller et al.
-    2021, arXiv 2106.04426, section 3.1, random hash)."""
+    """A router whose k experts of a token are a fixed random function of its id and the layer, with equal weights; nothing is learned
+    (Roller et al. 2021, arXiv 2106.04426, section 3.1, random hash)."""
 
     def __init__(self, n_experts: int, k: int, *, layer: int) -> None:
         super().__init__()
@@ -137,8 +137,8 @@ def within_capacity(choice: Choice, n_experts: int, capacity: int) -> Choice:
 
 
 class ExpertRouter(nn.Module):
-    """Every expert chooses `capacity` tokens of a text, those with its highest ``s = softmax(W x)`` (over experts), which are also
-    their weights (Zhou et al. 2022, arXiv 2202.09368, eq. 1-2).
+    """A router whose experts choose `capacity` tokens of a text each, those with their highest ``s = softmax(W x)`` (over experts),
+    which are also the weights (Zhou et al. 2022, arXiv 2202.09368, eq. 1-2).
 
     All experts have the same load, and a token has none, one or several. Whether a token is chosen depends on all tokens of the text,
     also later ones.

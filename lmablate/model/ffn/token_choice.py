@@ -13,7 +13,7 @@ from lmablate.model.ffn.with_experts import Above0, Positive, WithExperts, check
 
 
 class TokenChoice(WithExperts):
-    """Tokens choose experts (routing.TokenRouter); balancing as in balance.py."""
+    """The option in which tokens choose experts (routing.TokenRouter); balancing as in balance.py."""
 
     def __init__(
         self,

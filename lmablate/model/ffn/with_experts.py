@@ -95,5 +95,6 @@ class WithExperts(FFNOption):
 
 
 def check_k(k: int, n_experts: int) -> None:
+    """Raise ConfigError if a token would use more experts than there are."""
     if k > n_experts:
         raise ConfigError(f"ffn.k={k} experts a token, and there are ffn.n_experts={n_experts}")

@@ -43,7 +43,7 @@ class AttentionContext(NamedTuple):
 
 
 class CachedKV(NamedTuple):
-    """What the n queries of a chunk read in one layer.
+    """The keys and values that the n queries of a chunk read in one layer.
 
     `cached` are tensors ``[..., H, K, width]`` of K tokens, including those of the chunk. ``read`` is bool ``[n, K]``, or None if each
     query reads all of them. ``bias`` and ``relative`` of ``positions`` are for these keys.

@@ -24,8 +24,8 @@ class Spectrum(NamedTuple):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Rotary(PosEmb):
-    """Base class of the rotary options: rotates channel pairs of q and k by ``t * w_i``, so that ``q_t . k_s`` depends on ``t - s``
-    only (Su et al. 2021, arXiv 2104.09864, eq. 34).
+    """Base class of the rotary options, which rotate channel pairs of q and k by ``t * w_i``, so that ``q_t . k_s`` depends on ``t -
+    s`` only (Su et al. 2021, arXiv 2104.09864, eq. 34).
 
     The first `rotary_fraction` of a head's channels are rotated (None: all; GPT-J 0.25, Pythia 0.25). Of these W channels, pair i is
     ``(x_i, x_{i + W/2})``, as in Llama, or with ``layout=pairs`` ``(x_2i, x_{2i+1})``, as in the paper and GPT-J. Both are one model up

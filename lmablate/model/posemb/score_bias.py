@@ -14,8 +14,8 @@ from lmablate.model.types import PositiveInt
 
 
 class ALiBi(PosEmb):
-    """Adds ``-m_h (i - j)`` to the score of query i and key j (Press et al. 2021, arXiv 2108.12409). If queries read later keys, it
-    adds ``-m_h |i - j|``, as MPT's option for prefixes does.
+    """A bias of ``-m_h (i - j)`` on the score of query i and key j (Press et al. 2021, arXiv 2108.12409). If queries read later keys,
+    it is ``-m_h |i - j|``, as in MPT's option for prefixes.
 
     The slopes m_h are ``2^(-8h/H)``. A head count that is not a power of two takes the slopes of the next lower power and every other
     slope of the next higher one, as in the paper.

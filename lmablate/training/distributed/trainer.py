@@ -38,7 +38,8 @@ R = TypeVar("R")
 
 
 class RootModule(nn.Module):
-    """Runs a callable as its forward pass, so that FSDP2 gathers the weights outside the blocks and DDP expects a backward pass."""
+    """A module that runs a callable as its forward pass, so that FSDP2 gathers the weights outside the blocks and DDP expects a
+    backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
