@@ -45,10 +45,10 @@ class Ganged:
     """`size` members in one program; a step is one optimizer step of each."""
 
     def __init__(self, shape: Shape, tokens: Tokens, size: int, *, compiled: bool = False) -> None:
-        from lmablate.training.gang import Stack
+        from lmablate.training.gang import MemberStack
 
         self.trainers = members(shape, tokens, size, compiled=compiled)
-        self.stack = Stack(list(self.trainers), compiled=compiled)
+        self.stack = MemberStack(list(self.trainers), compiled=compiled)
 
     def step(self, number: int) -> None:
         rows = []
@@ -58,7 +58,7 @@ class Ganged:
         for trainer, nats in zip(self.trainers, self.stack.backward(rows), strict=True):
             trainer.apply(nats)
         for trainer in self.trainers:
-            trainer.settle()
+            trainer.drain_pending()
 
 
 class Solo:
@@ -71,7 +71,7 @@ class Solo:
 
     def step(self, number: int) -> None:
         self.trainer._step(number)
-        self.trainer.settle()
+        self.trainer.drain_pending()
 
 
 def equality(shape: Shape, tokens: Tokens, steps: int, size: int = 3) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def equality(shape: Shape, tokens: Tokens, steps: int, size: int = 3) -> dict[st
         gang.step(number)
         for trainer in alone:
             trainer._step(number)
-            trainer.settle()
+            trainer.drain_pending()
     worst, ulps = 0.0, 0.0
     for mine, theirs in zip(gang.trainers, alone, strict=True):
         for a, b in zip(mine.model.parameters(), theirs.model.parameters(), strict=True):

@@ -26,7 +26,7 @@ from torch import nn  # noqa: E402
 from lmablate.config import compose  # noqa: E402
 from lmablate.model.factory import ffn_option, ffn_shape  # noqa: E402
 from lmablate.model.init import initialise  # noqa: E402
-from lmablate.model.posemb import Positions  # noqa: E402
+from lmablate.model.posemb import AttentionContext  # noqa: E402
 from lmablate.model.primitives import set_compute_dtype  # noqa: E402
 from lmablate.training.memory import keep_freed_memory  # noqa: E402
 
@@ -53,7 +53,7 @@ def step(words: tuple[str, ...], n_tokens: int, precision: str, optimizer: bool)
     def take() -> float:
         # Other tokens in every step, as in training: what an expert's product costs depends on how many rows it has met before.
         x = torch.randn(n_tokens // length, length, cfg.model.d_model, requires_grad=True)
-        positions = Positions(lambda q, k: (q, k), None, tokens=torch.randint(0, 4096, x.shape[:2]))
+        positions = AttentionContext(lambda q, k: (q, k), None, tokens=torch.randint(0, 4096, x.shape[:2]))
         began = time.process_time()
         loss = branch(x, positions).square().mean()
         extra = getattr(branch, "extra_loss", None)

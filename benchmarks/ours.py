@@ -47,7 +47,7 @@ class Ours:
         """One optimizer step, and its loss taken from the device as the training loop does on a CPU."""
         self.trainer._step(number)
         if self.trainer.device == "cpu":
-            self.trainer.settle()
+            self.trainer.drain_pending()
 
 
 def n_params(shape: Shape) -> int:

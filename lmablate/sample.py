@@ -21,7 +21,7 @@ from lmablate.runs.run_directory import RunDirectory, run_path
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
-    from lmablate.decoding import Draw
+    from lmablate.decoding import Sampling
     from lmablate.schema.run_config import RunConfig
 
 EXAMPLES = """examples:
@@ -73,10 +73,10 @@ def _sample(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: give 0 or more")
 
-    from lmablate.decoding import Draw
+    from lmablate.decoding import Sampling
 
-    draw = Draw(args.temperature, args.top_k, args.top_p)
-    if draw.temperature == 0 and args.n > 1:
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    if sampling.temperature == 0 and args.n > 1:
         raise ConfigError(f"--n {args.n}: at --temperature 0 all texts are the same one; leave --n out, or raise it")
 
     trust_packages(args.trust)
@@ -84,7 +84,7 @@ def _sample(args: argparse.Namespace) -> None:
         args.run_dir,
         _prompt(args),
         args.tokens,
-        draw,
+        sampling,
         seed=args.seed,
         n=args.n,
         device=args.device,
@@ -116,7 +116,15 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def write(
-    run_dir: Path, prompt: str, tokens: int, draw: Draw, *, seed: int, n: int, device: str = "cpu", threads: int = 1
+    run_dir: Path,
+    prompt: str,
+    tokens: int,
+    sampling: Sampling,
+    *,
+    seed: int,
+    n: int,
+    device: str = "cpu",
+    threads: int = 1,
 ) -> list[str]:
     """Return `n` texts of a run, each the prompt and a continuation to the end of the document or by `tokens` tokens.
     Raises ConfigError."""
@@ -144,7 +152,7 @@ def write(
             "objective=causal or prefix"
         )
     prefix = len(ids) if OBJECTIVES[cfg.objective.kind].looks_ahead else None
-    found = generate(ready(model, cfg, device), rows, tokens, draw, seed=seed, end=data.eot_id, prefix=prefix)
+    found = generate(ready(model, cfg, device), rows, tokens, sampling, seed=seed, end=data.eot_id, prefix=prefix)
     return [_text(row, data) for row in found[:, 1:].tolist()]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def train(configs: Sequence[RunConfig], launcher: str) -> int:
     """Train the runs of `configs` that are not done. Returns the exit code."""
-    if distributed.asked(configs):
+    if distributed.is_distributed(configs):
         from lmablate.launcher.torchrun import train_together
 
         return train_together(configs, launcher)

@@ -58,12 +58,12 @@ class Miscounted(MultiHead):
         return super().forward(x, positions) * self.gate_proj(x).sigmoid()
 
     @classmethod
-    def weights_per_token(cls, shape, settings):
-        return super().weights_per_token(shape, settings)
+    def matmul_params(cls, shape, settings):
+        return super().matmul_params(shape, settings)
 
     @classmethod
-    def n_vector_params(cls, shape, settings):
-        return super().n_vector_params(shape, settings)
+    def n_bias_and_gain_params(cls, shape, settings):
+        return super().n_bias_and_gain_params(shape, settings)
 
 
 class OneForAll(Norm):

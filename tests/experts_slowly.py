@@ -8,9 +8,9 @@ import yaml
 
 from lmablate.core.paths import CONF_DIR
 from lmablate.model import ffn
-from lmablate.model.ffn.hashing import normal, read_so_far, spread
+from lmablate.model.ffn.hashing import hash_each, normal, prefix_hash
 from lmablate.model.init import initialise
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 
 D_MODEL, D_FF, LENGTH, TEXTS = 12, 16, 10, 3
 OF_TOKENS = {
@@ -55,7 +55,7 @@ def text(texts=TEXTS, length=LENGTH, seed=0):
 
 
 def positions(tokens):
-    return Positions(lambda q, k: (q, k), None, tokens=tokens)
+    return AttentionContext(lambda q, k: (q, k), None, tokens=tokens)
 
 
 def network(part, e, x):
@@ -82,12 +82,12 @@ def chosen_experts(module, x, earlier, layer):
     """[(expert, weight)] of one token, whose text so far, itself included, is `earlier`; and all scores."""
     router, n = module.router, module.n_experts
     if not hasattr(router, "proj"):
-        words = spread(earlier[-1:], n, layer)[0]
+        words = hash_each(earlier[-1:], n, layer)[0]
         order = sorted(range(n), key=lambda e: -((int(words[e]) >> 40) & 0xFFFFFF))
         return [(e, 1 / router.k) for e in order[: router.k]], None, None
     h = router.proj.weight @ x
     if router.noise_proj is not None and module.training:
-        z = normal(spread(read_so_far(earlier)[-1:], n, layer))[0]
+        z = normal(hash_each(prefix_hash(earlier)[-1:], n, layer))[0]
         h = h + z * torch.log1p(torch.exp(router.noise_proj.weight @ x))
     s = torch.special.expit(h) if router.sigmoid else torch.exp(h) / torch.exp(h).sum()
     value = {e: s[e].item() + (0.0 if router.bias is None else router.bias[e].item()) for e in range(n)}

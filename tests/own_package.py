@@ -67,12 +67,12 @@ class Maxout(FFNOption):
 
 class Miscounted(Gated):
     @classmethod
-    def weights_per_token(cls, shape, settings):
-        return super().weights_per_token(shape, settings)
+    def matmul_params(cls, shape, settings):
+        return super().matmul_params(shape, settings)
 
     @classmethod
-    def n_vector_params(cls, shape, settings):
-        return super().n_vector_params(shape, settings)
+    def n_bias_and_gain_params(cls, shape, settings):
+        return super().n_bias_and_gain_params(shape, settings)
 '''
 OPTIONS = {
     "norm/users_largest": "# Mine. norm=users_largest\n_target_: mypackage.parts.MaxNorm\neps: 1.0e-6\n",

@@ -278,9 +278,11 @@ def test_equality_is_told_from_difference(monkeypatch):
     shape = SHAPES["C0"]
     tokens = Tokens(shape.vocab)
     assert equality(shape, tokens, 1, size=2)["relative"] < 1e-3
-    from lmablate.training.gang import Stack
+    from lmablate.training.gang import MemberStack
 
-    plain = Stack.backward
-    monkeypatch.setattr(Stack, "backward", lambda self, rows: plain(self, [row.flip(0).roll(1, 1) for row in rows]))
+    plain = MemberStack.backward
+    monkeypatch.setattr(
+        MemberStack, "backward", lambda self, rows: plain(self, [row.flip(0).roll(1, 1) for row in rows])
+    )
     wrong = equality(shape, tokens, 1, size=2)
     assert not wrong["bitwise"] and wrong["ulp"] > 10

@@ -13,7 +13,7 @@ from lmablate.budget import (
     kv_bytes_per_token,
     parameters,
 )
-from lmablate.budget.flops import SOFTMAX_OPERATIONS, reaches, softmax_flops
+from lmablate.budget.flops import SOFTMAX_OPERATIONS, softmax_flops, spans
 from lmablate.budget.trace import Work, all_flops_per_token, trace
 from lmablate.cli.front_door import main as front_door
 from lmablate.model import build_model
@@ -58,7 +58,7 @@ def test_forward_flops_equal_torch_counter(attention, posemb, sizes):
     matrices, a_key = forward_products(cfg)
     length = cfg.model.context_length
     assert counted(cfg) == 2 * (matrices + sum(a_key) * length)
-    read = sum(n * keys_read(length, *reach) for n, reach in zip(a_key, reaches(cfg), strict=True))
+    read = sum(n * keys_read(length, *span) for n, span in zip(a_key, spans(cfg), strict=True))
     assert flops_per_token(cfg) == round(6 * (matrices + read))
 
 
@@ -93,7 +93,7 @@ def test_kv_bytes_are_those_of_the_tensors_that_are_cached(attention):
     cfg = sized({"context_length": 24, "n_layers": 4}, attention=attention)
     model = build_model(cfg).bfloat16()
     kept = []
-    for block, (window, _) in zip(model.blocks, reaches(cfg), strict=True):
+    for block, (window, _) in zip(model.blocks, spans(cfg), strict=True):
         branch = block.attention.branch
         made = [m for name, m in branch.named_children() if name in ("k_proj", "v_proj", "kv_down")]
         assert len(made) == (1 if hasattr(branch, "kv_down") else 2)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from variants import variant
 
 from lmablate.budget import ff_width, flops_per_token, forward_products, keys_read, kv_bytes_per_token, parameters
-from lmablate.budget.flops import reaches
+from lmablate.budget.flops import spans
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
@@ -44,7 +44,7 @@ def agrees(cfg):
     assert found == pytest.approx(
         2 * (matrices + sum(a_key) * length), rel=1e-12
     )  # experts may meet a fraction of a token
-    read = sum(n * keys_read(length, *reach) for n, reach in zip(a_key, reaches(cfg), strict=True))
+    read = sum(n * keys_read(length, *span) for n, span in zip(a_key, spans(cfg), strict=True))
     assert flops_per_token(cfg) == round(6 * (matrices + read))
     del model
 
@@ -76,7 +76,7 @@ def test_windows_at_every_length(attention, window, length):
         cfg = cfg.model_copy(update={"attention": {**cfg.attention, "window": window}})
         agrees(cfg)
         m = cfg.model
-        windows = [reach[0] for reach in reaches(cfg)]
+        windows = [span[0] for span in spans(cfg)]
         assert set(windows) <= {window, None} and window in windows
         pairs = sum(0 <= q - k < (w or length) for w in windows for q in range(length) for k in range(length))
         dense = m.n_layers * length * length

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from variants import option
 
 from lmablate.budget import COSTS, around, forward_products, keys_read, kv_bytes_per_token, meet
-from lmablate.budget.flops import reaches
+from lmablate.budget.flops import spans
 from lmablate.budget.search import Missed
 from lmablate.config import compose
 from lmablate.config.budget_matching import reference_words
@@ -41,7 +41,7 @@ def built_flops(cfg):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         build_model(cfg, device="meta")(torch.zeros((1, length), dtype=torch.long, device="meta"))
     _, a_key = forward_products(cfg)
-    hidden = sum(n * (length - keys_read(length, *reach)) for n, reach in zip(a_key, reaches(cfg), strict=True))
+    hidden = sum(n * (length - keys_read(length, *span)) for n, span in zip(a_key, spans(cfg), strict=True))
     return 3 * (counter.get_total_flops() / length - 2 * hidden)
 
 

@@ -168,7 +168,7 @@ def test_what_was_left_out_is_said_again_when_nothing_is_read_again(
     for patch in (lambda: None, lambda: monkeypatch.delattr(LocalFiles, "documents")):
         patch()
         caplog.clear()
-        monkeypatch.setattr("lmablate.data.build._said", set())
+        monkeypatch.setattr("lmablate.data.build._shown", set())
         prepare(
             files(tmp_path / "a.jsonl", skip_bad_lines=True), byte_level(), context_length=16, cache=tmp_path / "cache"
         )
@@ -287,7 +287,7 @@ def test_a_folder_as_path_says_how_its_files_are_named(saved: Path, tmp_path: Pa
 
 
 def test_validation_text_that_is_not_there_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
-    monkeypatch.setattr("lmablate.data.build._said", set())
+    monkeypatch.setattr("lmablate.data.build._shown", set())
     for _ in range(2):  # read anew, and from the store
         text = files(write(tmp_path / "text", texts(30)), val_bytes=10**9)
         data = prepare(text, byte_level(), context_length=16, cache=tmp_path / "cache")

@@ -38,7 +38,7 @@ def test_long_documents_are_tokenised_in_pieces_without_a_trace(
 ):
     source = files(write(tmp_path / "text", texts(20, words=150)))
     whole = prepare(source, bpe(400), context_length=16, cache=tmp_path / "a")
-    monkeypatch.setattr(Corpus.pieces, "__defaults__", (limit,))
+    monkeypatch.setattr(Corpus.chunks, "__defaults__", (limit,))
     monkeypatch.setattr(documents_module, "BATCH_BYTES", 1000)
     pieces = prepare(source, bpe(400), context_length=16, cache=tmp_path / "b")
     np.testing.assert_array_equal(pieces.train, whole.train)
@@ -49,7 +49,7 @@ def test_pieces_of_a_text_without_white_space_are_whole_characters(tmp_path: Pat
     text = "日本語" * 200 + "x"
     corpus = gather(tmp_path, [text, "other words"], val_fraction=1e-9)
     both = np.concatenate([corpus.train, corpus.val])
-    pieces = [(piece.decode(), last) for piece, last in corpus.pieces(both, limit=100)]
+    pieces = [(piece.decode(), last) for piece, last in corpus.chunks(both, limit=100)]
     assert text in "".join(piece for piece, _ in pieces)
     assert sum(last for _, last in pieces) == 2
     assert len(pieces) > 10

@@ -87,7 +87,7 @@ def test_bpe_is_made_of_pairs_that_are_frequent(trained):
 def test_a_size_out_of_reach_is_said_once_and_the_real_one_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
 ):
-    monkeypatch.setattr("lmablate.data.build._said", set())
+    monkeypatch.setattr("lmablate.data.build._shown", set())
     source = files(write(tmp_path / "text", texts(20)), val_bytes=100)
     for _ in range(2):
         data = prepare(source, bpe(30_000), context_length=16, cache=tmp_path / "cache")
@@ -175,7 +175,7 @@ def word_level(size: int) -> Tokenizer:
 
 
 def test_a_tokenizer_that_loses_text_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
-    monkeypatch.setattr("lmablate.data.build._said", set())
+    monkeypatch.setattr("lmablate.data.build._shown", set())
     word_level(70_000).save(str(tmp_path / "words.json"))
     data = prepare(synthetic(), pretrained(tmp_path / "words.json"), context_length=16, cache=tmp_path / "cache")
     assert "drops or changes characters" in caplog.text

@@ -10,9 +10,9 @@ from variants import variant
 from lmablate.budget import kv_bytes, kv_bytes_per_token
 from lmablate.check.reading import CUTS, LONG, decoded, some_tokens
 from lmablate.core.errors import ConfigError
-from lmablate.decoding import Decoder, Draw, LayerCache, generate
+from lmablate.decoding import Decoder, LayerCache, Sampling, generate
 from lmablate.model import build_model, posemb
-from lmablate.model.attention import Reach
+from lmablate.model.attention import AttentionSpan
 
 
 def agree(cfg, prefix=None, kinds=tuple(CUTS)):
@@ -112,13 +112,15 @@ def test_a_cache_in_bf16_is_near_and_not_the_same():
 
 
 def test_a_rolling_cache_keeps_the_last_tokens_in_turn():
-    cache = LayerCache([(1, 1)], Reach(window=4), batch=1, length=50, dtype=torch.float32, device=torch.device("cpu"))
+    cache = LayerCache(
+        [(1, 1)], AttentionSpan(window=4), batch=1, length=50, dtype=torch.float32, device=torch.device("cpu")
+    )
     start = 0
     for n in (3, 1, 1, 6, 2, 1, 9, 4):
         piece = torch.arange(start, start + n).float().view(1, 1, n, 1)
         read = cache.extend(start, (piece,))[0].flatten().long()
         end = start + n
-        assert torch.equal(read, cache.places(start, end, torch.device("cpu")))
+        assert torch.equal(read, cache.positions(start, end, torch.device("cpu")))
         assert set(range(max(0, start - 3), end)) <= set(read.tolist()) <= set(range(max(0, start - 4), end))
         assert set(cache.tensors[0].flatten().long().tolist()[: min(end, 4)]) == set(range(max(0, end - 4), end))
         start = end
@@ -161,11 +163,11 @@ def test_parts_that_say_only_how_a_whole_text_is_read_are_refused():
     model = build_model(variant()).eval()
     kind = type(model.posemb)
     model.posemb = Turned(None)
-    with pytest.raises(ConfigError, match=r"Turned defines rotate\(\) and not rotate_piece\(\)"):
+    with pytest.raises(ConfigError, match=r"Turned defines rotate\(\) and not rotate_chunk\(\)"):
         Decoder(model, 1, 8)
     model = build_model(variant()).eval()
     model.posemb.__class__ = type("Other", (kind,), {"embed": lambda self, x: 2 * x})
-    with pytest.raises(ConfigError, match="not embed_piece"):
+    with pytest.raises(ConfigError, match="not embed_chunk"):
         Decoder(model, 1, 8)
 
 
@@ -176,7 +178,7 @@ def test_greedy_generation_is_the_likeliest_token_of_the_whole_text_each_time():
     with torch.no_grad():
         for _ in range(15):
             wanted = torch.cat((wanted, model(wanted)[:, -1:].argmax(-1)), -1)
-    assert torch.equal(generate(model, prompt, 15, Draw(temperature=0)), wanted)
+    assert torch.equal(generate(model, prompt, 15, Sampling(temperature=0)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_greedy_generation_is_that_of_transformers(words):
     theirs.generation_config.eos_token_id = None
     theirs.generation_config.pad_token_id = 0
     wanted = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=14, do_sample=False)
-    found = generate(model, prompt, 14, Draw(temperature=0))
+    found = generate(model, prompt, 14, Sampling(temperature=0))
     assert torch.equal(found, wanted)
     assert len(set(found[0, 6:].tolist())) > 2, "a model that says one thing shows little"
 
@@ -221,7 +223,7 @@ def test_chances_are_those_of_transformers(temperature, top_k, top_p):
         wanted = logits_process.TopKLogitsWarper(top_k)(None, wanted)
     if top_p is not None:
         wanted = logits_process.TopPLogitsWarper(top_p)(None, wanted)
-    found = Draw(temperature, top_k, top_p).probabilities(logits)
+    found = Sampling(temperature, top_k, top_p).probabilities(logits)
     torch.testing.assert_close(found, wanted.softmax(-1), rtol=1e-12, atol=1e-15)
 
 
@@ -229,31 +231,31 @@ def test_draws_follow_their_chances_and_hang_on_seed_and_row_alone():
     model = randomise(build_model(variant()), scale=0.1)
     rows = 3000
     prompt = some_tokens(rows=1, length=3).expand(rows, -1)
-    draw = Draw(0.8, top_k=6)
-    found = generate(model, prompt, 1, draw, seed=5)[:, -1]
+    sampling = Sampling(0.8, top_k=6)
+    found = generate(model, prompt, 1, sampling, seed=5)[:, -1]
     with torch.no_grad():
-        chances = draw.probabilities(model(prompt[:1])[:, -1])[0]
+        chances = sampling.probabilities(model(prompt[:1])[:, -1])[0]
     counts = torch.bincount(found, minlength=64)
     assert not counts[chances == 0].any()
     kept = chances > 0
     assert stats.chisquare(counts[kept].numpy(), rows * chances[kept].numpy()).pvalue > 1e-3
-    few = generate(model, prompt[:4], 8, draw, seed=5)
+    few = generate(model, prompt[:4], 8, sampling, seed=5)
     assert torch.equal(few[:, : 3 + 1], torch.cat((prompt[:4], found[:4, None]), -1))
-    assert torch.equal(generate(model, prompt[:2], 8, draw, seed=5), few[:2])
-    assert not torch.equal(generate(model, prompt[:4], 8, draw, seed=6), few)
+    assert torch.equal(generate(model, prompt[:2], 8, sampling, seed=5), few[:2])
+    assert not torch.equal(generate(model, prompt[:4], 8, sampling, seed=6), few)
 
 
-def test_a_text_ends_where_its_end_is_drawn():
+def test_a_text_ends_where_its_end_is_sample():
     model = randomise(build_model(variant()), scale=0.1)
     prompt = some_tokens(rows=8, length=3)
-    free = generate(model, prompt, 30, Draw(), seed=2)
+    free = generate(model, prompt, 30, Sampling(), seed=2)
     end = int(free[0, 5])
-    found = generate(model, prompt, 30, Draw(), seed=2, end=end)
+    found = generate(model, prompt, 30, Sampling(), seed=2, end=end)
     for row, whole in zip(found.tolist(), free.tolist(), strict=True):
         stop = whole.index(end, 3) if end in whole[3:] else len(whole)
         assert row[:stop] == whole[: len(row)][:stop]
         assert set(row[stop:]) <= {end}
-    one = generate(model, prompt[:1], 30, Draw(), seed=2, end=end)
+    one = generate(model, prompt[:1], 30, Sampling(), seed=2, end=end)
     assert one.shape[1] == free[0].tolist().index(end, 3) + 1
 
 
@@ -269,4 +271,4 @@ def test_a_text_ends_where_its_end_is_drawn():
 )
 def test_draws_that_mean_nothing(keys, told):
     with pytest.raises(ConfigError, match=told):
-        Draw(**keys)
+        Sampling(**keys)

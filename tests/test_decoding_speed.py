@@ -15,7 +15,7 @@ from lmablate.analysis.decode import figure
 from lmablate.budget import kv_bytes
 from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
-from lmablate.decoding.roofline import Cost, prefill_cost, step_cost, weight_bytes
+from lmablate.decoding.roofline import StepCost, prefill_cost, step_cost, weight_bytes
 from lmablate.inspect import __main__ as door
 from lmablate.inspect import decoding
 from lmablate.model import build_model
@@ -60,8 +60,8 @@ def test_bytes_of_a_step_are_the_weights_once_and_each_cache():
 
 
 def test_the_roofline_is_the_longer_of_both():
-    assert Cost(1000, 10).seconds(bandwidth=100.0, peak=100.0) == 10.0
-    assert Cost(10, 1000).seconds(bandwidth=100.0, peak=50.0) == 20.0
+    assert StepCost(1000, 10).seconds(bandwidth=100.0, peak=100.0) == 10.0
+    assert StepCost(10, 1000).seconds(bandwidth=100.0, peak=50.0) == 20.0
 
 
 def test_heads_that_share_raise_the_intensity():

@@ -18,10 +18,10 @@ from lmablate.diagnostics.gradients import update_ratios
 from lmablate.diagnostics.logits import logit_scale
 from lmablate.diagnostics.module_names import branches, groups, layers
 from lmablate.diagnostics.norms import gains
-from lmablate.diagnostics.probe import look_inside
+from lmablate.diagnostics.probe import measure_pass
 from lmablate.diagnostics.spikes import DEVIATIONS, LEAST, WINDOW, spike_scores, spikes
 from lmablate.model import build_model
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 from lmablate.model.primitives import Gain
 from lmablate.objective import Batch
 from lmablate.schema.diagnostics import SETTINGS_KEY, DiagnosticsSettings
@@ -165,12 +165,12 @@ def test_rms_and_kurtosis_are_scipys():
 def test_the_stream_is_what_the_blocks_give():
     cfg = variant(posemb="none", norm_position="post")
     model = scaled_model(cfg, 3.0).eval()
-    found = look_inside(model, texts(cfg), EVERY)
+    found = measure_pass(model, texts(cfg), EVERY)
     with torch.no_grad():
         x = model.embed(texts(cfg).inputs)
         stream = [float(x.square().mean().sqrt())]
         for block in model.blocks:
-            x = block(x, Positions(lambda q, k: (q, k), None))
+            x = block(x, AttentionContext(lambda q, k: (q, k), None))
             stream.append(float(x.square().mean().sqrt()))
     names = ["embed/stream_rms", *(f"layer{i:02}/stream_rms" for i in range(len(model.blocks)))]
     assert [float(found[name]) for name in names] == pytest.approx(stream, rel=1e-5)
@@ -184,7 +184,7 @@ def test_units_that_never_fire_are_dead_and_those_that_hardly_do_dormant():
     with torch.no_grad():
         ffn.in_proj.weight[:10] = 0.0
         ffn.in_proj.weight[10:20] *= 1e-3
-    found = look_inside(model, texts(cfg), {"ffn"})
+    found = measure_pass(model, texts(cfg), {"ffn"})
     assert float(found["layer00/ffn/dead"]) == pytest.approx(10 / cfg.model.d_ff)
     assert float(found["layer00/ffn/dormant"]) == pytest.approx(20 / cfg.model.d_ff)
     assert float(found["layer01/ffn/dead"]) == 0.0
@@ -197,7 +197,7 @@ def test_entropy_of_attention_is_that_of_torchs_weights():
     inputs = []
     own = [branch for _, block in layers(model) for word, branch in branches(block) if word == "attn"]
     hooks = [branch.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for branch in own]
-    found = look_inside(model, texts(cfg), {"attention"})
+    found = measure_pass(model, texts(cfg), {"attention"})
     for i, (branch, x) in enumerate(zip(own, inputs, strict=True)):
         hooks[i].remove()
         theirs = torch.nn.MultiheadAttention(x.shape[-1], cfg.model.n_heads, bias=False, batch_first=True).eval()
@@ -217,14 +217,14 @@ def test_scores_are_those_that_fused_attention_takes_the_softmax_of(masked):
     q, k, v = torch.randn(3, 5, 2, 7, 8, generator=torch.Generator().manual_seed(1)).unbind()
     mask = {"causal": None, "added": torch.randn(2, 7, 7), "bool": torch.ones(7, 7, dtype=torch.bool).tril(-0)}[masked]
     how = {"attn_mask": mask, "is_causal": masked == "causal", "scale": 0.7}
-    scores = torch.cat(list(attention._pieces(q, k, v, **how)))
+    scores = torch.cat(list(attention._score_chunks(q, k, v, **how)))
     torch.testing.assert_close(scores.softmax(-1) @ v, F.scaled_dot_product_attention(q, k, v, **how))
 
 
 def test_the_largest_logit_is_found_and_a_cap_bounds_it():
     for stability, bounded in (("none", False), ("soft_cap", True)):
         cfg = variant(stability=stability)
-        found = look_inside(scaled_model(cfg, 60.0).eval(), texts(cfg), {"attention"})
+        found = measure_pass(scaled_model(cfg, 60.0).eval(), texts(cfg), {"attention"})
         largest = float(found["max_attention_logit"])
         assert largest == max(float(found[f"layer{i:02}/attn/max_logit"]) for i in range(2))
         assert (largest <= (cfg.stability.attention_soft_cap or 50.0)) is bounded

@@ -24,7 +24,7 @@ from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import run_id
 from lmablate.training import distributed
 from lmablate.training.checkpoint import checkpoints
-from lmablate.training.distributed import asked, check
+from lmablate.training.distributed import check, is_distributed
 from lmablate.training.trainer import Interrupted, Trainer
 
 WORDS = (
@@ -54,15 +54,15 @@ def one(*words):
 
 
 def test_the_command_and_torchrun_must_fit_each_other(monkeypatch):
-    assert not asked(one())
+    assert not is_distributed(one())
     with pytest.raises(
         ConfigError, match=r"runtime\.parallel=ddp is for a run on several processes.*torchrun --nproc-per-node"
     ):
-        asked(one("runtime.parallel=ddp"))
+        is_distributed(one("runtime.parallel=ddp"))
     under(monkeypatch, 4)
     with pytest.raises(ConfigError, match=r"torchrun has started 4 processes.*runtime\.parallel=ddp"):
-        asked(one())
-    assert asked(one("runtime.parallel=fsdp2"))
+        is_distributed(one())
+    assert is_distributed(one("runtime.parallel=fsdp2"))
     with pytest.raises(ConfigError, match="a study many"):
         distributed.refuse_study()
 

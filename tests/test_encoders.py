@@ -17,7 +17,7 @@ from lmablate.decoding import Decoder
 from lmablate.evaluate import evaluate
 from lmablate.interop import from_hf, to_hf
 from lmablate.model import build_model
-from lmablate.model.attention import Reach, attend, explicit_attention, visible
+from lmablate.model.attention import AttentionSpan, attend, explicit_attention, visible
 from lmablate.objective import IGNORE, MaskedLM, objective_of
 from lmablate.objective.masking import chosen, fractions, raw, segments
 from lmablate.schema.training_config import ObjectiveSettings
@@ -112,14 +112,14 @@ def test_fractions_are_in_the_unit_interval():
 # --- attention without a mask
 
 
-@pytest.mark.parametrize("reach", [Reach(), Reach(5), Reach(stride=3)])
-def test_reading_everything_is_a_mask_of_ones(reach):
+@pytest.mark.parametrize("span", [AttentionSpan(), AttentionSpan(5), AttentionSpan(stride=3)])
+def test_reading_everything_is_a_mask_of_ones(span):
     q, k, v = torch.randn(3, 2, 4, 12, 8, generator=torch.Generator().manual_seed(0))
     every = torch.ones(2, 1, 12, 12, dtype=torch.bool)
-    keys = {"bias": None, "reach": reach, "scale": None, "soft_cap": None, "dropout": 0.0}
+    keys = {"bias": None, "span": span, "scale": None, "soft_cap": None, "dropout": 0.0}
     close(attend(q, k, v, may_read=True, **keys), explicit_attention(q, k, v, may_read=every, **keys))
     close(explicit_attention(q, k, v, may_read=True, **keys), explicit_attention(q, k, v, may_read=every, **keys))
-    near = visible(12, reach, q.device, True)
+    near = visible(12, span, q.device, True)
     assert torch.equal(near, near.mT)
 
 

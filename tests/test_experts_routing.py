@@ -25,7 +25,7 @@ from tiny import config
 from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
 from lmablate.model import build_model
-from lmablate.model.ffn.hashing import mix, normal, read_so_far, spread
+from lmablate.model.ffn.hashing import hash_each, mix, normal, prefix_hash
 from lmablate.model.ffn.mixture import ChosenByExperts
 
 
@@ -67,7 +67,7 @@ def test_any_shape_number_and_choice_of_experts(case):
     (y, fast, _), (wanted, slowly, _) = both_ways(module, tokens, x)
     torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-5)
     assert_same_gradients(fast, slowly)
-    choice = module.choose(module.texts(x), tokens)
+    choice = module.choose(module.by_member(x), tokens)
     assert all(len(set(row)) == k for row in choice.experts.flatten(0, -2).tolist())
     if n > k:
         assert not (choice.experts == n - 1).any()
@@ -82,7 +82,7 @@ def test_an_expert_that_is_not_chosen_does_not_count_at_all():
     module = made("token_choice").eval()
     x, tokens = text(1, 1)
     wanted = module(x, positions(tokens))
-    chosen = set(module.choose(module.texts(x), tokens).experts.flatten().tolist())
+    chosen = set(module.choose(module.by_member(x), tokens).experts.flatten().tolist())
     for e in set(range(8)) - chosen:
         for p in (module.experts.gate_proj.weight, module.experts.out_proj.weight):
             p.data[e] = math.nan
@@ -146,13 +146,13 @@ def test_expert_choice_equals_the_slow_reference(factor):
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
     assert_same_gradients(results[0][1], results[1][1])
     assert isinstance(module, ChosenByExperts)
-    load, dropped = module.load(module.texts(x), tokens)
+    load, dropped = module.load(module.by_member(x), tokens)
     assert load.tolist() == [TEXTS * min(LENGTH, max(1, round(factor * LENGTH / 8)))] * 8
     assert int(dropped) == 0
 
 
 def test_hashed_numbers_are_spread_and_depend_on_the_text_alone():
-    words = spread(torch.arange(4000), 8, 3)
+    words = hash_each(torch.arange(4000), 8, 3)
     drawn = normal(words)
     assert abs(float(drawn.mean())) < 0.02
     assert float(drawn.std()) == pytest.approx(1.0, abs=0.02)
@@ -161,10 +161,10 @@ def test_hashed_numbers_are_spread_and_depend_on_the_text_alone():
     seeds = torch.tensor([1, 2])
     assert [int(word) % 2**64 for word in mix(seeds)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
     _, tokens = text()
-    assert torch.equal(read_so_far(tokens)[1:2], read_so_far(tokens[1:2]))
+    assert torch.equal(prefix_hash(tokens)[1:2], prefix_hash(tokens[1:2]))
     changed = tokens.clone()
     changed[:, 6] += 1
-    same = read_so_far(changed) == read_so_far(tokens)
+    same = prefix_hash(changed) == prefix_hash(tokens)
     assert same[:, :6].all()
     assert not same[:, 6:].any()
     by_hash = made("hash").eval()

@@ -81,7 +81,7 @@ def test_the_planner_never_prefers_a_slower_gang(text, tmp_path, monkeypatch):
 def test_the_self_test_sees_a_difference(text, tmp_path, monkeypatch):
     group = runs(text, tmp_path, WORDS[:2])
     assert gang_run.self_test(group) == 0.0
-    stack = gang_run.Stack
+    stack = gang_run.MemberStack
 
     class Off(stack):
         def backward(self, rows):
@@ -89,5 +89,5 @@ def test_the_self_test_sees_a_difference(text, tmp_path, monkeypatch):
             next(iter(self.members[1].model.parameters())).grad.mul_(1.001)
             return out
 
-    monkeypatch.setattr(gang_run, "Stack", Off)
+    monkeypatch.setattr(gang_run, "MemberStack", Off)
     assert gang_run.self_test(group) == pytest.approx(1e-3, rel=0.01)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmablate.model.ffn import grouped
-from lmablate.model.ffn.grouped import Rows, grouped_product, has_grouped_gemm, product_step, spans
+from lmablate.model.ffn.grouped import Rows, grouped_product, has_grouped_gemm, product_step, row_slices
 
 SIZES = [[40, 0, 31, 32, 90], [1, 2, 3], [33], [0, 0, 7, 64], [32, 1], [5, 100, 0]]
 
@@ -22,7 +22,7 @@ def rows_of(sizes, dropped=0):
 def test_what_is_written_last_to_a_row_is_of_its_own_expert(sizes, step):
     owner = torch.full((sum(sizes),), -1)
     lengths = []
-    for e, rows in spans(sizes, step):
+    for e, rows in row_slices(sizes, step):
         assert 0 <= rows.start < rows.stop <= sum(sizes)
         owner[rows] = e
         lengths.append(rows.stop - rows.start)
@@ -68,7 +68,7 @@ def test_a_row_is_the_same_wherever_its_expert_stands():
 
 def test_other_numbers_of_rows_do_not_make_other_shapes():
     step = product_step(torch.empty(0, dtype=torch.bfloat16))
-    shapes = {rows.stop - rows.start for n in range(300, 400) for _, rows in spans([512, n, 512], step)}
+    shapes = {rows.stop - rows.start for n in range(300, 400) for _, rows in row_slices([512, n, 512], step)}
     assert step > 1 and len(shapes) <= 2 + 100 // step + 1
     assert product_step(torch.empty(0)) == 1
 

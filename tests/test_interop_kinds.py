@@ -78,7 +78,7 @@ def test_a_pair_of_electra(exported, capsys):
     model, objective, batch, _ = validation(run)
     generator = AutoModelForMaskedLM.from_pretrained(folder / "generator")
     everywhere = torch.arange(batch.inputs.shape[-1]).expand(2, -1)
-    near(generator(input_ids=batch.inputs).logits, model.generated(batch.inputs, everywhere))
+    near(generator(input_ids=batch.inputs).logits, model.generator_logits(batch.inputs, everywhere))
     filled = objective.filled(model, batch.inputs, batch.targets, batch.noise)
     assert filled.replaced.any()
     discriminator = AutoModelForPreTraining.from_pretrained(folder / "discriminator")
@@ -117,7 +117,7 @@ def test_a_model_of_two_stacks(exported):
     assert theirs.generation_config.eos_token_id == last
     written = theirs.generate(input_ids=source, max_new_tokens=4, do_sample=False)
     assert bool((written[:, 0] == objective.first_id).all())
-    step = model.logits(model.of_pair(source, written[:, :1]))[:, -1].argmax(-1)
+    step = model.logits(model.hidden_of_pair(source, written[:, :1]))[:, -1].argmax(-1)
     assert torch.equal(written[:, 1], step)
     same_weights(model, from_hf(folder))
 

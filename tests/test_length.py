@@ -13,7 +13,7 @@ from lmablate.core.errors import ConfigError
 from lmablate.evaluate import evaluate
 from lmablate.evaluate.changes import changed, rebuilt
 from lmablate.evaluate.lengths import at_lengths
-from lmablate.evaluate.reach import check_reach
+from lmablate.evaluate.reach import check_lengths
 from lmablate.evaluate.scoring import score, windows
 from lmablate.evaluate.summary import by_position, position_edges, summarise
 from lmablate.evaluate.text import Text
@@ -208,4 +208,4 @@ def test_lengths_that_make_no_sense_are_refused():
     ):
         with pytest.raises(ConfigError, match=said):
             protocols(times, stride, T)
-    check_reach(variant(posemb="learned"), protocols([0.5, 1], None, T))
+    check_lengths(variant(posemb="learned"), protocols([0.5, 1], None, T))

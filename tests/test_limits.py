@@ -44,7 +44,7 @@ def small():
 
 @pytest.fixture(autouse=True)
 def a_minute(monkeypatch):
-    monkeypatch.setattr(step_time, "guessed_seconds", lambda cfg: 60.0)
+    monkeypatch.setattr(step_time, "estimated_seconds", lambda cfg: 60.0)
 
 
 def composed(plain, words):

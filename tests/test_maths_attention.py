@@ -20,18 +20,18 @@ from reference_models import copy_weights as copy
 from torch import nn
 
 from lmablate.model.attention import (
+    AttentionSpan,
     GroupedQuery,
     Interleaved,
     MultiHead,
     MultiQuery,
-    Reach,
     SlidingWindow,
     attend,
     explicit_attention,
     visible,
 )
 from lmablate.model.norm import RMSNorm
-from lmablate.model.posemb import ALiBi, PosEmb, Positions, PositionShape, RoPE, T5Bias
+from lmablate.model.posemb import ALiBi, AttentionContext, PosEmb, PositionShape, RoPE, T5Bias
 
 SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH, N_LAYERS)
 BASE = ATTENTION
@@ -53,7 +53,10 @@ def same(ours, theirs, names, posemb, call):
     """Same output, same gradient of the input and of every weight."""
     copy(ours, theirs, names)
     x, x_theirs = (X.clone().requires_grad_() for _ in range(2))
-    actual, expected = ours(x, Positions(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative)), call(x_theirs)
+    actual, expected = (
+        ours(x, AttentionContext(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative)),
+        call(x_theirs),
+    )
     close(actual, expected)
     actual.square().sum().backward()
     expected.square().sum().backward()
@@ -157,7 +160,7 @@ def test_t5_bias_equals_t5():
         ):
             target.weight.copy_(source.weight)
         ours.q_proj.weight.copy_(theirs.q.weight * root)
-    actual = ours(X, Positions(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative))
+    actual = ours(X, AttentionContext(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative))
     expected = theirs(X, mask=published_mask()[None, None])[0]
     close(actual, expected)
     actual.square().sum().backward()
@@ -168,7 +171,7 @@ def test_t5_bias_equals_t5():
 
 @pytest.mark.parametrize("window", [None, 1, 5, LENGTH - 1, LENGTH, LENGTH + 3])
 def test_mask_is_the_published_one(window):
-    assert torch.equal(visible(LENGTH, Reach(window), torch.device("cpu")), published_mask(window) == 0)
+    assert torch.equal(visible(LENGTH, AttentionSpan(window), torch.device("cpu")), published_mask(window) == 0)
 
 
 @pytest.mark.parametrize(("family", "local_per_global"), [("Gemma2", 1), ("Gemma3Text", 5)])
@@ -176,7 +179,7 @@ def test_interleaving_is_the_published_one(family, local_per_global):
     kinds = hf_config(family, num_hidden_layers=12, sliding_window=5).layer_types
     assert {"sliding_attention", "full_attention"} == set(kinds)
     layers = [Interleaved(BASE, layer=i, window=5, local_per_global=local_per_global, scale=None) for i in range(12)]
-    assert [layer.reads.window for layer in layers] == [5 if kind == "sliding_attention" else None for kind in kinds]
+    assert [layer.span.window for layer in layers] == [5 if kind == "sliding_attention" else None for kind in kinds]
 
 
 def by_hand(q, k, v, bias, window, soft_cap):
@@ -220,7 +223,7 @@ def test_fused_explicit_and_by_hand_agree(bias, window, n_kv_heads, lead):
 
     expected, gradients = result(by_hand, window=window, soft_cap=None)
     for path in (attend, explicit_attention):
-        actual, got = result(path, reach=Reach(window), scale=None, soft_cap=None, dropout=0.0)
+        actual, got = result(path, span=AttentionSpan(window), scale=None, soft_cap=None, dropout=0.0)
         close(actual, expected)
         for a, b in zip(got, gradients, strict=True):
             close(a, b, 1e-4)
@@ -231,6 +234,6 @@ def test_fused_explicit_and_by_hand_agree(bias, window, n_kv_heads, lead):
 def test_soft_cap_bounds_the_biased_score(bias, window):
     q, k, v = torch.randn(3, 2, N_HEADS, LENGTH, HEAD_DIM, generator=torch.Generator().manual_seed(4))
     extra = BIASES[bias].score_bias(LENGTH)
-    actual = attend(q, k, v, bias=extra, reach=Reach(window), scale=None, soft_cap=1.5, dropout=0.0)
+    actual = attend(q, k, v, bias=extra, span=AttentionSpan(window), scale=None, soft_cap=1.5, dropout=0.0)
     close(actual, by_hand(q, k, v, extra, window, 1.5))
     assert (actual - by_hand(q, k, v, extra, window, None)).abs().max() > 0.1

@@ -23,7 +23,7 @@ from lmablate.budget import flops_per_token
 from lmablate.core.errors import ConfigError
 from lmablate.model import build_model, posemb
 from lmablate.model.attention import LatentAttention
-from lmablate.model.posemb import Positions, PositionShape
+from lmablate.model.posemb import AttentionContext, PositionShape
 
 ROPE, VALUE, KV_RANK, Q_RANK = 6, 10, 12, 14
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 6, "beta_fast": 4.0, "beta_slow": 0.5}
@@ -115,7 +115,7 @@ def test_equals_deepseek(family, layout, scaling, q_rank, bias):
     x, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     tables = hf(module, f"{family}RotaryEmbedding")(config_)(x, torch.arange(LENGTH)[None])
     mask = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)[None, None]
-    actual = ours(x, Positions(positions.rotate, None))
+    actual = ours(x, AttentionContext(positions.rotate, None))
     expected = theirs(x_theirs, position_embeddings=tables, attention_mask=mask)[0]
     close(actual, expected)
     actual.square().sum().backward()
@@ -133,12 +133,12 @@ def test_what_is_cached_is_enough():
     seen = []
     ours.kv_down.register_forward_hook(lambda module, args, out: seen.append(out))
     x = torch.randn(1, LENGTH, D_MODEL)
-    y = ours(x, Positions(lambda q, k: (q, k), None))
+    y = ours(x, AttentionContext(lambda q, k: (q, k), None))
     cached = seen[0]
     assert cached.shape[-1] == LatentAttention.cached_numbers(ATTENTION, SIZES) == KV_RANK + ROPE
     ours.kv_down = torch.nn.Module()
     ours.kv_down.forward = lambda x: cached
-    close(ours(x, Positions(lambda q, k: (q, k), None)), y, 1e-6)
+    close(ours(x, AttentionContext(lambda q, k: (q, k), None)), y, 1e-6)
 
 
 def test_cache_of_deepseek_v2():

@@ -20,7 +20,7 @@ from twins import TWINS
 from lmablate.model import build_model
 from lmablate.model.block_layout import Parallel, Parallel2, Serial
 from lmablate.model.norm_position import DeepNorm, Output, Post, Pre, Sandwich
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 from lmablate.objective import Causal
 
 
@@ -96,7 +96,7 @@ def test_stack_equals_torch_transformer_encoder(position, activation, bias):
     copy_weights(stack, theirs, names)
 
     x = torch.randn(3, LENGTH, D_MODEL, generator=torch.Generator().manual_seed(1))
-    y, positions = x, Positions(ours.posemb.rotate, None)
+    y, positions = x, AttentionContext(ours.posemb.rotate, None)
     for block in ours.blocks:
         y = block(y, positions)
     expected = theirs(x, mask=nn.Transformer.generate_square_subsequent_mask(LENGTH), is_causal=True)
@@ -166,7 +166,7 @@ def test_block_is_its_formula(layout, position):
 
     block = layout(Branch(attention), Branch(ffn), lambda branch: position(branch, norm=new_norm, n_layers=3))
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
-    close(block(x, Positions(lambda q, k: (q, k), None)), FORMULAS[layout, position](x, norms))
+    close(block(x, AttentionContext(lambda q, k: (q, k), None)), FORMULAS[layout, position](x, norms))
     assert len(norms) == layout.n_branches * position.norms_per_branch
 
 

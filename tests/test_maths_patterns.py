@@ -21,12 +21,20 @@ from tiny import config
 from lmablate.budget import keys_read
 from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
-from lmablate.model.attention import GroupedQuery, MultiHead, Patterned, Reach, attend, explicit_attention, visible
+from lmablate.model.attention import (
+    AttentionSpan,
+    GroupedQuery,
+    MultiHead,
+    Patterned,
+    attend,
+    explicit_attention,
+    visible,
+)
 from lmablate.model.norm import RMSNorm
-from lmablate.model.posemb import ALiBi, Positions, PositionShape, RoPE
+from lmablate.model.posemb import ALiBi, AttentionContext, PositionShape, RoPE
 
 SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH, N_LAYERS)
-NONE = Positions(lambda q, k: (q, k), None)
+NONE = AttentionContext(lambda q, k: (q, k), None)
 DEEP = ATTENTION._replace(n_layers=12)
 
 
@@ -64,11 +72,11 @@ def test_pattern_and_scale_equal_gpt_neo(layer):
     [("lg", "lglglglglglg"), ("gl", "glglglglglgl"), ("lllllg", "lllllglllllg"), ("ggls", "gglsgglsggls")],
 )
 def test_a_pattern_is_repeated_over_the_depth(pattern, kinds):
-    reads = {"g": Reach(), "l": Reach(5), "s": Reach(stride=5)}
+    reads = {"g": AttentionSpan(), "l": AttentionSpan(5), "s": AttentionSpan(stride=5)}
     layers = [Patterned(DEEP, layer=i, window=5, pattern=pattern, scale=None) for i in range(12)]
-    assert [layer.reads for layer in layers] == [reads[kind] for kind in kinds]
+    assert [layer.span for layer in layers] == [reads[kind] for kind in kinds]
     settings = {"window": 5, "pattern": pattern}
-    assert [Patterned.reach(i, settings) for i in range(12)] == [reads[kind] for kind in kinds]
+    assert [Patterned.layer_span(i, settings) for i in range(12)] == [reads[kind] for kind in kinds]
 
 
 @pytest.mark.parametrize("family", ["Gemma2", "Gemma3Text"])
@@ -76,7 +84,7 @@ def test_published_patterns(family):
     kinds = hf_config(family, num_hidden_layers=12, sliding_window=5).layer_types
     word = "lg" if family == "Gemma2" else "lllllg"
     layers = [Patterned(DEEP, layer=i, window=5, pattern=word, scale=None) for i in range(12)]
-    assert [layer.reads.window for layer in layers] == [5 if kind == "sliding_attention" else None for kind in kinds]
+    assert [layer.span.window for layer in layers] == [5 if kind == "sliding_attention" else None for kind in kinds]
 
 
 def sparse_transformer(length, stride, part):
@@ -94,9 +102,9 @@ def sparse_transformer(length, stride, part):
 @pytest.mark.parametrize("letter", ["l", "s"])
 def test_local_and_strided_masks_are_those_of_the_sparse_transformer(letter, stride):
     layer = Patterned(DEEP, layer=0, window=stride, pattern=letter, scale=None)
-    mask = visible(LENGTH, layer.reads, torch.device("cpu"))
+    mask = visible(LENGTH, layer.span, torch.device("cpu"))
     assert torch.equal(mask, sparse_transformer(LENGTH, stride, letter))
-    assert mask.sum() / LENGTH == pytest.approx(keys_read(LENGTH, *layer.reads))
+    assert mask.sum() / LENGTH == pytest.approx(keys_read(LENGTH, *layer.span))
 
 
 def test_two_layers_of_the_strided_pattern_reach_everything():
@@ -105,7 +113,7 @@ def test_two_layers_of_the_strided_pattern_reach_everything():
     assert torch.equal((strided @ local > 0), torch.ones(LENGTH, LENGTH).tril().bool())
 
 
-def by_hand(q, k, v, reach, scale):
+def by_hand(q, k, v, span, scale):
     """Query by query in float64, over the keys it may read."""
     q, k, v = q.double(), k.double(), v.double()
     rows = []
@@ -113,7 +121,7 @@ def by_hand(q, k, v, reach, scale):
         seen = [
             s
             for s in range(t + 1)
-            if (reach.window is None or t - s < reach.window) and (reach.stride is None or (t - s) % reach.stride == 0)
+            if (span.window is None or t - s < span.window) and (span.stride is None or (t - s) % span.stride == 0)
         ]
         weight = (scale * (k[..., seen, :] * q[..., t : t + 1, :]).sum(-1)).softmax(-1)
         rows.append((weight[..., None] * v[..., seen, :]).sum(-2))
@@ -121,15 +129,17 @@ def by_hand(q, k, v, reach, scale):
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0])
-@pytest.mark.parametrize("reach", [Reach(), Reach(5), Reach(stride=4), Reach(9, 2)], ids=str)
-def test_scale_and_reach_on_both_paths(reach, scale):
+@pytest.mark.parametrize(
+    "span", [AttentionSpan(), AttentionSpan(5), AttentionSpan(stride=4), AttentionSpan(9, 2)], ids=str
+)
+def test_scale_and_span_on_both_paths(span, scale):
     """Values narrower than keys, as latent attention has them."""
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, N_HEADS, LENGTH, n, generator=generator).requires_grad_() for n in (8, 8, 5))
-    wanted = by_hand(q, k, v, reach, scale)
+    wanted = by_hand(q, k, v, span, scale)
     gradients = torch.autograd.grad(wanted.square().sum(), [q, k, v])
     for path in (attend, explicit_attention):
-        y = path(q, k, v, bias=None, reach=reach, scale=scale, soft_cap=None, dropout=0.0)
+        y = path(q, k, v, bias=None, span=span, scale=scale, soft_cap=None, dropout=0.0)
         close(y, wanted)
         for mine, gradient in zip(torch.autograd.grad(y.square().sum(), [q, k, v]), gradients, strict=True):
             close(mine, gradient, 1e-4)
@@ -149,7 +159,7 @@ def test_norm_over_all_heads_equals_olmo2(n_kv_heads):
     tables = hf("olmo2", "Olmo2RotaryEmbedding")(config_)(torch.zeros(1), torch.arange(LENGTH)[None])
     mask = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)[None, None]
     call = lambda x: theirs(x, position_embeddings=tables, attention_mask=mask)[0]  # noqa: E731
-    compare(ours, theirs, names, Positions(rope.rotate, None), call)
+    compare(ours, theirs, names, AttentionContext(rope.rotate, None), call)
 
 
 @pytest.mark.parametrize("all_heads", [False, True], ids=["per_head", "all_heads"])
@@ -169,7 +179,7 @@ def test_norm_on_queries_keys_and_values_is_its_formula(all_heads):
 
     q, k, v = part(ours.q_proj, ours.q_norm), part(ours.k_proj, ours.k_norm), part(ours.v_proj, ours.v_norm)
     k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    y = by_hand(q, k, v, Reach(), HEAD_DIM**-0.5).transpose(1, 2).flatten(-2).float()
+    y = by_hand(q, k, v, AttentionSpan(), HEAD_DIM**-0.5).transpose(1, 2).flatten(-2).float()
     close(ours(x, NONE), ours.out_proj(y))
 
 

@@ -11,9 +11,9 @@ from lmablate.core.errors import ConfigError
 from lmablate.model.attention import GroupedQuery, MultiHead, SlidingWindow, heads
 from lmablate.model.posemb import (
     ALiBi,
+    AttentionContext,
     Learned,
     PosEmb,
-    Positions,
     PositionShape,
     RoPE,
     Sinusoidal,
@@ -165,7 +165,7 @@ def scores_at(posemb, branch, content, shift, monkeypatch):
     monkeypatch.setattr(heads, "attend", spy)
     x = torch.randn(LENGTH, D_MODEL, generator=torch.Generator().manual_seed(shift))
     x[shift : shift + len(content)] = content
-    branch(posemb.embed(x), Positions(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative))
+    branch(posemb.embed(x), AttentionContext(posemb.rotate, posemb.score_bias(LENGTH), posemb.relative))
     return seen[0][:, shift : shift + len(content), shift : shift + len(content)].tril()
 
 

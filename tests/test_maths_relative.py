@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmablate.budget import flops_per_token
 from lmablate.model import build_model
 from lmablate.model.attention import GroupedQuery, LatentAttention, MultiHead, SlidingWindow
-from lmablate.model.posemb import Positions, PositionShape, TransformerXL
+from lmablate.model.posemb import AttentionContext, PositionShape, TransformerXL
 
 SHAPE = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH, N_LAYERS)
 MLA = {"q_rank": 12, "kv_rank": 10, "rope_head_dim": 6, "v_head_dim": 5, "norm_eps": 1e-6}
@@ -37,7 +37,7 @@ def test_is_the_formula_of_the_paper(case, layer, length):
     branch = randomise(option(shape, layer=layer, **{"scale": None, **keys}))
     posemb = randomise(TransformerXL(SHAPE, theta=10000.0), seed=1)
     x = torch.randn(2, length, D_MODEL, generator=torch.Generator().manual_seed(3))
-    actual = branch(x, Positions(posemb.rotate, posemb.score_bias(length), posemb.relative))
+    actual = branch(x, AttentionContext(posemb.rotate, posemb.score_bias(length), posemb.relative))
 
     def heads(linear):
         return linear(x).double().unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
@@ -84,7 +84,7 @@ def test_equals_xlnet():
         for part, source in pairs:
             part.weight.copy_(as_ours(part, source))
     x = torch.randn(3, LENGTH, D_MODEL, generator=torch.Generator().manual_seed(5))
-    actual = ours(x, Positions(posemb.rotate, None, posemb.relative))
+    actual = ours(x, AttentionContext(posemb.rotate, None, posemb.relative))
 
     h = x.transpose(0, 1)  # theirs is [T, B, D]
     r = torch.stack([sinusoid(d) for d in range(LENGTH, -1, -1)]).float()[:, None].expand(-1, 3, -1)
@@ -106,9 +106,9 @@ def test_latent_attention_takes_the_terms_on_its_decoupled_channels():
     x = torch.randn(2, LENGTH, D_MODEL, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         posemb.layers[0].proj.weight.zero_()
-    plain = branch(x, Positions(posemb.rotate, None))
-    close(branch(x, Positions(posemb.rotate, None, posemb.relative)), plain)
-    moved = branch(x, Positions(posemb.rotate, None, randomise(posemb).relative))
+    plain = branch(x, AttentionContext(posemb.rotate, None))
+    close(branch(x, AttentionContext(posemb.rotate, None, posemb.relative)), plain)
+    moved = branch(x, AttentionContext(posemb.rotate, None, randomise(posemb).relative))
     assert (moved - plain).abs().max() > 1e-2
 
 

@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from variants import variant
 
 from lmablate.budget import flops_per_token, forward_products, keys_of_layers
-from lmablate.budget.flops import reaches
+from lmablate.budget.flops import spans
 from lmablate.budget.trace import trace
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.evaluate import evaluate
 from lmablate.interop import from_hf, to_hf
 from lmablate.model import build_model
-from lmablate.model.attention import Reach, visible, with_prefix
+from lmablate.model.attention import AttentionSpan, visible, with_prefix
 from lmablate.model.posemb import ALiBi, PositionShape, T5Bias, TransformerXL
 from lmablate.objective import IGNORE, OBJECTIVES, Batch, Causal, Prefix, member_losses, objective_of, stacked
 from lmablate.objective.prefix import draws
@@ -59,13 +59,13 @@ def readable(length, prefix, window=None, stride=None):
 @pytest.mark.parametrize("prefix", [0, 1, 2, 7, 23, 24])
 @pytest.mark.parametrize(("window", "stride"), [(None, None), (1, None), (5, None), (None, 3), (24, None)])
 def test_mask_is_its_definition(prefix, window, stride):
-    mask = visible(24, Reach(window, stride), torch.device("cpu"), with_prefix(24, torch.tensor([prefix])))
+    mask = visible(24, AttentionSpan(window, stride), torch.device("cpu"), with_prefix(24, torch.tensor([prefix])))
     assert torch.equal(mask[0, 0], readable(24, prefix, window, stride))
 
 
 def test_a_prefix_of_one_token_is_causal_and_of_all_tokens_hides_nothing():
     mask = with_prefix(9, torch.tensor([[0, 1], [5, 9]]))
-    causal = visible(9, Reach(), torch.device("cpu"))
+    causal = visible(9, AttentionSpan(), torch.device("cpu"))
     assert mask.shape == (2, 2, 1, 9, 9)
     assert torch.equal(mask[0, 0, 0], causal)
     assert torch.equal(mask[0, 1, 0], causal)
@@ -79,12 +79,12 @@ def written_out(monkeypatch):
     """Replace attention by a softmax over the keys of the definition, text by text."""
     from lmablate.model.attention import heads, latent
 
-    def slowly(q, k, v, *, bias, reach, scale, soft_cap, dropout, may_read=None):
+    def slowly(q, k, v, *, bias, span, scale, soft_cap, dropout, may_read=None):
         assert dropout == 0.0
         scores = torch.einsum("bhid,bhjd->bhij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
         scores = scores if bias is None else scores + bias
         scores = scores if soft_cap is None else soft_cap * torch.tanh(scores / soft_cap)
-        mask = torch.stack([readable(q.shape[-2], prefix, *reach) for prefix in PREFIXES])[:, None]
+        mask = torch.stack([readable(q.shape[-2], prefix, *span) for prefix in PREFIXES])[:, None]
         weights = torch.where(mask, (scores - scores.detach().amax()).exp(), 0.0)
         return weights / weights.sum(-1, keepdim=True) @ v
 
@@ -376,8 +376,8 @@ def test_a_row_says_how_many_targets_a_token_brings():
 def test_keys_are_those_that_the_mask_lets_through(option, draw):
     cfg = prefixed(0.4, draw, attention=option)
     lengths = range(1, LENGTH + 1) if draw == "uniform" else [round(0.4 * LENGTH)]
-    for keys, reach in zip(keys_of_layers(cfg), reaches(cfg), strict=True):
-        wanted = np.mean([int(readable(LENGTH, prefix, *reach).sum()) / LENGTH for prefix in lengths])
+    for keys, span in zip(keys_of_layers(cfg), spans(cfg), strict=True):
+        wanted = np.mean([int(readable(LENGTH, prefix, *span).sum()) / LENGTH for prefix in lengths])
         assert keys == pytest.approx(wanted)
 
 

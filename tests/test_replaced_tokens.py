@@ -20,7 +20,7 @@ from lmablate.evaluate import evaluate
 from lmablate.model import build_model
 from lmablate.model.multi_stack import generator_of
 from lmablate.objective import IGNORE, ReplacedTokens, objective_of
-from lmablate.objective.rtd import found_of, rates
+from lmablate.objective.rtd import precision_of_top, rates
 from lmablate.schema.training_config import ObjectiveSettings
 from lmablate.training.gang import graph_key
 
@@ -45,7 +45,7 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.log_p = torch.tensor(p).log()
 
-    def generated(self, tokens, at):
+    def generator_logits(self, tokens, at):
         return self.log_p.expand(*at.shape, -1)
 
 
@@ -76,7 +76,7 @@ def test_loss_is_the_generators_plus_fifty_times_the_models_and_samples_carry_no
     loss = objective_of(cfg)(model, *batch)
     at = (batch.targets != IGNORE).nonzero()
     every = torch.arange(LENGTH).expand(3, -1)
-    logits = model.generated(batch.inputs, every)
+    logits = model.generator_logits(batch.inputs, every)
     nats = torch.stack([-logits[b, t].log_softmax(-1)[text[b, t]] for b, t in at.tolist()]).mean()
     sampled = text.clone()
     for b, t in at.tolist():
@@ -139,7 +139,7 @@ def test_flops_are_torchs_count(sizes):
         model, tokens = build_model(cfg, device="meta"), torch.zeros((1, LENGTH), dtype=torch.long)
         at = torch.zeros((1, round(0.15 * LENGTH)), dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.generated(tokens, at)
+        model.generator_logits(tokens, at)
         model(tokens)
     assert flops_per_token(cfg) / 3 == pytest.approx(counter.get_total_flops() / LENGTH, abs=1)
     assert trace(cfg).saved_bytes > 0
@@ -182,7 +182,7 @@ def test_both_models_equal_the_classes_of_transformers_both_ways():
     tokens = torch.randint(0, VOCAB, (3, LENGTH), generator=torch.Generator().manual_seed(7))
     at = torch.arange(LENGTH).expand(3, -1)
     expected, found = theirs[0](input_ids=tokens).logits, theirs[1](input_ids=tokens).logits
-    close(ours.generated(tokens, at), expected)
+    close(ours.generator_logits(tokens, at), expected)
     close(ours(tokens).squeeze(-1), found)
     again = to_electra(ours)
     with torch.no_grad():
@@ -221,9 +221,9 @@ def test_measures_by_hand():
 
 def test_of_equal_scores_some_are_right_by_chance():
     was = np.array([True, False, False, True, False])
-    assert found_of(was, np.array([5.0, 1.0, 1.0, 1.0, 0.0])) == pytest.approx((1 + 1 / 3) / 2)
-    assert found_of(was, np.zeros(5)) == pytest.approx(0.4)
-    assert found_of(was, was.astype(float)) == 1.0
+    assert precision_of_top(was, np.array([5.0, 1.0, 1.0, 1.0, 0.0])) == pytest.approx((1 + 1 / 3) / 2)
+    assert precision_of_top(was, np.zeros(5)) == pytest.approx(0.4)
+    assert precision_of_top(was, was.astype(float)) == 1.0
 
 
 def test_runs_train_alone_and_in_pieces_alike():
@@ -250,4 +250,4 @@ def test_the_rate_of_a_kind_of_token_is_that_of_the_other_half():
     np.testing.assert_allclose(rates(was, tokens), want)
     rng = np.random.default_rng(0)  # where nothing can be known, nothing is: a rate of the same text would seem to know
     tokens, was = rng.integers(0, 1000, 4000), rng.random(4000) < 0.1
-    assert found_of(was, rates(was, tokens)) == pytest.approx(was.mean(), abs=0.05)
+    assert precision_of_top(was, rates(was, tokens)) == pytest.approx(was.mean(), abs=0.05)

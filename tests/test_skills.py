@@ -76,7 +76,7 @@ def test_examples_are_a_pure_function_of_seed_and_step_and_validation_is_fixed(n
         assert x.min() >= 0
         assert max(x.max(), y.max()) < data.vocab_size
         assert y[y != IGNORED].min() >= 0
-    assert data.facts()["val_tokens"] == (targets != IGNORED).sum()
+    assert data.row_fields()["val_tokens"] == (targets != IGNORED).sum()
     assert task(name, task_seed=5).fingerprint != data.fingerprint
 
 

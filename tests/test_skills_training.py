@@ -59,7 +59,7 @@ def test_loss_and_accuracy_are_those_of_the_scored_targets():
     found = answer(trainer.model, data.val_windows(24), batch_size=7, device="cpu")
     assert found.nats / found.n == pytest.approx(nats, rel=1e-6)
     assert found.accuracy == pytest.approx(right, rel=1e-6)
-    assert found.n == data.facts()["val_tokens"]
+    assert found.n == data.row_fields()["val_tokens"]
     rows = trainer.rows(0)
     expected = reference(trainer.model, rows[:, :24].numpy(), rows[:, 24:].numpy())[0]
     assert float(trainer.backward(rows)) == pytest.approx(expected, rel=1e-5)
@@ -126,7 +126,7 @@ def test_compression_is_answered_from_the_last_state_alone():
     cfg, _ = setting("compression")
     model = scaled_model(cfg, 5.0).eval()
     tokens = torch.randint(0, 15, (1, 24))
-    state = model.through(model.embed(tokens), _positions(model, 24))[:, -1:]
+    state = model.run_blocks(model.embed(tokens), _positions(model, 24))[:, -1:]
     with torch.no_grad():
         logits = model(tokens)
         others = model.readout(torch.cat((torch.randn(1, 23, 32), state), dim=1))
@@ -141,9 +141,9 @@ def test_compression_is_answered_from_the_last_state_alone():
 
 
 def _positions(model, length):
-    from lmablate.model.posemb import Positions
+    from lmablate.model.posemb import AttentionContext
 
-    return Positions(model.posemb.rotate, model.posemb.score_bias(length), model.posemb.relative)
+    return AttentionContext(model.posemb.rotate, model.posemb.score_bias(length), model.posemb.relative)
 
 
 def test_a_run_tells_its_accuracy_everywhere(tmp_path):

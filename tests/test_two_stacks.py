@@ -233,7 +233,7 @@ def test_logits_and_gradients_equal_t5_both_ways(changes):
     draws = torch.Generator().manual_seed(4)
     source, target = (torch.randint(0, VOCAB, (3, n), generator=draws) for n in (19, 11))
     ours = from_hf(theirs)
-    logits = ours.logits(ours.of_pair(source, target))
+    logits = ours.logits(ours.hidden_of_pair(source, target))
     expected = theirs(input_ids=source, decoder_input_ids=target).logits
     close(logits, expected)
     assert float((logits - expected).abs().max()) < 1e-4 * max(1.0, float(expected.abs().max()))
@@ -315,7 +315,7 @@ def test_the_transformer_of_2017_is_its_formulas():
         y = attended(y, y, f"blocks.{i}.attention.first", causal=True)
         y = fed(attended(y, x, f"blocks.{i}.attention.second"), f"blocks.{i}.ffn")
     with torch.no_grad():
-        close(model.logits(model.of_pair(source[None], target[None]))[0], y @ w["embedding.weight"].T, 1e-5)
+        close(model.logits(model.hidden_of_pair(source[None], target[None]))[0], y @ w["embedding.weight"].T, 1e-5)
 
 
 # --- training and measuring
@@ -382,7 +382,7 @@ def test_of_halves_two_stacks_share_the_targets_of_others():
     assert set(found.yardsticks) == {"val_loss_after_50"}
     assert found.yardsticks["val_loss_after_50"] == found.val_loss
     inputs, targets = (torch.from_numpy(x) for x in data.val_windows(LENGTH))
-    logits = net.logits(net.of_pair(inputs[:, : LENGTH // 2 - 1], inputs[:, LENGTH // 2 - 1 :]))
+    logits = net.logits(net.hidden_of_pair(inputs[:, : LENGTH // 2 - 1], inputs[:, LENGTH // 2 - 1 :]))
     wanted = targets[:, LENGTH // 2 - 1 :]
     assert found.val_loss == pytest.approx(float(F.cross_entropy(logits.flatten(0, 1), wanted.flatten())), rel=1e-5)
 

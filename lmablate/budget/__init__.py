@@ -1,7 +1,7 @@
-"""What a model costs, by arithmetic that builds nothing, and the sizes that make two models cost the same.
+"""Costs of a model in closed form, and the sizes at which two models cost the same.
 
-The parts of a model account for themselves: closed forms stand beside their classes (norm, posemb, attention, FFN) and
-are summed here, so that a new option needs no edit of this package.
+The parts of a model state their own costs: closed forms are methods of their classes (norm, posemb, attention, FFN) and are summed
+here, so that a new option needs no edit of this package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lmablate.budget.widths import ff_width, matched_width
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-# What a budget may hold equal, and what it is called.
+# The costs that a budget may match, and their names.
 COSTS: dict[str, Callable[[RunConfig], int]] = {
     "params": lambda cfg: parameters(cfg).total,
     "params_non_embedding": lambda cfg: parameters(cfg).non_embedding,
@@ -31,7 +31,7 @@ WHAT = {
     "flops": "training FLOPs per token",
     "kv_cache": "bytes of KV cache per token",
 }
-# What these numbers are, for whoever reads them in a table or beside a figure.
+# Definitions for captions of tables and figures.
 DEFINITIONS = {
     "params": "Parameters: every learned number once; a tied head is the token table.",
     "params_non_embedding": "Non-embedding parameters: all but token and position tables and an untied head.",

@@ -1,4 +1,4 @@
-"""``python -m lmablate.budget``: the command of this room, which stands above it in lmablate/cli/budget.py."""
+"""``python -m lmablate.budget``: the command of this room, whose code is in lmablate/cli/budget.py."""
 
 import runpy
 

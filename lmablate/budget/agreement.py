@@ -1,4 +1,4 @@
-"""What parts say of their parameters, against what they build."""
+"""The check that parts state as many parameters as they build."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(cfg: RunConfig) -> None:
-    """Raise ConfigError if the model of `cfg` cannot be built, or has other parameters than its parts say; costs no memory."""
+    """Raise ConfigError if the model of `cfg` cannot be built, or has other parameters than its parts state; allocates nothing."""
     try:
         _check_count(cfg, build_model(cfg, device="meta"))
     except ConfigError:
@@ -27,9 +27,9 @@ def check(cfg: RunConfig) -> None:
 
 
 def _check_count(cfg: RunConfig, model: nn.Module) -> None:
-    """Budgets and tables go by what parts say of themselves: it must be what they build."""
-    said, built = parameters(cfg).total, sum(p.numel() for p in model.parameters())
-    if said == built:
+    """Raise ConfigError unless the stated parameters, on which budgets and tables rely, are those built."""
+    predicted, built = parameters(cfg).total, sum(p.numel() for p in model.parameters())
+    if predicted == built:
         return
     blame = [
         f"{axis}={cfg.choices.get(axis)} ({target.__module__}.{target.__qualname__}) says {stated:,} parameters of one and builds "
@@ -37,7 +37,7 @@ def _check_count(cfg: RunConfig, model: nn.Module) -> None:
         for axis, target, stated, own in disagreements(cfg)
     ]
     raise ConfigError(
-        f"the model has {built:,} parameters, and its parts say {said:,}: "
+        f"the model has {built:,} parameters, and its parts say {predicted:,}: "
         + (
             "; ".join(blame)
             or "layers that share a weight, or differ from one another, must be built as they are counted"

@@ -1,13 +1,12 @@
 """FLOPs of training in closed form: the matrix products, forward and backward.
 
-The backward pass has two products for each one of the forward pass, so training is three times the forward; a
-multiply-add is two FLOPs. Attention is counted over the keys a token really reads: causal attention takes half the square
-(once, not twice), a window only its width, a prefix that is read in both directions all of its own square, and shared
-key/value heads save their projections but no scores.
+The backward pass has two products for each one of the forward pass, so training is three times the forward; a multiply-add is two
+FLOPs. Attention counts the keys a token really reads: causal attention half the square (once, not twice), a window only its width, a
+bidirectional prefix its whole square. Shared key/value heads save their projections but no scores.
 
-``torch.utils.flop_counter`` counts all T keys for every query, whatever the mask; with T in the place of
-:func:`keys_of_layers`, ours is its count to the last FLOP for a batch of one text. Two kernels are exceptions: of a GPU's fused
-attention it counts five products backward where four are needed, since the scores are computed anew, and of the CPU's none.
+``torch.utils.flop_counter`` counts all T keys for every query, whatever the mask. With T instead of :func:`keys_of_layers`, ours is its
+count to the last FLOP for a batch of one text. Two kernels are exceptions: for a GPU's fused attention it counts five backward products
+instead of four, since the scores are recomputed, and for the CPU's none.
 """
 
 from __future__ import annotations
@@ -22,17 +21,19 @@ if TYPE_CHECKING:
 
 
 def keys_read(length: int, window: int | None = None, stride: int | None = None) -> float:
-    """The mean number of keys a query reads under a causal mask, itself included: of the T queries of a text, T - d have
-    a key at distance d, and distances 0, stride, 2 stride, ... below `window` are read."""
+    """Return the mean number of keys a query reads under a causal mask, including its own. Of the T queries of a text, T - d have a key
+    at distance d; distances 0, stride, 2 stride, ... below `window` are read."""
     step = stride or 1
     n = ((length if window is None else min(window, length)) - 1) // step + 1
     return n - step * n * (n - 1) / (2 * length)
 
 
 def forward_products(cfg: RunConfig) -> tuple[float, list[float]]:
-    """Multiply-adds of the forward pass: with matrices, for each token, those of experts that it does not meet left out; and
-    of each layer, for each pair of a query and a key that it reads. Of several stacks each has its layers, as in
-    :func:`keys_of_layers`, and a matrix that not all tokens of a text meet counts for those that do."""
+    """Return the multiply-adds of the forward pass: with matrices per token, and of each layer per pair of a query and a key it reads.
+
+    Experts that a token does not use are left out. Each of several stacks has its own layers, as in :func:`keys_of_layers`; a matrix
+    that only some tokens of a text use counts for those.
+    """
     from lmablate.model.multi_stack import generator_of
     from lmablate.objective import objective_of
 
@@ -43,12 +44,12 @@ def forward_products(cfg: RunConfig) -> tuple[float, list[float]]:
     if (own := generator_of(cfg)) is None:
         return matrices, scores
     more, further = stack_products(own)
-    hidden = objective_of(cfg).targets_per_token(cfg.model.context_length)  # that the generator's head reads
+    hidden = objective_of(cfg).targets_per_token(cfg.model.context_length)  # tokens the generator's head reads
     return matrices + (more + stacks.row_map(own).matmuls + hidden * stacks.head(own).matmuls), scores + further
 
 
 def _products_of_two(cfg: RunConfig) -> tuple[float, list[float]]:
-    """The same of an encoder and its decoder, for each token of both their texts."""
+    """`forward_products` of an encoder and its decoder, per token of both their texts."""
     from lmablate.model.attention import CrossAttention
     from lmablate.model.dims import attention_shape
     from lmablate.model.multi_stack import decoder_of, encoder_of
@@ -56,16 +57,16 @@ def _products_of_two(cfg: RunConfig) -> tuple[float, list[float]]:
     encoder, decoder = encoder_of(cfg), decoder_of(cfg)
     shape, n = attention_shape(decoder), cfg.model.n_layers
     reads, first = stack_products(encoder)
-    reads += n * CrossAttention.weights_per_source_token(shape)
+    reads += n * CrossAttention.source_matmul_params(shape)
     writes, second = stack_products(decoder)
-    writes += n * CrossAttention.weights_per_token(shape, {}) + stacks.ends(decoder).matmuls
+    writes += n * CrossAttention.matmul_params(shape, {}) + stacks.ends(decoder).matmuls
     total = reads * encoder.model.context_length + writes * decoder.model.context_length
-    across = [CrossAttention.products_per_key(shape, {})] * n
+    across = [CrossAttention.score_macs(shape, {})] * n
     return total / cfg.model.context_length, [*first, *second, *across]
 
 
 def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
-    """The same of the layers of one stack."""
+    """Return `forward_products` of the layers of one stack."""
     from lmablate.budget import measured
     from lmablate.model.dims import ffn_option, ffn_shape
     from lmablate.model.multi_stack import layer_order
@@ -76,18 +77,18 @@ def stack_products(cfg: RunConfig) -> tuple[float, list[float]]:
     of_positions = position_work(cfg)
     matrices: float = sum(work.per_token for work in attention)
     if measured.states(type(ffn), measured.FLOPS["ffn"]):
-        matrices += sum(ffn.weights_per_token(sizes, layer=i) for i in order)
+        matrices += sum(ffn.matmul_params(sizes, layer=i) for i in order)
     else:
         matrices += sum(measured.ffn_work(cfg, i).per_token for i in order)
-    runs = m.n_layers // (m.n_distinct_layers or m.n_layers)  # of each layer of the positions
+    runs = m.n_layers // (m.n_distinct_layers or m.n_layers)  # of each layer's positions
     matrices += runs * of_positions.per_token
     if {"norm", "norm_position", "block_layout", "activation"} & set(measured.measures_flops(cfg)):
         matrices += m.n_layers * measured.shell_work(cfg).per_token
     return matrices, [_whole(work.per_key + of_positions.per_key) for work in attention]
 
 
-def attention_work(cfg: RunConfig, layer: int, *, of_kept: bool = False) -> measured.Work:
-    """Multiply-adds of an attention branch for a token and for a pair of query and key; with `of_kept`, in generation."""
+def attention_work(cfg: RunConfig, layer: int, *, of_cached: bool = False) -> measured.MacCounts:
+    """Return the multiply-adds of an attention branch per token and per pair of query and key; with `of_cached`, in generation."""
     from lmablate.budget import measured
     from lmablate.model import components
     from lmablate.model.dims import attention_shape
@@ -96,12 +97,12 @@ def attention_work(cfg: RunConfig, layer: int, *, of_kept: bool = False) -> meas
     if not measured.states(option, measured.FLOPS["attention"]):
         return measured.attention_work(cfg, layer)
     shape = attention_shape(cfg)
-    a_key = option.products_per_kept_key if of_kept else option.products_per_key
-    return measured.Work(option.weights_per_token(shape, settings), a_key(shape, settings))
+    a_key = option.cached_score_macs if of_cached else option.score_macs
+    return measured.MacCounts(option.matmul_params(shape, settings), a_key(shape, settings))
 
 
-def position_work(cfg: RunConfig) -> measured.Work:
-    """The same of a position embedding: for a token over all distinct layers, for a pair in one layer."""
+def position_work(cfg: RunConfig) -> measured.MacCounts:
+    """Return the multiply-adds of a position embedding: per token over all distinct layers, per pair in one layer."""
     from lmablate.budget import measured
     from lmablate.model import components
     from lmablate.model.dims import position_shape
@@ -111,27 +112,29 @@ def position_work(cfg: RunConfig) -> measured.Work:
         work = measured.posemb_work(cfg)
         return work._replace(per_token=work.per_token * (cfg.model.n_distinct_layers or cfg.model.n_layers))
     shape = position_shape(cfg)
-    return measured.Work(option.weights_per_token(shape, settings), option.products_per_key(shape, settings))
+    return measured.MacCounts(option.matmul_params(shape, settings), option.score_macs(shape, settings))
 
 
 def _whole(products: float) -> float:
-    """A measured count is a whole number but for rounding."""
+    """Round a measured count, which is an integer up to rounding errors."""
     return round(products) if abs(products - round(products)) < 1e-6 * max(1.0, abs(products)) else products
 
 
-def reaches(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
-    """(window, stride) of every layer: the keys a query reads."""
+def spans(cfg: RunConfig) -> list[tuple[int | None, int | None]]:
+    """Return (window, stride) of every layer: the keys a query reads."""
     from lmablate.model import components
     from lmablate.model.multi_stack import layer_order
 
     option, settings = components.resolve(cfg.attention, "attention")
-    return [tuple(option.reach(block, settings)) for block in layer_order(cfg)]
+    return [tuple(option.layer_span(block, settings)) for block in layer_order(cfg)]
 
 
 def keys_of_layers(cfg: RunConfig) -> list[float]:
-    """The mean number of keys that a token has read by its queries in each layer in training: itself, what came before it, and
-    what the objective lets it read after it. Of two stacks the encoder's layers, the decoder's, and its cross attention, of
-    which a token has those of its part; after a model's layers those of its generator."""
+    """Return the mean number of keys that a token's queries read in each layer in training, including keys after it.
+
+    Of two stacks these are the encoder's layers, the decoder's, and its cross attention, each weighted by its part of the tokens. A
+    generator's layers follow the model's.
+    """
     from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of
 
     if cfg.model.n_encoder_layers is None:
@@ -145,15 +148,15 @@ def keys_of_layers(cfg: RunConfig) -> list[float]:
 
 
 def stack_keys(cfg: RunConfig) -> list[float]:
-    """The same of the layers of one stack."""
+    """Return `keys_of_layers` of one stack."""
     from lmablate.objective import objective_of
 
     objective, length = objective_of(cfg), cfg.model.context_length
-    return [keys_read(length, *reach) + objective.keys_ahead(length, *reach) for reach in reaches(cfg)]
+    return [keys_read(length, *span) + objective.keys_ahead(length, *span) for span in spans(cfg)]
 
 
 def flops_per_token(cfg: RunConfig) -> int:
-    """Training FLOPs per token, as defined above, rounded to a whole number."""
+    """Return the training FLOPs per token, rounded to an integer."""
     matrices, a_key = forward_products(cfg)
     scores = sum(n * keys for n, keys in zip(a_key, keys_of_layers(cfg), strict=True))
     return round(3 * 2 * (matrices + scores))
@@ -165,7 +168,7 @@ SOFTMAX_OPERATIONS = (
 
 
 def softmax_flops(cfg: RunConfig) -> float:
-    """FLOPs per token of the softmax of attention, both passes: `SOFTMAX_OPERATIONS` for each score that is read."""
+    """Return the FLOPs per token of attention's softmax, both passes: `SOFTMAX_OPERATIONS` per score that is read."""
     from lmablate.model.multi_stack import generator_of
 
     heads, generator = cfg.model.n_heads, generator_of(cfg)

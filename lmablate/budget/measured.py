@@ -1,10 +1,9 @@
-"""What parts cost that do not say it themselves: parameters by building on the meta device, FLOPs by torch's flop counter.
+"""Costs of parts without closed forms: parameters by building on the meta device, FLOPs by torch's flop counter.
 
-Shipped parts have closed forms, which the tests compare with the built model. A class of the user's own may state the same
-forms; one it inherits says nothing about what it adds. So each form counts where the class itself defines it, and else the
-part is built without memory, counted, and run through ``torch.utils.flop_counter`` at two lengths: what grows with the length
-is the work of a token, and what grows with its square that of a pair of query and key, which causal masks and windows then
-reduce as they do for shipped attention.
+Shipped parts have closed forms, which the tests compare with the built model. A user's class may define the same methods; an inherited
+one does not cover what the subclass adds. So each method counts if the class itself defines it. Otherwise the part is built without
+memory, counted, and run through ``torch.utils.flop_counter`` at two lengths. What grows linearly with the length is the work per token.
+What grows with its square is the work per pair of query and key, which causal masks and windows then reduce as for shipped attention.
 """
 
 from __future__ import annotations
@@ -23,47 +22,47 @@ from lmablate.core.source_code import is_shipped
 from lmablate.model import components
 from lmablate.model.dims import attention_shape, ffn_option, ffn_shape, position_shape
 from lmablate.model.factory import pointwise
-from lmablate.model.posemb import PosEmb, Positions
+from lmablate.model.posemb import AttentionContext, PosEmb
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-# By axis, the closed forms of parameters, those of FLOPs, and that of the cache.
+# Methods with closed forms, by axis: of parameters, of FLOPs, and of the cache.
 PARAMS = {
     "norm": ("n_params",),
-    "attention": ("weights_per_token", "n_vector_params"),
+    "attention": ("matmul_params", "n_bias_and_gain_params"),
     "posemb": ("n_params",),
     "ffn": ("n_params",),
 }
 FLOPS = {
-    "attention": ("weights_per_token", "products_per_key"),
-    "posemb": ("weights_per_token", "products_per_key"),
-    "ffn": ("weights_per_token",),
+    "attention": ("matmul_params", "score_macs"),
+    "posemb": ("matmul_params", "score_macs"),
+    "ffn": ("matmul_params",),
 }
 CACHE = ("cached_numbers",)
 
 
-class Work(NamedTuple):
-    """Multiply-adds of matrix products for each token, and for each pair of a query and a key."""
+class MacCounts(NamedTuple):
+    """Multiply-adds of matrix products per token, and per pair of a query and a key."""
 
     per_token: float
     per_key: float
 
 
 def states(target: Any, names: tuple[str, ...]) -> bool:
-    """Whether a class says these of itself: shipped, or with definitions of its own."""
+    """Return True if a class states these costs itself: it is shipped, or defines the methods."""
     return is_shipped(target) or all(name in vars(target) for name in names)
 
 
 def measures_flops(cfg: RunConfig) -> list[str]:
-    """The axes of `cfg` whose FLOPs torch's flop counter counts, since their classes do not say them."""
-    found = [axis for axis in PARTS if not _says_its_flops(cfg, axis)]
+    """Return the axes of `cfg` whose FLOPs torch's flop counter counts, since their classes do not state them."""
+    found = [axis for axis in PARTS if not _states_flops(cfg, axis)]
     whole = {"norm", "norm_position", "block_layout", "activation"} & set(found)
     none = not whole or not shell_work(cfg).per_token  # most norms and activations multiply no matrices
     return [axis for axis in found if axis in FLOPS or not none]
 
 
-def _says_its_flops(cfg: RunConfig, axis: str) -> bool:
+def _states_flops(cfg: RunConfig, axis: str) -> bool:
     part = cfg.activation.fn if axis == "activation" else getattr(cfg, axis)
     if part is None or part["_target_"].startswith("torch."):
         return True
@@ -75,7 +74,7 @@ _known: dict[str, Any] = {}
 
 
 def _once(what: str, cfg: RunConfig, measure: Callable[[], Any]) -> Any:
-    """Budgets ask many times for the same sizes."""
+    """Cache a measurement, since budgets request the same sizes many times."""
     sizes = (cfg.norm, cfg.norm_position, cfg.attention, cfg.posemb, cfg.block_layout, cfg.ffn, cfg.activation)
     key = f"{what}|{sizes}|{cfg.model}|{cfg.stability}"
     if key not in _known:
@@ -87,22 +86,22 @@ def _once(what: str, cfg: RunConfig, measure: Callable[[], Any]) -> Any:
 
 
 def n_params(module: nn.Module) -> int:
-    """Learned numbers of a built part, each once."""
+    """Return the number of parameters of a built part, each once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def attention_params(cfg: RunConfig, layer: int) -> int:
-    """Those of an attention branch, its norms among them."""
+    """Return those of an attention branch, including its norms."""
     return _once(f"attention {layer}", cfg, lambda: n_params(_attention(cfg, layer)))
 
 
 def ffn_params(cfg: RunConfig, layer: int) -> int:
-    """Those of a feed-forward branch."""
+    """Return those of a feed-forward branch."""
     return _once(f"ffn {layer}", cfg, lambda: n_params(_ffn(cfg, layer)))
 
 
 def shell_params(cfg: RunConfig) -> int:
-    """Those of a block without its branches: norms, and what a layout or a norm position of the user's own adds."""
+    """Return those of a block without its branches: norms, and additions of a user's layout or norm position."""
     return _once("shell", cfg, lambda: n_params(_shell(cfg)))
 
 
@@ -121,7 +120,7 @@ def _ffn(cfg: RunConfig, layer: int) -> nn.Module:
 class _Through(nn.Module):
     """A branch without weights."""
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return x
 
 
@@ -135,36 +134,36 @@ def _shell(cfg: RunConfig) -> nn.Module:
 # --- Work ----------------------------------------------------------------------------------------------------------------
 
 
-def attention_work(cfg: RunConfig, layer: int) -> Work:
-    """That of an attention branch."""
+def attention_work(cfg: RunConfig, layer: int) -> MacCounts:
+    """Return the work of an attention branch."""
     return _once(f"attention work {layer}", cfg, lambda: _of_branch(cfg, "attention", _attention(cfg, layer)))
 
 
-def ffn_work(cfg: RunConfig, layer: int) -> Work:
-    """That of a feed-forward branch."""
+def ffn_work(cfg: RunConfig, layer: int) -> MacCounts:
+    """Return the work of a feed-forward branch."""
     return _once(f"ffn work {layer}", cfg, lambda: _of_branch(cfg, "ffn", _ffn(cfg, layer)))
 
 
-def posemb_work(cfg: RunConfig) -> Work:
-    """That of a position embedding, in one layer; its table is added once, which counts with the first."""
+def posemb_work(cfg: RunConfig) -> MacCounts:
+    """Return the work of a position embedding in one layer; its table is added once and counts with the first layer."""
     return _once("posemb work", cfg, lambda: _of_posemb(cfg))
 
 
-def shell_work(cfg: RunConfig) -> Work:
-    """That of a block without its branches, and of an activation of the user's own. Without a matrix there is none."""
+def shell_work(cfg: RunConfig) -> MacCounts:
+    """Return the work of a block without its branches, and of a user's activation; without a matrix there is none."""
     return _once("shell work", cfg, lambda: _of_shell(cfg))
 
 
 def cached_numbers(cfg: RunConfig) -> int:
-    """What an attention branch says it keeps of a token in generation; 0 where it cannot generate."""
-    kept = getattr(_attention(cfg, 0), "kept", None)
+    """Return how many numbers an attention branch caches per token in generation; 0 if it cannot generate."""
+    cached = getattr(_attention(cfg, 0), "cached", None)
     try:
-        return sum(heads * width for heads, width in kept()) if kept else 0
+        return sum(heads * width for heads, width in cached()) if cached else 0
     except NotImplementedError:
         return 0
 
 
-def _of_branch(cfg: RunConfig, axis: str, branch: nn.Module) -> Work:
+def _of_branch(cfg: RunConfig, axis: str, branch: nn.Module) -> MacCounts:
     width = cfg.model.d_model
 
     def run(length: int) -> None:
@@ -174,7 +173,7 @@ def _of_branch(cfg: RunConfig, axis: str, branch: nn.Module) -> Work:
     return _fitted(cfg, axis, run)
 
 
-def _of_posemb(cfg: RunConfig) -> Work:
+def _of_posemb(cfg: RunConfig) -> MacCounts:
 
     shape = position_shape(cfg)
     with torch.device("meta"):
@@ -191,40 +190,40 @@ def _of_posemb(cfg: RunConfig) -> Work:
     return _fitted(cfg, "posemb", run, longest)
 
 
-def _of_shell(cfg: RunConfig) -> Work:
+def _of_shell(cfg: RunConfig) -> MacCounts:
     shell = _shell(cfg)
     with torch.device("meta"):
         fn = pointwise(cfg.activation.fn)
     learned = [*shell.parameters(), *(fn.parameters() if isinstance(fn, nn.Module) else ())]
     if all(p.ndim < 2 for p in learned):
-        return Work(0.0, 0.0)
+        return MacCounts(0.0, 0.0)
 
     def run(length: int) -> None:
         shell(torch.zeros(1, length, cfg.model.d_model, device="meta"), _positions(length))
-        if not _says_its_flops(cfg, "activation"):
+        if not _states_flops(cfg, "activation"):
             fn(torch.zeros(1, length, cfg.model.d_ff, device="meta"))
 
     return _fitted(cfg, "block_layout", run)
 
 
-def _positions(length: int) -> Positions:
+def _positions(length: int) -> AttentionContext:
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    return Positions(lambda q, k: (q, k), None, tokens=tokens)
+    return AttentionContext(lambda q, k: (q, k), None, tokens=tokens)
 
 
-def _fitted(cfg: RunConfig, axis: str, run: Callable[[int], None], longest: int | None = None) -> Work:
+def _fitted(cfg: RunConfig, axis: str, run: Callable[[int], None], longest: int | None = None) -> MacCounts:
     """``F(T) = a T + b T^2`` through two lengths."""
     long = longest or 2 * cfg.model.context_length
     short = max(1, long // 2)
     first, second = (_products(cfg, axis, partial(run, length)) for length in (short, long))
     if short == long:
-        return Work(first / short, 0.0)
+        return MacCounts(first / short, 0.0)
     per_key = (second / long - first / short) / (long - short)
-    return Work(first / short - per_key * short, per_key)
+    return MacCounts(first / short - per_key * short, per_key)
 
 
 def _products(cfg: RunConfig, axis: str, run: Callable[[], None]) -> float:
-    """Multiply-adds of one pass, which allocates nothing. Raises ConfigError where that needs numbers."""
+    """Multiply-adds of one pass, which allocates nothing. Raises ConfigError if it needs data."""
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
@@ -249,7 +248,7 @@ def _first_line(error: Exception) -> str:
 
 
 def disagreements(cfg: RunConfig) -> Iterator[tuple[str, Any, int, int]]:
-    """(axis, class, stated, built) of every part whose own closed form of its parameters is not what it builds."""
+    """Yield (axis, class, stated, built) for every part whose closed form of its parameters differs from what it builds."""
 
     def differs(axis: str, stated: int, built: int) -> Iterator[tuple[str, Any, int, int]]:
         if stated != built:

@@ -1,28 +1,28 @@
-"""What a model keeps in memory."""
+"""The memory of a model's KV cache."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lmablate.budget.flops import reaches
+from lmablate.budget.flops import spans
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-CACHE_BYTES = 2  # a number of the cache: bf16, as in published tables, whatever the precision of training
+CACHE_BYTES = 2  # per number of the cache: bf16, as in published tables, whatever the precision of training
 
 
 def kv_bytes_per_token(cfg: RunConfig) -> int:
-    """Bytes of the KV cache for a text of ``context_length`` tokens, over its tokens, in bf16."""
+    """Return the bytes of the KV cache for a text of ``context_length`` tokens, divided by its tokens, in bf16."""
     return round(kv_bytes(cfg, cfg.model.context_length) / cfg.model.context_length)
 
 
 def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
-    """Bytes of the KV cache of one text of `length` tokens, with `number` bytes a number.
+    """Return the bytes of the KV cache of one text of `length` tokens, with `number` bytes per number.
 
-    A layer with a window keeps the last `window` tokens alone; a strided one must keep all, since each reads others. An encoder
-    writes nothing token by token and keeps nothing. Of two stacks the decoder keeps its own tokens and, for cross attention,
-    keys and values of the source's, in the proportion that training has.
+    A layer with a window caches the last `window` tokens; a strided one must cache all, since each query reads others. An encoder does
+    not generate and caches nothing. Of two stacks the decoder caches its own tokens and, for cross attention, keys and values of the
+    source's, in the proportion of training.
     """
     from lmablate.objective import objective_of
 
@@ -37,8 +37,8 @@ def kv_bytes(cfg: RunConfig, length: int, number: int = CACHE_BYTES) -> int:
     option, settings = components.resolve(cfg.attention, "attention")
     stated = measured.states(option, measured.CACHE)
     numbers = option.cached_numbers(attention_shape(cfg), settings) if stated else measured.cached_numbers(cfg)
-    kept = sum(length if window is None else min(window, length) for window, _ in reaches(cfg))
-    return number * numbers * kept
+    cached = sum(length if window is None else min(window, length) for window, _ in spans(cfg))
+    return number * numbers * cached
 
 
 def _of_two(cfg: RunConfig, length: int, number: int) -> int:

@@ -1,4 +1,4 @@
-"""Parameter counts in closed form, summed from those of the parts."""
+"""Parameter counts in closed form, summed over the parts."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ class _Counts(NamedTuple):
 
 
 class Parameters(_Counts):
-    """Learned numbers, each counted once. `non_embedding`: all but the token table, the position table, an untied
-    head and its bias; a tied head is the token table. `idle`: those of experts that a token does not meet."""
+    """Parameter counts, each parameter once. `non_embedding`: all but the token table, the position table, an untied head and its bias;
+    a tied head is the token table. `idle`: those of experts that a token does not use."""
 
     idle: int
 
     def __new__(cls, total: int, non_embedding: int, idle: int = 0) -> Parameters:
-        made = super().__new__(cls, total, non_embedding)
-        made.idle = idle
-        return made
+        counts = super().__new__(cls, total, non_embedding)
+        counts.idle = idle
+        return counts
 
     @property
     def embedding(self) -> int:
-        """The token table, the position table and an untied head."""
+        """Return the count of the token table, the position table and an untied head."""
         return self.total - self.non_embedding
 
     @property
     def active(self) -> int:
-        """Those that a token meets. In a dense model that is every one."""
+        """Return the count that a token uses; all in a dense model."""
         return self.total - self.idle
 
 
 def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
-    """Weights (and biases) of one feed-forward network."""
+    """Return the number of weights (and biases) of one feed-forward network."""
     from lmablate.model.ffn import network
 
     ffn = network(gated)
-    return ffn.weights_per_token(d_model, d_ff) + ffn.n_vector_params(d_model, d_ff, bias=bias)
+    return ffn.matmul_params(d_model, d_ff) + ffn.n_bias_and_gain_params(d_model, d_ff, bias=bias)
 
 
 def attention_params(cfg: RunConfig, layer: int = 0) -> int:
-    """Weights, biases and gains of one attention branch, by the closed forms of its class, or built where it has none."""
+    """Return the number of weights, biases and gains of one attention branch, by its closed forms or by building it."""
     from lmablate.budget import measured
     from lmablate.model import components
     from lmablate.model.dims import attention_shape
@@ -57,12 +57,12 @@ def attention_params(cfg: RunConfig, layer: int = 0) -> int:
     if not measured.states(option, measured.PARAMS["attention"]):
         return measured.attention_params(cfg, layer)
     shape = attention_shape(cfg)
-    total = option.weights_per_token(shape, settings) + option.n_vector_params(shape, settings)
+    total = option.matmul_params(shape, settings) + option.n_bias_and_gain_params(shape, settings)
     return total + _head_norms(cfg, option.norm_widths(shape, settings))
 
 
 def _head_norms(cfg: RunConfig, widths: tuple[list[int], list[int]]) -> int:
-    """Learned numbers of the norms of queries and keys, and of values, of these widths."""
+    """The parameters of the norms of queries and keys, and of values, of these widths."""
     from lmablate.model import components
 
     total = 0
@@ -73,31 +73,31 @@ def _head_norms(cfg: RunConfig, widths: tuple[list[int], list[int]]) -> int:
 
 
 def _cross_params(cfg: RunConfig) -> int:
-    """Learned numbers of the cross attention of one layer, with the norms of its branch."""
+    """The parameters of one layer's cross attention, with the norms of its branch."""
     from lmablate.model import components
     from lmablate.model.attention import CrossAttention
     from lmablate.model.dims import attention_shape
 
     shape = attention_shape(cfg)
-    total = CrossAttention.weights_per_token(shape, {}) + CrossAttention.weights_per_source_token(shape)
-    total += CrossAttention.n_vector_params(shape, {}) + _head_norms(cfg, CrossAttention.norm_widths(shape, {}))
+    total = CrossAttention.matmul_params(shape, {}) + CrossAttention.source_matmul_params(shape)
+    total += CrossAttention.n_bias_and_gain_params(shape, {}) + _head_norms(cfg, CrossAttention.norm_widths(shape, {}))
     if getattr(components.target(cfg.block_layout, "block_layout"), "in_turn", False):
         position = components.target(cfg.norm_position, "norm_position")
         total += position.norms_per_branch * components.count(cfg.norm, "norm", cfg.model.d_model)
     return total
 
 
-class Stack(NamedTuple):
-    """Learned numbers of a stack: of its layers, its last norm and its positions (`layers`), of a table of positions, and of
-    experts that a token does not meet."""
+class LayerCounts(NamedTuple):
+    """Parameter counts of a stack: `layers` with the final norm and learned positions, a position `table`, and `idle` ones of experts
+    that a token does not use."""
 
     layers: int
     table: int
     idle: int
 
 
-def stack_params(cfg: RunConfig) -> Stack:
-    """Those of one stack of layers, without its ends."""
+def stack_params(cfg: RunConfig) -> LayerCounts:
+    """Return the counts of one stack of layers, without embedding and head."""
     from lmablate.budget import measured
     from lmablate.model import components
     from lmablate.model.dims import ffn_option, ffn_shape, has_final_norm, position_shape
@@ -115,11 +115,11 @@ def stack_params(cfg: RunConfig) -> Stack:
     else:  # an activation that is a module may have weights
         branches += sum(measured.ffn_params(cfg, i) for i in layers)
     idle = sum(ffn.n_idle(sizes, layer=i) for i in layers)
-    return Stack(branches + one_norm * has_final_norm(cfg) + positions - table, table, idle)
+    return LayerCounts(branches + one_norm * has_final_norm(cfg) + positions - table, table, idle)
 
 
 def shell_params(cfg: RunConfig) -> int:
-    """Learned numbers of a block beside its branches: those of its norms."""
+    """Return the parameter count of a block without its branches: that of its norms."""
     from lmablate.budget import measured
     from lmablate.model import components
 
@@ -131,16 +131,16 @@ def shell_params(cfg: RunConfig) -> int:
 
 
 def parameters(cfg: RunConfig) -> Parameters:
-    """Parameter counts by closed form, without building anything."""
+    """Return the parameter counts by closed form, without building a model."""
     from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of
 
     two = cfg.model.n_encoder_layers is not None
     found = [stack_params(decoder_of(cfg)), stack_params(encoder_of(cfg))] if two else [stack_params(cfg)]
-    beside = stacks.ends(cfg)
-    if two:  # and a norm of what the encoder embeds, where there is one of what the decoder does
-        beside += stacks.StackCost(rest=cfg.model.n_layers * _cross_params(cfg)) + stacks.embedding_norm(cfg)
-    if (own := generator_of(cfg)) is not None:  # which shares the token rows
-        beside += stacks.row_map(own) + stacks.head(own) + stacks.StackCost(rest=stack_params(own).layers)
-    rest = beside.rest + sum(each.layers for each in found)
-    tables = beside.tables + sum(each.table for each in found)
+    rest_of_model = stacks.ends(cfg)
+    if two:  # the encoder has an embedding norm if the decoder has one
+        rest_of_model += stacks.StackCost(rest=cfg.model.n_layers * _cross_params(cfg)) + stacks.embedding_norm(cfg)
+    if (own := generator_of(cfg)) is not None:  # it shares the token rows
+        rest_of_model += stacks.row_map(own) + stacks.head(own) + stacks.StackCost(rest=stack_params(own).layers)
+    rest = rest_of_model.rest + sum(each.layers for each in found)
+    tables = rest_of_model.tables + sum(each.table for each in found)
     return Parameters(rest + tables, rest, sum(each.idle for each in found))

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds outside the layers: embedding, head, and what stands beside them."""
+"""Parameters and FLOPs outside the layers: embedding, head, and the modules next to them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StackCost:
-    """Learned numbers of tables (of tokens and segments, an untied head, its bias) and of the rest, and multiply-adds of
-    matrices with each token. Costs add."""
+    """Parameters of `tables` (of tokens and segments, an untied head, its bias) and of the `rest`, and multiply-adds of matrices per
+    token. Costs add."""
 
     tables: int = 0
     rest: int = 0
@@ -23,19 +23,19 @@ class StackCost:
 
 
 def _matrix(weights: int, vectors: int = 0) -> StackCost:
-    """Weights that every token meets, and learned numbers that are no matrix."""
+    """The cost of weights that every token uses, and of parameters outside matrices."""
     return StackCost(rest=weights + vectors, matmuls=weights)
 
 
 def ends(cfg: RunConfig) -> StackCost:
-    """The token table, the map of its rows, the norm of what is embedded, and the head with what stands before it."""
+    """Return the cost of the token table, the map of its rows, the embedding norm, and the head with the modules before it."""
     m = cfg.model
     table = (m.embedding_dim or m.d_model) * (m.vocab_size + (m.segments or 0))
     return StackCost(tables=table) + embedding_norm(cfg) + row_map(cfg) + head(cfg)
 
 
 def embedding_norm(cfg: RunConfig) -> StackCost:
-    """The norm of what is embedded, where there is one."""
+    """Return the cost of the embedding norm, if there is one."""
     from lmablate.model import components
 
     m = cfg.model
@@ -43,13 +43,13 @@ def embedding_norm(cfg: RunConfig) -> StackCost:
 
 
 def row_map(cfg: RunConfig) -> StackCost:
-    """The map of token rows to the width of the model, where they are narrower."""
+    """Return the cost of the map from token rows to the width of the model, if they are narrower."""
     m = cfg.model
     return _matrix(m.embedding_dim * m.d_model, m.d_model * m.biases.mlp) if m.embedding_dim else StackCost()
 
 
 def head(cfg: RunConfig) -> StackCost:
-    """The head, and the readout or transform before it."""
+    """Return the cost of the head, and of the readout or transform before it."""
     from lmablate.model import components
     from lmablate.model.dims import detects, has_readout
     from lmablate.model.output_heads import Detector, LastState, Transform
@@ -58,13 +58,13 @@ def head(cfg: RunConfig) -> StackCost:
     total, width = StackCost(), m.d_model
     if has_readout(cfg):
         one_norm = components.count(cfg.norm, "norm", m.d_model)
-        vectors = LastState.n_vector_params(m.d_model, one_norm=one_norm, bias=bias)
-        total += _matrix(LastState.weights_per_token(m.d_model), vectors)
+        vectors = LastState.n_bias_and_gain_params(m.d_model, one_norm=one_norm, bias=bias)
+        total += _matrix(LastState.matmul_params(m.d_model), vectors)
     if detects(cfg):
-        return total + _matrix(Detector.weights_per_token(m.d_model), Detector.n_vector_params(m.d_model, bias=bias))
+        return total + _matrix(Detector.matmul_params(m.d_model), Detector.n_bias_and_gain_params(m.d_model, bias=bias))
     if m.head_transform:
         width = m.embedding_dim or m.d_model
         one_norm = components.count(cfg.norm, "norm", width)
-        total += _matrix(m.d_model * width, Transform.n_vector_params(width, one_norm=one_norm, bias=bias))
+        total += _matrix(m.d_model * width, Transform.n_bias_and_gain_params(width, one_norm=one_norm, bias=bias))
     weights = m.vocab_size * width
     return total + StackCost(weights * (not m.tie_embeddings) + m.vocab_size * m.biases.head, 0, weights)

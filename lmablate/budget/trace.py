@@ -1,9 +1,9 @@
-"""What the closed forms leave out, read off a training step of the model itself: no arithmetic is done and nothing allocated.
+"""Costs that the closed forms omit, traced from a training step of the model without arithmetic or allocation.
 
-The step (forward, loss and backward of one text of ``context_length`` tokens) runs on tensors that have a shape and no
-data, eagerly and as on a CPU. Each operation then counts the bytes of the tensors it reads and writes, and one FLOP for
-each element of the largest of them; a view costs nothing. Matrix products are left to the closed forms, and the softmax
-inside fused attention, which no operation shows, to :func:`lmablate.budget.flops.softmax_flops`.
+The step (forward, loss and backward of one text of ``context_length`` tokens) runs on tensors with a shape and no data, eagerly and as
+on a CPU. Each operation then counts the bytes of the tensors it reads and writes, and one FLOP per element of the largest of them; a
+view is free. Matrix products are left to the closed forms, and the softmax inside fused attention, which no operation shows, to
+:func:`lmablate.budget.flops.softmax_flops`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "baddbmm_", "matmul"})
 
 
 class Work(NamedTuple):
-    """Of one text: floating-point operations, and bytes read or written."""
+    """The work of one text: floating-point operations, and bytes read or written."""
 
     flops: int
     bytes: int
 
 
 class Step(NamedTuple):
-    """A training step of one text. `saved_bytes`: what the forward pass keeps for the backward pass, weights left out;
-    `products`, `norms` and `pointwise` (all else): the work of both passes, without the FLOPs of products; `fused`: did
-    attention hide its softmax in a kernel? `operators`: the work of `pointwise` by the name of the operator."""
+    """A training step of one text.
+
+    `saved_bytes`: memory from the forward pass for the backward pass, without weights. `products`, `norms` and `pointwise` (all else):
+    the work of both passes, without the FLOPs of products. `fused`: attention has its softmax inside a kernel. `operators`: the work of
+    `pointwise` by operator.
+    """
 
     saved_bytes: int
     products: Work
@@ -52,7 +55,7 @@ class Step(NamedTuple):
 
 
 class _Meter(TorchDispatchMode):
-    """Adds up what passes through."""
+    """Adds up the work of all operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,22 +65,22 @@ class _Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True  # the loss asks whether its own gradient is 1, as it is in training
+            return True  # the loss tests whether its own gradient is 1, as it is in training
         out = func(*args, **(kwargs or {}))
         read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         mutates = func._schema.is_mutable
         name = func._schema.name.split("::")[1]
-        view = not mutates and {_place(x) for x in made} & {_place(x) for x in read}
-        if not made or view or "empty" in name:
+        view = not mutates and {_storage(x) for x in written} & {_storage(x) for x in read}
+        if not written or view or "empty" in name:
             return out
-        size = sum(x.numel() * x.element_size() for x in (*read, *made))
+        size = sum(x.numel() * x.element_size() for x in (*read, *written))
         attention = "scaled_dot_product" in name
         self.fused |= attention
         if name in _PRODUCTS or attention:
             self.products = Work(0, self.products.bytes + size)
         else:
-            largest = max(x.numel() for x in (*read, *made))
+            largest = max(x.numel() for x in (*read, *written))
             self.others = _plus(self.others, Work(largest, size))
             self.by_name[name] = _plus(self.by_name.get(name, Work(0, 0)), Work(largest, size))
         return out
@@ -87,12 +90,12 @@ def _plus(a: Work, b: Work, sign: int = 1) -> Work:
     return Work(a.flops + sign * b.flops, a.bytes + sign * b.bytes)
 
 
-def _place(x: Tensor) -> int:
+def _storage(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
 class _Bound(nn.Module):
-    """A model and its loss as one module, so that both meet the same weights."""
+    """A model and its loss as one module, so that both use the same weights."""
 
     def __init__(self, model: nn.Module, objective: nn.Module) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class _Bound(nn.Module):
 
 
 class _Shapes:
-    """Tensors without data that say they are on a CPU."""
+    """Tensors without data whose device is a CPU."""
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -117,7 +120,7 @@ class _Shapes:
 
 
 def trace(cfg: RunConfig) -> Step:
-    """The step of `cfg`, in its precision and with its dropout."""
+    """Return the step of `cfg`, in its precision and with its dropout."""
     shapes = _Shapes()
     model = build_model(cfg, device="meta")
     if cfg.trainer.precision == "bf16":
@@ -139,8 +142,8 @@ def trace(cfg: RunConfig) -> Step:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss = torch.func.functional_call(bound, state, batch)
         torch.autograd.grad(loss, [x for x in state.values() if x.requires_grad], allow_unused=True)
-    weights = {_place(x) for x in state.values()}
-    kept = {_place(x): x.untyped_storage().nbytes() for x in saved if _place(x) not in weights}
+    weights = {_storage(x) for x in state.values()}
+    sizes = {_storage(x): x.untyped_storage().nbytes() for x in saved if _storage(x) not in weights}
     norms, operators = Work(0, 0), dict(meter.by_name)
     for norm, x in normed:
         own = _norm_step(norm, x)
@@ -148,11 +151,11 @@ def trace(cfg: RunConfig) -> Step:
         for name, work in own.by_name.items():
             operators[name] = _plus(operators.get(name, Work(0, 0)), work, -1)
     rest = _plus(meter.others, norms, -1)
-    return Step(sum(kept.values()), meter.products, norms, rest, meter.fused, operators)
+    return Step(sum(sizes.values()), meter.products, norms, rest, meter.fused, operators)
 
 
 def norm_modules(model: nn.Module, cfg: RunConfig) -> list[nn.Module]:
-    """The norms of a model or of a piece of it: of the residual stream, of queries, keys and values."""
+    """Return the norms of a model or of a part of it: of the residual stream, of queries, keys and values."""
     named = {"norm": cfg.norm, "stability.qk_norm": cfg.stability.qk_norm, "stability.v_norm": cfg.stability.v_norm}
     kinds = (RMSNorm, *(components.target(part, place) for place, part in named.items() if part))
     return [module for module in model.modules() if isinstance(module, kinds)]
@@ -160,7 +163,7 @@ def norm_modules(model: nn.Module, cfg: RunConfig) -> list[nn.Module]:
 
 @contextmanager
 def _norm_inputs(model: nn.Module, cfg: RunConfig) -> Iterator[list[tuple[nn.Module, Tensor]]]:
-    """Every norm of the model with what it is given, filled while the model runs."""
+    """Every norm of the model with its input, filled while the model runs."""
     seen: list[tuple[nn.Module, Tensor]] = []
     handles = [
         norm.register_forward_pre_hook(lambda norm, given: seen.append((norm, given[0])))
@@ -187,7 +190,7 @@ def _norm_step(norm: nn.Module, x: Tensor) -> _Meter:
 
 
 def all_flops_per_token(cfg: RunConfig, step: Step) -> int:
-    """Training FLOPs per token with norms, softmax and element-wise work: those of the matrix products
-    (:func:`flops_per_token`), and one for each element that another operation works on."""
+    """Return the training FLOPs per token with norms, softmax and element-wise work. These are the FLOPs of the matrix products
+    (:func:`flops_per_token`), and one per element that another operation works on."""
     softmax = softmax_flops(cfg) if step.fused else 0.0
     return round(flops_per_token(cfg) + softmax + (step.norms.flops + step.pointwise.flops) / cfg.model.context_length)

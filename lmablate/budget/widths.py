@@ -1,4 +1,4 @@
-"""Widths of feed-forward networks that cost the same, gated or not."""
+"""Widths of feed-forward networks of equal cost, gated or not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from lmablate.budget.search import STEPS, TOLERANCE
 
 
 def matched_width(target: float, params_of: Callable[[int], int], guess: float) -> int:
-    """The FFN width near `guess` whose parameter count is nearest `target`.
-
-    A multiple of 8, which every kernel likes, or of 4 and then 2 where that misses the target by 1 % or more. Rounding
-    to 256, as is common elsewhere, adds 50 % at width 128.
-    """
+    """Return the FFN width near `guess` whose parameter count is nearest `target`. It is a multiple of 8, which suits every kernel, or
+    of 4 and then 2 if that misses the target by 1 % or more. Rounding to 256, as is common elsewhere, adds 50 % at width 128."""
     best = 0
     for step in STEPS:
         below = max(step, int(guess // step) * step)
@@ -24,10 +21,10 @@ def matched_width(target: float, params_of: Callable[[int], int], guess: float) 
 
 
 def ff_width(d_model: int, *, ff_ratio: float, gated: bool, bias: bool, gated_scale: float | None) -> int:
-    """d_ff for a dense-equivalent ratio.
+    """Return d_ff for a dense-equivalent ratio.
 
-    Plain: ``ff_ratio * d_model``, to a multiple of 8 (or 4, or 2). Gated: the width with the parameters of the plain FFN
-    that would be built (about 2/3 of its width, Shazeer 2020, section 3), or `gated_scale` times its width (1.0: equal).
+    Plain: ``ff_ratio * d_model``, to a multiple of 8 (or 4, or 2). Gated: the width with the parameters of the plain FFN that would be
+    built (about 2/3 of its width, Shazeer 2020, section 3), or `gated_scale` times its width (1.0: equal).
     """
 
     def nearest(width: float, gated: bool) -> int:

@@ -216,7 +216,7 @@ def decoded(cfg: RunConfig, prefix: int | None = None, kinds: Sequence[str] = tu
     "decoding",
     asks="a text read piece by piece, with a cache, gets the logits of the whole",
     cost="sample writes the text of another model",
-    mend="attention: kept() and positions.past; posemb: the hooks that end in _piece and _at (docs/extend.md)",
+    mend="attention: cached() and positions.kv_cache; posemb: the hooks that end in _chunk and _at (docs/extend.md)",
 )
 def decoding(subject: Subject) -> Finding:
     try:

@@ -16,7 +16,7 @@ from lmablate.check.finding import Finding, check, fails, holds
 from lmablate.check.small import SmallText, distance, scaled_model, trainer_of, training_record
 from lmablate.check.subject import Subject
 from lmablate.core.errors import ConfigError
-from lmablate.model.plain_torch import why_alone
+from lmablate.model.plain_torch import why_solo
 from lmablate.schema.run_config import RunConfig
 from lmablate.training.gang import Gang, graph_key
 from lmablate.training.trainer import Interrupted, Trainer
@@ -116,7 +116,7 @@ def unlike(a: SimpleNamespace, b: SimpleNamespace) -> str | None:
 )
 def gang(subject: Subject) -> Finding:
     if graph_key(subject.cfg, SmallText()) is None:  # type: ignore[arg-type]
-        return holds(f"trains alone: {why_alone(subject.cfg) or 'so do dropout and this objective'}")
+        return holds(f"trains alone: {why_solo(subject.cfg) or 'so do dropout and this objective'}")
     whole = {} if subject.axis == "aspect_ratio" else {"model.head_dim": 16}  # whole vectors: see gang_run.self_test
     for precision in ("fp32", "bf16"):
         base = subject.config({"trainer.precision": precision, "trainer.steps": STEPS, "runtime.log_every": 5, **whole})

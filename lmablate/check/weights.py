@@ -22,7 +22,7 @@ from lmablate.schema.run_config import RunConfig
     "parameters",
     asks="the predicted number of parameters is that of the built model",
     cost="rows, plan and budget=params state a wrong size, so that arms are not equal",
-    mend="state weights_per_token, n_vector_params or n_params (docs/extend.md) for all weights of the class",
+    mend="state matmul_params, n_bias_and_gain_params or n_params (docs/extend.md) for all weights of the class",
 )
 def counts(subject: Subject) -> Finding:
     for keys, chosen in (({}, {}), ({"model.bias": True, "model.tie_embeddings": True}, {"norm_position": "sandwich"})):
@@ -52,7 +52,7 @@ def _tables(model: TransformerLM) -> int:
     "flops",
     asks="the predicted FLOPs are those of torch.utils.flop_counter",
     cost="flops_per_token and budget=flops are wrong",
-    mend="state weights_per_token and products_per_key (docs/extend.md) for every matrix product",
+    mend="state matmul_params and score_macs (docs/extend.md) for every matrix product",
 )
 def flops(subject: Subject) -> Finding:
     cfg = subject.cfg

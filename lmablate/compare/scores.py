@@ -9,7 +9,7 @@ import numpy as np
 
 from lmablate.core.axes import default_choices
 from lmablate.core.errors import ConfigError
-from lmablate.data.tasks.store import SkillData
+from lmablate.data.tasks.store import TaskData
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -69,7 +69,7 @@ def _load(run_dir: Path, device: str) -> _Run:
 def _check(a: _Run, b: _Run, *, validation: bool) -> None:
 
     for run in (a, b):
-        if isinstance(run.data, SkillData):
+        if isinstance(run.data, TaskData):
             raise ConfigError(
                 f"{run.name}: data={run.cfg.choices.get('data')} is a task, whose tokens are no text: compare val_accuracy in the results"
             )

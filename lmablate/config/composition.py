@@ -27,7 +27,7 @@ from lmablate.config.untrusted_yaml import refuse_hidden
 from lmablate.core import secrets
 from lmablate.core.errors import ConfigError, explained
 from lmablate.core.paths import CONF_DIR, ROOT
-from lmablate.evaluate.reach import check_asked
+from lmablate.evaluate.reach import check_requested
 from lmablate.model.own_code import code_of
 from lmablate.schema.run_config import RunConfig, RunRequest
 
@@ -160,7 +160,7 @@ def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
         raise ConfigError(explain(error)) from error
     cfg = resolve(request, given, lambda: _reference(raw))
     check(cfg)
-    check_asked(cfg)
+    check_requested(cfg)
     return cfg.model_copy(update={"code": code_of(cfg)})
 
 

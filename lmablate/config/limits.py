@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
-from lmablate.training.step_time import guessed_seconds
+from lmablate.training.step_time import estimated_seconds
 
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig, RunRequest
@@ -243,7 +243,7 @@ def _runtime(cfg: RunConfig, given: Given) -> Sentences:
     if how.gpu_memory is not None and how.device == "cpu":
         yield f"runtime.gpu_memory={how.gpu_memory:g} has no effect on the CPU"
     asked = how.checkpoint_seconds if "runtime.checkpoint_seconds" in given else 0
-    if asked and (guess := guessed_seconds(cfg)) * NEVER < asked:
+    if asked and (guess := estimated_seconds(cfg)) * NEVER < asked:
         yield (
             f"runtime.checkpoint_seconds={asked:g}: a run of about {guess:.0f} s has no checkpoint before its end, "
             "and one that is killed begins anew"

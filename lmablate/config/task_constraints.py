@@ -3,7 +3,7 @@
 from typing import Any
 
 from lmablate.core.errors import ConfigError
-from lmablate.data.tasks.store import check_skill
+from lmablate.data.tasks.store import check_examples
 from lmablate.schema.run_config import RunRequest
 from lmablate.schema.tasks import SOURCES, Skill
 
@@ -33,7 +33,7 @@ def check_task(request: RunRequest) -> None:
         if request.tokenizer is None:
             raise ConfigError(f"data={data.source} is text and needs a tokenizer: tokenizer=bpe, bytes or pretrained")
         return
-    check_skill(data, request.model.context_length)
+    check_examples(data, request.model.context_length)
     if request.runtime.evaluate_lengths is not None:
         raise ConfigError(
             f"runtime.evaluate_lengths={request.runtime.evaluate_lengths} reads a text at other lengths, and data={data.source} has "

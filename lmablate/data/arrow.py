@@ -1,4 +1,4 @@
-"""Documents out of Arrow tables, without a copy, and out of the files that hold them."""
+"""Documents from Arrow tables, without a copy, and from the files that contain them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from lmablate.data.tally import Tally
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 256  # read at a time
+ROWS = 256  # per read
 
 
 def table_texts(table: pa.Table, tally: Tally) -> Iterator[memoryview]:
-    """The UTF-8 of the column asked for, row by row; bytes count as text where they are UTF-8.
-
-    Raises DataError if there is no such column or it does not hold text.
-    """
+    """Yield the UTF-8 of the column `tally.field`, row by row; bytes count as text if they are UTF-8. Raises DataError if the column is
+    missing or is not text."""
     import pyarrow as pa
 
     column = _column(table, tally)
@@ -36,7 +34,7 @@ def table_texts(table: pa.Table, tally: Tally) -> Iterator[memoryview]:
 
 
 def parquet_texts(file: BinaryIO, tally: Tally) -> Iterator[memoryview]:
-    """The documents of a Parquet file; the other columns are not read."""
+    """Yield the documents of a Parquet file; other columns are not read."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -47,7 +45,7 @@ def parquet_texts(file: BinaryIO, tally: Tally) -> Iterator[memoryview]:
 
 
 def ipc_texts(file: BinaryIO, tally: Tally) -> Iterator[memoryview]:
-    """The documents of an Arrow file or stream; ``save_to_disk`` of ``datasets`` writes streams."""
+    """Yield the documents of an Arrow file or stream; ``save_to_disk`` of ``datasets`` writes streams."""
     import pyarrow as pa
 
     seekable = _seekable(file)
@@ -69,7 +67,7 @@ def _text_types() -> tuple[Any, ...]:
 
 
 def _column(table: pa.Table, tally: Tally) -> pa.ChunkedArray:
-    """The column asked for; a dot leads into a struct, unless a name has it."""
+    """The column of the tally's field; a dot leads into a struct, unless a column name has it."""
     import pyarrow as pa
     import pyarrow.compute
 
@@ -86,7 +84,7 @@ def _column(table: pa.Table, tally: Tally) -> pa.ChunkedArray:
 
 
 def _names(schema: Any) -> list[str]:
-    """The fields of a table, those of a struct behind a dot."""
+    """The fields of a table; those of a struct follow a dot."""
     import pyarrow as pa
 
     found: list[str] = []
@@ -103,7 +101,7 @@ def _chunk_texts(chunk: Any, tally: Tally, names: list[str]) -> Iterator[memoryv
     tally.rows += len(chunk)
     if chunk.null_count:
         place = int(np.flatnonzero(np.asarray(chunk.is_null()))[0])
-        tally.lack(f"row {first + place:,}", names, chunk.null_count)
+        tally.count_empty(f"row {first + place:,}", names, chunk.null_count)
     strings = _utf8(chunk, tally, first)
     _, offsets, data = strings.buffers()
     if data is None:  # empty strings or nulls only
@@ -117,7 +115,7 @@ def _chunk_texts(chunk: Any, tally: Tally, names: list[str]) -> Iterator[memoryv
 
 
 def _utf8(chunk: Any, tally: Tally, first: int) -> Any:
-    """`chunk` as checked strings; rows that are not UTF-8 are refused, or left out."""
+    """`chunk` as validated strings; rows that are not UTF-8 are refused or skipped."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(chunk.type):
@@ -143,12 +141,12 @@ def _is_utf8(value: bytes | None) -> bool:
 
 
 def _seekable(file: BinaryIO) -> Any:
-    """`file`, or a copy in the folder for temporary files where it was compressed: these formats are read from the end."""
+    """`file`, or a temporary copy if it is compressed: these formats are read from the end."""
     import shutil
 
     if file.seekable():
         return file
-    copy = tempfile.TemporaryFile()  # noqa: SIM115  gone with the last reference to it
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  deleted with its last reference
     shutil.copyfileobj(file, copy, 1 << 20)
     copy.seek(0)
     return copy

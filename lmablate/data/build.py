@@ -1,4 +1,4 @@
-"""From settings to tokens: read, split, tokenise and store, once; afterwards only open."""
+"""From settings to tokens: read, split, tokenise and store once; later only open."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lmablate.core.paths import cache_dir
 from lmablate.data.documents import CUT_REACH, Corpus, collect
 from lmablate.data.sources import Source, open_source
 from lmablate.data.stamp import Stamp, stamp_files
-from lmablate.data.store import FORMAT, look_up, note, open_store, publish, workshop, write_store
-from lmablate.data.tasks.store import open_skill
+from lmablate.data.store import FORMAT, build_folder, look_up, open_store, publish, store_request, write_store
+from lmablate.data.tasks.store import open_task
 from lmablate.data.tokenizer import ByteTokenizer, Tokenizer, find_pretrained, fingerprint, load_pretrained, train_bpe
 from lmablate.data.tokens import TokenData, too_short
 from lmablate.schema.data import (
@@ -32,25 +32,25 @@ from lmablate.schema.data import (
 from lmablate.schema.tasks import Skill
 
 log = logging.getLogger(__name__)
-_said: set[str] = set()
+_shown: set[str] = set()
 
 
 def prepare(
     data: DataSettings, tokenizer: TokenizerSettings | None, *, context_length: int, cache: Path | None = None
 ) -> TokenData:
-    """The tokens of `data` under `tokenizer`, from the store below `cache` (default: the user's cache folder) or newly made.
+    """Return the tokens of `data` under `tokenizer`, from the store below `cache` (default: the user's cache folder) or newly built.
 
-    Any number of processes may ask at once. Raises DataError for text that is missing, unreadable, or shorter than
-    `context_length` + 1 tokens. A task has neither text nor tokenizer, and nothing is stored.
+    Any number of processes may call it at once. Raises DataError for text that is missing, unreadable, or shorter than `context_length`
+    + 1 tokens. A task has neither text nor tokenizer, and nothing is stored.
     """
     if isinstance(data, Skill):
-        return open_skill(data, context_length)
+        return open_task(data, context_length)
     assert tokenizer is not None, "a text without a tokenizer"
     cache = (cache or cache_dir()).expanduser().absolute()
     source = open_source(data)
     stamps = [source.stamp(), _stamp(tokenizer)]
     versions = [FORMAT, __version__, _version(tokenizer)]
-    key = _digest([versions, data.model_dump(), tokenizer.model_dump(), [stamp.facts for stamp in stamps]])
+    key = _digest([versions, data.model_dump(), tokenizer.model_dump(), [stamp.content for stamp in stamps]])
     name, notices = look_up(cache, key) or (None, [])
     opened = open_store(cache / "stores" / name) if name else None
     if opened is None:
@@ -62,9 +62,9 @@ def prepare(
                 f"the token store {cache / 'stores' / name} vanished while it was opened: run the command again"
             )
         if all(stamp.settled for stamp in stamps):
-            note(cache, key, name, notices)
+            store_request(cache, key, name, notices)
     tokens, meta = opened
-    _say([*notices, *_of_text(data, source.where, meta), *_of_tokenizer(tokenizer, meta)])
+    _warn_once([*notices, *_of_text(data, source.where, meta), *_of_tokenizer(tokenizer, meta)])
     if len(tokens.train) <= context_length:
         raise DataError(f"{source.where}: {too_short(len(tokens.train), context_length)}")
     if isinstance(tokenizer, BytesTokenizer):
@@ -73,8 +73,8 @@ def prepare(
 
 
 def _build(data: TextSettings, source: Source, settings: TokenizerSettings, cache: Path) -> str:
-    """Make the store unless one with this content is there; returns its name."""
-    with workshop(cache) as folder:
+    """Build the store unless one with this content exists; return its name."""
+    with build_folder(cache) as folder:
         log.info("reading %s", source.where)
         spool = folder / "text"
         corpus = collect(
@@ -103,8 +103,8 @@ def _given(settings: TokenizerSettings) -> Tokenizer:
 
 def _train(corpus: Corpus, settings: TokenizerSettings) -> Tokenizer:
     assert isinstance(settings, BpeTokenizer)
-    pieces = progress(corpus.batches(corpus.whole), "batches of 4 MB read to train the tokenizer")
-    batches = ([text.decode() for text, _ in batch] for batch in pieces)
+    chunks = progress(corpus.batches(corpus.whole), "batches of 4 MB read to train the tokenizer")
+    batches = ([text.decode() for text, _ in batch] for batch in chunks)
     return train_bpe(batches, settings.vocab_size)
 
 
@@ -115,7 +115,7 @@ def _stamp(settings: TokenizerSettings) -> Stamp:
 
 
 def _version(settings: TokenizerSettings) -> str | None:
-    """Another release of the trainer may merge otherwise."""
+    """The release of the trainer, since another one may merge differently."""
     return importlib.metadata.version("tokenizers") if isinstance(settings, BpeTokenizer) else None
 
 
@@ -124,7 +124,7 @@ def _digest(value: Any) -> str:
 
 
 def _of_text(settings: TextSettings, where: str, meta: dict[str, Any]) -> list[str]:
-    """Is there less validation text than was asked for? A text that was cut ends at white space, a little before."""
+    """A notice if the validation text is shorter than requested. A cut text ends at white space, a little earlier."""
     if meta["val_bytes"] >= settings.val_bytes - CUT_REACH:
         return []
     return [
@@ -134,23 +134,23 @@ def _of_text(settings: TextSettings, where: str, meta: dict[str, Any]) -> list[s
 
 
 def _of_tokenizer(settings: TokenizerSettings, meta: dict[str, Any]) -> list[str]:
-    words = []
+    notices = []
     if isinstance(settings, BpeTokenizer) and meta["vocab_size"] != settings.vocab_size:
-        words.append(
+        notices.append(
             f"tokenizer.vocab_size={settings.vocab_size} was not reached: the training text has no more pairs that occur twice, "
             f"so the tokenizer and the model have {meta['vocab_size']} tokens"
         )
     if not meta["lossless"]:
-        words.append(
+        notices.append(
             f"{settings.kind} tokenizer: it drops or changes characters of the validation text, so val_bpb cannot be compared "
             "with that of other tokenizers"
         )
-    return words
+    return notices
 
 
-def _say(words: list[str]) -> None:
-    """What a user should know of the text and the tokenizer, once a process."""
-    for word in words:
-        if word not in _said:
-            _said.add(word)
-            log.warning(word)
+def _warn_once(notices: list[str]) -> None:
+    """Show notices on the text and the tokenizer, once per process."""
+    for notice in notices:
+        if notice not in _shown:
+            _shown.add(notice)
+            log.warning(notice)

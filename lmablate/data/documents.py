@@ -1,6 +1,6 @@
 """From documents in any order to one canonical text: sorted, split and cut by content alone.
 
-Names, folders and the order of reading change nothing here; only the text does.
+Names, folders and reading order have no effect; only the text does.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 Document = bytes | memoryview  # UTF-8
 
-BATCH_BYTES = 4 << 20  # of text tokenised at a time
-PIECE_BYTES = 1 << 20  # longer documents are tokenised in pieces of this size, to bound memory
-CUT_REACH = 256  # bytes in which a text that is cut to a size looks for white space
+BATCH_BYTES = 4 << 20  # of text per tokeniser call
+CHUNK_BYTES = 1 << 20  # longer documents are tokenised in chunks of this size, to bound memory
+CUT_REACH = 256  # bytes searched for white space where a text is cut to a size
 _VISIBLE = re.compile(rb"\S")
 _WORD_END = re.compile(rb"[!-~](?=[ \n\t])")
 _BREAK = re.compile(rb"\s")
@@ -29,11 +29,11 @@ _BREAK = re.compile(rb"\s")
 
 @dataclass(frozen=True)
 class Corpus:
-    """The text of a source on disk, `spool`, and where its documents stand in it.
+    """The text of a source in the file `spool`, and the spans of its documents.
 
-    `train` and `val` are int64 arrays (documents, 2) of byte offset and length, in canonical order: sorted by the SHA-256 of
-    the text. `val` is the validation text alone, `val_bytes` long; held-out documents beyond it are in neither. `whole` is the
-    text that a tokenizer learns from: that of `train` before it was cut to `train_bytes`.
+    `train` and `val` are int64 arrays (documents, 2) of byte offset and length, in canonical order: sorted by the SHA-256 of the text.
+    `val` is the validation text alone, `val_bytes` long; held-out documents beyond it are in neither. A tokenizer learns from `whole`:
+    `train` before it was cut to `train_bytes`.
     """
 
     spool: Path
@@ -44,23 +44,21 @@ class Corpus:
     fingerprint: str
 
     def batches(self, spans: np.ndarray) -> Iterator[list[tuple[bytes, bool]]]:
-        """The pieces of `spans`, as many at a time as make BATCH_BYTES."""
+        """Yield the chunks of `spans` in batches of about BATCH_BYTES."""
         batch: list[tuple[bytes, bool]] = []
-        held = 0
-        for piece in self.pieces(spans):
-            batch.append(piece)
-            held += len(piece[0])
-            if held >= BATCH_BYTES:
+        size = 0
+        for chunk in self.chunks(spans):
+            batch.append(chunk)
+            size += len(chunk[0])
+            if size >= BATCH_BYTES:
                 yield batch
-                batch, held = [], 0
+                batch, size = [], 0
         if batch:
             yield batch
 
-    def pieces(self, spans: np.ndarray, limit: int = PIECE_BYTES) -> Iterator[tuple[bytes, bool]]:
-        """The documents of `spans` as (UTF-8 bytes, does the document end here), none much longer than `limit`.
-
-        Long ones are cut before white space that follows a word, where a tokenizer ends a word in any case.
-        """
+    def chunks(self, spans: np.ndarray, limit: int = CHUNK_BYTES) -> Iterator[tuple[bytes, bool]]:
+        """Yield the documents of `spans` as (UTF-8 bytes, does the document end here), none much longer than `limit`. Long documents
+        are cut before white space that follows a word, where a tokenizer ends a word in any case."""
         text = np.memmap(self.spool, dtype=np.uint8, mode="r")
         for offset, length in spans.tolist():
             start, end = offset, offset + length
@@ -74,14 +72,14 @@ class Corpus:
 
 
 def character_boundary(text: Document, at: int) -> int:
-    """The last position at or before `at` that does not split a UTF-8 character."""
+    """Return the last position at or before `at` that does not split a UTF-8 character."""
     while at > 0 and at < len(text) and (text[at] & 0xC0) == 0x80:
         at -= 1
     return at
 
 
 def _break_before(text: Document, at: int, *, reach: int) -> int:
-    """Where to cut `text` so that at most `at` bytes stay: before the last white space within `reach`, else between characters."""
+    """The cut of `text` that keeps at most `at` bytes: before the last white space within `reach`, else between characters."""
     first = max(0, at - reach)
     cuts = [first + m.start() for m in _BREAK.finditer(bytes(text[first : at + 1]))]
     return cuts[-1] if cuts and cuts[-1] > 0 else character_boundary(text, at)
@@ -96,11 +94,11 @@ def collect(
     val_bytes: int,
     train_bytes: int | None = None,
 ) -> Corpus:
-    """Write `documents` to the file `spool`, and order, split and cut them.
+    """Write `documents` to the file `spool`; order, split and cut them.
 
-    A document is held out when the first 64 bits of its SHA-256, as a fraction, lie below `val_fraction`, so that adding a
-    document moves no other and equal documents stay together. Blank documents are dropped. Raises DataError, which begins
-    with `where`, when no text is left.
+    A document is held out if the first 64 bits of its SHA-256, as a fraction, are below `val_fraction`. So a new document moves no
+    other, and equal documents stay together. Blank documents are dropped. Raises DataError, which begins with `where`, if no text is
+    left.
     """
     hashes, lengths = bytearray(), array("q")
     with spool.open("wb") as file:
@@ -138,20 +136,20 @@ def collect(
 
 
 def _cut_training(spool: Path, train: np.ndarray, train_bytes: int, where: str) -> np.ndarray:
-    there = int(train[:, 1].sum())
-    if train_bytes >= there:
+    available = int(train[:, 1].sum())
+    if train_bytes >= available:
         raise DataError(
-            f"{where}: data.train_bytes={train_bytes} keeps all {there} bytes of training text, so it has no effect: leave it out, "
+            f"{where}: data.train_bytes={train_bytes} keeps all {available} bytes of training text, so it has no effect: leave it out, "
             "or ask for less"
         )
     return _cut_to(spool, train, train_bytes)
 
 
 def _held_out(digests: np.ndarray, val_fraction: float) -> int:
-    """How many of the sorted documents are for validation: at least one text, and not all."""
+    """The number of sorted documents for validation: at least one text, and not all."""
     heads = np.frombuffer(digests.tobytes(), dtype=">u8")[::4]
     count = int(np.searchsorted(heads, np.uint64(val_fraction * 2.0**64)))
-    if count == 0:  # few documents: the lowest hash it is
+    if count == 0:  # few documents: hold out the lowest hash
         count = int(np.searchsorted(digests, digests[0], side="right"))
         log.info("by their hashes no document falls to validation, so the one with the lowest is held out")
     elif count == len(digests):
@@ -161,7 +159,7 @@ def _held_out(digests: np.ndarray, val_fraction: float) -> int:
 
 
 def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """All documents are one and the same text: train on its beginning, hold out its end."""
+    """If all documents are the same text, train on its beginning and hold out its end."""
     offset, length = spans[0].tolist()
     text = np.memmap(spool, dtype=np.uint8, mode="r", offset=offset, shape=(length,))
     at = round(length * (1 - val_fraction))
@@ -182,7 +180,7 @@ def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float, where: 
 
 
 def _cut_to(spool: Path, spans: np.ndarray, n_bytes: int) -> np.ndarray:
-    """The first `n_bytes` bytes of the documents at `spans`, the last one cut at white space where possible."""
+    """The first `n_bytes` bytes of the documents at `spans`, the last one cut at white space if possible."""
     before = np.cumsum(spans[:, 1]) - spans[:, 1]
     kept = spans[before < n_bytes].copy()
     room = n_bytes - int(before[len(kept) - 1])

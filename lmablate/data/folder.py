@@ -1,4 +1,4 @@
-"""A folder on this machine in the place of a dataset's name: one of ``save_to_disk``, or one laid out as on the Hub."""
+"""A local folder instead of a dataset's name: one from ``save_to_disk``, or one with the layout of the Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lmablate.core.errors import DataError, first_line
 from lmablate.core.files import read_json
 from lmablate.data.documents import Document
-from lmablate.data.hub import as_documents, built, dataset_texts
+from lmablate.data.hub import as_documents, dataset_rows, dataset_texts
 from lmablate.data.hub_client import quiet_datasets
 from lmablate.data.hub_files import json_files
 from lmablate.data.local_files import SAVED, file_texts
@@ -21,7 +21,7 @@ _SPLITS, _STATE = SAVED
 
 
 class DatasetFolder:
-    """One split of a dataset in a folder; the same text as from anywhere else."""
+    """One split of a dataset in a folder, with the same text as from any other place."""
 
     entropy_floor = None
 
@@ -39,11 +39,11 @@ class DatasetFolder:
         return stamp_files(sorted(path for path in self.folder.rglob("*") if path.is_file()))
 
     def documents(self) -> Iterator[Document]:
-        """Raises DataError: no such split, subset or field, or files that cannot be read."""
+        """Yield the documents. Raises DataError for a missing split, subset or field, or files that cannot be read."""
         return as_documents(self._rows(), self.settings)
 
     def notices(self) -> list[str]:
-        return [f"{self.where}: {said}" for said in self.tally.notices()]
+        return [f"{self.where}: {notice}" for notice in self.tally.notices()]
 
     def _rows(self) -> Iterator[Document]:
         try:
@@ -53,11 +53,11 @@ class DatasetFolder:
                 yield from self._laid_out()
         except DataError:
             raise
-        except Exception as error:  # whatever the readers raise
+        except Exception as error:  # the readers may raise anything
             raise DataError(f"{self.where}: cannot be loaded: {first_line(error)}") from error
 
     def _saved(self) -> list[Path] | None:
-        """The files of the split, if ``save_to_disk`` made this folder: of one split, or with one folder for each."""
+        """The files of the split, if ``save_to_disk`` wrote this folder: of one split, or one folder per split."""
         place, split = self.folder, self.settings.split
         if (self.folder / _SPLITS).is_file():
             splits: list[str] = read_json(self.folder / _SPLITS)["splits"]
@@ -83,5 +83,5 @@ class DatasetFolder:
             if names is not None:
                 yield from file_texts(map(Path, names), self.tally)
             else:
-                rows = built(builder, self.settings.split, streaming=False)
+                rows = dataset_rows(builder, self.settings.split, streaming=False)
                 yield from dataset_texts(rows, self.where, self.tally)

@@ -1,6 +1,6 @@
-"""Datasets of the Hugging Face Hub, and folders laid out like them; without a network, what the local cache holds.
+"""Datasets of the Hugging Face Hub, and folders with its layout; without a network, those in the local cache.
 
-Files of JSON go through our own reader, which looks at the one field asked for; ``datasets`` would give every field a type.
+JSON files use our own reader, which parses the requested field only; ``datasets`` would give every field a type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from lmablate.core.errors import DataError
 from lmablate.data.arrow import ROWS, table_texts
 from lmablate.data.documents import Document
-from lmablate.data.hub_client import ANSWER_SECONDS, hub_answers, in_words, offline, quiet_datasets, why_offline
+from lmablate.data.hub_client import ANSWER_SECONDS, hub_answers, hub_error_text, offline, quiet_datasets, why_offline
 from lmablate.data.hub_files import cached_files, hub_files, json_files
 from lmablate.data.local_files import file_texts, open_texts
 from lmablate.data.stamp import Stamp
@@ -46,20 +46,20 @@ class HubDataset:
 
     @cached_property
     def online(self) -> bool:
-        """Asked once, so that an unreachable Hub costs its few seconds once."""
+        """Return True if the Hub answers; tested once, so that an unreachable Hub costs its few seconds once."""
         return hub_answers()
 
     def stamp(self) -> Stamp:
-        """A commit never changes. A branch or tag is looked up, over the network or in the local cache."""
+        """Return the commit, which never changes; a branch or tag is resolved over the network or from the local cache."""
         self._commit = self._commit or self._find_commit()
         return Stamp(self._commit, settled=self._commit is not None)
 
     def documents(self) -> Iterator[Document]:
-        """Raises DataError: no network (within 10 s), or no such dataset, subset, split or field."""
+        """Yield the documents. Raises DataError without a network (within 10 s), or for a missing dataset, subset, split or field."""
         return as_documents(self._rows(), self.settings)
 
     def notices(self) -> list[str]:
-        return [f"{self.where}: {said}" for said in self.tally.notices()]
+        return [f"{self.where}: {notice}" for notice in self.tally.notices()]
 
     def _find_commit(self) -> str | None:
         from huggingface_hub import HfApi, constants
@@ -72,7 +72,7 @@ class HubDataset:
             try:
                 commit = HfApi().dataset_info(name, revision=revision, timeout=ANSWER_SECONDS).sha
             except Exception as error:
-                raise DataError(f"{self.where}: cannot be loaded: {in_words(error, revision)}") from error
+                raise DataError(f"{self.where}: cannot be loaded: {hub_error_text(error, revision)}") from error
             log.info("%s is at commit %s now: data.revision=%s pins it", name, commit, commit)
             return commit
         reference = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "refs" / revision
@@ -89,13 +89,13 @@ class HubDataset:
                     yield from self._loaded(online, why)
         except DataError:
             raise
-        except Exception as error:  # the network's errors, the Hub's, and those of the readers of the formats
+        except Exception as error:  # from the network, the Hub, or the format readers
             if online:
-                raise DataError(f"{self.where}: cannot be loaded: {in_words(error, s.revision)}") from error
+                raise DataError(f"{self.where}: cannot be loaded: {hub_error_text(error, s.revision)}") from error
             raise DataError(f"{self.where}: {why}, and the dataset is not in the local cache: {_INSTEAD}") from error
 
     def _loaded(self, online: bool, why: str) -> Iterator[Document]:
-        """Streamed where only the beginning is wanted; without a network, the cached copy of the commit asked for."""
+        """Rows, streamed if only the beginning is needed; without a network, the cached copy of the requested commit."""
         import datasets
 
         s = self.settings
@@ -108,7 +108,7 @@ class HubDataset:
                 with file:
                     yield from open_texts(file, where, size, self.tally)
             return
-        rows = built(builder, s.split, streaming=streaming)
+        rows = dataset_rows(builder, s.split, streaming=streaming)
         if not online and commit is not None and rows.cache_files:
             # `datasets` takes the newest cached copy, whatever its revision.
             found = Path(rows.cache_files[0]["filename"]).parent.name
@@ -120,14 +120,14 @@ class HubDataset:
 
 
 def as_documents(rows: Iterator[Document], settings: HubData) -> Iterator[Document]:
-    """Rows joined to documents, and as many of these as are wanted."""
+    """Join rows to documents, and limit their number as `settings` require."""
     if settings.document_start is not None:
         rows = join_rows(rows, re.compile(settings.document_start))
     return itertools.islice(rows, settings.max_documents)
 
 
-def built(builder: Any, split: str, *, streaming: bool) -> Any:
-    """The rows of a builder of ``datasets``."""
+def dataset_rows(builder: Any, split: str, *, streaming: bool) -> Any:
+    """Return the rows of a builder of ``datasets``."""
     if streaming:
         return builder.as_streaming_dataset(split=split)
     builder.download_and_prepare()
@@ -135,7 +135,7 @@ def built(builder: Any, split: str, *, streaming: bool) -> Any:
 
 
 def dataset_texts(rows: Any, where: str, tally: Tally) -> Iterator[Document]:
-    """The documents of a dataset of ``datasets``."""
+    """Yield the documents of a dataset of ``datasets``."""
     tally.begin(where)
     for table in rows.with_format("arrow").iter(batch_size=ROWS):
         yield from table_texts(table, tally)
@@ -143,7 +143,7 @@ def dataset_texts(rows: Any, where: str, tally: Tally) -> Iterator[Document]:
 
 
 def join_rows(rows: Iterator[Document], start: re.Pattern[str]) -> Iterator[bytes]:
-    """Documents of several rows: one begins at each row in which `start` is found; each row ends with a newline."""
+    """Join rows to documents: one begins at each row that matches `start`; each row ends with a newline."""
     parts: list[bytes] = []
     for row in rows:
         text = bytes(row)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as this machine reaches it, or its local cache."""
+"""Access to the Hugging Face Hub or its local cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from lmablate.core.errors import DataError, first_line
 
-ANSWER_SECONDS = 5.0  # for the Hub to answer at all; the client's own retries take 23 s to give up
+ANSWER_SECONDS = 5.0  # timeout for any answer; the client's own retries give up after 23 s
 
 
 def hub_answers(seconds: float = ANSWER_SECONDS) -> bool:
-    """Is the Hub there? Asked in a thread, since a name server that does not answer blocks for longer than any timeout."""
+    """Return True if the Hub answers within `seconds`. A thread asks, since an unresponsive name server blocks longer than any timeout."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -23,19 +23,19 @@ def hub_answers(seconds: float = ANSWER_SECONDS) -> bool:
         return False
     answered = threading.Event()
 
-    def ask() -> None:
+    def request() -> None:
         with contextlib.suppress(Exception):
             get_session().head(constants.ENDPOINT, timeout=seconds)
             answered.set()
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(seconds)
     return answered.is_set()
 
 
-def in_words(error: Exception, revision: str | None) -> str:
-    """What the Hub refused."""
+def hub_error_text(error: Exception, revision: str | None) -> str:
+    """Return the Hub's refusal as text for the user."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -48,7 +48,7 @@ def in_words(error: Exception, revision: str | None) -> str:
 
 
 def why_offline() -> str:
-    """For messages."""
+    """Return why the Hub is not used, for messages."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or _datasets_offline():
@@ -62,7 +62,7 @@ def _datasets_offline() -> bool:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """As HF_HUB_OFFLINE=1, which both packages read only once, when they are imported."""
+    """Act like HF_HUB_OFFLINE=1, which both packages read only once, on import."""
     import datasets.config
     from huggingface_hub import constants
 
@@ -76,8 +76,8 @@ def offline() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """No log lines of ``datasets`` and of the Hub's client: what they tell stands in our own message."""
-    import datasets  # noqa: F401  since its import sets the levels
+    """Silence the logs of ``datasets`` and of the Hub's client, since our own messages cover them."""
+    import datasets  # noqa: F401  importing it sets the levels
 
     logs = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
     before = [log.level for log in logs]
@@ -91,7 +91,7 @@ def quiet_datasets() -> Iterator[None]:
 
 
 def fetch_tokenizer(name: str, revision: str | None) -> Path:
-    """The tokenizer.json of the model `name`, from the local cache or the Hub. Raises DataError."""
+    """Return the tokenizer.json of the model `name`, from the local cache or the Hub. Raises DataError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -108,4 +108,4 @@ def fetch_tokenizer(name: str, revision: str | None) -> Path:
     except EntryNotFoundError as error:
         raise DataError(f"{where}: there is no such file, and on the Hub: it has no tokenizer.json") from error
     except Exception as error:
-        raise DataError(f"{where}: there is no such file, and on the Hub: {in_words(error, revision)}") from error
+        raise DataError(f"{where}: there is no such file, and on the Hub: {hub_error_text(error, revision)}") from error

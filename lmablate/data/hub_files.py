@@ -1,4 +1,4 @@
-"""The files of JSON that make up a split of a dataset on the Hub, and a note of them, so that they are found without a network."""
+"""The JSON files of a split of a dataset on the Hub, and a stored list of them for use without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmablate.schema.data import HubData
 
 
 def json_files(builder: Any, split: str) -> list[str] | None:
-    """The places of the files of `split`, if they are JSON of the plain kind and `split` is a whole one."""
+    """Return the paths of the files of `split`, if they are plain JSON and `split` is a whole one; else None."""
     from datasets.packaged_modules.json.json import Json
 
     if not isinstance(builder, Json) or builder.config.field is not None or builder.config.encoding != "utf-8":
@@ -29,19 +29,19 @@ def json_files(builder: Any, split: str) -> list[str] | None:
 def hub_files(
     names: list[str], settings: HubData, commit: str | None, *, streaming: bool
 ) -> Iterator[tuple[BinaryIO, str, int]]:
-    """Each file open, with its place and size; over the network where only the beginning of the text is wanted."""
+    """Yield each file opened, with its path and size; over the network if only the beginning is needed."""
     from huggingface_hub import HfFileSystem
 
     remote = HfFileSystem()
     for name in names:
         if streaming:
-            # Its own readline has no limit.
+            # The remote file's own readline has no limit.
             yield io.BufferedReader(remote.open(name, "rb"), 1 << 20), name, remote.info(name)["size"]
         else:
             path = _downloaded(settings, _inside(remote, name), commit)
             yield path.open("rb", buffering=1 << 20), name, path.stat().st_size
     if not streaming:
-        _note(settings, commit, [_inside(remote, name) for name in names])
+        _store_listing(settings, commit, [_inside(remote, name) for name in names])
 
 
 def _inside(remote: Any, name: str) -> str:
@@ -58,24 +58,24 @@ def _downloaded(settings: HubData, path: str, commit: str | None, *, cached: boo
 
 
 def cached_files(settings: HubData, commit: str | None) -> list[Path] | None:
-    """The files of the split in the local cache, all of them, or None."""
+    """Return all files of the split from the local cache, or None."""
     try:
-        noted = read_json(_note_path(settings, commit or settings.revision or "main"))
-        return [_downloaded(settings, path, noted["commit"], cached=True) for path in noted["files"]]
-    except Exception:  # never read here, or cleared since: what the packages raise is theirs
+        listing = read_json(_listing_path(settings, commit or settings.revision or "main"))
+        return [_downloaded(settings, path, listing["commit"], cached=True) for path in listing["files"]]
+    except Exception:  # never read here, or cleared since; the packages raise various errors
         return None
 
 
-def _note(settings: HubData, commit: str | None, files: list[str]) -> None:
-    """Remember which files were read. A cache that cannot be written to is none the worse."""
+def _store_listing(settings: HubData, commit: str | None, files: list[str]) -> None:
+    """Store which files were read; a read-only cache is not an error."""
     with contextlib.suppress(OSError):
         for revision in {commit, settings.revision or "main"} - {None}:
-            path = _note_path(settings, str(revision))
+            path = _listing_path(settings, str(revision))
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps({"commit": commit, "files": files}))
 
 
-def _note_path(settings: HubData, revision: str) -> Path:
+def _listing_path(settings: HubData, revision: str) -> Path:
     import datasets.config
 
     key = json.dumps([settings.name, settings.subset, settings.split, revision])

@@ -1,6 +1,6 @@
-"""Documents out of JSON: an object a line, one list of objects, or objects written over several lines.
+"""Documents from JSON: one object per line, one list of objects, or objects written over several lines.
 
-Each row is parsed for itself and its one field taken, so that no other field has to keep a type.
+Each row is parsed separately for its one field, so that other fields need no consistent type.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 from lmablate.core.errors import DataError
 from lmablate.data.tally import Tally
 
-MOST_ROW = 1 << 30  # bytes of a row, so that a file without line ends does not fill the memory
+MAX_ROW = 1 << 30  # bytes of a row, so that a file without line ends does not fill the memory
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
 _CONVERT = "convert the file, e.g. with iconv -f latin1 -t utf-8"
 
 
 def json_texts(file: BinaryIO, tally: Tally) -> Iterator[bytes]:
-    """The UTF-8 of the field asked for, row by row. Raises DataError with the line of a row that cannot be a document."""
+    """Yield the UTF-8 of the tally's field, row by row. Raises DataError with the line of a row that cannot be a document."""
     for number, row in _rows(file, tally):
         tally.rows += 1
         try:
@@ -35,11 +35,11 @@ def json_texts(file: BinaryIO, tally: Tally) -> Iterator[bytes]:
         except ValueError as error:
             tally.refuse(f"line {number:,}", str(error), "name another field with data.text_field")
         else:
-            tally.lack(f"line {number:,}", _names(row))
+            tally.count_empty(f"line {number:,}", _names(row))
 
 
 def _text(row: Any, field: str) -> str | None:
-    """The text of a row; None where its field is null or absent. A dot leads into an object, unless a name has it."""
+    """The text of a row; None if its field is null or absent. A dot leads into an object, unless a key has it."""
     if isinstance(row, str):  # a list of strings
         return row
     if not isinstance(row, dict):
@@ -49,8 +49,8 @@ def _text(row: Any, field: str) -> str | None:
         value = value.get(key) if isinstance(value, dict) else None
     if value is None or isinstance(value, str):
         return value
-    held = f" with {', '.join(_names(value, field + '.'))}" if isinstance(value, dict) else ""
-    raise ValueError(f"the field {field} must hold text, and holds {_kind(value)}{held}")
+    content = f" with {', '.join(_names(value, field + '.'))}" if isinstance(value, dict) else ""
+    raise ValueError(f"the field {field} must hold text, and holds {_kind(value)}{content}")
 
 
 def _kind(value: Any) -> str:
@@ -62,7 +62,7 @@ def _kind(value: Any) -> str:
 
 
 def _names(row: dict[str, Any], before: str = "") -> list[str]:
-    """The fields of a row, those of the objects in it behind a dot."""
+    """The fields of a row; those of inner objects follow a dot."""
     found = []
     for key, value in row.items():
         found += [f"{before}{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [before + key]
@@ -70,7 +70,7 @@ def _names(row: dict[str, Any], before: str = "") -> list[str]:
 
 
 def _rows(file: BinaryIO, tally: Tally) -> Iterator[tuple[int, Any]]:
-    """The rows, each with the number of the line that it begins in."""
+    """The rows, each with the number of its first line."""
     first = True
     for number, line in _lines(file, tally.where):
         if first and (line.startswith(b"[") or _goes_on(line)):
@@ -93,12 +93,12 @@ def _rows(file: BinaryIO, tally: Tally) -> Iterator[tuple[int, Any]]:
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, stripped, with their numbers; the mark that some editors begin a file with is dropped."""
+    """The lines that are not blank, stripped, with their numbers and without a byte order mark."""
     number = 0
-    while line := file.readline(MOST_ROW + 1):
+    while line := file.readline(MAX_ROW + 1):
         number += 1
-        if len(line) > MOST_ROW:
-            raise DataError(f"{where} line {number:,} has more than {MOST_ROW:,} bytes: are these JSON lines?")
+        if len(line) > MAX_ROW:
+            raise DataError(f"{where} line {number:,} has more than {MAX_ROW:,} bytes: are these JSON lines?")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line := line.strip():
@@ -106,7 +106,7 @@ def _lines(file: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _goes_on(line: bytes) -> bool:
-    """Does `line` begin an object that ends in another line, as files for people do?"""
+    """Return True if `line` begins an object that ends in another line, as in indented files."""
     if not line.startswith(b"{") or not line.endswith((b"{", b",", b"[")):
         return False
     try:
@@ -117,7 +117,7 @@ def _goes_on(line: bytes) -> bool:
 
 
 def _values(file: BinaryIO, head: bytes, number: int, tally: Tally) -> Iterator[tuple[int, Any]]:
-    """The rows of one list, or objects one after the other. Where one is broken the next is not found, so none is left out."""
+    """The rows of one list, or consecutive objects. After a broken one the next cannot be found, so none is skipped."""
     scan = json.JSONDecoder().raw_decode
     decoder = codecs.getincrementaldecoder("utf-8")()
     in_list = head.startswith(b"[")
@@ -136,15 +136,15 @@ def _values(file: BinaryIO, head: bytes, number: int, tally: Tally) -> Iterator[
                 if at == len(text) and not in_list:
                     return
                 raise DataError(f"{tally.where} line {number:,}: it is not JSON ({_short(error)}): mend it") from None
-            # Perhaps the rest has not been read; twice as much each time, so that a long row costs no square of its length.
+            # The rest may be unread; each read doubles, so that a long row does not take quadratic time.
             try:
                 block = file.read(max(1 << 20, len(text) - at))
                 ended = not block
                 text, at = text[at:] + decoder.decode(block, final=ended), 0
             except UnicodeDecodeError:
                 raise DataError(f"{tally.where}: it is not UTF-8 text (after line {number:,}): {_CONVERT}") from None
-            if len(text) > MOST_ROW + (1 << 20):
-                raise DataError(f"{tally.where} line {number:,}: a row has more than {MOST_ROW:,} bytes") from None
+            if len(text) > MAX_ROW + (1 << 20):
+                raise DataError(f"{tally.where} line {number:,}: a row has more than {MAX_ROW:,} bytes") from None
         else:
             yield number, row
             number += text.count("\n", at, end)

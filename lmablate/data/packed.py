@@ -1,4 +1,4 @@
-"""Files of the user's, opened: plain, compressed, or members of a zip archive. Nothing is unpacked beside them."""
+"""The user's files, opened: plain, compressed, or members of a zip archive. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _TEXTS = (
     ".txt",
     ".text",
     ".md",
-)  # in an archive, where nobody chose each file; elsewhere any other name is one of text
-# Their syntax would be trained on, or they are not text at all.
+)  # in an archive, whose members the user did not choose one by one; elsewhere any other name is text
+# Refused: their syntax would be trained on, or they are not text.
 OTHERS = (".csv", ".tsv", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".lzma", ".br", ".pdf", ".docx", ".epub", ".xlsx")
-_FREE_BYTES = 1 << 30  # of a small compressed file; beyond it, unpacked text may be MOST_TIMES as long as the file
-MOST_TIMES = 500  # text packs 3 to 20 times, rows that hardly differ 200 times, and a bomb 1,000 and more
+_FREE_BYTES = 1 << 30  # always allowed; beyond it, unpacked text may be MAX_RATIO as long as the file
+MAX_RATIO = 500  # text compresses 3 to 20 times, similar rows 200 times, and a bomb 1,000 times and more
 KNOWN = "text, .jsonl, .ndjson, .json, .parquet or .arrow, each also as .gz, .bz2, .xz, .zst or in a .zip"
 
 
 class Part(NamedTuple):
-    """A file that is being read: how messages call it, one of FORMATS' kinds or "text", and its unpacked bytes."""
+    """A file being read: its name for messages, one of FORMATS' kinds or "text", and its unpacked bytes."""
 
     where: str
     kind: str
@@ -39,29 +39,27 @@ class Part(NamedTuple):
 
 
 def parts(raw: BinaryIO, where: str, size: int) -> Iterator[Part]:
-    """What a file of `size` bytes and the name `where` holds: itself, or the members of an archive, one at a time.
-
-    Raises DataError for a format that is not read, and what the readers of archives raise for a damaged one.
-    """
-    room = _Room(where, size)
+    """Yield the content of the file `where` of `size` bytes: itself, or the members of an archive, one at a time. Raises DataError for
+    an unsupported format, and the archive readers' errors for a damaged one."""
+    limit = _ByteLimit(where, size)
     if _suffix(where) == ".zip":
-        yield from _members(raw, where, room)
+        yield from _members(raw, where, limit)
         return
     if (suffix := _suffix(plain_name(where))) in OTHERS:
         table = ", or read its folder with data=hub data.name=FOLDER" if suffix in (".csv", ".tsv") else ""
         raise DataError(
             f"{where}: {suffix} is not a format that is read ({KNOWN}): convert or unpack it, or leave it out{table}"
         )
-    yield Part(where, kind_of(where), _unpacked(raw, where, room))
+    yield Part(where, kind_of(where), _unpacked(raw, where, limit))
 
 
 def kind_of(name: str) -> str:
-    """The format that the name of a file or a member stands for."""
+    """Return the format that the name of a file or a member stands for."""
     return FORMATS.get(_suffix(plain_name(name)), "text")
 
 
 def plain_name(name: str) -> str:
-    """`name` without the endings of compressed files."""
+    """Return `name` without the suffixes of compressed files."""
     while _suffix(name) in _READERS:
         name = name[: -len(_suffix(name))]
     return name
@@ -71,20 +69,20 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _members(raw: BinaryIO, where: str, room: _Room) -> Iterator[Part]:
+def _members(raw: BinaryIO, where: str, limit: _ByteLimit) -> Iterator[Part]:
     with zipfile.ZipFile(raw) as archive:
         members = [info for info in archive.infolist() if not (info.is_dir() or _is_litter(info.filename))]
         if not members:
             raise DataError(f"{where}: the archive is empty: leave it out of data.paths")
-        kinds = [_member_kind(where, info, alone=len(members) == 1) for info in members]  # before any is read
+        kinds = [_member_kind(where, info, alone=len(members) == 1) for info in members]  # refuse before reading any
         for info, kind in zip(members, kinds, strict=True):
             with archive.open(info) as packed:
-                member = _unpacked(_Bounded.buffered(packed, room), info.filename, room)
+                member = _unpacked(_Bounded.buffered(packed, limit), info.filename, limit)
                 yield Part(f"{where}/{info.filename}", kind, member)
 
 
 def _is_litter(name: str) -> bool:
-    """What macOS adds to an archive."""
+    """Return True for files that macOS adds to an archive."""
     return name.startswith("__MACOSX/") or PurePosixPath(name).name == ".DS_Store"
 
 
@@ -103,45 +101,45 @@ def _member_kind(where: str, info: zipfile.ZipInfo, *, alone: bool) -> str:
     return kind_of(name)
 
 
-class _Room:
-    """How many bytes may still come out of a file of `size` bytes."""
+class _ByteLimit:
+    """The number of bytes that may still be unpacked from a file of `size` bytes."""
 
     def __init__(self, where: str, size: int) -> None:
         self.where, self.size = where, size
-        self.left = max(_FREE_BYTES, MOST_TIMES * size)
+        self.left = max(_FREE_BYTES, MAX_RATIO * size)
 
-    def take(self, n: int) -> None:
+    def spend(self, n: int) -> None:
         self.left -= n
         if self.left < 0:
             raise DataError(
-                f"{self.where}: {self.size:,} bytes unpack to more than {MOST_TIMES} times as many, which no text does: "
+                f"{self.where}: {self.size:,} bytes unpack to more than {MAX_RATIO} times as many, which no text does: "
                 "unpack it yourself if it is what it should be, or leave it out"
             )
 
 
 class _Bounded(io.RawIOBase):
-    """Unpacked bytes, taken from a room."""
+    """Unpacked bytes, limited by `limit`."""
 
-    def __init__(self, file: Any, room: _Room) -> None:
-        self.file, self.room = file, room
+    def __init__(self, file: Any, limit: _ByteLimit) -> None:
+        self.file, self.limit = file, limit
 
     @classmethod
-    def buffered(cls, file: Any, room: _Room) -> BinaryIO:
-        return io.BufferedReader(cls(file, room), 1 << 20)
+    def buffered(cls, file: Any, limit: _ByteLimit) -> BinaryIO:
+        return io.BufferedReader(cls(file, limit), 1 << 20)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         n: int = self.file.readinto(buffer)
-        self.room.take(n)
+        self.limit.spend(n)
         return n
 
 
-def _unpacked(raw: BinaryIO, name: str, room: _Room) -> BinaryIO:
-    """The bytes under the compressions that `name` tells of."""
+def _unpacked(raw: BinaryIO, name: str, limit: _ByteLimit) -> BinaryIO:
+    """The bytes under the compressions that the suffixes of `name` state."""
     while reader := _READERS.get(suffix := _suffix(name)):
-        raw = _Bounded.buffered(reader(raw), room)
+        raw = _Bounded.buffered(reader(raw), limit)
         name = name[: -len(suffix)]
     return raw
 

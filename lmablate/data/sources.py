@@ -1,4 +1,4 @@
-"""Where text comes from: one class a source, chosen by the settings' class."""
+"""The sources of text: one class each, chosen by the class of the settings."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from lmablate.schema.data import FilesData, HubData, KjvData, TextSettings
 
 
 class Source(Protocol):
-    """Documents in any order. `where` begins messages; `entropy_floor` is in nats per token of tokenizer=bytes, where known."""
+    """Documents in any order. `where` begins messages; `entropy_floor` is in nats per token of tokenizer=bytes, if known."""
 
     where: str
 
@@ -29,12 +29,12 @@ class Source(Protocol):
     def documents(self) -> Iterator[Document]: ...
 
     def notices(self) -> list[str]:
-        """What a user should know of the text, once the documents were read."""
+        """Return notices for the user on the text, after the documents were read."""
         ...
 
 
 def open_source(settings: TextSettings) -> Source:
-    """Raises DataError if the source is not there."""
+    """Return the source of `settings`. Raises DataError if it does not exist."""
     if isinstance(settings, KjvData):
         return Kjv(settings)
     if isinstance(settings, FilesData):
@@ -47,7 +47,7 @@ def open_source(settings: TextSettings) -> Source:
 def _dataset(settings: HubData) -> Source:
     name = settings.name or ""
     folder = Path(name).expanduser()
-    if os.path.isdir(folder):  # False, too, for one that may not be entered
+    if os.path.isdir(folder):  # also False for a folder without permission
         return DatasetFolder(settings, folder)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise DataError(

@@ -1,7 +1,7 @@
-"""Token stores on disk: a folder named by its content, whole or absent.
+"""Token stores on disk: a folder named by its content, complete or absent.
 
 stores/<hash>/  train.bin  val.bin  tokenizer.json  meta.json
-index/<hash>.json       which store a request led to, so that unchanged sources are not read again
+index/<hash>.json       the store of a request, so that unchanged sources are not read again
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from lmablate.data.documents import BATCH_BYTES, Corpus
 from lmablate.data.tokenizer import Tokenizer, fingerprint
 from lmablate.data.tokens import TokenData
 
-FORMAT = 1  # raised when the files below, or how they are made, change
+FORMAT = 1  # raised when these files, or their computation, change
 _FILES = ("train.bin", "val.bin", "tokenizer.json")
 _STALE_SECONDS = 24 * 3600
 
 
 def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Tokenise `corpus` into `folder`; meta.json comes last and holds the sizes of the others."""
+    """Tokenise `corpus` into `folder`; meta.json comes last and has the sizes of the others."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     with (folder / "train.bin").open("wb") as file:
@@ -61,7 +61,7 @@ def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
 
 
 def _tokens(corpus: Corpus, spans: np.ndarray, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Ids of the documents at `spans`, a batch at a time, each document followed by its end token."""
+    """Ids of the documents at `spans`, one batch at a time, each document followed by its end token."""
     end = np.array([tokenizer.eot_id])
     total = math.ceil(int(spans[:, 1].sum()) / BATCH_BYTES)
     for batch in progress(corpus.batches(spans), "batches of 4 MB tokenised", total):
@@ -72,7 +72,7 @@ def _tokens(corpus: Corpus, spans: np.ndarray, tokenizer: Tokenizer) -> Iterator
 
 
 def _gives_text_back(corpus: Corpus, tokenizer: Tokenizer) -> bool:
-    texts = [text for text, _ in corpus.pieces(corpus.val)]
+    texts = [text for text, _ in corpus.chunks(corpus.val)]
     return all(
         tokenizer.decode(ids.tolist()) == text.decode()
         for ids, text in zip(tokenizer.encode(texts), texts, strict=True)
@@ -80,7 +80,7 @@ def _gives_text_back(corpus: Corpus, tokenizer: Tokenizer) -> bool:
 
 
 def open_store(folder: Path) -> tuple[TokenData, dict[str, Any]] | None:
-    """The store in `folder` and its meta.json, or None if there is none or it is damaged."""
+    """Return the store in `folder` and its meta.json, or None if it is missing or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if any((folder / name).stat().st_size != meta["bytes"][name] for name in _FILES):
@@ -107,16 +107,16 @@ def open_store(folder: Path) -> tuple[TokenData, dict[str, Any]] | None:
 
 
 @contextlib.contextmanager
-def workshop(cache: Path) -> Iterator[Path]:
-    """A folder of this process's own beside the stores, gone afterwards; leftovers of killed processes go after a day."""
+def build_folder(cache: Path) -> Iterator[Path]:
+    """Yield a temporary folder of this process next to the stores; leftovers of killed processes are deleted after a day."""
     stores = cache / "stores"
     folder = stores / f".building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         stores.mkdir(parents=True, exist_ok=True)
-        for left in stores.glob(".building-*"):
+        for leftover in stores.glob(".building-*"):
             with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                    shutil.rmtree(left, ignore_errors=True)
+                if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(leftover, ignore_errors=True)
         folder.mkdir()
         yield folder
     except OSError as error:
@@ -130,7 +130,7 @@ def workshop(cache: Path) -> Iterator[Path]:
 
 
 def publish(built: Path, place: Path) -> None:
-    """Move the folder `built` to `place` in one step. If another process was faster, its store, which is equal, stays."""
+    """Move the folder `built` to `place` atomically. If another process was faster, its store, which is equal, stays."""
     for _ in range(10):
         try:
             os.rename(built, place)
@@ -138,7 +138,7 @@ def publish(built: Path, place: Path) -> None:
         except OSError:
             if open_store(place) is not None:
                 return
-            # A damaged store is in the way.
+            # A damaged store blocks the name.
             aside = built.with_name(f"{built.name}-damaged")
             with contextlib.suppress(OSError):
                 os.rename(place, aside)
@@ -149,16 +149,16 @@ def publish(built: Path, place: Path) -> None:
 
 
 def look_up(cache: Path, key: str) -> tuple[str, list[str]] | None:
-    """The name of the store that the request `key` led to, and what was to be said of its text."""
+    """Return the store name of the request `key` and the notices on its text; None if unknown."""
     try:
-        noted = json.loads((cache / "index" / f"{key}.json").read_text())
-        return noted["store"], noted["notices"]
+        entry = json.loads((cache / "index" / f"{key}.json").read_text())
+        return entry["store"], entry["notices"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def note(cache: Path, key: str, store: str, notices: list[str]) -> None:
-    """Remember both. The index only saves time, so a cache that cannot be written is none the worse."""
+def store_request(cache: Path, key: str, store: str, notices: list[str]) -> None:
+    """Store the name and the notices of a request. The index only saves time, so a read-only cache is not an error."""
     with contextlib.suppress(OSError):
         (cache / "index").mkdir(exist_ok=True)
         atomic_write(cache / "index" / f"{key}.json", json.dumps({"store": store, "notices": notices}))

@@ -1,8 +1,8 @@
-"""Text of a random Markov chain, whose entropy is known exactly.
+"""Text of a random Markov chain with exactly known entropy.
 
-After each symbol the document ends with probability 1 / document_length, or goes on to one of the symbol's successors. With
-one byte a symbol, tokens and end tokens together are one Markov chain over `n_states` + 1 states, whose entropy rate (Shannon
-1948; Cover and Thomas, theorem 4.2.4) no model's expected loss can beat:
+After each symbol the document ends with probability 1 / document_length, or continues with one of the symbol's successors. With one
+byte per symbol, tokens and end tokens together are one Markov chain over `n_states` + 1 states. Its entropy rate (Shannon 1948; Cover
+and Thomas, theorem 4.2.4) is a lower bound of any model's expected loss:
 
     H = sum over i of pi_i * H(P_i),    pi = pi P
 
@@ -17,11 +17,11 @@ from lmablate.data.stamp import Stamp
 from lmablate.schema.data import SyntheticData
 
 _SYMBOLS = np.frombuffer(bytes(range(ord("!"), ord("~") + 1)), dtype=np.uint8)
-_MAX_WEIGHT = 64  # of one successor; whole numbers, so that every machine samples the same text
+_MAX_WEIGHT = 64  # of one successor; integers, so that every machine samples the same text
 
 
 class Markov:
-    """`successors` (states, k): what may follow. `weights` (states, k): how often, as whole numbers."""
+    """A random chain: `successors` (states, k), and their integer `weights` (states, k)."""
 
     where = "data=synthetic"
 
@@ -33,12 +33,12 @@ class Markov:
         self.weights = 1 + (bits.random_raw(n * k).reshape(n, k) % np.uint64(_MAX_WEIGHT)).astype(np.int64)
 
     def _bits(self, use: int) -> np.random.Philox:
-        """Random bits for the chain (0) or the text (1), from random_raw: numpy promises that those never change."""
+        """Random bits for the chain (0) or the text (1), from random_raw, which numpy promises never to change."""
         return np.random.Philox(np.random.SeedSequence(self.settings.chain_seed, spawn_key=(use,)))
 
     @property
     def transitions(self) -> np.ndarray:
-        """P, float64 (states + 1, states + 1); the last state is the end of a document, after which any symbol begins one."""
+        """Return P, float64 (states + 1, states + 1); the last state is the end of a document, before any first symbol."""
         n, end = self.settings.n_states, 1 / self.settings.document_length
         matrix = np.zeros((n + 1, n + 1))
         rows = np.arange(n)[:, None]
@@ -49,17 +49,17 @@ class Markov:
 
     @property
     def entropy_floor(self) -> float:
-        """Nats per token of tokenizer=bytes, end tokens included."""
+        """Return the entropy rate in nats per token of tokenizer=bytes, end tokens included."""
         return entropy_rate(self.transitions)
 
     def stamp(self) -> Stamp:
-        return Stamp(None, settled=True)  # the settings say it all
+        return Stamp(None, settled=True)  # the settings determine the text
 
     def notices(self) -> list[str]:
         return []
 
     def documents(self) -> Iterator[bytes]:
-        """All documents grow side by side, one symbol at a time, until each has met its end."""
+        """Yield the documents; all grow in parallel, one symbol at a time, until each has reached its end."""
         s, bits = self.settings, self._bits(1)
         reached = np.cumsum(self.weights, axis=1)
         active = np.arange(s.n_documents)
@@ -81,12 +81,12 @@ class Markov:
 
     @staticmethod
     def _below(raw: np.ndarray, bound: np.ndarray) -> np.ndarray:
-        """Whole numbers in [0, bound) from the upper 32 bits of `raw`."""
+        """Integers in [0, bound) from the upper 32 bits of `raw`."""
         return ((raw >> np.uint64(32)) * bound.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
 def entropy_rate(transitions: np.ndarray) -> float:
-    """Nats per step of a Markov chain with one recurrent class; `transitions` is row-stochastic."""
+    """Return nats per step of a Markov chain with one recurrent class; `transitions` is row-stochastic."""
     n = len(transitions)
     # pi (P - I) = 0 and sum pi = 1
     system = np.vstack([transitions.T - np.eye(n), np.ones(n)])

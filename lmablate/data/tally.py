@@ -1,4 +1,4 @@
-"""What is found wrong in the rows of a source: refused by file and line, or left out and counted."""
+"""The count of faulty rows of a source: refused with file and line, or skipped and counted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import NoReturn
 
 from lmablate.core.errors import DataError
 
-PATIENCE = 100_000  # rows of a file without any text, after which the rest of it is not read
+PATIENCE = 100_000  # rows without any text, after which the rest of a file is not read
 OR_SKIP = ", or leave such rows out with data.skip_bad_lines=true"
 
 
 class Tally:
-    """Counts rows over the files of a source. A row whose field is null or absent makes no document, as in Parquet, where the
-    two look alike; a file in which every row is so has the wrong field. With `skip`, a bad row is left out, and counted."""
+    """The count of rows over the files of a source.
+
+    A row whose field is null or absent makes no document, as in Parquet, where both look the same. If that holds for every row of a
+    file, the field is wrong. With `skip`, a bad row is skipped and counted.
+    """
 
     def __init__(self, field: str, *, skip: bool) -> None:
         self.field, self.skip = field, skip
@@ -22,26 +25,26 @@ class Tally:
         self.begin("")
 
     def begin(self, where: str) -> None:
-        """The rows of another file follow."""
+        """Start counting the rows of another file."""
         self.where = where
         self._before = self.rows, self.empty, self.bad
         self._names: list[str] | None = None
 
     @property
     def row(self) -> int:
-        """How many rows of this file were counted."""
+        """Return the number of rows counted in this file."""
         return self.rows - self._before[0]
 
     def refuse(self, place: str, why: str, mend: str = "mend it") -> None:
-        """A row, counted already, that cannot be a document. Raises DataError unless such rows are to be left out."""
-        told = f"{self.where} {place}: {why}"
+        """Record a row, already counted, that cannot be a document. Raises DataError unless bad rows are skipped."""
+        problem = f"{self.where} {place}: {why}"
         if not self.skip:
-            raise DataError(f"{told}: {mend}{OR_SKIP}")
+            raise DataError(f"{problem}: {mend}{OR_SKIP}")
         self.bad += 1
-        self._first_bad = self._first_bad or told
+        self._first_bad = self._first_bad or problem
 
-    def lack(self, place: str, names: Iterable[str], count: int = 1) -> None:
-        """`count` rows, counted already and the first at `place`, without text; `names` are the fields that there are."""
+    def count_empty(self, place: str, names: Iterable[str], count: int = 1) -> None:
+        """Record `count` rows without text, already counted, the first at `place`; `names` are the existing fields."""
         self.empty += count
         self._first_empty = self._first_empty or f"{self.where} {place}"
         if self._names is None:
@@ -50,7 +53,7 @@ class Tally:
             self.no_field(self._names)
 
     def end(self) -> None:
-        """Raise DataError if this file had rows, and none of them a text."""
+        """Raise DataError if this file has rows, but no text."""
         rows, empty, bad = (
             now - before for now, before in zip((self.rows, self.empty, self.bad), self._before, strict=True)
         )
@@ -60,7 +63,7 @@ class Tally:
             self.no_field(self._names or [])
 
     def no_field(self, names: list[str]) -> NoReturn:
-        """Raise DataError: none of the fields is the one asked for, or it is null everywhere."""
+        """Raise DataError because the field is missing or null everywhere."""
         if self.field in names:
             raise DataError(
                 f"{self.where}: the field {self.field} is null in each of {self.row:,} rows: name another with data.text_field"
@@ -71,15 +74,15 @@ class Tally:
         )
 
     def notices(self) -> list[str]:
-        """What a user should know of the rows that make no document."""
-        said = []
+        """Return notices for the user on the rows that make no document."""
+        notices = []
         if self.bad:
-            said.append(
+            notices.append(
                 f"{self.bad:,} of {self.rows:,} rows are bad and left out, as data.skip_bad_lines=true asks; the first: {self._first_bad}"
             )
         if self.empty:
-            said.append(
+            notices.append(
                 f"{self.empty:,} of {self.rows:,} rows have no text, since their field {self.field} is null or absent; "
                 f"the first: {self._first_empty}"
             )
-        return said
+        return notices

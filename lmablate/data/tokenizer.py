@@ -1,7 +1,7 @@
 """Tokenizers: raw bytes, byte-level BPE trained on the training text, or a saved one.
 
-All of them write any text that holds the words of an end token, such as ``<|endoftext|>``, as ordinary text: the end token
-itself stands only where a document ends.
+All encode text that contains the name of an end token, such as ``<|endoftext|>``, as ordinary text. The end token itself occurs only at
+the end of a document.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from lmablate.schema.data import BYTES_VOCAB, PretrainedTokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-MOST_BYTES = 256 << 20  # of a saved tokenizer; the largest ones published have 35 MB
+MAX_BYTES = 256 << 20  # of a saved tokenizer; the largest published ones have 35 MB
 END = "<|endoftext|>"
 USUAL_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<|im_end|>", "<|endofdocument|>", "[EOS]", "[SEP]")
 
 
 class Tokenizer(Protocol):
-    """`vocab_size` ids, of which `eot_id` ends a document."""
+    """A tokenizer with `vocab_size` ids, of which `eot_id` ends a document."""
 
     vocab_size: int
     eot_id: int
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        """The ids of each UTF-8 text, without an end token."""
+        """Return the ids of each UTF-8 text, without an end token."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; an end token is shown as its name, and bytes that are not UTF-8 as U+FFFD."""
+        """Return the text of `ids`; an end token appears as its name, and bytes that are not UTF-8 as U+FFFD."""
 
     def dumps(self) -> str:
-        """JSON that ``loads`` takes back."""
+        """Return JSON that ``loads`` reads."""
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of everything that decides how text becomes ids, and of nothing else."""
+    """Return the SHA-256 of all that affects how text becomes ids."""
     content = json.loads(tokenizer.dumps())
     for key in ("version", "padding", "truncation"):
         content.pop(key, None)
@@ -53,7 +53,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 class ByteTokenizer:
-    """A byte is its own id, and 256 ends a document."""
+    """Bytes as ids; 256 ends a document."""
 
     vocab_size = BYTES_VOCAB
     eot_id = BYTES_VOCAB - 1
@@ -78,14 +78,14 @@ class SubwordTokenizer:
 
         self.name = name
 
-        # Registered as special, and special tokens are then not looked for in text.
+        # A special token, and special tokens are then not recognised in text.
         inner.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
         inner.encode_special_tokens = True
         inner.no_padding()
         inner.no_truncation()
         self._inner = inner
         self.eot_id: int = inner.get_vocab()[end_token]
-        # Ids may have gaps: the largest one decides, not the count.
+        # Ids may have gaps, so the largest one counts.
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
@@ -97,7 +97,7 @@ class SubwordTokenizer:
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def _cannot_write(self, strings: list[str], why: str) -> str:
-        """Which character or word it is that has no token."""
+        """A message with the character or word that has no token."""
         characters = sorted({character for string in strings for character in string})
         words = sorted({word for string in strings for word in string.split()})
         for part in (*characters, *words):
@@ -118,10 +118,10 @@ class SubwordTokenizer:
 
 
 def train_bpe(texts: Iterable[list[str]], vocab_size: int) -> SubwordTokenizer:
-    """Byte-level BPE (Sennrich et al. 2016; bytes and word pattern of GPT-2, Radford et al. 2019) of batches of texts.
+    """Train byte-level BPE on batches of texts (Sennrich et al. 2016; bytes and word pattern of GPT-2, Radford et al. 2019).
 
-    Every byte is a token, so any text can be written. A pair is merged only when it occurs twice, so small texts end with
-    fewer tokens than `vocab_size`. The same texts give the same tokenizer, in any order and with any number of threads.
+    Every byte is a token, so any text can be encoded. A pair is merged only if it occurs twice, so small texts give fewer tokens than
+    `vocab_size`. The same texts give the same tokenizer, in any order and with any number of threads.
     """
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -141,7 +141,7 @@ def train_bpe(texts: Iterable[list[str]], vocab_size: int) -> SubwordTokenizer:
 
 
 def loads(text: str, eot_id: int) -> Tokenizer:
-    """A tokenizer from the JSON that its ``dumps`` wrote."""
+    """Return the tokenizer whose ``dumps`` wrote `text`."""
     if text == ByteTokenizer().dumps():
         return ByteTokenizer()
     from tokenizers import Tokenizer as Inner
@@ -153,12 +153,12 @@ def loads(text: str, eot_id: int) -> Tokenizer:
 
 
 def load_pretrained(settings: PretrainedTokenizer) -> SubwordTokenizer:
-    """The tokenizer that `settings` name. Raises DataError when it cannot be had or has no end token."""
+    """Return the tokenizer of `settings`. Raises DataError if it is unavailable or has no end token."""
     from tokenizers import Tokenizer as Inner
 
     path = find_pretrained(settings)
     try:
-        inner = Inner.from_str(read_bounded(path, MOST_BYTES).decode("utf-8"))
+        inner = Inner.from_str(read_bounded(path, MAX_BYTES).decode("utf-8"))
     except OSError as error:
         raise DataError(f"tokenizer.path={settings.path}: cannot read {path}: {error.strerror}") from error
     except Exception as error:  # the package raises bare Exception
@@ -185,7 +185,7 @@ def _end_token(inner: tokenizers.Tokenizer, settings: PretrainedTokenizer) -> st
 
 
 def find_pretrained(settings: PretrainedTokenizer) -> Path:
-    """The tokenizer.json on this machine, fetched from the Hub if need be. Raises DataError, within 10 s without a network."""
+    """Return the path of the tokenizer.json, fetched from the Hub if needed. Raises DataError, within 10 s without a network."""
     assert settings.path is not None
     path = Path(settings.path).expanduser()
     if path.is_dir():

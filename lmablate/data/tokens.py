@@ -1,4 +1,4 @@
-"""Token ids of a text, and the one order in which every run reads them."""
+"""Token ids of a text, and the order in which every run reads them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lmablate.data.tokenizer import Tokenizer, loads
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED = -100  # a target that is no token: padding of the last validation window
+IGNORED = -100  # a target that is not scored: padding of the last validation window
 
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
-    """Training and validation tokens; after each document stands `eot_id`.
+    """Training and validation tokens; `eot_id` follows each document.
 
-    `train`: token ids, (n,) uint16 or uint32, memory-mapped. `val`: ids of the validation text, `val_bytes` bytes of UTF-8 that
-    are the same for every tokenizer. `fingerprint` names the two texts, `tokenizer_fingerprint` the tokenizer. In nats per
-    token of `val`: `unigram_val_loss` under the add-one-smoothed counts of `train`, and `entropy_floor`, the least that any
-    model can expect, where it is known.
+    `train`: token ids, (n,) uint16 or uint32, memory-mapped. `val`: ids of the validation text, `val_bytes` bytes of UTF-8, the same
+    for every tokenizer. `fingerprint` identifies both texts, `tokenizer_fingerprint` the tokenizer. In nats per token of `val`:
+    `unigram_val_loss` under the add-one-smoothed counts of `train`, and `entropy_floor`, the least expected loss of any model, if
+    known.
     """
 
     vocab_size: int
@@ -48,19 +48,20 @@ class TokenData:
         return loads(self.tokenizer_path.read_text(encoding="utf-8"), self.eot_id)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, without an end token."""
+        """Return token ids, without an end token."""
         return self.tokenizer.encode([text.encode()])[0].tolist()
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids`; an end token is shown as its name."""
+        """Return the text of `ids`; an end token appears as its name."""
         return self.tokenizer.decode(np.asarray(ids, dtype=np.int64).tolist())
 
     def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:
-        """Tokens of training step `step`: int64 (batch_size, context_length + 1); inputs are ``[:, :-1]``, targets ``[:, 1:]``.
+        """Return the tokens of training step `step`: int64 (batch_size, context_length + 1); inputs are ``[:, :-1]``, targets ``[:,
+        1:]``.
 
-        A function of the arguments and the tokens alone. In every epoch the tokens, taken as a ring, are cut into windows of
-        `context_length` from a random place on, and each window is used once, in random order; place and order are drawn
-        from `data_seed` and the epoch. Windows are counted over steps, so that a batch may straddle two epochs.
+        A pure function of the arguments and the tokens. In every epoch the tokens, taken as a ring, are cut into windows of
+        `context_length` from a random offset, and each window is used once, in random order. Offset and order are drawn from
+        `data_seed` and the epoch. Windows are counted over steps, so a batch may span two epochs.
         """
         n = len(self.train)
         windows = n // context_length
@@ -79,7 +80,7 @@ class TokenData:
     def orders(
         self, epochs: np.ndarray, *, windows: int, n: int, data_seed: int, context_length: int
     ) -> dict[int, tuple[np.ndarray, int]]:
-        """The order and the place of the first window of each of `epochs`, an ascending run; the last ones asked for are kept."""
+        """Return the order of the windows and the offset of the first for each of `epochs`, an ascending run; recent ones are cached."""
         recent = self._orders.setdefault((data_seed, context_length), {})
         needed = range(int(epochs[0]), int(epochs[-1]) + 1)
         for epoch in [old for old in recent if old not in needed]:
@@ -90,10 +91,8 @@ class TokenData:
         return recent
 
     def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the validation text, both int64 (windows, context_length).
-
-        Every token is the target exactly once, the first one after an end token; padding of the last window is IGNORED.
-        """
+        """Return inputs and targets of the validation text, both int64 (windows, context_length). Every token is the target exactly
+        once, the first one after an end token; padding of the last window is IGNORED."""
         n = len(self.val)
         windows = -(-n // context_length)
         inputs = np.full(windows * context_length, self.eot_id, dtype=np.int64)
@@ -104,28 +103,28 @@ class TokenData:
 
 
 def inputs_and_targets(rows: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
-    """The first and the last `context_length` columns of rows as ``batch`` gives them. Of a text, ``[..., T + 1]``, they
-    overlap; a task puts its targets behind its inputs, ``[..., 2 T]``."""
+    """Return the first and the last `context_length` columns of rows from ``batch``. They overlap in a text, ``[..., T + 1]``; a task
+    appends its targets to its inputs, ``[..., 2 T]``."""
     assert rows.shape[-1] in (context_length + 1, 2 * context_length)
     return rows[..., :context_length], rows[..., -context_length:]
 
 
 def share_of(part: Tensor, whole: Tensor) -> Tensor | float:
-    """The share of the scored targets of `whole` ``[..., B, T]`` that stands in `part` ``[..., b, T]``: the weight of a
-    microbatch's mean in that of the batch, one for each member of a gang."""
+    """Return the fraction of the scored targets of `whole` ``[..., B, T]`` in `part` ``[..., b, T]``, one per member of a gang. It is
+    the weight of a microbatch's mean in the mean of the batch."""
     if part.shape == whole.shape:
         return 1.0
     return (part != IGNORED).sum((-2, -1)).float() / (whole != IGNORED).sum((-2, -1)).float()
 
 
 def _order(data_seed: int, epoch: int, windows: int, n: int) -> tuple[np.ndarray, int]:
-    """The order of the windows and the place of the first, from random_raw: numpy promises that it never changes."""
+    """The order of the windows and the offset of the first, from random_raw, which numpy promises never to change."""
     bits = np.random.Philox(np.random.SeedSequence(data_seed, spawn_key=(epoch,)))
     return np.argsort(bits.random_raw(windows), kind="stable"), int(bits.random_raw()) % n
 
 
 def too_short(tokens: int, context_length: int) -> str:
-    """For messages."""
+    """Return the message for a text shorter than one window."""
     return (
         f"the text has {tokens} training tokens, and model.context_length={context_length} needs at least {context_length + 1}: "
         "give more text or a shorter context"

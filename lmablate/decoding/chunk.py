@@ -1,4 +1,4 @@
-"""One piece of a text on its way through the layers."""
+"""One chunk of a text on its way through the layers."""
 
 from __future__ import annotations
 
@@ -9,46 +9,54 @@ import torch
 from torch import Tensor
 
 from lmablate.decoding.cache import LayerCache
-from lmablate.model.attention import Reach
-from lmablate.model.posemb import Earlier, PosEmb, Positions
+from lmablate.model.attention import AttentionSpan
+from lmablate.model.posemb import AttentionContext, CachedKV, PosEmb
 
 
-class Piece:
-    """``positions.past`` for the n tokens from position `start` on: layers of one reach share masks and biases."""
+class Chunk:
+    """The ``positions.kv_cache`` of the n tokens from position `start` on; layers of equal span share masks and biases."""
 
     def __init__(
-        self, caches: Sequence[LayerCache], reaches: Sequence[Reach], posemb: PosEmb, made: Any, start: int, n: int
+        self,
+        caches: Sequence[LayerCache],
+        spans: Sequence[AttentionSpan],
+        posemb: PosEmb,
+        tables: Any,
+        start: int,
+        n: int,
     ) -> None:
-        self.caches, self.reaches, self.posemb, self.made = caches, reaches, posemb, made
+        self.caches, self.spans, self.posemb, self.tables = caches, spans, posemb, tables
         self.start, self.end = start, start + n
-        self._known: dict[Reach, tuple[Tensor | None, Positions]] = {}
+        self._known: dict[AttentionSpan, tuple[Tensor | None, AttentionContext]] = {}
 
-    def __call__(self, layer: int, new: tuple[Tensor, ...]) -> Earlier | None:
+    def __call__(self, layer: int, new: tuple[Tensor, ...]) -> CachedKV | None:
         cache = self.caches[layer]
         if not self.start:
             cache.write(0, new)
             return None
-        kept = cache.extend(self.start, new)
-        reach = self.reaches[layer]
-        if reach not in self._known:
-            self._known[reach] = self._read(cache, reach, new[0].device)
-        return Earlier(kept, *self._known[reach])
+        cached = cache.extend(self.start, new)
+        span = self.spans[layer]
+        if span not in self._known:
+            self._known[span] = self._read(cache, span, new[0].device)
+        return CachedKV(cached, *self._known[span])
 
-    def _read(self, cache: LayerCache, reach: Reach, device: torch.device) -> tuple[Tensor | None, Positions]:
-        places = cache.places(self.start, self.end, device)
-        distance = torch.arange(self.start, self.end, device=device)[:, None] - places
+    def _read(
+        self, cache: LayerCache, span: AttentionSpan, device: torch.device
+    ) -> tuple[Tensor | None, AttentionContext]:
+        key_positions = cache.positions(self.start, self.end, device)
+        distance = torch.arange(self.start, self.end, device=device)[:, None] - key_positions
 
         def relative(q: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
-            return self.posemb.relative_at(q, layer, distance, self.made)
+            return self.posemb.relative_at(q, layer, distance, self.tables)
 
-        positions = Positions(_turned_before, self.posemb.score_bias_at(distance), relative)
-        if self.end - self.start == 1 and reach.stride is None:
-            return None, positions  # one token reads all that is kept for it
+        positions = AttentionContext(_turned_before, self.posemb.score_bias_at(distance), relative)
+        if self.end - self.start == 1 and span.stride is None:
+            return None, positions  # one token reads the whole cache
         read = distance >= 0
-        if reach.window is not None:
-            read = read & (distance < reach.window)
-        if reach.stride is not None:
-            read = read & (distance % reach.stride == 0)
+        if span.window is not None:
+            read = read & (distance < span.window)
+        if span.stride is not None:
+            read = read & (distance % span.stride == 0)
         return read, positions
 
 

@@ -1,4 +1,4 @@
-"""A model that reads a text piece by piece, and the cache it fills."""
+"""A model that reads a text in chunks, and its KV cache."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from torch import Tensor
 
 from lmablate.core.errors import ConfigError
 from lmablate.decoding.cache import LayerCache
-from lmablate.decoding.chunk import Piece
+from lmablate.decoding.chunk import Chunk
 from lmablate.model.attention import Attention
-from lmablate.model.posemb import PosEmb, Positions
+from lmablate.model.posemb import AttentionContext, PosEmb
 from lmablate.model.transformer import TransformerLM
 
 _HOOKS = {
-    "embed": "embed_piece",
-    "rotate": "rotate_piece",
+    "embed": "embed_chunk",
+    "rotate": "rotate_chunk",
     "score_bias": "score_bias_at",
     "relative": "relative_at",
 }
 
 
 class Decoder:
-    """`batch` texts of one length, of up to `length` tokens, read by `model` piece by piece.
+    """A `model` and its cache that read `batch` texts of one length, of up to `length` tokens, in chunks.
 
-    The contract: after any pieces, ``feed`` gives the logits that the model has for the last piece when it reads the whole
-    text so far at once. Where positions move as the text grows (the angles of dynamic NTK scaling grow with it, those of
-    LongRoPE change once), what was kept belongs to a text that is no more: keys alone could be turned anew (Peng et al. 2023,
-    arXiv 2309.00071, section 3.3), but the values and keys of higher layers came from queries at the old angles. The text
-    is then read again.
+    The contract: after any chunks, ``feed`` returns the logits of the last chunk as if the model had read the whole text so far at
+    once. Positions may change as the text grows: dynamic NTK scaling changes its angles with the length, LongRoPE once. The cache is
+    then invalid. Keys alone could be rotated anew (Peng et al. 2023, arXiv 2309.00071, section 3.3), but the values and keys of higher
+    layers came from queries at the old angles, so the text is read again.
     """
 
     def __init__(self, model: TransformerLM, batch: int, length: int, *, dtype: torch.dtype | None = None) -> None:
-        """`dtype` of the cache; None: that of the model's weights. The model must be in eval mode."""
+        """Allocate the cache in `dtype` (None: that of the model's weights). The model must be in eval mode."""
         if model.training:
             raise ValueError("a model that drops out cannot generate: call model.eval() first")
         layers = [module for module in model.modules() if isinstance(module, Attention)]
@@ -42,11 +41,11 @@ class Decoder:
         _check(model, layers)
         weight = model.embedding.weight
         self.model, self.batch, self.length = model, batch, length
-        self.reaches = [module.reads for module in layers]
+        self.spans = [module.span for module in layers]
         self.caches = [
             LayerCache(
-                module.kept(),
-                module.reads,
+                module.cached(),
+                module.span,
                 batch=batch,
                 length=length,
                 dtype=dtype or weight.dtype,
@@ -56,28 +55,28 @@ class Decoder:
         ]
         self.start = 0
         self.prefix: Tensor | None = None
-        self._pieces: list[Tensor] = []
-        self._made: tuple[int, Any] | None = None  # for texts of so many tokens
+        self._chunks: list[Tensor] = []
+        self._tables: tuple[int, Any] | None = None  # (length of the text, its tables)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the cache."""
+        """Return the bytes of the cache."""
         return sum(cache.n_bytes for cache in self.caches)
 
     @torch.no_grad()
     def feed(self, tokens: Tensor, prefix: int | None = None) -> Tensor:
-        """Int64 ``[B, n]``, the next n tokens of every text, to their logits ``[B, n, vocab_size]``."""
+        """Read int64 ``[B, n]``, the next n tokens of every text, and return their logits ``[B, n, vocab_size]``."""
         return self.model.logits(self.advance(tokens, prefix))
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, prefix: int | None = None) -> Tensor:
-        """The same for the last of them: ``[B, vocab_size]``."""
+        """Read the next tokens and return the logits of the last, ``[B, vocab_size]``."""
         return self.model.logits(self.advance(tokens, prefix)[:, -1])
 
     @torch.no_grad()
     def advance(self, tokens: Tensor, prefix: int | None = None) -> Tensor:
-        """What the head reads of the next n tokens, ``[B, n, D]``. The first `prefix` tokens of a text, which must be in its
-        first piece, read one another in both directions."""
+        """Read the next n tokens and return the head's input, ``[B, n, D]``. The first `prefix` tokens of a text, which must be in its
+        first chunk, read each other in both directions."""
         batch, n = tokens.shape
         if batch != self.batch or not 0 < n <= self.length - self.start:
             raise ValueError(
@@ -89,37 +88,38 @@ class Decoder:
             self.prefix = torch.full((batch,), prefix, device=tokens.device)
         posemb = self.model.posemb
         if self.start and posemb.moves(self.start, self.start + n):
-            tokens = torch.cat((*self._pieces, tokens), -1)
-            self.start, self._pieces = 0, []
+            tokens = torch.cat((*self._chunks, tokens), -1)
+            self.start, self._chunks = 0, []
         hidden = self._read(tokens)
         self.start += tokens.shape[-1]
-        self._pieces.append(tokens)
+        self._chunks.append(tokens)
         return hidden[:, -n:]
 
     def _read(self, tokens: Tensor) -> Tensor:
         n, posemb = tokens.shape[-1], self.model.posemb
         if not self.start:
-            whole = Piece(self.caches, self.reaches, posemb, None, 0, n)
-            return self.model.hidden(tokens, self.prefix, past=whole)
-        made = self._for_pieces(self.start + n)
-        past = Piece(self.caches, self.reaches, posemb, made, self.start, n)
-        rotate = partial(posemb.rotate_piece, start=self.start, made=made)
-        place = partial(posemb.embed_piece, start=self.start, made=made)
-        return self.model.through(self.model.embed(tokens, place), Positions(rotate, None, past=past, tokens=tokens))
+            whole = Chunk(self.caches, self.spans, posemb, None, 0, n)
+            return self.model.hidden(tokens, self.prefix, kv_cache=whole)
+        tables = self._chunk_tables(self.start + n)
+        kv_cache = Chunk(self.caches, self.spans, posemb, tables, self.start, n)
+        rotate = partial(posemb.rotate_chunk, start=self.start, tables=tables)
+        add_positions = partial(posemb.embed_chunk, start=self.start, tables=tables)
+        return self.model.run_blocks(
+            self.model.embed(tokens, add_positions), AttentionContext(rotate, None, kv_cache=kv_cache, tokens=tokens)
+        )
 
-    def _for_pieces(self, length: int) -> Any:
-        """What the position embedding makes once for a text that is to be `self.length` tokens, or, where those would stand
-        elsewhere, for one of `length`."""
+    def _chunk_tables(self, length: int) -> Any:
+        """The position embedding's tables for a text of `self.length` tokens or, if positions then differ, of `length`."""
         posemb = self.model.posemb
-        if self._made is None or length > self._made[0] or posemb.moves(self._made[0], length):
+        if self._tables is None or length > self._tables[0] or posemb.moves(self._tables[0], length):
             long = length if posemb.moves(length, self.length) else self.length
-            self._made = (long, posemb.for_pieces(long))
-        return self._made[1]
+            self._tables = (long, posemb.chunk_tables(long))
+        return self._tables[1]
 
 
 def _check(model: TransformerLM, layers: list[Attention]) -> None:
-    """Refuse models that write no text from left to right, or whose blocks run several times, and parts, of a package of the
-    user's, that say how a whole text is read and not how a piece of one is."""
+    """Raise ConfigError for models without left-to-right generation or with shared layers, and for user-defined parts that read whole
+    texts only."""
     if model.reads_all:
         raise ConfigError(
             "an encoder reads a whole text in both directions and does not write one: generation is for models that read from left "
@@ -131,17 +131,17 @@ def _check(model: TransformerLM, layers: list[Attention]) -> None:
             f"generation keeps what one block has read once, and this model has {what}: it is not supported"
         )
     kind = type(model.posemb)
-    for whole, piece in _HOOKS.items():
-        homes = [next(base for base in kind.__mro__ if hook in vars(base)) for hook in (whole, piece)]
+    for whole, chunk in _HOOKS.items():
+        homes = [next(base for base in kind.__mro__ if hook in vars(base)) for hook in (whole, chunk)]
         if homes[0] is not PosEmb and not issubclass(homes[1], homes[0]):
             raise ConfigError(
-                f"posemb: {kind.__name__} defines {whole}() and not {piece}(), which generation needs: define it as "
+                f"posemb: {kind.__name__} defines {whole}() and not {chunk}(), which generation needs: define it as "
                 "lmablate.model.posemb.PosEmb describes it"
             )
     for module in layers:
-        if type(module).kept is Attention.kept:
+        if type(module).cached is Attention.cached:
             raise ConfigError(
-                f"attention: {type(module).__name__} does not define kept(), which generation needs: define it as "
+                f"attention: {type(module).__name__} does not define cached(), which generation needs: define it as "
                 "lmablate.model.attention.Attention describes it"
             )
     if any(getattr(module, "reads_whole_texts", False) for module in model.modules()):

@@ -1,4 +1,4 @@
-"""Tokens drawn from a model, one after another."""
+"""Tokens sampled from a model, one after another."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lmablate.model.transformer import TransformerLM
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How the next token is drawn from its logits.
+class Sampling:
+    """The sampling of the next token from its logits.
 
-    `temperature` divides them; 0 takes the likeliest token. `top_k` keeps the k likeliest, `top_p` the likeliest ones that
-    together have at least this probability (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751, section 3.1), of what
-    `top_k` left at this temperature. None keeps all.
+    `temperature` divides them; 0 takes the likeliest token. `top_k` keeps the k likeliest. `top_p` keeps the likeliest ones whose
+    probabilities, after `top_k` and at this temperature, together reach it (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751,
+    section 3.1). None keeps all.
     """
 
     temperature: float = 1.0
@@ -41,7 +41,7 @@ class Draw:
             )
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """``[B, vocab_size]`` of both, in float64."""
+        """Return the sampling probabilities ``[B, vocab_size]`` of `logits`, in float64."""
         scaled = logits.double()
         if self.temperature == 0:
             return torch.nn.functional.one_hot(scaled.argmax(-1), scaled.shape[-1]).double()
@@ -61,16 +61,16 @@ def generate(
     model: TransformerLM,
     prompt: Tensor,
     n_tokens: int,
-    draw: Draw,
+    sampling: Sampling,
     *,
     seed: int = 0,
     end: int | None = None,
     prefix: int | None = None,
 ) -> Tensor:
-    """Int64 prompts of one length ``[B, T]`` to texts of up to `n_tokens` more.
+    """Continue int64 prompts of one length ``[B, T]`` by up to `n_tokens` tokens.
 
-    Row i draws from `seed` and i alone, so that it is the same in a batch of any size. A row that has drawn `end` goes on
-    with `end`, and all stop when every row has. `prefix` tokens of the prompt read one another in both directions.
+    Row i draws from `seed` and i alone, so that it is the same in a batch of any size. A row that has drawn `end` continues with `end`,
+    and all stop when every row has. `prefix` tokens of the prompt read each other in both directions.
     """
     batch, length = prompt.shape
     decoder = Decoder(model, batch, length + n_tokens)
@@ -78,24 +78,24 @@ def generate(
         np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(i,)))) for i in range(batch)
     ]
     done = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
-    pieces = [prompt]
+    chunks = [prompt]
     for number in range(n_tokens):
-        logits = decoder.next_logits(pieces[-1], prefix if number == 0 else None)
-        token = _drawn(draw.probabilities(logits), streams).masked_fill(done, 0 if end is None else end)
-        pieces.append(token[:, None])
+        logits = decoder.next_logits(chunks[-1], prefix if number == 0 else None)
+        token = _sample(sampling.probabilities(logits), streams).masked_fill(done, 0 if end is None else end)
+        chunks.append(token[:, None])
         if end is not None:
             done |= token == end
             if done.all():
                 break
-    return torch.cat(pieces, -1)
+    return torch.cat(chunks, -1)
 
 
-def _drawn(chances: Tensor, streams: list[np.random.Generator]) -> Tensor:
-    """One token a row, where a uniform number of its stream falls among the chances."""
+def _sample(chances: Tensor, streams: list[np.random.Generator]) -> Tensor:
+    """One token per row, where a uniform number of its stream falls among the probabilities."""
     uniform = torch.tensor([stream.random() for stream in streams], dtype=chances.dtype, device=chances.device)
     heights = chances.cumsum(-1)
     found = torch.searchsorted(heights, (uniform * heights[:, -1])[:, None], right=True)[:, 0]
     last = (
         chances.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1)
-    )  # rounding must not find one without a chance
+    )  # rounding must not pick a token of probability 0
     return torch.minimum(found, last)

@@ -1,7 +1,7 @@
-"""Looking into a model while it trains (``diagnostics=standard``): gradients, updates, activations, attention, logits, gains,
-the load of experts.
+"""Diagnostics of a model in training (``diagnostics=standard``): gradients, updates, activations, attention, logits, gains, and the
+load of experts.
 
-One file a family of measurement; `probe.py` takes them all at the steps asked for, `settings.py` says what was asked for,
-`spikes.py` scores a finished history. Nothing here changes a number of the training, and nothing here is hashed. A number
-is named by its place, ``diag/layer03/attn/grad_norm``, and stands in history.jsonl beside the loss.
+Each module has one kind of measurement; `probe.py` runs them at the chosen steps, `schema/diagnostics.py` has the settings, and
+`spikes.py` scores a finished history. Diagnostics change no number of the training and are not hashed. A number is named by its place,
+``diag/layer03/attn/grad_norm``, and is stored in history.jsonl next to the loss.
 """

@@ -1,6 +1,6 @@
-"""What attention looks at: the entropy of its weights, and its largest logit.
+"""The entropy of attention weights, and the largest attention logit.
 
-The scores are seen from outside, where they meet torch's softmax, so that no attention option knows of it.
+The scores are intercepted at torch's softmax, so that no attention option needs to know.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lmablate.diagnostics.module_names import Found, branches, layers
+from lmablate.diagnostics.module_names import Measurements, branches, layers
 from lmablate.model.transformer import TransformerLM
 
-PIECE = 1 << 24  # scores made at a time
+CHUNK_SCORES = 1 << 24  # scores computed at once
 
 
 @contextmanager
-def watching(model: TransformerLM, found: Found) -> Iterator[None]:
-    """While it is open, a forward pass of `model` fills `found` with, for each layer,
+def watching(model: TransformerLM, found: Measurements) -> Iterator[None]:
+    """Fill `found` during forward passes of `model`, for each layer with a softmax over keys.
 
-    ``attn/max_logit``, the largest score before the softmax (Wortsman et al. 2023, arXiv 2309.14322, section 3.1), all that
-    is added to scores and the soft cap included; ``attn/entropy``, ``-sum p log p`` in nats, the mean over texts, heads and
-    queries; ``attn/entropy_min``, that of the head with the least (Zhai et al. 2023, arXiv 2303.06296); and with
-    ``max_attention_logit``, the largest of all layers. A layer without a softmax over keys has no such numbers.
+    ``attn/max_logit``: the largest score before the softmax (Wortsman et al. 2023, arXiv 2309.14322, section 3.1), including biases and
+    the soft cap. ``attn/entropy``: ``-sum p log p`` in nats, the mean over texts, heads and queries. ``attn/entropy_min``: that of the
+    head with the least (Zhai et al. 2023, arXiv 2303.06296). ``max_attention_logit``: the largest of all layers.
     """
     seen = _Scores(found)
     with ExitStack() as hooks:
@@ -43,18 +42,18 @@ def watching(model: TransformerLM, found: Found) -> Iterator[None]:
 
 
 class _Scores(TorchFunctionMode):
-    """Reads the scores of fused attention, and of a softmax that an attention layer takes itself."""
+    """Intercepts the scores of fused attention, and of a softmax inside an attention layer."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Measurements) -> None:
         super().__init__()
         self.found = found
         self.place: str | None = None
 
     def entering(self, place: str) -> Any:
-        def note(*_: Any) -> None:
+        def hook(*_: Any) -> None:
             self.place = place
 
-        return note
+        return hook
 
     def leaving(self, *_: Any) -> None:
         self.place = None
@@ -62,18 +61,18 @@ class _Scores(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.place is not None:
-            place, self.place = self.place, None  # what is done here is not to be seen
+            place, self.place = self.place, None  # do not intercept our own softmax
             if func is F.scaled_dot_product_attention:
-                self._note(place, _pieces(*args, **kwargs))
+                self._record(place, _score_chunks(*args, **kwargs))
             elif func in (torch.Tensor.softmax, torch.softmax, F.softmax):
-                self._note(place, iter((args[0].detach(),)))
+                self._record(place, iter((args[0].detach(),)))
             self.place = place
         return func(*args, **kwargs)
 
-    def _note(self, place: str, pieces: Iterator[Tensor]) -> None:
-        """`pieces` are scores ``[..., H, T, S]``, -inf where a query does not look."""
+    def _record(self, place: str, chunks: Iterator[Tensor]) -> None:
+        """Store the statistics of scores ``[..., H, T, S]``, which are -inf where a query does not look."""
         largest, entropies = [], []
-        for scores in pieces:
+        for scores in chunks:
             log_p = scores.float().log_softmax(-1)
             entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0)).sum(-1)  # [..., H, T]
             entropies.append(entropy.mean(-1).flatten(0, -2) if entropy.ndim > 2 else entropy.mean(-1)[None])
@@ -83,7 +82,7 @@ class _Scores(TorchFunctionMode):
         self.found[f"{place}/entropy"], self.found[f"{place}/entropy_min"] = by_head.mean(), by_head.min()
 
 
-def _pieces(
+def _score_chunks(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -94,7 +93,7 @@ def _pieces(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Iterator[Tensor]:
-    """The scores that ``scaled_dot_product_attention`` of these arguments puts through its softmax, a few texts at a time."""
+    """The scores inside ``scaled_dot_product_attention`` of these arguments, a few texts at a time."""
     q, k = q.detach(), k.detach()
     if enable_gqa:
         k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
@@ -102,7 +101,7 @@ def _pieces(
     hidden = torch.ones(length, width, dtype=torch.bool, device=q.device).triu(1) if is_causal else None
     if attn_mask is not None:
         attn_mask = attn_mask.detach().expand(*q.shape[:-2], length, width)
-    at_once = max(1, PIECE // (q.shape[-3] * length * width))
+    at_once = max(1, CHUNK_SCORES // (q.shape[-3] * length * width))
     for first in range(0, len(q), at_once):
         some = slice(first, first + at_once)
         scores = q[some] @ k[some].mT * (q.shape[-1] ** -0.5 if scale is None else scale)

@@ -1,6 +1,6 @@
-"""Where things stand in a model, in the words of the numbers' names: ``embed``, ``layer03/attn``, ``head``.
+"""Names of a model's places, as in the names of the numbers: ``embed``, ``layer03/attn``, ``head``.
 
-Told by what a module is, never by how a parameter is called.
+They follow from the class of a module, never from the name of a parameter.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from lmablate.model.ffn import FeedForward
 from lmablate.model.primitives import Bias, Gain
 from lmablate.model.transformer import TransformerLM
 
-Found = dict[str, Tensor]  # a name without its prefix, and a number that may still be on its way from the device
+Measurements = dict[str, Tensor]  # name without prefix -> number, perhaps still on the device
 
 
 def layers(model: TransformerLM) -> Iterator[tuple[str, nn.Module]]:
-    """``layer00`` and its block, and so on; the names sort by depth."""
+    """Yield ``layer00`` and its block, and so on; the names sort by depth."""
     digits = max(2, len(str(len(model.blocks) - 1)))
     for i, block in enumerate(model.blocks):
         yield f"layer{i:0{digits}}", block
 
 
 def branches(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """``attn`` and ``ffn`` of a block, whatever wraps them."""
-    inside: set[int] = set()  # of a branch, which may hold networks of its own
+    """Yield ``attn`` and ``ffn`` of a block, inside any wrappers."""
+    inside: set[int] = set()  # modules of a branch, which may contain networks of its own
     for module in block.modules():
         if isinstance(module, Attention):
             yield "attn", module
@@ -35,8 +35,8 @@ def branches(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield "ffn", module
 
 
-def beside(model: TransformerLM) -> dict[str, nn.Module | None]:
-    """What stands beside the layers of the model, each as one place."""
+def other_parts(model: TransformerLM) -> dict[str, nn.Module | None]:
+    """Return the parts outside the main stack, each as one place."""
     return {
         "segments": model.segments,
         "embed_map": model.embedding_map,
@@ -47,13 +47,16 @@ def beside(model: TransformerLM) -> dict[str, nn.Module | None]:
 
 
 def groups(model: TransformerLM) -> dict[str, list[nn.Parameter]]:
-    """Every parameter once, by its place: ``embed``, ``posemb``, ``layer03/attn``, ``layer03/ffn``, ``layer03/norm`` (the gains
-    and biases of the block's norms), ``final_norm``, ``head``. A tied head's table is ``embed``. Empty places are left out."""
+    """Return every parameter once, by its place; empty places are omitted.
+
+    Places are ``embed``, ``posemb``, ``layer03/attn``, ``layer03/ffn``, ``layer03/norm`` (the gains and biases of the block's norms),
+    ``final_norm``, ``head``. A tied head's table is ``embed``.
+    """
     places: list[tuple[str, list[nn.Parameter]]] = [
         ("embed", list(model.embedding.parameters())),
         ("embed_norm", [] if model.embedding_norm is None else list(model.embedding_norm.parameters())),
         ("posemb", list(model.posemb.parameters())),
-        *((name, [] if part is None else list(part.parameters())) for name, part in beside(model).items()),
+        *((name, [] if part is None else list(part.parameters())) for name, part in other_parts(model).items()),
     ]
     for layer, block in layers(model):
         inside = [(f"{layer}/{word}", list(branch.parameters())) for word, branch in branches(block)]

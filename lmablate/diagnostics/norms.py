@@ -1,21 +1,19 @@
-"""What the gains of the norms have become."""
+"""Sizes of the norms' gains."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from lmablate.diagnostics.module_names import Found, branches, layers
+from lmablate.diagnostics.module_names import Measurements, branches, layers
 from lmablate.model.primitives import Gain
 from lmablate.model.transformer import TransformerLM
 
 
 @torch.no_grad()
-def gains(model: TransformerLM) -> Found:
-    """``<place>/gain_mean`` and ``/gain_max``: mean and largest magnitude of the factors of a place's norms, 1 at first.
-
-    ``layer03/norm`` holds the norms of the block, ``layer03/attn`` those inside of attention (of queries, keys, values).
-    """
+def gains(model: TransformerLM) -> Measurements:
+    """Return ``<place>/gain_mean`` and ``/gain_max``: mean and largest magnitude of the factors of a place's norms, initially 1.
+    ``layer03/norm`` has the norms of the block, ``layer03/attn`` those inside attention (of queries, keys, values)."""
     places: list[tuple[str, list[Gain]]] = [("embed_norm", _gains(model.embedding_norm))]
     for layer, block in layers(model):
         inside = [(f"{layer}/{word}", _gains(branch)) for word, branch in branches(block)]

@@ -1,4 +1,4 @@
-"""How good a model is on text it has not seen: at the end of training, and afterwards on any text and at any length.
+"""Evaluation on unseen text: at the end of training, and later on any text and at any length.
 
 ``python -m lmablate.evaluate RUN [RUN ...] [--data FILES] [--lengths 1,2,4,8,16] [--stride N]``
 """

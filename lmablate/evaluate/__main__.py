@@ -1,4 +1,4 @@
-"""``python -m lmablate.evaluate``: the command of this room, which stands above it in lmablate/cli/evaluate.py."""
+"""``python -m lmablate.evaluate``: the command of this room, whose code is in lmablate/cli/evaluate.py."""
 
 import runpy
 

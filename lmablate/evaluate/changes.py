@@ -1,4 +1,4 @@
-"""What may be other in an evaluation than it was in training: how positions are told, and which keys attention reads."""
+"""Overrides allowed at evaluation: position embedding and attention."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 GROUPS = ("posemb", "attention")
 
 
-def changed(cfg: RunConfig, words: Sequence[str], longest: int) -> tuple[RunConfig, list[str]]:
-    """`cfg` with ``posemb=rope_yarn``, ``posemb.factor=4`` and the like, for texts of up to `longest` tokens; and the words
-    with those that were filled in.
+def changed(cfg: RunConfig, overrides: Sequence[str], longest: int) -> tuple[RunConfig, list[str]]:
+    """Return `cfg` with `overrides` such as ``posemb=rope_yarn``, for texts of up to `longest` tokens, and the overrides with filled-in
+    ones.
 
-    A new option keeps the values of the keys it shares with the one it replaces; where nothing says otherwise its
-    `original_length` is the training length and its `factor` what takes that to `longest`. Raises ConfigError.
+    A new option keeps the values of the keys it shares with the replaced one. By default `original_length` is the training length and
+    `factor` scales it to `longest`. Raises ConfigError.
     """
     given: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for override in overrides:
+        key, equals, value = override.partition("=")
         if not equals or key.partition(".")[0] not in GROUPS:
             raise ConfigError(
-                f"--set {word}: an evaluation can change {' and '.join(GROUPS)} and their keys, e.g. --set posemb=rope_yarn "
+                f"--set {override}: an evaluation can change {' and '.join(GROUPS)} and their keys, e.g. --set posemb=rope_yarn "
                 "posemb.factor=4; anything else is another run"
             )
         given[key] = yaml.safe_load(value)
@@ -51,16 +51,15 @@ def changed(cfg: RunConfig, words: Sequence[str], longest: int) -> tuple[RunConf
             has = ", ".join(key for key in part if not key.startswith("_")) or "none"
             raise ConfigError(f"--set {group}.{unknown[0]}: no such key; {group}={updates['choices'][group]} has {has}")
         updates[group] = part | keys
-    # The tables are made for the longest text, as they would be in a run of that length.
+    # Tables have the length of the longest text, as in a run of that length.
     updates["model"] = cfg.model.model_copy(update={"context_length": longest})
     other = cfg.model_copy(update=updates)
     _same_kind(cfg, other)
-    return other, [*words, *filled]
+    return other, [*overrides, *filled]
 
 
 def _same_kind(cfg: RunConfig, other: RunConfig) -> None:
-    """Positions are told in the way that the weights have learned: rotations by rotations, or no longer at all."""
-
+    """Raise ConfigError unless positions are encoded as the weights have learned: rotations by rotations, or not at all."""
     mine, theirs = (components.target(each.posemb, "posemb") for each in (cfg, other))
     if theirs is not PosEmb and not any(
         kind is not PosEmb and issubclass(kind, PosEmb) and issubclass(theirs, kind) for kind in mine.__mro__
@@ -80,13 +79,12 @@ def _option(group: str, name: Any, own: dict[str, Any], lengths: dict[str, float
     raw = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
     if "_target_" not in raw:
         raise ConfigError(f"--set {group}={name}: this option has sizes of its own, so that it needs a run of its own")
-    kept = {key: value for key, value in {**lengths, **own}.items() if key in raw and key != "_target_"}
-    return {**raw, **kept}
+    shared = {key: value for key, value in {**lengths, **own}.items() if key in raw and key != "_target_"}
+    return {**raw, **shared}
 
 
 def rebuilt(model: TransformerLM, cfg: RunConfig) -> TransformerLM:
-    """The weights of `model` in the model that `cfg` describes. Raises ConfigError where they are not the same weights."""
-
+    """Return a model of `cfg` with the weights of `model`. Raises ConfigError if their shapes differ."""
     check(cfg)
     other = build_model(cfg, device="meta")
     mine = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -98,6 +96,6 @@ def rebuilt(model: TransformerLM, cfg: RunConfig) -> TransformerLM:
             f"--set: with {chosen} the model has other weights than the run ({names}): choose an option without weights of its own, "
             "such as a scaled rope, or train a run with it (trainer.init_from)"
         )
-    made = build_model(cfg).to(model.embedding.weight.device)
-    made.load_state_dict(model.state_dict())
-    return made.eval()
+    copy = build_model(cfg).to(model.embedding.weight.device)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()

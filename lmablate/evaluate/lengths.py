@@ -1,4 +1,4 @@
-"""One text at several lengths of the windows that it is read through."""
+"""One text at several window lengths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
-from lmablate.evaluate.reach import check_reach
+from lmablate.evaluate.reach import check_lengths
 from lmablate.evaluate.scoring import score
 from lmablate.evaluate.summary import summarise
 from lmablate.evaluate.text import Text
@@ -28,14 +28,14 @@ def at_lengths(
     train_length: int,
     watched: str = "",
 ) -> list[dict[str, Any]]:
-    """`text` scored by `model` under each protocol, in the precision that `cfg` trains in; see summary.summarise. With
-    `watched`, progress is said on stderr, after that name.
+    """Score `text` under each protocol in the precision of training; return a summary each (see summary.summarise).
 
-    Every entry scores the same tokens, each once. Raises ConfigError for lengths that are not defined or fit no memory.
+    Every entry scores the same tokens, each once. With `watched`, progress is shown on stderr under that name. Raises ConfigError for
+    lengths that are undefined or exceed the memory.
     """
     import torch
 
-    check_reach(cfg, plan)
+    check_lengths(cfg, plan)
     out = []
     for length, stride in plan:
         if length > len(text.tokens) and length > train_length:
@@ -66,7 +66,7 @@ def at_lengths(
 
 
 def precision(cfg: RunConfig, model: TransformerLM) -> contextlib.AbstractContextManager[Any]:
-    """The precision of a GPU's products in training; on a CPU it is a setting of the model's own weights."""
+    """Return the autocast context of a GPU as in training; on a CPU precision is a setting of the model's weights."""
     import torch
 
     device = model.embedding.weight.device.type

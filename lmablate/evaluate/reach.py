@@ -1,4 +1,4 @@
-"""Which lengths a model can be evaluated at."""
+"""The lengths at which a model can be evaluated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 
-def check_reach(cfg: RunConfig, plan: Sequence[Protocol], *, keys: str = "--") -> None:
-    """Refuse lengths at which the model of `cfg` has no positions, and models that do not read from left to right."""
+def check_lengths(cfg: RunConfig, plan: Sequence[Protocol], *, keys: str = "--") -> None:
+    """Raise ConfigError for lengths at which the model of `cfg` has no positions, and for models that do not read left to right."""
     if cfg.tokenizer is None:
         raise ConfigError(
             f"{keys}lengths: data={cfg.choices.get('data')} is a task whose examples have a length of their own: only text can be "
@@ -33,7 +33,7 @@ def check_reach(cfg: RunConfig, plan: Sequence[Protocol], *, keys: str = "--") -
         )
 
 
-def check_asked(cfg: RunConfig) -> None:
-    """Raise ConfigError for an evaluation at the end of training that cannot be made."""
+def check_requested(cfg: RunConfig) -> None:
+    """Raise ConfigError if the evaluation at the end of training is impossible."""
     if plan := requested_protocols(cfg):
-        check_reach(cfg, plan, keys=KEY_PREFIX)
+        check_lengths(cfg, plan, keys=KEY_PREFIX)

@@ -1,4 +1,4 @@
-"""A trained model made ready for evaluation."""
+"""Preparation of a trained model for evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def ready(model: TransformerLM, cfg: RunConfig, device: str) -> TransformerLM:
-    """`model` on a device, in the precision it was trained in."""
+    """Return `model` on `device`, in the precision of its training and in eval mode."""
     if cfg.trainer.precision == "bf16" and device == "cpu":
         set_compute_dtype(model, torch.bfloat16)
     return model.to(device).eval()

@@ -1,4 +1,4 @@
-"""Every token of a text under a model that reads it through windows of any length."""
+"""Scores of every token of a text, read through windows of any length."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from lmablate.core.errors import ConfigError
 if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM
 
-ROWS = 512  # of logits at a time
+ROWS = 512  # of logits at once
 
 
 class Scored(NamedTuple):
-    """One value for each of the N tokens of a text, in its order: `nats` of cross entropy; the probability of the most
-    likely token (`confidence`) and whether it was the right one; and `position`, the place (from 0) in the window that
-    predicted it, so that ``position + 1`` tokens were read."""
+    """One value for each of the N tokens of a text, in order.
+
+    `nats` is the cross entropy, `confidence` the probability of the most likely token, `correct` whether that was right. `position`
+    (from 0) is the index in the window that predicted it, so that ``position + 1`` tokens were read.
+    """
 
     nats: np.ndarray
     confidence: np.ndarray
@@ -32,17 +34,18 @@ class Scored(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Inputs ``[start, start + length)``, of which the last targets from `first` on are counted."""
+    """Inputs ``[start, start + length)``, whose targets from `first` on are counted."""
 
     start: int
     first: int
 
 
 def windows(n: int, length: int, stride: int) -> Iterator[Window]:
-    """How `n` tokens are read: windows of `length` that move on by `stride`, each counting the targets that no earlier one
-    had. With ``stride == length`` they do not overlap; else every token but those of the first window has at least
-    ``length - stride`` tokens before it (Baevski and Auli 2019, arXiv 1809.10853, section 5; Press et al. 2021, arXiv
-    2108.12409, appendix B)."""
+    """Yield the windows over `n` tokens: of `length`, moving by `stride`, each counting the targets that no earlier one had.
+
+    With ``stride == length`` they do not overlap. Otherwise every token but those of the first window has at least ``length - stride``
+    tokens before it (Baevski and Auli 2019, arXiv 1809.10853, section 5; Press et al. 2021, arXiv 2108.12409, appendix B).
+    """
     if not 1 <= stride <= length:
         raise ConfigError(f"--stride {stride}: windows of {length} tokens move on by 1 to {length} tokens")
     yield Window(0, 0)
@@ -62,10 +65,10 @@ def score(
     device: str,
     what: str = "",
 ) -> Scored:
-    """Score `tokens` ``[N]``, each once; what the model reads before the first is `first`, the end of a document.
+    """Score `tokens` ``[N]``, each once; the token before the first is `first`, the end of a document.
 
-    A pass holds about `pass_tokens` tokens, and a window at least. Dropout is off. The last window is filled up on its
-    right, which causal attention never sees. With `what`, progress is said on stderr under that name.
+    A pass has about `pass_tokens` tokens, and at least one window. Dropout is off. The last window is padded on its right, which causal
+    attention never reads. With `what`, progress is shown on stderr under that name.
     """
     n = len(tokens)
     text = np.full(n + length + 1, first, dtype=np.int64)  # inputs are text[i], their targets text[i + 1]
@@ -82,26 +85,26 @@ def score(
             new = part[0].first
             hidden = model.hidden(torch.from_numpy(text[at]).to(device))[:, new:]
             targets = torch.from_numpy(text[at[:, new:] + 1]).to(device)
-            found = _score(model, hidden.flatten(0, 1), targets.flatten())
+            scores = _score(model, hidden.flatten(0, 1), targets.flatten())
             where = at[:, new:].ravel()
-            kept = where < n
-            for have, values in zip(out[:3], found, strict=True):
-                have[where[kept]] = values.cpu().numpy()[kept]
-            out.position[where[kept]] = np.tile(np.arange(new, length), len(part))[kept]
+            real = where < n  # without the padding
+            for column, values in zip(out[:3], scores, strict=True):
+                column[where[real]] = values.cpu().numpy()[real]
+            out.position[where[real]] = np.tile(np.arange(new, length), len(part))[real]
     finally:
         model.train(training)
     return out
 
 
 def _passes(plan: Iterable[Window], rows: int) -> Iterator[list[Window]]:
-    """At most `rows` windows at a time, all of which count as many targets."""
+    """At most `rows` windows at a time, all of which count equally many targets."""
     for _, alike in itertools.groupby(plan, key=lambda window: window.first):
         while part := list(itertools.islice(alike, rows)):
             yield part
 
 
 def _score(model: TransformerLM, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats, confidence and rightness of ``[N, D]`` hidden states."""
+    """Nats, confidence and correctness of ``[N, D]`` hidden states."""
     parts = []
     for states, right in zip(hidden.split(ROWS), targets.split(ROWS), strict=True):
         logits = model.logits(states).float()

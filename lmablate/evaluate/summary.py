@@ -1,4 +1,4 @@
-"""What the scores of a text say: one number, the loss by position, and how sure the model was."""
+"""The summary of a text's scores: loss, loss by position, and calibration."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lmablate.evaluate.scoring import Scored
 
 
 def position_edges(length: int, train_length: int) -> list[int]:
-    """Where bins of positions begin and end, from 0 to `length`: four to a doubling, single positions where that is less,
-    and always one at the training length and at its whole multiples by powers of two."""
+    """Return the edges of position bins, from 0 to `length`: four per doubling, single positions where that is less. The training
+    length and its multiples by powers of two are always edges."""
     steps = 4 * math.ceil(math.log2(length)) if length > 1 else 0
     edges = {0, length, *(round(2 ** (i / 4)) for i in range(steps + 1))}
     edges |= {train_length << i for i in range(length.bit_length())}
@@ -21,7 +21,7 @@ def position_edges(length: int, train_length: int) -> list[int]:
 
 
 def by_position(scored: Scored, length: int, train_length: int) -> list[dict[str, Any]]:
-    """Mean nats of the tokens in each bin of positions ``[start, end)`` that holds any: ``sum(tokens * mean)`` is the total."""
+    """Return mean nats in each non-empty bin of positions ``[start, end)``: ``sum(tokens * mean)`` is the total."""
     edges = position_edges(length, train_length)
     at = np.searchsorted(edges, scored.position, side="right") - 1
     counts = np.bincount(at, minlength=len(edges) - 1)
@@ -34,8 +34,8 @@ def by_position(scored: Scored, length: int, train_length: int) -> list[dict[str
 
 
 def summarise(scored: Scored, *, n_bytes: int, length: int, stride: int, train_length: int) -> dict[str, Any]:
-    """One evaluation of a text of `n_bytes` bytes: `nats_per_token`, `bits_per_byte` (end tokens paid for), `accuracy` of the
-    most likely token, expected calibration error (`ece`) and its bins, and `positions`."""
+    """Return one evaluation of a text of `n_bytes` bytes. It has `nats_per_token`, `bits_per_byte` (end tokens paid for), `accuracy` of
+    the most likely token, expected calibration error (`ece`) and its bins, and `positions`."""
     import torch
 
     total = float(scored.nats.astype(np.float64).sum())

@@ -12,19 +12,21 @@ from lmablate.objective import IGNORE
 
 if TYPE_CHECKING:
     from lmablate.data.tasks.recall import Examples
-    from lmablate.data.tasks.store import SkillData
+    from lmablate.data.tasks.store import TaskData
     from lmablate.model.transformer import TransformerLM
 
-ROWS = 2048  # of logits at a time
+ROWS = 2048  # of logits at once
 
 
 class Evaluation(NamedTuple):
-    """`val_loss` in nats per target that counts; `val_bpb` in bits per UTF-8 byte of the text, the end tokens' nats included,
-    None where not all of the text counts: what does is other text with another tokenizer. `yardsticks` are further losses
-    of a run that has ended (see Objective.yardsticks).
+    """The result of an evaluation.
 
-    Of a task: `val_loss` in nats per scored token, no bytes, the share of right answers, and that share at other lengths
-    once the run has ended.
+    `val_loss` is in nats per target that counts, `val_bpb` in bits per UTF-8 byte of the text, including the nats of end tokens. The
+    latter is None unless all of the text counts, since the counted part depends on the tokenizer. `yardsticks` are further losses of a
+    finished run (see Objective.yardsticks).
+
+    For a task: `val_loss` in nats per scored token, no bytes, the fraction of right answers, and that fraction at other lengths for a
+    finished run.
     """
 
     val_loss: float
@@ -35,7 +37,7 @@ class Evaluation(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Summed over the scored targets: their cross entropy in nats, how many were the most likely token, and their number."""
+    """Sums over the scored targets: cross entropy in nats, the number for which the most likely token was right, and their number."""
 
     nats: float
     right: int
@@ -47,9 +49,9 @@ class Answers(NamedTuple):
 
 
 def evaluate_task(
-    model: TransformerLM, data: SkillData, *, batch_size: int, device: str, with_lengths: bool
+    model: TransformerLM, data: TaskData, *, batch_size: int, device: str, with_lengths: bool
 ) -> Evaluation:
-    """Answer the validation set of a task; see validation.evaluate."""
+    """Evaluate on the validation set of a task; see validation.evaluate."""
     found = answer(model, data.val_windows(data.length), batch_size=batch_size, device=device)
     if not math.isfinite(found.nats):
         return Evaluation(math.nan, None, found.accuracy)
@@ -59,7 +61,7 @@ def evaluate_task(
 
 @torch.no_grad()
 def answer(model: TransformerLM, examples: Examples, *, batch_size: int, device: str) -> Answers:
-    """The scored targets of `examples`, inputs and targets ``[n, T]``. Dropout is off; logits are made where one is scored."""
+    """Score the targets of `examples`, inputs and targets ``[n, T]``. Dropout is off; only scored positions get logits."""
     inputs, targets = examples
     nats, right, n = 0.0, 0, 0
     training = model.training
@@ -81,10 +83,10 @@ def answer(model: TransformerLM, examples: Examples, *, batch_size: int, device:
 
 
 def accuracy_by_length(
-    model: TransformerLM, data: SkillData, *, batch_size: int, device: str
+    model: TransformerLM, data: TaskData, *, batch_size: int, device: str
 ) -> dict[str, float | None]:
-    """The accuracy at each of data.length_factors, by length as SkillData.val_lengths has it; None where the model has no
-    positions (``posemb=learned`` beyond the context)."""
+    """Return the accuracy at each of data.length_factors, by the length of TaskData.val_lengths; None without positions
+    (``posemb=learned`` beyond the context)."""
     found: dict[str, float | None] = {}
     for length, examples in data.val_lengths().items():
         beyond = model.posemb.bounded and examples[0].shape[1] > data.length

@@ -1,4 +1,4 @@
-"""The text that is scored: a run's own validation text, or any files."""
+"""The text to score: a run's own validation text, or any files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Text(NamedTuple):
-    """`tokens` int64 ``[N]``, each document followed by its end token, made from `n_bytes` bytes of UTF-8."""
+    """A text to score: `tokens` int64 ``[N]``, each document followed by its end token, from `n_bytes` bytes of UTF-8."""
 
     name: str
     tokens: np.ndarray
@@ -31,7 +31,7 @@ class Text(NamedTuple):
 
 
 def validation_text(data: TokenData) -> Text:
-    """What the run's own val_loss was measured on."""
+    """Return the text of the run's own val_loss."""
     return Text(VALIDATION, np.asarray(data.val, dtype=np.int64), data.val_bytes, data.fingerprint)
 
 
@@ -40,9 +40,8 @@ def _in_flags(message: str) -> str:
 
 
 def read_text(paths: str, data: TokenData, text_field: str = "text") -> Text:
-    """The files that `paths` matches, under the run's tokenizer: one text file is one document, and so is one row of a JSONL,
-    Parquet or Arrow file. Raises DataError."""
-
+    """Read the files that `paths` matches, under the run's tokenizer. Raises DataError. A text file is one document, as is each row of
+    a JSONL, Parquet or Arrow file."""
     if not paths:
         raise DataError("--data needs a file, or a pattern such as 'texts/*.txt'")
     settings = FilesData(source="files", paths=paths, text_field=text_field, val_fraction=0.5, val_bytes=100)

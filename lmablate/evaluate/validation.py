@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from lmablate.data.tasks.store import SkillData
+from lmablate.data.tasks.store import TaskData
 from lmablate.evaluate.task_accuracy import Evaluation, evaluate_task
-from lmablate.objective import IGNORE, Batch, Held, Objective, vocab_size
+from lmablate.objective import IGNORE, Batch, Objective, ValidationText, vocab_size
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Ranks(Protocol):
     """The processes of one run, as evaluation needs them."""
 
-    def share(self, pieces: list[Any]) -> Iterable[tuple[Any, bool]]:
+    def assigned(self, items: list[Any]) -> Iterable[tuple[Any, bool]]:
         """Yield what this process evaluates, each with whether it counts."""
 
     def sum(self, values: list[float]) -> list[float]:
@@ -39,14 +39,14 @@ def evaluate(
     with_lengths: bool = False,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """The loss of `objective` on the validation text, or on the scored tokens of a task; at the end of a run (`with_lengths`)
-    the objective's yardsticks too, or a task at other lengths. Dropout is off; a non-finite loss comes back as nan."""
-    if isinstance(data, SkillData):
+    """Return the loss of `objective` on the validation text, or on the scored tokens of a task. At the end of a run (`with_lengths`) it
+    includes the objective's yardsticks, or a task at other lengths. Dropout is off; a non-finite loss becomes nan."""
+    if isinstance(data, TaskData):
         return evaluate_task(model, data, batch_size=batch_size, device=device, with_lengths=with_lengths)
     inputs, targets = (torch.from_numpy(x) for x in data.val_windows(context_length))
     own = objective.validation(inputs, targets)
     further = objective.yardsticks(inputs, targets) if with_lengths else {}
-    if model.encoder is not None:  # which splits every text at one place
+    if model.encoder is not None:  # an encoder requires one prefix for all texts
         at = own.prefix
         assert at is not None
         further = {k: x for k, x in further.items() if x.prefix is not None and torch.equal(x.prefix, at)}
@@ -61,12 +61,12 @@ def evaluate(
     yardsticks = {name: a / n for name, (a, n) in found.items() if n}
     if objective.has_measures:
         log_p = unigram(data.train, vocab_size(model))
-        yardsticks |= _measured(model, objective, Held(inputs, targets, log_p, batch_size, device))
+        yardsticks |= _measured(model, objective, ValidationText(inputs, targets, log_p, batch_size, device))
     return Evaluation(nats / count, bpb, yardsticks=yardsticks)
 
 
 @torch.no_grad()
-def _measured(model: TransformerLM, objective: Objective, text: Held) -> dict[str, float]:
+def _measured(model: TransformerLM, objective: Objective, text: ValidationText) -> dict[str, float]:
     training = model.training
     model.eval()
     try:
@@ -84,16 +84,16 @@ def _losses(
     device: str,
     ranks: Ranks | None,
 ) -> dict[str, tuple[float, int]]:
-    """Summed nats and number of the targets that count of each of `batches`; those that read alike share their passes."""
+    """Summed nats and number of counted targets of each of `batches`; those that read alike share their passes."""
     nats = dict.fromkeys(batches, 0.0)
     training = model.training
     model.eval()
     try:
         for group in _alike(batches):
-            pieces = list(zip(*(batches[name].split(batch_size) for name in group), strict=True))
-            for parts, counts in ranks.share(pieces) if ranks else ((piece, True) for piece in pieces):
-                there = [part.to(device) for part in parts]
-                for name, value in zip(group, objective.summed(model, there), strict=True):
+            chunks = list(zip(*(batches[name].split(batch_size) for name in group), strict=True))
+            for parts, counts in ranks.assigned(chunks) if ranks else ((chunk, True) for chunk in chunks):
+                moved = [part.to(device) for part in parts]
+                for name, value in zip(group, objective.summed(model, moved), strict=True):
                     nats[name] += value if counts else 0.0
     finally:
         model.train(training)
@@ -103,7 +103,7 @@ def _losses(
 
 
 def _alike(batches: Mapping[str, Batch]) -> list[list[str]]:
-    """The names of `batches`, those together that differ in their targets alone."""
+    """The names of `batches`, grouped where only their targets differ."""
     groups: list[list[str]] = []
     for name, batch in batches.items():
         for group in groups:
@@ -116,7 +116,7 @@ def _alike(batches: Mapping[str, Batch]) -> list[list[str]]:
 
 
 def unigram(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Log-probabilities, float64 ``[V]``, under the add-one-smoothed counts of `tokens`."""
+    """Return log-probabilities, float64 ``[V]``, under the add-one-smoothed counts of `tokens`."""
     counts = np.ones(vocab_size)
     for first in range(0, len(tokens), 1 << 24):
         counts += np.bincount(np.asarray(tokens[first : first + (1 << 24)]), minlength=vocab_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmablate.budget import flops_per_token, forward_products, keys_read
-from lmablate.budget.flops import position_work, reaches, softmax_flops
+from lmablate.budget.flops import position_work, softmax_flops, spans
 from lmablate.inspect import operators as kinds
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _attention_products(cfg: RunConfig) -> float:
     _, a_key = forward_products(cfg)
     of_positions = _position_products(cfg)[1]
     length = cfg.model.context_length
-    read = [keys_read(length, *reach) for reach in reaches(cfg)]
+    read = [keys_read(length, *span) for span in spans(cfg)]
     return 6 * length * sum((n - of_positions) * keys for n, keys in zip(a_key, read, strict=True))
 
 

@@ -161,12 +161,12 @@ def one(cfg: RunConfig, data: TokenData) -> list[dict[str, Any]]:
     """The layers of one untrained model, on the batch of a run's first step."""
     from lmablate.diagnostics import activations
     from lmablate.diagnostics.gradients import gradient_norms
-    from lmablate.diagnostics.module_names import Found, branches, groups, layers
+    from lmablate.diagnostics.module_names import Measurements, branches, groups, layers
     from lmablate.model import build_model
     from lmablate.training.trainer import Trainer
 
     trainer = Trainer(build_model(cfg), data, cfg, folder=None)
-    found: Found = {}
+    found: Measurements = {}
     with activations.watching(trainer.model, found, stream=True, units=False):
         trainer.backward(trainer.rows(0))
     found |= gradient_norms(groups(trainer.model))

@@ -139,7 +139,7 @@ def train_step(cfg: RunConfig, data: TokenData, mode: str) -> tuple[Trainer, Cal
         nats = trainer.backward(trainer.rows(number))
         with record_function(UPDATE):
             trainer.apply(nats)
-        trainer.settle()
+        trainer.drain_pending()
 
     return trainer, step
 

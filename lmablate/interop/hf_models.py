@@ -64,7 +64,9 @@ def pieces_of(model: TransformerLM, cfg: RunConfig, data: TokenData) -> list[Pie
         everywhere = torch.arange(batch.inputs.shape[-1])[None]
         text = objective.filled(model, batch.inputs, batch.targets, batch.noise).text
         found = [
-            Piece(generator, "generator", {"input_ids": batch.inputs}, model.generated(batch.inputs, everywhere)),
+            Piece(
+                generator, "generator", {"input_ids": batch.inputs}, model.generator_logits(batch.inputs, everywhere)
+            ),
             Piece(discriminator, "discriminator", {"input_ids": text}, model(text).squeeze(-1)),
         ]
     else:

@@ -154,10 +154,10 @@ def _attention(cfg: RunConfig) -> dict[str, Any]:
         width += settings["rope_head_dim"]
         given |= {"attention": "mla", "attention.v_head_dim": settings["v_head_dim"] or cfg.model.head_dim}
     elif issubclass(option, HeadAttention) and option.forward is HeadAttention.forward:
-        reach = [option.reach(layer, settings) for layer in range(cfg.model.n_layers)]
-        spans = {r.window or r.stride for r in reach} - {None}
-        letters = "".join("l" if r.window else "s" if r.stride else "g" for r in reach)
-        given = {"attention": "heads", "attention.pattern": letters, "attention.window": max(spans, default=None)}
+        layer_spans = [option.layer_span(layer, settings) for layer in range(cfg.model.n_layers)]
+        sizes = {r.window or r.stride for r in layer_spans} - {None}
+        letters = "".join("l" if r.window else "s" if r.stride else "g" for r in layer_spans)
+        given = {"attention": "heads", "attention.pattern": letters, "attention.window": max(sizes, default=None)}
     else:
         given["attention"] = cfg.choices["attention"]
     return given | {"attention.scale": settings.get("scale") or width**-0.5}

@@ -23,14 +23,14 @@ CALIBRATION_SECONDS = 2.0
 def print_own_components(jobs: Sequence[Job], launcher: str) -> None:
     """Print what holds for the user's own components: FLOPs counted by torch, and runs that cannot join a gang."""
     from lmablate.budget.measured import measures_flops
-    from lmablate.model.plain_torch import why_alone
+    from lmablate.model.plain_torch import why_solo
 
     own = [job.cfg for job in jobs if job.cfg.code]
     counted = dict.fromkeys(f"{axis}={cfg.choices.get(axis)}" for cfg in own for axis in measures_flops(cfg))
     if counted:
         print(f"FLOPs of {', '.join(counted)}: counted by torch.utils.flop_counter, since the class does not say them.")
     if launcher == "gang":
-        for why in dict.fromkeys(filter(None, map(why_alone, own))):
+        for why in dict.fromkeys(filter(None, map(why_solo, own))):
             print(f"alone, and in no gang: {why}.")
 
 

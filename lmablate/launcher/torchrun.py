@@ -33,13 +33,13 @@ def train_together(configs: Sequence[RunConfig], launcher: str) -> int:
     with joined(cfg.runtime.device) as ranks:
         if ranks.first:
             code = lead(cfg)
-            if ranks.at_work:  # it failed within a step, in which the others still wait
+            if ranks.in_run:  # a failure in the midst of a step, in which the others still wait
                 log.error("the other processes are ended")
                 _leave(code or 1)
-            ranks.say("")
+            ranks.broadcast("")
         else:
             code = follow(ranks)
-        ranks.wait()  # the first to exit closes the connections of the others
+        ranks.barrier()  # the first to exit closes the connections of the others
         _leave(code)
 
 
@@ -71,7 +71,7 @@ def follow(ranks: Ranks) -> int:
 
     logging.getLogger("lmablate").setLevel(logging.WARNING)
     code = 0
-    while text := ranks.say():
+    while text := ranks.broadcast():
         message = json.loads(text)
         cfg = RunConfig.model_validate(message["config"])
         torch.set_num_threads(cfg.runtime.threads)

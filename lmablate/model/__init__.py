@@ -1,4 +1,4 @@
-"""The model: one file an axis, one factory that puts them together."""
+"""The model: one module per axis, and one factory that combines them."""
 
 from lmablate.model.factory import build_model
 

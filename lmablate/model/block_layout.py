@@ -1,9 +1,8 @@
-"""Axis ``block_layout``: which branches a block has, and whether they follow one another or stand side by side.
+"""Axis ``block_layout``: the branches of a block, in sequence or in parallel.
 
-A layout is built as ``Layout(attention, ffn, place)``, where ``place(branch)`` wraps a branch in the chosen norm
-position, and maps the residual stream ``[..., T, D] -> [..., T, D]``. ``n_branches`` counts the wrapped branches. A layout
-whose ``in_turn`` is true lets cross attention, where there is any, follow attention as a branch of its own; in the others it
-reads what attention reads, and both are added.
+A layout is built as ``Layout(attention, ffn, place)``, where ``place(branch)`` wraps a branch in the chosen norm position. It maps the
+residual stream ``[..., T, D] -> [..., T, D]``. ``n_branches`` counts the wrapped branches. With ``in_turn`` true, cross attention, if
+any, follows attention as a branch of its own; otherwise it reads attention's input, and both are added.
 """
 
 from collections.abc import Callable
@@ -13,32 +12,32 @@ from torch import Tensor, nn
 
 from lmablate.core.errors import ConfigError
 from lmablate.model.norm_position import NormPosition
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 
 Place = Callable[[nn.Module], Any]
 
 
 class InTurn(nn.Module):
-    """Two placed branches, the second of which reads the stream that the first has joined."""
+    """Two placed branches in sequence: the second reads the stream after the first has been added."""
 
     def __init__(self, first: NormPosition, second: NormPosition) -> None:
         super().__init__()
         self.first = first
         self.second = second
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.second(self.first(x, positions), positions)
 
 
 class Sum(nn.Module):
-    """Two branches that read the same input and add their outputs."""
+    """Two branches that read the same input and whose outputs are added."""
 
     def __init__(self, attention: nn.Module, ffn: nn.Module) -> None:
         super().__init__()
         self.attention = attention
         self.ffn = ffn
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.attention(x, positions) + self.ffn(x, positions)
 
 
@@ -53,7 +52,7 @@ class Serial(nn.Module):
         self.attention = place(attention)
         self.ffn = place(ffn)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.ffn(self.attention(x, positions), positions)
 
 
@@ -66,7 +65,7 @@ class Parallel(nn.Module):
         super().__init__()
         self.both = place(Sum(attention, ffn))
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.both(x, positions)
 
 
@@ -85,5 +84,5 @@ class Parallel2(nn.Module):
                 "use block_layout=parallel, or norm_position=pre, sandwich or output"
             )
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return x + self.attention.delta(x, positions) + self.ffn.delta(x, positions)

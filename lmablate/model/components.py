@@ -1,4 +1,4 @@
-"""From the YAML of a part to the class or function it names, checked against that signature."""
+"""Resolution of a part's YAML to the class or function it names, checked against its signature."""
 
 import importlib
 import inspect
@@ -17,17 +17,17 @@ _TORCH = frozenset(
     f"torch.nn.functional.{name}"
     for name in "relu gelu silu sigmoid elu selu celu mish softplus softsign tanh hardswish leaky_relu relu6 logsigmoid tanhshrink".split()
 )
-_SUPPLIED = frozenset({"layer"})  # keyword arguments that the factory gives, not the YAML
+_SUPPLIED = frozenset({"layer"})  # keyword arguments from the factory, not from the YAML
 _trusted: set[str] = set()
 
 
 def trust(*packages: str) -> None:
-    """Let ``_target_`` name objects of these packages too. A target runs code, so each one is opened by its user."""
+    """Allow ``_target_`` to name objects of these packages. A target runs code, so its user must open each package."""
     _trusted.update(packages)
 
 
 def trusted() -> list[str]:
-    """The packages opened so far, in order."""
+    """Return the opened packages, sorted."""
     return sorted(_trusted)
 
 
@@ -42,10 +42,10 @@ def _import(path: str, place: str) -> Any:
         )
     try:
         target = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # whatever a user's module does as it is read
+    except (Exception, SystemExit) as error:  # a user's module may raise anything on import
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise ConfigError(f"{place}._target_={path} cannot be imported: {kind}{error}") from None
-    # A name that lmablate.model merely imports (torch, a loader) must not pass as one of its parts.
+    # A name that lmablate.model only imports (torch, a loader) must not pass as one of its parts.
     if home and not getattr(target, "__module__", "").startswith("lmablate.model."):
         raise ConfigError(f"{place}._target_={path} is not defined in lmablate.model")
     if not callable(target):
@@ -54,11 +54,8 @@ def _import(path: str, place: str) -> Any:
 
 
 def resolve(part: dict[str, Any], place: str) -> tuple[Any, dict[str, Any]]:
-    """The target of `part` and its keyword arguments.
-
-    `place` is the group's name, for messages. Raises ConfigError for a target that is not allowed, an unknown key, a
-    missing one, or a value outside the type the signature states.
-    """
+    """Return the target of `part` and its keyword arguments; `place` is the key of the part, for messages. Raises ConfigError for a
+    target that is not allowed, an unknown or missing key, or a value outside the annotated type."""
     target = _import(part["_target_"], place)
     given = {key: value for key, value in part.items() if not key.startswith("_")}
     if part["_target_"] in _TORCH:
@@ -85,7 +82,7 @@ def resolve(part: dict[str, Any], place: str) -> tuple[Any, dict[str, Any]]:
 
 @cache
 def _schema(target: Any) -> tuple[dict[str, inspect.Parameter], list[str], dict[str, TypeAdapter[Any]]]:
-    """What a signature says of its YAML: the keys, those that may be left out (off), and the checks of their types."""
+    """The YAML keys of a signature, those that may be omitted (off), and the type checks."""
     function = target.__init__ if inspect.isclass(target) else target
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters
@@ -95,7 +92,7 @@ def _schema(target: Any) -> tuple[dict[str, inspect.Parameter], list[str], dict[
 
 
 def _probe(function: Callable[..., Any], given: dict[str, Any], place: str) -> None:
-    """torch's functions are written in C and have no signature to read, so they are tried."""
+    """Call a torch function on one number, since functions written in C have no signature."""
     try:
         function(torch.zeros(1, device="cpu"), **given)  # on the meta device torch would load its compiler
     except (TypeError, RuntimeError, ValueError) as error:
@@ -103,22 +100,22 @@ def _probe(function: Callable[..., Any], given: dict[str, Any], place: str) -> N
 
 
 def target(part: dict[str, Any], place: str) -> Any:
-    """The class or function a part names, for what it says of itself (``needs_final_norm``, ``n_branches``, ...)."""
+    """Return the class or function of a part, for its class attributes (``needs_final_norm``, ``n_branches``, ...)."""
     return resolve(part, place)[0]
 
 
 def build(part: dict[str, Any], place: str) -> "partial[Any]":
-    """A callable that makes the part from what the factory supplies."""
+    """Return a callable that builds the part from the factory's arguments."""
     target, given = resolve(part, place)
     return partial(target, **given)
 
 
 def count(part: dict[str, Any], place: str, *args: Any) -> int:
-    """The parameters of one part by its own closed form, ``n_params``; a part without one is built, weightless, and counted."""
+    """Return the parameter count of a part by its closed form ``n_params``; without one, build it on the meta device and count."""
     target, given = resolve(part, place)
     if hasattr(target, "n_params") and (
         is_shipped(target) or "n_params" in vars(target)
-    ):  # an inherited one is the parent's
+    ):  # an inherited one counts the parent alone
         return target.n_params(*args, given)
     with torch.device("meta"):
         return sum(p.numel() for p in target(*args, **given).parameters())

@@ -1,4 +1,4 @@
-"""The sizes that attention and position embeddings are built from, and counted by."""
+"""The shapes from which attention, position embeddings and FFNs are built and counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def attention_shape(cfg: RunConfig) -> AttentionShape:
-    """What every attention option of `cfg` is given."""
+    """Return the shape that every attention option of `cfg` gets."""
     m, s = cfg.model, cfg.stability
     if s.qk_norm_over is not None and s.qk_norm is None and s.v_norm is None:
         raise ConfigError(
@@ -41,8 +41,8 @@ def attention_shape(cfg: RunConfig) -> AttentionShape:
 
 
 def ffn_option(cfg: RunConfig) -> FFNOption:
-    """The feed-forward option of `cfg`. Raises ConfigError for settings that mean nothing in it, and for a choice of experts that
-    would tell a token what comes after it."""
+    """Return the feed-forward option of `cfg`. Raises ConfigError for settings without meaning in it, and for a choice of experts that
+    would reveal later tokens."""
 
     if cfg.ffn is None:
         return Dense()
@@ -52,7 +52,7 @@ def ffn_option(cfg: RunConfig) -> FFNOption:
 
 
 def ffn_shape(cfg: RunConfig) -> FFNShape:
-    """The sizes that every feed-forward option of `cfg` is given."""
+    """Return the shape that every feed-forward option of `cfg` gets."""
     from lmablate.model.factory import pointwise
 
     m = cfg.model
@@ -61,24 +61,23 @@ def ffn_shape(cfg: RunConfig) -> FFNShape:
 
 
 def has_readout(cfg: RunConfig) -> bool:
-    """Whether the data want every answer from the state of the last token (readout.py)."""
+    """Return True if the data require every answer from the state of the last token (output_heads.py)."""
     return bool(getattr(cfg.data, "from_last_state", False))
 
 
 def logit_scale(cfg: RunConfig) -> float | None:
-    """What logits are multiplied by before their bias and soft cap; None: nothing."""
+    """Return the factor of the logits before their bias and soft cap; None: no factor."""
     given = cfg.model.logit_scale
     return cfg.model.d_model**-0.5 if given == "inverse_sqrt_d_model" else given
 
 
 def detects(cfg: RunConfig) -> bool:
-    """Whether the model says of each token if it was replaced, and has no logits over the vocabulary."""
-
+    """Return True if the model predicts for each token whether it was replaced, and has no logits over the vocabulary."""
     return objective_of(cfg).detects
 
 
 def has_final_norm(cfg: RunConfig) -> bool:
-    """Whether the stack ends in a norm: where model.final_norm is null, as the norm position needs it."""
+    """Return True if the stack ends in a norm; if model.final_norm is null, the norm position decides."""
     wanted, needed = cfg.model.final_norm, components.target(cfg.norm_position, "norm_position").needs_final_norm
     keys = {"final_norm": wanted, "embedding_norm": cfg.model.embedding_norm}
     if not getattr(components.target(cfg.norm, "norm"), "normalises", True) and (
@@ -92,8 +91,7 @@ def has_final_norm(cfg: RunConfig) -> bool:
 
 
 def position_shape(cfg: RunConfig) -> PositionShape:
-    """What every position embedding of `cfg` is given."""
-
+    """Return the shape that every position embedding of `cfg` gets."""
     m = cfg.model
     option, settings = components.resolve(cfg.attention, "attention")
     turned = option.rotated_width(m.head_dim, settings)

@@ -1,4 +1,4 @@
-"""Stacks that read a whole text in both directions beside the model's own: an encoder, and a generator."""
+"""Bidirectional stacks next to the model's own: an encoder, and a generator."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lmablate.model.posemb import PosEmb, Positions
+from lmablate.model.posemb import AttentionContext, PosEmb
 from lmablate.model.primitives import Embedding, Head, Linear
 
 
 class Reader(nn.Module):
-    """Blocks in which every token reads every other: ``[..., B, T, D] -> [..., B, T, D]``. `order` is the block of each layer."""
+    """Blocks in which every token reads every other: ``[..., B, T, D] -> [..., B, T, D]``; layer i runs block ``order[i]``."""
 
     def __init__(
         self, *, posemb: PosEmb, blocks: Sequence[nn.Module], order: Sequence[int], final_norm: nn.Module
@@ -23,16 +23,16 @@ class Reader(nn.Module):
         self.final_norm = final_norm
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Of `tokens` ``[..., B, T]`` that have been embedded."""
+        """Map embedded `tokens` ``[..., B, T]``, `x`, to their states."""
         bias = self.posemb.score_bias(x.shape[-2])
-        positions = Positions(self.posemb.rotate, bias, self.posemb.relative, True, tokens=tokens)
+        positions = AttentionContext(self.posemb.rotate, bias, self.posemb.relative, True, tokens=tokens)
         for i in self.order:
             x = self.blocks[i](x, positions)
         return self.final_norm(x)
 
 
 class Encoder(nn.Module):
-    """The first of two stacks, with positions of its own on the token rows of the model."""
+    """The first of two stacks, with its own positions, on the token rows of the model."""
 
     def __init__(self, *, reader: Reader, embedding_norm: nn.Module | None, dropout: float) -> None:
         super().__init__()
@@ -41,14 +41,14 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """The rows of `tokens`, ``[..., B, S, D]``, to states ``[..., B, S, D]``."""
+        """Map the rows of `tokens`, ``[..., B, S, D]``, to states ``[..., B, S, D]``."""
         x = self.reader.posemb.embed(rows)
         return self.reader(self.dropout(x if self.embedding_norm is None else self.embedding_norm(x)), tokens)
 
 
 class Generator(nn.Module):
-    """A small masked model on the embedded tokens of a larger one (ELECTRA, Clark et al. 2020, arXiv 2003.10555, section 3.2:
-    token and position tables are shared)."""
+    """A small masked model on the embedded tokens of a larger one, with shared token and position tables (ELECTRA, Clark et al. 2020,
+    arXiv 2003.10555, section 3.2)."""
 
     def __init__(
         self, *, embedding_map: Linear | None, reader: Reader, readout: nn.Module, head: Head, logit_scale: float | None
@@ -61,7 +61,7 @@ class Generator(nn.Module):
         self.logit_scale = logit_scale
 
     def forward(self, x: Tensor, tokens: Tensor, table: Embedding, at: Tensor) -> Tensor:
-        """Embedded `tokens`, ``[..., T, E]``, to the logits of those at the places `at` ``[..., n]``: ``[..., n, vocab_size]``."""
+        """Map embedded `tokens`, ``[..., T, E]``, to the logits at positions `at` ``[..., n]``: ``[..., n, vocab_size]``."""
         x = self.reader(x if self.embedding_map is None else self.embedding_map(x), tokens)
         x = x.gather(-2, at.unsqueeze(-1).expand(*at.shape, x.shape[-1]))
         x = x if self.logit_scale is None else x * self.logit_scale

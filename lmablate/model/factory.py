@@ -1,4 +1,4 @@
-"""From a configuration to a model: the only door."""
+"""The factory: the only way from a configuration to a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lmablate.model.dims import (
     position_shape,
 )
 from lmablate.model.encoder import Encoder, Generator, Reader
-from lmablate.model.init import drawn, initialise
+from lmablate.model.init import initialise, seeded_draws
 from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of, layer_order, source_length
 from lmablate.model.output_heads import Detector, LastState, Transform
 from lmablate.model.posemb import PosEmb
@@ -38,10 +38,8 @@ if TYPE_CHECKING:
 
 
 def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> TransformerLM:
-    """Build and initialise the model that `cfg` describes, on the CPU unless `device` says otherwise.
-
-    On ``device="meta"`` nothing is allocated or drawn. Raises ConfigError for choices that cannot meet.
-    """
+    """Build and initialise the model that `cfg` describes, on `device` (None: the CPU). On ``device="meta"`` nothing is allocated or
+    drawn. Raises ConfigError for options that cannot be combined."""
     with torch.device(device or "cpu"):
         model = _assemble(cfg)
     model.config = cfg
@@ -49,9 +47,8 @@ def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> Tra
 
 
 def _assemble(cfg: RunConfig) -> TransformerLM:
-
     m, objective = cfg.model, objective_of(cfg)
-    made = partial(_made, cfg)
+    build = partial(_build, cfg)
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
     new_norm = components.build(cfg.norm, "norm")
     width = m.embedding_dim or m.d_model  # of the token rows
@@ -59,7 +56,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     own = decoder_of(cfg) if two else cfg
 
     embedding = Embedding(m.vocab_size, width)
-    posemb = made("posemb", components.build(cfg.posemb, "posemb"), position_shape(own))
+    posemb = build("posemb", components.build(cfg.posemb, "posemb"), position_shape(own))
     head: Head | Detector = Head(
         width if m.head_transform else m.d_model, m.vocab_size, tied=m.tie_embeddings, bias=m.biases.head
     )
@@ -70,7 +67,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     fill(head, "head")
     segments = Embedding(m.segments, width) if m.segments else None
     embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
-    readout = made("readout", _readout, cfg)
+    readout = build("readout", _readout, cfg)
     for part, key in ((segments, "segments"), (embedding_map, "embedding_map"), (readout, "readout")):
         if part is not None:
             fill(part, key)
@@ -78,12 +75,12 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         embedding=embedding,
         posemb=posemb,
         blocks=_blocks(own, "", cross=two),
-        final_norm=made("final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity(),
+        final_norm=build("final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity(),
         head=head,
         dropout=m.dropout,
         final_soft_cap=cfg.stability.final_soft_cap,
         embedding_scale=m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale,
-        embedding_norm=made("embedding_norm", new_norm, width) if m.embedding_norm else None,
+        embedding_norm=build("embedding_norm", new_norm, width) if m.embedding_norm else None,
         logit_scale=logit_scale(cfg),
         readout=readout,
         reads_all=objective.reads_all,
@@ -96,16 +93,16 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     )
 
 
-def _made(cfg: RunConfig, scope: str, new: Callable[..., Any], *args: Any) -> Any:
-    """What `new` makes, with whatever it draws itself drawn by its place."""
+def _build(cfg: RunConfig, scope: str, new: Callable[..., Any], *args: Any) -> Any:
+    """Call `new`, with its own random draws seeded by their place."""
     if torch.get_default_device().type == "meta":
         return new(*args)
-    with drawn(cfg.init_seed, scope):
+    with seeded_draws(cfg.init_seed, scope):
         return new(*args)
 
 
 def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
-    """The distinct blocks of a stack; `at` is what the keys of its draws begin with."""
+    """The distinct blocks of a stack; `at` is the prefix of the keys of its draws."""
     m = cfg.model
     scale = (2 * m.n_layers) ** -0.5 if m.depth_scaled_init else 1.0
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=scale, xavier_gain=_branch_gain(cfg))
@@ -117,30 +114,32 @@ def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
 
     blocks = []
     for i in range(m.n_distinct_layers or m.n_layers):
-        attn_branch = _made(cfg, f"{at}{i}.attention", partial(attention, layer=i), shape)
-        ffn_branch = _made(cfg, f"{at}{i}.ffn", partial(ffn.branch, layer=i), sizes)
+        attn_branch = _build(cfg, f"{at}{i}.attention", partial(attention, layer=i), shape)
+        ffn_branch = _build(cfg, f"{at}{i}.ffn", partial(ffn.branch, layer=i), sizes)
         fill(attn_branch, f"{at}{i}.attention")
         fill(ffn_branch, f"{at}{i}.ffn")
         if not cross:
-            blocks.append(_made(cfg, f"{at}{i}.block", layout, attn_branch, ffn_branch, place))
+            blocks.append(_build(cfg, f"{at}{i}.block", layout, attn_branch, ffn_branch, place))
             continue
         cross_branch = CrossAttention(shape, layer=i, scale=option[1].get("scale"))
         fill(cross_branch, f"{at}{i}.cross")
         if getattr(layout.func, "in_turn", False):
-            both = attn_branch, ffn_branch, partial(_placed, place, attn_branch, cross_branch)
+            both = attn_branch, ffn_branch, partial(_with_cross_attention, place, attn_branch, cross_branch)
         else:
             both = Sum(attn_branch, cross_branch), ffn_branch, place
-        blocks.append(_made(cfg, f"{at}{i}.block", layout, *both))
+        blocks.append(_build(cfg, f"{at}{i}.block", layout, *both))
     return blocks
 
 
-def _placed(place: Callable[..., Any], attention: nn.Module, cross: nn.Module, branch: nn.Module) -> nn.Module:
+def _with_cross_attention(
+    place: Callable[..., Any], attention: nn.Module, cross: nn.Module, branch: nn.Module
+) -> nn.Module:
     """`branch` in its norm position; cross attention follows attention in one of its own."""
     return InTurn(place(attention), place(cross)) if branch is attention else place(branch)
 
 
 def _readout(cfg: RunConfig) -> nn.Module | None:
-    """What stands between the stack and the head."""
+    """The module between the stack and the head."""
     m, new_norm = cfg.model, components.build(cfg.norm, "norm")
     if detects(cfg):
         for key in ("tie_embeddings", "head_bias", "head_transform"):
@@ -169,19 +168,19 @@ def _readout(cfg: RunConfig) -> nn.Module | None:
 
 
 def _reader(cfg: RunConfig, at: str, posemb: PosEmb) -> Reader:
-    """A stack that reads in both directions, as a configuration of its own describes it."""
+    """A bidirectional stack, built from a configuration of its own."""
     m = cfg.model
     fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
     fill(posemb, f"{at}posemb")
     new_norm = components.build(cfg.norm, "norm")
-    final_norm = _made(cfg, f"{at}final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity()
+    final_norm = _build(cfg, f"{at}final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity()
     return Reader(posemb=posemb, blocks=_blocks(cfg, at, cross=False), order=layer_order(cfg), final_norm=final_norm)
 
 
 def _encoder(cfg: RunConfig) -> Encoder:
     own = encoder_of(cfg)
-    posemb = _made(cfg, "encoder.posemb", components.build(own.posemb, "posemb"), position_shape(own))
-    new_norm = partial(_made, cfg, "encoder.embedding_norm", components.build(own.norm, "norm"), own.model.d_model)
+    posemb = _build(cfg, "encoder.posemb", components.build(own.posemb, "posemb"), position_shape(own))
+    new_norm = partial(_build, cfg, "encoder.embedding_norm", components.build(own.norm, "norm"), own.model.d_model)
     norm = new_norm() if own.model.embedding_norm else None
     return Encoder(reader=_reader(own, "encoder.", posemb), embedding_norm=norm, dropout=own.model.dropout)
 
@@ -192,11 +191,11 @@ def _generator(cfg: RunConfig) -> Generator | None:
         return None
     m, shape = own.model, position_shape(own)
     table = components.target(own.posemb, "posemb").is_token_table  # which it shares
-    posemb = PosEmb(shape) if table else _made(own, "generator.posemb", components.build(own.posemb, "posemb"), shape)
+    posemb = PosEmb(shape) if table else _build(own, "generator.posemb", components.build(own.posemb, "posemb"), shape)
     embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
-    readout, head = _made(own, "generator.readout", _readout, own), Head(m.d_model, m.vocab_size, tied=True, bias=True)
+    readout, head = _build(own, "generator.readout", _readout, own), Head(m.d_model, m.vocab_size, tied=True, bias=True)
     assert readout is not None
-    made = Generator(
+    generator = Generator(
         embedding_map=embedding_map,
         reader=_reader(own, "generator.", posemb),
         readout=readout,
@@ -207,11 +206,11 @@ def _generator(cfg: RunConfig) -> Generator | None:
     for part, key in ((embedding_map, "generator.embedding_map"), (readout, "generator.readout")):
         if part is not None:
             fill(part, key)
-    return made
+    return generator
 
 
 def _branch_gain(cfg: RunConfig) -> float | None:
-    """What the chosen norm position says of the draws of the branches."""
+    """The gain of the branches' draws that the norm position requires."""
     option, settings = components.resolve(cfg.norm_position, "norm_position")
     gain = option.branch_gain(cfg.model.n_layers, settings)
     if cfg.model.init is not None:
@@ -225,8 +224,8 @@ def _branch_gain(cfg: RunConfig) -> float | None:
 
 
 def _xavier_gain(cfg: RunConfig, of_position: float | None) -> float:
-    """``model.init=xavier`` draws the matrices of the branches with variance ``2 / (rows + columns)`` (Glorot and Bengio 2010),
-    the setting of Xiong et al. 2020 (arXiv 2002.04745, section 3.2); the other tables keep `init_std`."""
+    """``model.init=xavier`` draws the matrices of the branches with variance ``2 / (rows + columns)`` (Glorot and Bengio 2010), the
+    setting of Xiong et al. 2020 (arXiv 2002.04745, section 3.2); the other tables keep `init_std`."""
     other = {
         f"norm_position={cfg.choices.get('norm_position')}": of_position is not None,
         "model.depth_scaled_init=true": cfg.model.depth_scaled_init,
@@ -240,6 +239,6 @@ def _xavier_gain(cfg: RunConfig, of_position: float | None) -> float:
 
 
 def pointwise(part: dict[str, Any]) -> Callable[..., Any]:
-    """The activation of one layer: a function as it is, a module class built anew so that layers share no weight."""
+    """Return the activation of one layer: a function, or a new instance of a module class, so that layers share no weight."""
     fn = components.build(part, "activation.fn")
     return fn() if inspect.isclass(fn.func) else fn

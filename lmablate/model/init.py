@@ -1,8 +1,8 @@
-"""Initial weights: every draw has a key of its own, so what two arms share starts equal.
+"""Initial weights: every draw has its own key, so what two arms share starts equal.
 
-The matrices of the primitives are drawn here (`initialise`). What a part of a user's own draws in its constructor, by any module
-or function of torch, keeps its distribution and is drawn by its place (`drawn`): layer and branch, the operation and its shape,
-and its turn among those that are alike.
+`initialise` draws the matrices of the primitives. Draws in the constructor of a user-defined part, by any torch module or function,
+keep their distribution. They are seeded by their place (`seeded_draws`): layer and branch, operation and shape, and the count of
+earlier draws of that kind.
 """
 
 import hashlib
@@ -20,25 +20,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lmablate.model.primitives import Matrix
 
 
-def seed_of(*words: object) -> int:
-    """A seed of 63 bits from whatever names a draw."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, words)).encode()).digest()[:8], "big") >> 1
+def seed_of(*key: object) -> int:
+    """Return a 63-bit seed from the values that identify a draw."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:8], "big") >> 1
 
 
 def draw(shape: tuple[int, ...], *, seed: int, key: str) -> Tensor:
-    """Standard normal numbers that depend on the seed, the key and the shape, and on nothing drawn before or after."""
+    """Return standard normal numbers that depend on seed, key and shape alone, not on earlier or later draws."""
     generator = torch.Generator().manual_seed(seed_of(seed, key, "x".join(map(str, shape))))
     return torch.randn(shape, generator=generator)
 
 
 @contextmanager
-def drawn(seed: int, scope: str) -> Iterator[None]:
-    """Have whatever is drawn inside depend on the seed, the scope ("3.attention") and its own place; the generators of torch,
-    numpy and Python are as before afterwards."""
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - theirs is the one a part draws from
+def seeded_draws(seed: int, scope: str) -> Iterator[None]:
+    """Seed the draws inside the context by `seed`, `scope` ("3.attention") and their own place. The generators of torch, numpy and
+    Python are restored afterwards."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - a part may draw from the global generator
     seed_everything(seed_of(seed, scope, "constructor"), torch_too=False)
     try:
-        with torch.random.fork_rng(devices=[]), _Placed(seed, scope):
+        with torch.random.fork_rng(devices=[]), _SeededDraws(seed, scope):
             yield
     finally:
         random.setstate(before[0])
@@ -46,15 +46,15 @@ def drawn(seed: int, scope: str) -> Iterator[None]:
 
 
 def seed_everything(seed: int, *, torch_too: bool = True) -> None:
-    """Seed the generators that code draws from when it names none."""
+    """Seed the global generators of torch, numpy and Python."""
     if torch_too:
         torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
-class _Placed(TorchDispatchMode):
-    """Seeds torch's generator before each random operation, by what it is and how often its like has been seen."""
+class _SeededDraws(TorchDispatchMode):
+    """Seeds torch's generator before each random operation, by the operation and the number of equal ones before it."""
 
     def __init__(self, seed: int, scope: str) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ class _Placed(TorchDispatchMode):
 def initialise(
     part: nn.Module, scope: str, *, seed: int, std: float, out_proj_scale: float, xavier_gain: float | None = None
 ) -> None:
-    """Fill the matrices of `part` with N(0, std^2), those of a branch's last matrix, ``out_proj``, times `out_proj_scale`.
+    """Fill the matrices of `part` with N(0, std^2); the last matrix of a branch, ``out_proj``, is scaled by `out_proj_scale`.
 
-    With `xavier_gain` the variance is Xavier's instead, ``2 / (rows + columns)``, and all are smaller by that gain but those
-    that only make attention scores, which a part names in ``score_only`` (DeepNet, arXiv 2203.00555, figure 2).
+    With `xavier_gain` the variance is Xavier's instead, ``2 / (rows + columns)``. Matrices are then scaled by the gain, except those
+    that only produce attention scores, which a part names in ``score_only`` (DeepNet, arXiv 2203.00555, figure 2).
 
-    `scope` is the layer and branch ("3.ffn"), given before any wrapper, so that the draws of a branch do not depend on
-    where its norm stands. Gains stay 1 and biases 0. Nothing is drawn on the meta device.
+    `scope` is layer and branch ("3.ffn"), fixed before any wrapper, so that a branch's draws do not depend on its norm position. Gains
+    stay 1 and biases 0. Nothing is drawn on the meta device.
     """
     for name, module in part.named_modules():
         if isinstance(module, Matrix) and not module.weight.is_meta:
@@ -93,6 +93,6 @@ def initialise(
                 scale = (2 / sum(shape[-2:])) ** 0.5 * (1.0 if name in getattr(part, "score_only", ()) else xavier_gain)
             if len(shape) == 2:
                 numbers = draw(shape, seed=seed, key=f"{scope}/{name}")
-            else:  # the first experts of many start like those of few
+            else:  # expert by expert, so that arms with more experts share the first ones
                 numbers = torch.stack([draw(shape[1:], seed=seed, key=f"{scope}/{name}/{e}") for e in range(shape[0])])
             module.weight.copy_(numbers * scale)

@@ -1,7 +1,7 @@
-"""Operations rewritten for speed: the same numbers up to rounding, fewer passes over memory on a CPU.
+"""Norms rewritten for speed: the same numbers up to rounding, with fewer passes over memory on a CPU.
 
-Each works row by row, so that a batch of members (see lmablate/training/gang.py) gets the bits that each member gets alone. Under
-torch.compile and on a GPU the plain forms are used: a compiler fuses them better, and a GPU has kernels for them.
+Each works row by row, so that a member of a gang (training/gang.py) gets the bits of a solo run. torch.compile and GPUs use the plain
+forms: a compiler fuses them better, and a GPU has kernels for them.
 """
 
 import math
@@ -14,15 +14,15 @@ from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps)`` over the last axis; torch has a fused kernel for it on GPUs only."""
+    """Return ``x / sqrt(mean(x^2) + eps)`` over the last axis; torch has a fused kernel on GPUs only."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _RMSNorm.apply(x, eps)
     return F.rms_norm(x, x.shape[-1:], None, eps)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With ``s = sqrt(sum(x^2) + D eps)`` and ``y = x sqrt(D) / s``, the gradient is ``sqrt(D)/s (g - x <g, x> / s^2)``:
-    that of a weight normalisation whose row norm is s and whose gain is ``sqrt(D)``, for which torch has a CPU kernel."""
+    """With ``s = sqrt(sum(x^2) + D eps)`` and ``y = x sqrt(D) / s``, the gradient is ``sqrt(D)/s (g - x <g, x> / s^2)``. It equals that
+    of a weight normalisation with row norm s and gain ``sqrt(D)``, for which torch has a CPU kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
@@ -44,8 +44,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """``(x - mean(x)) / sqrt(var(x) + eps)`` over the last axis. On a CPU torch's kernel is vectorised only when it is
-    given a gain, so it gets one of ones."""
+    """Return ``(x - mean(x)) / sqrt(var(x) + eps)`` over the last axis. On a CPU torch's kernel is vectorised only if it has a gain, so
+    it gets a gain of ones."""
     width = x.shape[-1:]
     ones = x.new_ones(width) if x.device.type == "cpu" else None
     return F.layer_norm(x, width, ones, None, eps)

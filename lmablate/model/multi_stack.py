@@ -1,9 +1,8 @@
-"""The stacks of a model that has more than one, each as a configuration of its own: built, and counted, like any other.
+"""The stacks of a model with more than one, each as a configuration of its own, built and counted like any other.
 
-``model.n_encoder_layers`` asks for two stacks: a text is split where its objective says, and the first part is read by an
-encoder, whose states the cross attention of the decoder reads (Vaswani et al. 2017, arXiv 1706.03762, section 3.1). An
-objective that trains a generator beside the model gives it a share of the model's width (Clark et al. 2020, arXiv 2003.10555,
-section 3.2).
+``model.n_encoder_layers`` makes two stacks. The objective splits a text; an encoder reads the first part, and the decoder's cross
+attention reads its states (Vaswani et al. 2017, arXiv 1706.03762, section 3.1). An objective that trains a generator with the model
+gives it a fraction of the model's width (Clark et al. 2020, arXiv 2003.10555, section 3.2).
 """
 
 from __future__ import annotations
@@ -20,43 +19,42 @@ if TYPE_CHECKING:
 
 
 def source_length(cfg: RunConfig) -> int:
-    """How many tokens of a text the encoder of `cfg` reads. Raises ConfigError for what two stacks cannot have."""
-
+    """Return the number of tokens of a text that the encoder of `cfg` reads. Raises ConfigError for what two stacks cannot have."""
     length = objective_of(cfg).source_length(cfg.model.context_length)
-    asked = f"model.n_encoder_layers={cfg.model.n_encoder_layers}"
+    given = f"model.n_encoder_layers={cfg.model.n_encoder_layers}"
     if length is None:
         raise ConfigError(
-            f"{asked} makes an encoder and a decoder, and objective={cfg.objective.kind}"
+            f"{given} makes an encoder and a decoder, and objective={cfg.objective.kind}"
             f"{' with objective.prefix_draw=uniform' if cfg.objective.prefix_draw == 'uniform' else ''} does not split every text at one "
             "place: use objective=span_corruption, or objective=prefix with objective.prefix_draw=fixed"
         )
     for key in ("embedding_dim", "segments", "n_distinct_layers"):
         if (value := getattr(cfg.model, key)) is not None:
             raise ConfigError(
-                f"model.{key}={value} belongs to a model of one stack, and {asked} makes two: drop one of them"
+                f"model.{key}={value} belongs to a model of one stack, and {given} makes two: drop one of them"
             )
     if hasattr(components.target(cfg.norm_position, "norm_position"), "one_stack"):
         raise ConfigError(
-            f"norm_position={cfg.choices.get('norm_position')} has constants for a model of one stack, and {asked} makes two: use "
+            f"norm_position={cfg.choices.get('norm_position')} has constants for a model of one stack, and {given} makes two: use "
             "another norm position"
         )
     return length
 
 
 def encoder_of(cfg: RunConfig) -> RunConfig:
-    """The encoder of a model of two stacks: all tokens of the first part of a text read one another."""
+    """Return the configuration of the encoder of a model of two stacks, which reads the first part of a text bidirectionally."""
     sizes = {"n_layers": cfg.model.n_encoder_layers, "context_length": source_length(cfg)}
     return _stack(cfg, sizes, bidirectional=True)
 
 
 def decoder_of(cfg: RunConfig) -> RunConfig:
-    """The decoder without its cross attention: the rest of a text, read from left to right."""
+    """Return the configuration of the decoder without its cross attention, which reads the rest of a text left to right."""
     return _stack(cfg, {"context_length": cfg.model.context_length - source_length(cfg)}, bidirectional=False)
 
 
 def generator_of(cfg: RunConfig) -> RunConfig | None:
-    """The generator that the objective of `cfg` trains beside its model, on the same embedded tokens; None where it trains
-    none. Heads keep their width and become fewer, or, where groups of them share keys, become narrower."""
+    """Return the configuration of the generator that the objective of `cfg` trains; None if there is none. It reads the same embedded
+    tokens. Heads keep their width and become fewer; if groups of them share keys, they become narrower."""
     share = cfg.objective.generator_share
     if share is None:
         return None
@@ -79,7 +77,6 @@ def generator_of(cfg: RunConfig) -> RunConfig | None:
 
 
 def _stack(cfg: RunConfig, sizes: dict[str, Any], *, bidirectional: bool) -> RunConfig:
-
     own = (
         {"kind": "mlm", "mask_share": 0.15, "random_share": 0.0, "kept_share": 0.0}
         if bidirectional
@@ -90,8 +87,8 @@ def _stack(cfg: RunConfig, sizes: dict[str, Any], *, bidirectional: bool) -> Run
 
 
 def layer_order(cfg: RunConfig) -> list[int]:
-    """Which block each layer runs: its own, or with ``model.n_distinct_layers`` one of so many, neighbours sharing one (ALBERT,
-    Lan et al. 2019, arXiv 1909.11942, section 3.1, shares one among all)."""
+    """Return the block that each layer runs: its own, or with ``model.n_distinct_layers`` one of that many, shared by neighbours
+    (ALBERT, Lan et al. 2019, arXiv 1909.11942, section 3.1, shares one among all)."""
     n, distinct = cfg.model.n_layers, cfg.model.n_distinct_layers
     if distinct is None:
         return list(range(n))

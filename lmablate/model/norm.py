@@ -1,9 +1,8 @@
-"""Axis ``norm``: how a vector is brought to unit scale.
+"""Axis ``norm``: how a vector is normalised.
 
-A norm is built as ``Norm(d_model, **yaml)`` and maps ``[..., D] -> [..., D]``. With `unit_offset` its gain is ``1 + w``
-and w starts at 0 (Gemma, arXiv 2403.08295; Nemotron-4, arXiv 2402.16819); ``gain=False`` leaves it out (Galactica, arXiv
-2211.09085). ``n_params(d_model, settings)`` is its parameter count in closed form, checked against the built module by the
-axis tests.
+A norm is built as ``Norm(d_model, **yaml)`` and maps ``[..., D] -> [..., D]``. With `unit_offset` its gain is ``1 + w`` and w starts at
+0 (Gemma, arXiv 2403.08295; Nemotron-4, arXiv 2402.16819). ``gain=False`` omits it (Galactica, arXiv 2211.09085). ``n_params(d_model,
+settings)`` is the parameter count in closed form; the axis tests compare it with the built module.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from lmablate.model.kernels import layer_norm, rms_norm
 from lmablate.model.primitives import Bias, Gain
 from lmablate.model.types import PositiveFloat
 
-# 1 + w is the same function as g. A w near 0 is only rounded more finely, which takes some steps to show.
+# 1 + w is the same function as g. Only rounding differs, near 0, and shows after some steps.
 _OFFSET = {"unit_offset": {"trainer.steps": 40}}
 
 
@@ -71,7 +70,7 @@ class LayerNorm(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """``x``: the baseline without normalisation."""
+    """The identity ``x``: the baseline without normalisation."""
 
     normalises: ClassVar[bool] = False
 

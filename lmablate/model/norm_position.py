@@ -1,10 +1,10 @@
 """Axis ``norm_position``: how a branch joins the residual stream.
 
-A position is built as ``Position(branch, norm, n_layers, **yaml)``, n_layers being the depth of the model, and wraps one
-branch f: ``forward(x, positions)`` is the new residual stream, ``delta(x, positions)`` the branch with the norms it owns,
-without the addition; both ``[..., T, D] -> [..., T, D]``. ``needs_final_norm`` says whether the stack ends in a norm unless
-model.final_norm says otherwise, ``norms_per_branch`` how many norms one branch brings, and ``owns_norm`` whether those
-norms belong to the branch (so that two branches can stand side by side) or to the residual stream.
+A position is built as ``Position(branch, norm, n_layers, **yaml)``, n_layers being the depth of the model, and wraps one branch f.
+``forward(x, positions)`` is the new residual stream, ``delta(x, positions)`` the branch with its own norms, without the addition; both
+``[..., T, D] -> [..., T, D]``. ``needs_final_norm``: the stack ends in a norm unless model.final_norm overrides it.
+``norms_per_branch``: the number of norms of one branch. ``owns_norm``: these norms belong to the branch, so that two branches can run
+in parallel, and not to the residual stream.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 
 NormFactory = Callable[[], nn.Module]
 
 
 class NormPosition(nn.Module):
-    """Base: ``x + delta(x)``."""
+    """Base class: ``x + delta(x)``."""
 
     needs_final_norm: ClassVar[bool] = True
     norms_per_branch: ClassVar[int] = 1
@@ -26,13 +26,13 @@ class NormPosition(nn.Module):
 
     @staticmethod
     def branch_gain(n_layers: int, settings: Mapping[str, Any]) -> float | None:
-        """The gain of the Xavier draws of a branch's matrices (init.py); None: they are drawn as the model group says."""
+        """Return the gain of the Xavier draws of a branch's matrices (init.py); None: the model group decides."""
         return None
 
-    def delta(self, x: Tensor, positions: Positions) -> Tensor:
+    def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define delta()")
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return x + self.delta(x, positions)
 
 
@@ -44,7 +44,7 @@ class Pre(NormPosition):
         self.norm = norm()
         self.branch = branch
 
-    def delta(self, x: Tensor, positions: Positions) -> Tensor:
+    def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.branch(self.norm(x), positions)
 
 
@@ -59,19 +59,19 @@ class Post(NormPosition):
         self.branch = branch
         self.norm = norm()
 
-    def delta(self, x: Tensor, positions: Positions) -> Tensor:
+    def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.branch(x, positions)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.norm(x + self.delta(x, positions))
 
 
 class DeepNorm(Post):
     """``norm(alpha x + f(x))`` with the matrices of f drawn smaller by beta (Wang et al. 2022, arXiv 2203.00555, figure 2).
 
-    `rule` gives both from the depth L. ``deepnet``, the paper's for decoders: ``alpha = (2 L)^(1/4)``, ``beta = (8 L)^(-1/4)``.
-    ``glm``, that of GLM-130B (arXiv 2210.02414, section 2.1): ``alpha = (2 L)^(1/2)``, ``beta = (2 L)^(-1/2)``. The paper's are
-    the same for an encoder alone, and others where there are both (``one_stack``).
+    `rule` sets both from the depth L. ``deepnet``, the paper's for decoders: ``alpha = (2 L)^(1/4)``, ``beta = (8 L)^(-1/4)``. ``glm``,
+    that of GLM-130B (arXiv 2210.02414, section 2.1): ``alpha = (2 L)^(1/2)``, ``beta = (2 L)^(-1/2)``. The paper's rule is the same for
+    a sole encoder and another one for encoder-decoders (``one_stack``).
     """
 
     one_stack: ClassVar[bool] = True
@@ -80,7 +80,7 @@ class DeepNorm(Post):
         super().__init__(branch, norm, n_layers)
         self.alpha = (2 * n_layers) ** (0.25 if rule == "deepnet" else 0.5)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.norm(self.alpha * x + self.delta(x, positions))
 
     @staticmethod
@@ -99,7 +99,7 @@ class Sandwich(NormPosition):
         self.branch = branch
         self.norm_out = norm()
 
-    def delta(self, x: Tensor, positions: Positions) -> Tensor:
+    def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.norm_out(self.branch(self.norm_in(x), positions))
 
 
@@ -111,5 +111,5 @@ class Output(NormPosition):
         self.branch = branch
         self.norm = norm()
 
-    def delta(self, x: Tensor, positions: Positions) -> Tensor:
+    def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.norm(self.branch(x, positions))

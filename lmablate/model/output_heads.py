@@ -1,5 +1,5 @@
-"""What stands between the stack and the logits: answers for every place of a text from one state, which ``data=compression``
-measures; the transform of a masked model's head; and a head that says of each token whether it was replaced."""
+"""Modules between the stack and the logits: LastState for ``data=compression``, the transform of a masked model's head, and the head of
+a replaced-token detector."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,18 @@ THETA = 10000.0
 
 
 class LastState(nn.Module):
-    """``[..., T, D] -> [..., T, D]``: place t gets ``f(h_T + p_t)`` with the state h_T of the last token, the sinusoids p_t of
-    place t, and ``f`` of two layers that do not widen, ``gelu(W norm(x))`` each, and a norm (the decoder of MAD's
-    compression task, Poli et al. 2024, arXiv 2403.17844)."""
+    """``[..., T, D] -> [..., T, D]``: every position answers from the state of the last token.
+
+    Position t gets ``f(h_T + p_t)`` with the state h_T of the last token and the sinusoids p_t. ``f`` is two layers of equal width,
+    ``gelu(W norm(x))`` each, and a norm (the decoder of MAD's compression task, Poli et al. 2024, arXiv 2403.17844).
+    """
 
     def __init__(self, d_model: int, length: int, *, new_norm: Callable[[], nn.Module], bias: bool) -> None:
         super().__init__()
         self.norms = nn.ModuleList(new_norm() for _ in range(3))
         self.layers = nn.ModuleList(Linear(d_model, d_model, bias=bias) for _ in range(2))
         self.places: Tensor
-        where = torch.empty(0).device  # that the model is being built on
+        where = torch.empty(0).device  # the device the model is built on
         table = torch.empty(length, d_model) if where.type == "meta" else sinusoids(length, d_model, THETA).float()
         self.register_buffer("places", table.to(where), persistent=False)
 
@@ -34,13 +36,13 @@ class LastState(nn.Module):
         return self.norms[2](x)
 
     @staticmethod
-    def weights_per_token(d_model: int) -> int:
-        """Multiply-adds of the matrices with each place, which are their entries."""
+    def matmul_params(d_model: int) -> int:
+        """Return the matrix entries, which are the multiply-adds per position."""
         return 2 * d_model * d_model
 
     @staticmethod
-    def n_vector_params(d_model: int, *, one_norm: int, bias: bool) -> int:
-        """Learned numbers beside the matrices; a norm has `one_norm`."""
+    def n_bias_and_gain_params(d_model: int, *, one_norm: int, bias: bool) -> int:
+        """Return the number of parameters outside the matrices; a norm has `one_norm`."""
         return 3 * one_norm + (2 * d_model if bias else 0)
 
 
@@ -60,16 +62,16 @@ class Transform(nn.Module):
         return self.norm(self.fn(self.proj(x)))
 
     @staticmethod
-    def n_vector_params(width: int, *, one_norm: int, bias: bool) -> int:
-        """Learned numbers beside the matrix; the norm has `one_norm`."""
+    def n_bias_and_gain_params(width: int, *, one_norm: int, bias: bool) -> int:
+        """Return the number of parameters outside the matrix; the norm has `one_norm`."""
         return one_norm + (width if bias else 0)
 
 
 class Detector(nn.Module):
     """``[..., D] -> [..., 1]``: the logit that a token was replaced, ``w f(W x + b) + c`` (ELECTRA, Clark et al. 2020, arXiv
-    2003.10555, eq. 2; its released code). In the place of a head, it needs no token table."""
+    2003.10555, eq. 2; its released code). It replaces the head and needs no token table."""
 
-    proj = bias = None  # of the vocabulary
+    proj = bias = None  # those of a vocabulary head
 
     def __init__(self, d_model: int, *, fn: Callable[[Tensor], Tensor], bias: bool) -> None:
         super().__init__()
@@ -81,11 +83,11 @@ class Detector(nn.Module):
         return self.replaced(self.fn(self.dense(x)))
 
     @staticmethod
-    def weights_per_token(d_model: int) -> int:
-        """Multiply-adds of the matrices with each token, which are their entries."""
+    def matmul_params(d_model: int) -> int:
+        """Return the matrix entries, which are the multiply-adds per token."""
         return d_model * d_model + d_model
 
     @staticmethod
-    def n_vector_params(d_model: int, *, bias: bool) -> int:
-        """Learned numbers beside the matrices."""
+    def n_bias_and_gain_params(d_model: int, *, bias: bool) -> int:
+        """Return the number of parameters outside the matrices."""
         return d_model + 1 if bias else 0

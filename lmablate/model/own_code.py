@@ -1,4 +1,4 @@
-"""The code of a run's parts that is not as shipped."""
+"""The source code of a run's parts that differs from the shipped code."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 
 
 def code_of(cfg: RunConfig) -> dict[str, str] | None:
-    """The fingerprint of each module that decides numbers of `cfg` and is not as shipped, by module; None where all are.
-
-    Raises ConfigError for a part whose source cannot be read.
-    """
+    """Return the fingerprint of each module that decides numbers of `cfg` and is not as shipped; None if all are. Raises ConfigError
+    for a part whose source cannot be read."""
     return fingerprints(place_of(target) for _, target in _targets(cfg)) or None
 
 
 def own_parts(cfg: RunConfig) -> list[str]:
-    """The parts of `cfg` that are not as shipped, in words: ``attention=gated (mypackage.parts.Gated)``."""
+    """List the parts of `cfg` that are not as shipped, for messages: ``attention=gated (mypackage.parts.Gated)``."""
     found: dict[str, None] = {}
     for place, target in _targets(cfg):
         module, name = place_of(target)
@@ -33,7 +31,7 @@ def own_parts(cfg: RunConfig) -> list[str]:
 
 
 def _targets(cfg: RunConfig) -> Iterator[tuple[str, Any]]:
-    """The classes and functions that the options of `cfg` name, each with the key that names it."""
+    """The classes and functions that the options of `cfg` name, each with its key."""
     places = {axis: getattr(cfg, axis) for axis in PARTS if axis != "activation"}
     places |= {"activation.fn": cfg.activation.fn}
     places |= {f"stability.{name}": getattr(cfg.stability, name) for name in ("qk_norm", "v_norm")}

@@ -1,7 +1,7 @@
-"""Which parameters and buffers of a model are of plain torch, and not of the house's primitives.
+"""Parameters and buffers of plain torch, which do not come from the package's primitives.
 
-A part of a user's own may hold any modules of torch. They train, count and resume like all others; only a gang needs weights
-that can carry a member axis, which the primitives have (primitives.py).
+A user-defined part may contain any torch module. They train, count and resume like all others. Only a gang needs weights with a member
+axis, which the primitives have (primitives.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def plain_parameters(model: nn.Module) -> list[str]:
-    """The names of parameters that no primitive and no shipped class holds."""
+    """Return the names of parameters outside of primitives and shipped classes."""
     found = []
     for place, module in model.named_modules():
         if not isinstance(module, Gain | Bias | Matrix) and not is_shipped(type(module)):
@@ -28,8 +28,8 @@ def plain_parameters(model: nn.Module) -> list[str]:
 
 
 def own_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers of modules that are not shipped, by name: state that training may change, so that checkpoints keep it. Those of
-    shipped modules are tables that are made anew."""
+    """Return the buffers of modules that are not shipped, by name. Training may change them, so checkpoints contain them. Buffers of
+    shipped modules are tables that are recomputed."""
     return {
         f"{place}.{name}".lstrip("."): buffer
         for place, module in model.named_modules()
@@ -38,11 +38,10 @@ def own_buffers(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def why_alone(cfg: RunConfig) -> str | None:
-    """Why a run cannot train in a gang, by the parts that it is built from; None where it can."""
-    if not cfg.code:  # all is as shipped
+def why_solo(cfg: RunConfig) -> str | None:
+    """Return why the parts of a run cannot train in a gang; None if they can."""
+    if not cfg.code:  # all parts are as shipped
         return None
-
     model = build_model(cfg, device="meta")
     if names := plain_parameters(model):
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,11 +1,11 @@
-"""The few modules that own weights. Every other part is written against these.
+"""The few modules that own weights. All other parts are written in terms of them.
 
-Activations are ``[*lead, B, T, D]``: nothing here, and nothing built on it, assumes how many axes stand before the last
-ones it names. A weight may carry one leading member axis K (see lmablate/training/gang.py): the activations are then
-``[K, ..., D]``, member k meets its own weight, and K models of one graph run as one program. No part but these knows.
+Activations are ``[*lead, B, T, D]``: no code here or above assumes how many axes precede the last ones it names. A weight may have one
+leading member axis K (training/gang.py). Activations are then ``[K, ..., D]``, member k uses its own weight, and K models of one graph
+run as one program. No other part knows this.
 
-A bias is added after the product and a gain after the normalisation, as separate operations, because
-``F.linear(x, w) + b`` and ``F.linear(x, w, b)`` round differently and only the first has a batched counterpart.
+A bias is added after the product and a gain after the normalisation, as separate operations: ``F.linear(x, w) + b`` and ``F.linear(x,
+w, b)`` round differently, and only the first has a batched counterpart.
 """
 
 import torch
@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 
 def per_member(vector: Tensor, x: Tensor) -> Tensor:
-    """A vector ``[D]`` as it is, one with members ``[K, D]`` shaped to meet ``x = [K, ..., D]``."""
+    """Return a vector ``[D]`` unchanged, and one with members ``[K, D]`` reshaped to broadcast with ``x = [K, ..., D]``."""
     return vector if vector.ndim == 1 else vector.view(len(vector), *[1] * (x.ndim - 2), -1)
 
 
 class Gain(nn.Module):
-    """``y = x * g`` with one learned factor a channel, starting at 1; x is ``[..., D]``.
-
-    With `from_one` the weight is ``g - 1`` and starts at 0, where floating point is finer (Gemma, Nemotron).
-    """
+    """``y = x * g`` with one learned factor a channel, starting at 1; x is ``[..., D]``. With `from_one` the weight is ``g - 1`` and
+    starts at 0, where floating point is finer (Gemma, Nemotron)."""
 
     def __init__(self, width: int, *, from_one: bool) -> None:
         super().__init__()
@@ -46,10 +44,8 @@ class Bias(nn.Module):
 
 
 class Matrix(nn.Module):
-    """Base of the modules whose weight is drawn at random (see init.py): ``weight`` is ``[rows, columns]``.
-
-    ``compute_dtype`` is the precision of the product, None for that of the input; the result comes back in the input's.
-    """
+    """Base class of the modules whose weight ``[rows, columns]`` is drawn at random (see init.py). ``compute_dtype`` is the precision
+    of the product, None for that of the input; the result has the input's."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -57,7 +53,7 @@ class Matrix(nn.Module):
         self.compute_dtype: torch.dtype | None = None
 
     def product(self, x: Tensor) -> Tensor:
-        """``x W^T``: ``[..., columns] -> [..., rows]``."""
+        """Return ``x W^T``: ``[..., columns] -> [..., rows]``."""
         if self.compute_dtype is None:
             return _linear(x, self.weight)
         return _linear(x.to(self.compute_dtype), self.weight.to(self.compute_dtype)).to(x.dtype)
@@ -81,14 +77,14 @@ class Linear(Matrix):
         return y if self.bias is None else self.bias(y)
 
     def shared(self, x: Tensor) -> Tensor:
-        """For an input that all sequences share, such as positions: ``[..., d_in] -> [..., d_out]``, or
-        ``[K, 1, ..., d_out]`` with members, which meets ``[K, B, ..., d_out]``."""
+        """Apply to an input that all sequences share, such as positions: ``[..., d_in] -> [..., d_out]``. With members the result is
+        ``[K, 1, ..., d_out]``, which broadcasts with ``[K, B, ..., d_out]``."""
         return self(x if self.weight.ndim == 2 else x.expand(len(self.weight), 1, *x.shape))
 
 
 class Router(Linear):
-    """Scores that decide which experts a token meets: a product in fp32 whatever the precision of the others, since a small
-    error sends a token elsewhere (Fedus et al. 2021, arXiv 2101.03961, section 2.4). The result is fp32."""
+    """Scores that decide which experts a token uses: a product in fp32 at any precision, with an fp32 result. A small error would send
+    a token to another expert (Fedus et al. 2021, arXiv 2101.03961, section 2.4)."""
 
     def product(self, x: Tensor) -> Tensor:
         if low_precision(x) is None:
@@ -98,7 +94,7 @@ class Router(Linear):
 
     @staticmethod
     def _each(x: Tensor, weight: Tensor) -> Tensor:
-        """One member after the other: with so few columns a batched product rounds otherwise than a single one."""
+        """Member by member: with so few columns a batched product rounds differently than a single one."""
         if weight.ndim == 2:
             return F.linear(x, weight)
         return torch.stack([F.linear(own, w) for own, w in zip(x, weight, strict=True)])
@@ -118,15 +114,15 @@ class Embedding(Matrix):
         return F.embedding(ids + first, self.weight.flatten(0, 1))
 
     def shared(self, ids: Tensor) -> Tensor:
-        """The rows of ids that all sequences share, such as positions: ``[...] -> [..., width]``, or
-        ``[K, 1, ..., width]`` with members, which meets ``[K, B, ..., width]``."""
+        """Return the rows of ids that all sequences share, such as positions: ``[...] -> [..., width]``. With members the result is
+        ``[K, 1, ..., width]``, which broadcasts with ``[K, B, ..., width]``."""
         if self.weight.ndim == 2:
             return F.embedding(ids, self.weight)
         return self(ids.expand(len(self.weight), 1, *ids.shape))
 
 
 class Head(nn.Module):
-    """Logits ``[..., D] -> [..., vocab_size]``; tied heads use the token table instead of a matrix of their own."""
+    """Logits ``[..., D] -> [..., vocab_size]``; a tied head uses the token table instead of its own matrix."""
 
     def __init__(self, d_model: int, vocab_size: int, *, tied: bool, bias: bool) -> None:
         super().__init__()
@@ -139,12 +135,12 @@ class Head(nn.Module):
 
 
 def low_precision(x: Tensor) -> torch.dtype | None:
-    """The precision that autocast gives products on a GPU, where it is on."""
+    """Return the dtype of autocast products on a GPU, None if autocast is off."""
     return torch.get_autocast_dtype("cuda") if x.is_cuda and torch.is_autocast_enabled("cuda") else None
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Run every matrix product of `model` in `dtype` (None: the precision of the weights). Attention is left alone."""
+    """Run every matrix product of `model` in `dtype` (None: the precision of the weights). Attention is not affected."""
     for module in model.modules():
         if isinstance(module, Matrix):
             module.compute_dtype = dtype

@@ -1,9 +1,8 @@
-"""What a part may add to training beside its output, without the trainer knowing the part.
+"""Hooks by which a part adds to training beyond its output, without the trainer knowing the part.
 
-A module that has a loss of its own leaves it for the objective (objective/extra_losses.py). A module that counts over a step,
-however it is cut into pieces, names the buffers it counts in ``per_member``: they are zeroed before a step, and with members
-of a gang each has a slice ``[k]`` of its own. One that moves a weight by such counts and not by a gradient has ``after_step``,
-which is called once the optimizer has taken its step.
+A module with a loss of its own leaves it for the objective (objective/extra_losses.py). A module that counts over a step, in any number
+of microbatches, names its buffers in ``per_member``: they are zeroed before a step, and in a gang each member has a slice ``[k]``. A
+module that updates a weight by counts instead of a gradient has ``after_step``, called after the optimizer's step.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ def _counts(model: nn.Module) -> Iterator[tuple[Any, str]]:
 
 @torch.no_grad()
 def before_step(model: nn.Module) -> None:
-    """Zero what is counted over a step."""
+    """Zero the buffers that count over a step."""
     for module, name in _counts(model):
         getattr(module, name).zero_()
 
 
 def after_step(model: nn.Module) -> None:
-    """Let modules move what no gradient moves."""
+    """Call ``after_step`` of every module that has it."""
     for module in _parts(model):
         if hasattr(module, "after_step"):
             module.after_step()
 
 
 def stack_counts(stack: nn.Module, members: list[nn.Module]) -> None:
-    """Give the model of a gang the counts of all members, of which each member's own are views."""
+    """Stack the counts of all members in the model of a gang; each member's own become views of them."""
     for i, (module, name) in enumerate(_counts(stack)):
         own = [list(_counts(member))[i][0] for member in members]
         whole = torch.stack([getattr(one, name) for one in own])
@@ -50,13 +49,13 @@ def stack_counts(stack: nn.Module, members: list[nn.Module]) -> None:
 
 
 def join_counts(stack: nn.Module, slot: int, member: nn.Module) -> None:
-    """Put a fresh member's counts into a slot."""
+    """Copy a new member's counts into a slot and make them views of it."""
     for (module, name), (own, _) in zip(_counts(stack), _counts(member), strict=True):
         getattr(module, name)[slot].copy_(getattr(own, name))
         setattr(own, name, getattr(module, name)[slot])
 
 
 def leave_counts(member: nn.Module) -> None:
-    """Let a member take its counts with it."""
+    """Give a member its own copy of its counts."""
     for module, name in _counts(member):
         setattr(module, name, getattr(module, name).clone())

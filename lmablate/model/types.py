@@ -1,4 +1,4 @@
-"""Numbers with a range, for the signatures of parts: a part's signature is the schema of its YAML file."""
+"""Number types with a range, for the signatures of parts: a part's signature is the schema of its YAML file."""
 
 from typing import Annotated
 

@@ -1,15 +1,15 @@
-"""Group ``objective``: what a model is trained to do.
+"""Group ``objective``: training objectives.
 
-An objective declares what is read and which targets count: `batch` makes of the texts of a step what training is given,
-`validation` and `yardsticks` what is measured. Trainer, gang and evaluation pass these on and know no objective by name.
-Each has a file of its own here and in ``conf/objective``.
+An objective declares what is read and which targets count. `batch` converts the texts of a step to training input; `validation` and
+`yardsticks` return what is measured. Trainer, gang and evaluation pass these on and name no objective. Each has its own file here and
+in ``conf/objective``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmablate.objective.base import Batch, Held, Objective, member_losses, stacked
+from lmablate.objective.base import Batch, Objective, ValidationText, member_losses, stacked
 from lmablate.objective.causal import Causal
 from lmablate.objective.likelihood import IGNORE, Loss, vocab_size
 from lmablate.objective.mlm import MaskedLM
@@ -33,13 +33,13 @@ __all__ = [
     "OBJECTIVES",
     "Batch",
     "Causal",
-    "Held",
     "Loss",
     "MaskedLM",
     "Objective",
     "Prefix",
     "ReplacedTokens",
     "SpanCorruption",
+    "ValidationText",
     "member_losses",
     "objective_of",
     "stacked",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def objective_of(cfg: RunConfig) -> Objective:
-    """The objective that `cfg` names. Raises ConfigError for settings that mean nothing at its context length."""
+    """Return the objective that `cfg` names. Raises ConfigError for settings without meaning at its context length."""
     own = cfg.objective.model_dump(exclude={"kind"}, exclude_none=True)
     objective = OBJECTIVES[cfg.objective.kind](z_loss=cfg.stability.z_loss, **own)
     objective.vocab_size = cfg.model.vocab_size
@@ -57,6 +57,6 @@ def objective_of(cfg: RunConfig) -> Objective:
 
 
 def reserved_ids(kind: str, own: dict[str, Any], context_length: int) -> int:
-    """How many ids an objective adds to those of the tokenizer; `own` are its settings."""
+    """Return how many ids an objective with settings `own` adds to those of the tokenizer."""
     given = {key: value for key, value in own.items() if key != "kind" and value is not None}
     return OBJECTIVES[kind](z_loss=None, **given).reserved(context_length)

@@ -1,4 +1,4 @@
-"""``objective=causal``: every token is predicted from what came before it."""
+"""``objective=causal``: every token is predicted from the tokens before it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from lmablate.objective.base import Batch, Objective
 from lmablate.objective.likelihood import IGNORE
 
-AFTER = (25, 50, 75)  # per cent of a window, after which the targets of all objectives are compared
+AFTER = (25, 50, 75)  # per cent of a window; all objectives are compared on the targets after it
 
 
 class Causal(Objective):
-    """Every token of a text is a target, and is predicted from all before it."""
+    """Causal language modelling: every token of a text is a target, predicted from all before it."""
 
     looks_ahead: ClassVar[bool] = False
 
@@ -25,7 +25,7 @@ class Causal(Objective):
         return Batch(inputs, targets)
 
     def yardsticks(self, inputs: Tensor, targets: Tensor) -> dict[str, Batch]:
-        """The targets that other objectives have too, read from left to right."""
+        """Return the targets shared with other objectives, read left to right."""
         length = inputs.shape[-1]
         found = {"val_loss_causal": Batch(inputs, targets)}
         for share in AFTER:
@@ -34,13 +34,13 @@ class Causal(Objective):
 
 
 def prefix_length(share: float, length: int) -> int:
-    """`share` of a text of `length` tokens, in whole tokens, one at least."""
+    """Return `share` of a text of `length` tokens, rounded to tokens, at least one."""
     return max(1, round(share * length))
 
 
 def after(targets: Tensor, prefix: Tensor | int) -> Tensor:
-    """`targets` ``[..., B, T]`` without those inside the prefix, of one length or ``[..., B]``: of the inputs, token
-    ``prefix - 1`` is the first whose target is no token of the prefix."""
+    """Return `targets` ``[..., B, T]`` without those inside the prefix, of one length or ``[..., B]``. Input token ``prefix - 1`` is
+    the first whose target is not in the prefix."""
     first = prefix - 1
     if isinstance(first, Tensor):
         first = first[..., None]

@@ -1,9 +1,8 @@
 """Cross entropy from the head's input, a few rows of logits at a time.
 
-The logits are by far the largest tensors of a model with a large vocabulary. Here each chunk of rows becomes loss and
-gradient at once and is forgotten, so that what lives until the backward pass is the gradients of the hidden states and of
-the head's weight, and no more. In the products' precision the logits are the plain loss's to the bit; the weight's
-gradient is a sum over chunks, in fp32.
+The logits are by far the largest tensors of a model with a large vocabulary. Here each chunk of rows becomes loss and gradient at once
+and is freed. Only the gradients of the hidden states and of the head's weight live until the backward pass. In the products' precision
+the logits equal the plain loss's to the bit; the weight's gradient is a sum over chunks, in fp32.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 512  # rows of a product; at vocabulary 32,000 their logits take 33 MB in bf16, and larger ones gained nothing
-PIECE = 16  # rows of them that become loss and gradient at once, so that they stay in the processor's cache
-WORTH = 1 << 22  # logits of a pass; up to this the plain loss is as fast, and its logits take no more than 16 MiB
+CHUNK = 512  # rows of a product; at vocabulary 32,000 their logits take 33 MB in bf16, and larger chunks are no faster
+TILE = 16  # rows of a chunk that become loss and gradient at once, so that they stay in the processor's cache
+WORTH = 1 << 22  # logits of a pass; below it the plain loss is as fast, and its logits take up to 16 MiB
 
 
 def worth_chunking(rows: int, vocab_size: int) -> bool:
-    """Whether the loss of `rows` tokens is computed in chunks: by size alone, so that a run is the same everywhere."""
+    """Return True if the loss of `rows` tokens is computed in chunks: by size alone, so that a run is the same everywhere."""
     return rows * vocab_size > WORTH
 
 
@@ -34,15 +33,14 @@ def linear_cross_entropy(
     compute_dtype: torch.dtype | None,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """(objective, nats) of ``logits = hidden W^T``, capped as ``c tanh(logits / c)`` where `soft_cap` is on.
+    """Return (objective, nats) of ``logits = hidden W^T``, capped as ``c tanh(logits / c)`` if `soft_cap` is on.
 
-    `nats` is the mean cross entropy over the targets that are not `ignore_index`, the objective
-    ``nats + z_loss * mean(log^2 Z)``. `hidden` is ``[..., D]``, `weight` ``[V, D]``, `targets` ``[...]``, and the results
-    are scalars; or all have a leading member axis, `z_loss` is ``[K]``, and so are the results. The products run in
-    `compute_dtype`, None for that of `hidden`, the rest in fp32. The objective alone has a gradient, and its backward
-    pass runs once.
+    `nats` is the mean cross entropy over the targets that are not `ignore_index`, the objective ``nats + z_loss * mean(log^2 Z)``.
+    `hidden` is ``[..., D]``, `weight` ``[V, D]``, `targets` ``[...]``, and the results are scalars. Or all have a leading member axis,
+    and `z_loss` and the results are ``[K]``. Products run in `compute_dtype` (None: that of `hidden`), all else in fp32. Only the
+    objective has a gradient, and its backward pass runs once.
     """
-    if weight.ndim == 2:  # as one member, so that its sums are taken in the order of a gang's
+    if weight.ndim == 2:  # as one member, so that it sums in the order of a gang
         hidden, weight, targets = hidden[None], weight[None], targets[None]
         z_loss = None if z_loss is None else z_loss.reshape(1)
         objective, nats = _LinearCrossEntropy.apply(
@@ -55,8 +53,8 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The above with a member axis. With p the softmax, ``d nats / d logits = (p - onehot) / n`` and
-    ``d log^2 Z / d logits = 2 log Z p``."""
+    """`linear_cross_entropy` with a member axis. With p the softmax, ``d nats / d logits = (p - onehot) / n`` and ``d log^2 Z / d
+    logits = 2 log Z p``."""
 
     @staticmethod
     def forward(
@@ -74,10 +72,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets = targets.flatten(1)
         kept = targets != ignore_index
         count = kept.sum(1, keepdim=True)
-        share = kept.to(exact) / count  # of each row in the mean
+        share = kept.to(exact) / count  # weight of each row in the mean
         nats, log2_z = torch.empty_like(share), torch.empty_like(share)
         z = None if z_loss is None else z_loss.view(-1, 1, 1)
-        step = PIECE if hidden.device.type == "cpu" else CHUNK
+        step = TILE if hidden.device.type == "cpu" else CHUNK
         with torch.autocast(hidden.device.type, enabled=False):
             x = hidden.flatten(1, -2).to(dtype or hidden.dtype)
             w = weight.to(x.dtype)
@@ -88,12 +86,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = x[:, start : start + CHUNK]
                 logits = torch.bmm(chunk, w.mT)
                 for first in range(0, chunk.shape[1], step):
-                    piece, rows = slice(first, first + step), slice(start + first, start + min(first + step, CHUNK))
-                    _piece(
-                        logits[:, piece], targets[:, rows], kept[:, rows], share[:, rows], z, cap,
+                    tile, rows = slice(first, first + step), slice(start + first, start + min(first + step, CHUNK))
+                    _tile_loss(
+                        logits[:, tile], targets[:, rows], kept[:, rows], share[:, rows], z, cap,
                         nats[:, rows], log2_z[:, rows], with_gradient,
                     )  # fmt: skip
-                if with_gradient:  # what was the logits now is their gradient
+                if with_gradient:  # `logits` now contains their gradient
                     ctx.dx[:, start : start + CHUNK] = torch.bmm(logits, w)
                     _add_product(ctx.dw, logits.mT, chunk)
         ctx.shape = hidden.shape
@@ -109,12 +107,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.dx is None:
             raise RuntimeError("this loss gives its gradients away in the backward pass, which can run once only")
         dx, dw, ctx.dx, ctx.dw = ctx.dx, ctx.dw, None, None
-        if grad.device.type != "cpu" or not bool((grad == 1).all()):  # on a GPU the question would cost a wait
+        if grad.device.type != "cpu" or not bool((grad == 1).all()):  # on a GPU this test would synchronise
             dx, dw = dx.mul_(grad.view(-1, 1, 1)), dw.mul_(grad.view(-1, 1, 1))
         return dx.view(ctx.shape), dw, None, None, None, None, None, None
 
 
-def _piece(
+def _tile_loss(
     logits: Tensor,
     targets: Tensor,
     kept: Tensor,
@@ -125,7 +123,7 @@ def _piece(
     log2_z: Tensor,
     with_gradient: bool,
 ) -> None:
-    """Fill `nats` and `log2_z` for a few rows, and put the gradient of the objective in the place of their `logits`."""
+    """Fill `nats` and `log2_z` for a few rows, and overwrite their `logits` with the gradient of the objective."""
     values = logits.to(share.dtype)
     if cap is not None:
         values.div_(cap).tanh_().mul_(cap)
@@ -147,7 +145,7 @@ def _piece(
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a b`` for ``[K, ...]`` matrices, the sum in the precision of `total`."""
+    """``total += a b`` for ``[K, ...]`` matrices, summed in the precision of `total`."""
     if a.dtype == total.dtype:
         total.baddbmm_(a, b)
     else:

@@ -1,7 +1,6 @@
-"""Losses of parts of the model, beside that of the objective.
+"""Losses of the model's parts, added to that of the objective.
 
-A module that has a loss of its own sets ``extra_loss`` in its forward pass in training, a scalar or ``[K]`` with members, and
-the objective adds it.
+A module with its own loss sets ``extra_loss`` in its forward pass in training, a scalar or ``[K]`` with members; the objective adds it.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 
 
 def forget_extra_losses(model: nn.Module) -> None:
-    """Drop what an earlier forward pass left."""
+    """Delete the losses of an earlier forward pass."""
     for module in _parts(model):
         if getattr(module, "extra_loss", None) is not None:
             module.extra_loss = None
 
 
 def extra_loss(model: nn.Module) -> Tensor | None:
-    """The sum of what the last forward pass left, taken from the modules; None where that is nothing."""
+    """Return the sum of the last forward pass's extra losses and clear them; None if there are none."""
     total = None
     for module in _parts(model):
         if (own := getattr(module, "extra_loss", None)) is not None:

@@ -1,4 +1,4 @@
-"""What an objective needs of a model: the TransformerLM of lmablate/model has it."""
+"""The protocol of a model for an objective; TransformerLM of lmablate/model implements it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LanguageModel(Protocol):
-    """A model whose head can be asked apart from its stack: ``logits(hidden(tokens))``; shapes as in TransformerLM."""
+    """A model whose head can be called separately: ``logits(hidden(tokens))``; shapes as in TransformerLM."""
 
     embedding: Any
     head: Any
@@ -20,4 +20,4 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor: ...
 
-    def generated(self, tokens: Tensor, at: Tensor) -> Tensor: ...
+    def generator_logits(self, tokens: Tensor, at: Tensor) -> Tensor: ...

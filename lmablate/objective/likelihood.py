@@ -15,18 +15,18 @@ IGNORE = -100  # a target that does not count
 
 
 class Loss(NamedTuple):
-    """`objective` is what the optimizer minimises, `nats` the cross entropy a target: scalars, or ``[K]`` with members."""
+    """The `objective` that the optimizer minimises, and `nats`, the cross entropy per target: scalars, or ``[K]`` with members."""
 
     objective: Tensor
     nats: Tensor
 
 
 def likelihood(model: nn.Module, inputs: Tensor, targets: Tensor, prefix: Tensor | None, z_loss: Tensor | None) -> Loss:
-    """The loss on one batch (see base.Batch), with as many `z_loss` as members. A model that has logits for the last tokens of a
-    text alone (its decoder's) has targets there alone."""
+    """Return the loss on one batch (see base.Batch), with one `z_loss` per member. A model with logits for the last tokens of a text
+    only (its decoder's) has targets there only."""
     given = (inputs,) if prefix is None else (inputs, prefix)
     rows = targets.shape[-2] * targets.shape[-1]
-    # The chunked loss knows no bias of the logits.
+    # The chunked loss does not support a bias of the logits.
     if _has_head(model) and model.head.bias is None and worth_chunking(rows, vocab_size(model)):
         hidden = model.hidden(*given)
         return Loss(*_chunked(model, hidden, targets[..., -hidden.shape[-2] :], z_loss))
@@ -35,10 +35,10 @@ def likelihood(model: nn.Module, inputs: Tensor, targets: Tensor, prefix: Tensor
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, z_loss: Tensor | None) -> Loss:
-    """The same from float logits ``[..., B, T, V]``."""
+    """Return the loss from float logits ``[..., B, T, V]``."""
     counted = (targets != IGNORE).to(logits.dtype).flatten(-2)
     count = counted.sum(-1)
-    # Summed within a member, in the same order alone and in a gang.
+    # Summed within a member, so that the order is the same solo and in a gang.
     each = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="none")
     nats = each.view(counted.shape).sum(-1) / count
     if z_loss is None:
@@ -48,12 +48,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, z_loss: Tensor | None) -> Los
 
 
 def vocab_size(model: LanguageModel) -> int:
-    """How many logits a token has."""
+    """Return the number of logits per token."""
     return model.embedding.weight.shape[-2]
 
 
 def _has_head(model: Any) -> TypeGuard[LanguageModel]:
-    """Whether hidden states and logits can be asked for one after the other."""
+    """Return True if hidden states and logits can be computed separately."""
     return hasattr(model, "hidden") and hasattr(model, "head")
 
 
@@ -72,8 +72,7 @@ def _chunked(model: LanguageModel, hidden: Tensor, targets: Tensor, z_loss: Tens
 
 
 def summed_nats(model: LanguageModel, hidden: Tensor, targets: list[Tensor]) -> list[float]:
-    """The summed cross entropy of ``[N, D]`` hidden states for each of `targets`, with no more logits at a time than
-    training holds."""
+    """Return the summed cross entropy of ``[N, D]`` hidden states for each of `targets`, with no more logits at once than in training."""
     rows = CHUNK if worth_chunking(len(hidden), vocab_size(model)) else len(hidden)
     sums: list[list[Tensor]] = [[] for _ in targets]
     for first in range(0, len(hidden), rows):

@@ -1,38 +1,38 @@
-"""Which tokens of a text are hidden, as pure functions of a seed, a step and a place in the batch.
+"""Masks as pure functions of a seed, a step and a position in the batch.
 
-Numbers are numpy's random_raw, which it promises never to change. Text i of a step draws the same in batches of any size, and
-each kind of draw has a stream of its own, so that none depends on what another one takes.
+Numbers are numpy's random_raw, which numpy promises never to change. Text i of a step draws the same in batches of any size. Each kind
+of draw has its own stream, so none depends on the number of draws of another.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-TOKENS, SPANS, SAMPLES = 2, 3, 4  # streams; those of the prefixes are 1 (prefix.py), of the order of windows none
-VALIDATION = 1 << 62  # in the place of a step: what is hidden of the validation text is the same for every run
+TOKENS, SPANS, SAMPLES = 2, 3, 4  # streams; prefixes use 1 (prefix.py), the order of windows has none
+VALIDATION = 1 << 62  # used as step: the masks of the validation text are the same for every run
 
 
 def raw(data_seed: int, step: int, stream: int, n: int, numbers: int) -> np.ndarray:
-    """64 random bits for each of `numbers` draws of `n` texts, uint64 ``[n, numbers]``."""
+    """Return 64 random bits for each of `numbers` draws of `n` texts, uint64 ``[n, numbers]``."""
     seed = 0 if step == VALIDATION else data_seed
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(step, stream)))
     return bits.random_raw(n * numbers).reshape(n, numbers)
 
 
 def fractions(bits: np.ndarray) -> np.ndarray:
-    """Uniform numbers in [0, 1) from the upper 53 bits, float64."""
+    """Return uniform float64 in [0, 1) from the upper 53 bits."""
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def count(share: float, length: int) -> int:
-    """How many of `length` tokens are hidden: the nearest whole number, one at least, and never all."""
+    """Return how many of `length` tokens are masked: the nearest integer, at least one, and never all."""
     return min(max(1, round(share * length)), length - 1)
 
 
 def chosen(bits: np.ndarray, open_: np.ndarray, share: float) -> np.ndarray:
-    """Bool ``[n, T]``: in each text `share` of its tokens that are `open_`, every set of them equally likely, those with the
-    smallest of `bits` ``[n, T]``."""
-    keys = fractions(bits) + 2.0 * ~open_  # what is not open comes last
+    """Return bool ``[n, T]``: in each text `share` of its tokens that are `open_`, all sets equally likely. The chosen tokens are those
+    with the smallest of `bits` ``[n, T]``."""
+    keys = fractions(bits) + 2.0 * ~open_  # tokens that are not open come last
     rank = np.empty(keys.shape, dtype=np.int64)
     np.put_along_axis(rank, keys.argsort(-1, kind="stable"), np.arange(keys.shape[-1])[None], -1)
     n_open = open_.sum(-1)
@@ -41,8 +41,8 @@ def chosen(bits: np.ndarray, open_: np.ndarray, share: float) -> np.ndarray:
 
 
 def segments(bits: np.ndarray, total: int, parts: int) -> np.ndarray:
-    """`total` cut into `parts` whole numbers of at least 1, every way equally likely: int64 ``[n, parts]`` from
-    `bits` ``[n, total - 1]`` (the cuts are the places of the smallest)."""
+    """Split `total` into `parts` integers of at least 1, all ways equally likely: int64 ``[n, parts]``. The cuts are the positions of
+    the smallest of `bits` ``[n, total - 1]``."""
     n = len(bits)
     if parts == 1:
         return np.full((n, 1), total)
@@ -52,8 +52,8 @@ def segments(bits: np.ndarray, total: int, parts: int) -> np.ndarray:
 
 
 def pairs_ahead(prefix: int, window: int | None, stride: int | None) -> int:
-    """How many keys after their own the queries of a prefix read: at distance d there are ``prefix - d`` of them, for
-    d = stride, 2 stride, ... below `window`."""
+    """Return how many later keys the queries of a prefix read: ``prefix - d`` at each distance d = stride, 2 stride, ... below
+    `window`."""
     step = stride or 1
     n = ((prefix if window is None else min(window, prefix)) - 1) // step
     return n * prefix - step * n * (n + 1) // 2

@@ -1,4 +1,4 @@
-"""``objective=prefix``: the first part of a text is read in both directions, and the rest predicted from left to right."""
+"""``objective=prefix``: the first part of a text is read in both directions, the rest predicted left to right."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lmablate.objective.masking import pairs_ahead
 
 
 class Prefix(Objective):
-    """A prefix language model (Raffel et al. 2019, arXiv 1910.10683, sections 3.2.1 and 3.3.1; the S-denoiser of UL2,
-    arXiv 2205.05131, section 3.1.2): the tokens of a prefix read one another in both directions, the others what came
-    before them, and only the targets after the prefix count.
+    """A prefix language model (Raffel et al. 2019, arXiv 1910.10683, sections 3.2.1 and 3.3.1; the S-denoiser of UL2, arXiv 2205.05131,
+    section 3.1.2): the tokens of a prefix read each other in both directions, the others read earlier tokens, and only targets after
+    the prefix count.
 
-    `draw` says how long the prefix of a training text of T tokens is: ``uniform`` draws 1 to T for each text, as T5's random
-    split does, from the data seed, the step and the place in the batch; ``fixed`` is `share` of T for all. Validation
-    always has `share` of T. Of one token it would be ``objective=causal``.
+    `draw` sets the length of the prefix of a training text of T tokens. ``uniform`` draws 1 to T for each text, as T5's random split
+    does, from data seed, step and position in the batch; ``fixed`` is `share` of T for all. Validation always uses `share` of T. A
+    prefix of one token is ``objective=causal``.
     """
 
     looks_ahead: ClassVar[bool] = True
@@ -39,7 +39,7 @@ class Prefix(Objective):
             )
 
     def source_length(self, length: int) -> int | None:
-        """All of the prefix but its last token, which the decoder begins with."""
+        """Return the prefix without its last token, with which the decoder begins."""
         return prefix_length(self.share, length) - 1 if self.draw == "fixed" else None
 
     def batch(self, inputs: Tensor, targets: Tensor, *, data_seed: int, step: int) -> Batch:
@@ -52,7 +52,7 @@ class Prefix(Objective):
         return _same_length(inputs, targets, self.share)
 
     def yardsticks(self, inputs: Tensor, targets: Tensor) -> dict[str, Batch]:
-        """Read from left to right, without a prefix, and with prefixes whose targets every objective has."""
+        """Return batches read left to right, without a prefix, and with prefixes whose targets every objective shares."""
         found = {"val_loss_causal": Batch(inputs, targets)}
         return found | {f"val_loss_after_{share}": _same_length(inputs, targets, share / 100) for share in AFTER}
 
@@ -68,7 +68,7 @@ class Prefix(Objective):
 
 
 def read(inputs: Tensor, targets: Tensor, prefix: Tensor) -> Batch:
-    """Texts with prefixes of these lengths, ``[B]``."""
+    """Return the batch of texts with prefixes of these lengths, ``[B]``."""
     return Batch(inputs, after(targets, prefix), prefix)
 
 
@@ -78,8 +78,8 @@ def _same_length(inputs: Tensor, targets: Tensor, share: float) -> Batch:
 
 
 def draws(data_seed: int, step: int, n: int, length: int) -> np.ndarray:
-    """Lengths 1 to `length` for `n` texts, int64, from random_raw: numpy promises that it never changes. Text i of a step
-    draws the same in batches of any size."""
+    """Return lengths 1 to `length` for `n` texts, int64, from random_raw, which numpy promises never to change. Text i of a step draws
+    the same in batches of any size."""
     bits = np.random.Philox(np.random.SeedSequence(data_seed, spawn_key=(step, 1)))
     return 1 + (bits.random_raw(n) % length).astype(np.int64)
 

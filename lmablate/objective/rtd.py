@@ -1,4 +1,4 @@
-"""``objective=rtd``: a small generator fills hidden tokens in, and the model tells which tokens were replaced."""
+"""``objective=rtd``: a small generator fills in masked tokens, and the model detects which tokens were replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmablate.objective.base import Batch, Held
+from lmablate.objective.base import Batch, ValidationText
 from lmablate.objective.likelihood import IGNORE, Loss, cross_entropy
 from lmablate.objective.masking import SAMPLES, VALIDATION, count, fractions, raw
 from lmablate.objective.mlm import MaskedLM
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class Filled(NamedTuple):
-    """What a generator makes of a batch: the text with its samples ``[B, T]``, which of its tokens are not the text's, and its
-    logits and targets at the n hidden tokens, ``[B, n, V]`` and ``[B, n]``."""
+    """A batch after the generator: `text` with its samples ``[B, T]``, which of its tokens were `replaced`, and the `logits` and
+    `targets` at the n masked tokens, ``[B, n, V]`` and ``[B, n]``."""
 
     text: Tensor
     replaced: Tensor
@@ -31,13 +31,13 @@ class Filled(NamedTuple):
 
 class ReplacedTokens(MaskedLM):
     """Replaced-token detection (ELECTRA, Clark et al. 2020, arXiv 2003.10555, sections 3.1 and 3.2): `mask_share` of the tokens are
-    hidden from a generator with `generator_share` of the model's width, which shares its token table; a sample of what it
-    gives takes their place, and the model says of every token whether it is another than the text's. The loss is the
-    generator's cross entropy plus `discriminator_weight` times the mean binary one of all tokens; the latter is the nats of a
-    run. No gradient passes through the samples.
+    masked for a generator with `generator_share` of the model's width, which shares its token table. Samples of the generator replace
+    them, and the model predicts for every token whether it differs from the text's. The loss is the generator's cross entropy plus
+    `discriminator_weight` times the mean binary cross entropy of all tokens; the latter is the nats of a run. No gradient passes
+    through the samples.
 
-    A sample is where a uniform number falls among the generator's probabilities. These numbers hang on the data seed, the step
-    and the place alone.
+    A sample is where a uniform number falls among the generator's probabilities. These numbers depend on data seed, step and position
+    alone.
     """
 
     detects: ClassVar[bool] = True
@@ -60,7 +60,7 @@ class ReplacedTokens(MaskedLM):
         return self._noisy(super().batch(inputs, targets, data_seed=data_seed, step=step), data_seed, step)
 
     def validation(self, inputs: Tensor, targets: Tensor) -> Batch:
-        """Of whole windows, where there are any."""
+        """Return the batch of whole windows, if there are any."""
         filled = (targets != IGNORE).all(-1)
         if filled.any() and not filled.all():
             inputs, targets = inputs[filled], targets[filled]
@@ -86,18 +86,18 @@ class ReplacedTokens(MaskedLM):
         return Loss(generator.objective + self.weight * nats, nats)
 
     def filled(self, model: Any, inputs: Tensor, targets: Tensor, noise: Tensor | None) -> Filled:
-        """The samples of the model's generator, drawn by `noise`."""
+        """Return the samples of the model's generator, drawn by `noise`."""
         assert noise is not None
         n = count(self.share, inputs.shape[-1])
         at = torch.argsort((targets != IGNORE).byte(), dim=-1, descending=True, stable=True)[..., :n]
-        logits = model.generated(inputs, at).float()
+        logits = model.generator_logits(inputs, at).float()
         wanted = targets.gather(-1, at)
         with torch.no_grad():
             probabilities = logits.double().softmax(-1).cumsum(-1)
             draws = (noise.gather(-1, at) * probabilities[..., -1]).unsqueeze(-1)
             samples = torch.searchsorted(probabilities, draws, right=True).squeeze(-1)
             samples = samples.clamp(max=logits.shape[-1] - 1)
-        kept = wanted == IGNORE  # fewer were open
+        kept = wanted == IGNORE  # this text has fewer open tokens
         text = inputs.scatter(-1, at, torch.where(kept, inputs.gather(-1, at), samples))
         replaced = torch.zeros_like(inputs, dtype=torch.bool).scatter(-1, at, (samples != wanted) & ~kept)
         return Filled(text, replaced, logits, wanted)
@@ -113,10 +113,13 @@ class ReplacedTokens(MaskedLM):
     def counted(self, batch: Batch) -> int:
         return batch.inputs.numel()
 
-    def measures(self, model: LanguageModel, text: Held) -> dict[str, float]:
-        """Of the generator as of a masked model; and of the model `val_replaced_accuracy`: as many tokens are called replaced as
-        were, those with the largest logits, and this is the share that was. Blindly that is `val_replaced_share`; a model that
-        knows of each kind of token how often it was replaced in other text reaches `val_replaced_accuracy_unigram`."""
+    def measures(self, model: LanguageModel, text: ValidationText) -> dict[str, float]:
+        """Return the generator's measures as a masked model, and `val_replaced_accuracy` of the model.
+
+        As many tokens as were replaced, those with the largest logits, are called replaced; the accuracy is the fraction that was. By
+        chance it is `val_replaced_share`. A model that knows how often each token id was replaced in other text reaches
+        `val_replaced_accuracy_unigram`.
+        """
         whole = self.validation(text.inputs, text.targets)
         logits, replaced, tokens, right, nats = [], [], [], 0, 0.0
         for part in (piece.to(text.device) for piece in whole.split(text.batch_size)):
@@ -132,8 +135,8 @@ class ReplacedTokens(MaskedLM):
         targets = whole.targets[whole.targets != IGNORE].numpy()
         was, seen = torch.cat(replaced).numpy(), torch.cat(tokens).numpy()
         return {
-            "val_replaced_accuracy": found_of(was, torch.cat(logits).numpy()),
-            "val_replaced_accuracy_unigram": found_of(was, rates(was, seen)),
+            "val_replaced_accuracy": precision_of_top(was, torch.cat(logits).numpy()),
+            "val_replaced_accuracy_unigram": precision_of_top(was, rates(was, seen)),
             "val_replaced_share": float(was.mean()),
             "val_masked_accuracy": right / len(targets),
             "val_masked_accuracy_unigram": float((targets == text.log_p.argmax()).mean()),
@@ -142,8 +145,8 @@ class ReplacedTokens(MaskedLM):
         }
 
 
-def found_of(was: np.ndarray, score: np.ndarray) -> float:
-    """Of the tokens with the largest `score`, as many as `was` has, the share that `was`; among equal scores by chance."""
+def precision_of_top(was: np.ndarray, score: np.ndarray) -> float:
+    """Return the precision of the tokens with the largest `score`, as many as `was` has; ties count by chance."""
     n = int(was.sum())
     if not n:
         return float("nan")
@@ -153,8 +156,8 @@ def found_of(was: np.ndarray, score: np.ndarray) -> float:
 
 
 def rates(was: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """For each token how often its kind `was` in the other half of the text, one more of the mean rate counted in: a rate of the
-    same half would know of a rare token what became of this very one."""
+    """Return for each token how often its id `was` in the other half of the text, plus one count of the mean rate. The rate in the same
+    half would reveal, for a rare token, the token itself."""
     first = np.arange(len(tokens)) < len(tokens) // 2
     out = np.empty(len(tokens))
     for own in (first, ~first):

@@ -10,7 +10,7 @@ from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.evaluate.changes import changed, rebuilt
 from lmablate.evaluate.lengths import at_lengths
-from lmablate.evaluate.reach import check_reach
+from lmablate.evaluate.reach import check_lengths
 from lmablate.evaluate.ready import ready
 from lmablate.evaluate.text import Text, read_text, validation_text
 from lmablate.model import build_model
@@ -110,7 +110,7 @@ def evaluate_run(
     plan = protocols(times, stride, train_length)
     text = validation_text(data) if paths is None else read_text(paths, data, text_field)
     if not any(override.startswith("posemb") for override in overrides):
-        check_reach(cfg, plan)
+        check_lengths(cfg, plan)
     changes: list[str] = []
     if overrides:
         cfg, changes = changed(cfg, overrides, max(train_length, max(plan).length))

@@ -15,7 +15,7 @@ from lmablate.core.signals import request_stop_on_signal
 from lmablate.model import build_model
 from lmablate.runs.recovery import not_finite
 from lmablate.runs.run import Finished, RunSession, complete_evaluation, execute
-from lmablate.training.gang import Gang, Stack
+from lmablate.training.gang import Gang, MemberStack
 from lmablate.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _trial(run: PreparedRun) -> Trainer:
 def _seconds_per_member(runs: Sequence[PreparedRun], size: int, *, compiled: bool = False) -> float:
     """Return the fastest of a few steps of `size` members, over `size`: noise only ever adds."""
     trainers = [_trial(run) for run in runs[:size]]
-    stack = Stack(trainers, compiled=compiled) if size > 1 else None
+    stack = MemberStack(trainers, compiled=compiled) if size > 1 else None
     if compiled and stack is None:
         trainers[0].compile()
     times = []
@@ -173,7 +173,7 @@ def _seconds_per_member(runs: Sequence[PreparedRun], size: int, *, compiled: boo
         for trainer, loss in zip(trainers, nats, strict=True):
             trainer.apply(loss)
         for trainer in trainers:
-            trainer.settle()
+            trainer.drain_pending()
         times.append(time.perf_counter() - began)
     return min(times[1:]) / size
 
@@ -186,7 +186,7 @@ def self_test(runs: Sequence[PreparedRun]) -> float:
     together, alone = [_trial(run) for run in runs[:2]], [_trial(run) for run in runs[:2]]
     rows = [trainer.rows(0) for trainer in together]
     compiled = runs[0].cfg.runtime.compile is True
-    Stack(together, compiled=compiled).backward(rows)
+    MemberStack(together, compiled=compiled).backward(rows)
     worst = 0.0
     for mine, single, batch in zip(together, alone, rows, strict=True):
         if compiled:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 from lmablate.core.settings import BOOKKEEPING
-from lmablate.data.tasks.store import SkillData
+from lmablate.data.tasks.store import TaskData
 from lmablate.runs.provenance import device_name, peak_memory_bytes, provenance
 from lmablate.runs.wsd_branches import trunk_id
 from lmablate.schema.identity import SCIENCE_VERSION
@@ -56,7 +56,7 @@ def initial_columns(run: PreparedRun) -> dict[str, Any]:
             "val_tokens": len(data.val),
             "unigram_val_loss": data.unigram_val_loss,
             "entropy_floor": data.entropy_floor,
-            **(data.facts() if isinstance(data, SkillData) else {}),
+            **(data.row_fields() if isinstance(data, TaskData) else {}),
         },
     }
 

@@ -137,7 +137,7 @@ class RunSession:
         check_trunk_diagnostics(self.trunk, cfg)
         self.trainer = trainer_of(cfg)(build_model(cfg), data, cfg, self.directory.checkpoint_dir, self.trunk)
         self.heartbeat = Heartbeat(self.directory, cfg, on_status)
-        self.trainer.on_begin = self._record_attempt
+        self.trainer.on_resume = self._record_attempt
         self.columns = initial_columns(run)
         self.numerics: dict[str, Any] = {"gang": False, **distributed.numerics(cfg)}
         self.status = "failed"

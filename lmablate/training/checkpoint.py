@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, whole or absent, with everything that resuming to the bit needs."""
+"""Checkpoints: one safetensors file, complete or absent, with all that an exact resume needs."""
 
 from __future__ import annotations
 
@@ -31,32 +31,31 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
 ) -> Path:
-    """Write the weights, buffers of the user's own, AdamW's moments and `state` (plain JSON) after `step` steps; then drop all but the
-    last `keep`."""
+    """Write weights, user-defined buffers, AdamW's moments and `state` (plain JSON) after `step` steps; keep the last `keep`."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {f"buffer.{name}": buffer.detach() for name, buffer in own_buffers(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optim.{key}.{name}"] = value.detach()
-    said = json.dumps({**state, "step": step})
+    header = json.dumps({**state, "step": step})
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed shall not begin half of another
+    folder.mkdir(exist_ok=True)  # without parents: a run whose folder was removed must not start another one
     remove_leftovers(folder)
     path = folder / f"step-{step:09d}.safetensors"
-    atomic_write(path, save(tensors, {"state": said, "crc32": checksum(tensors, said)}))
+    atomic_write(path, save(tensors, {"state": header, "crc32": checksum(tensors, header)}))
     drop_older(folder, keep)
     return path
 
 
 def drop_older(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, of either kind."""
+    """Delete all but the newest `keep` checkpoints, of either kind."""
     for old in newest_first(folder)[keep:]:
-        with suppress(OSError):  # it costs room, and nothing else
+        with suppress(OSError):  # a leftover costs disk space only
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def keep_last(folder: Path, keep: int) -> None:
-    """At the end of a run: remove all but the newest `keep`, once the newest has been read back whole."""
+    """Delete all but the newest `keep` checkpoints at the end of a run, if the newest can be read back."""
     found = newest_first(folder)
     if len(found) > keep:
         with suppress(OSError, Damaged):
@@ -64,20 +63,20 @@ def keep_last(folder: Path, keep: int) -> None:
             drop_older(folder, keep)
 
 
-def checksum(tensors: Mapping[str, torch.Tensor], said: str) -> str:
-    """CRC-32 over names, bytes and state: a flipped bit in a weight would else be a wrong number that nobody sees."""
-    crc = zlib.crc32(said.encode())
+def checksum(tensors: Mapping[str, torch.Tensor], header: str) -> str:
+    """Return the CRC-32 of names, bytes and `header`, without which a flipped bit in a weight would go unnoticed."""
+    crc = zlib.crc32(header.encode())
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"
 
 
 class Damaged(Exception):
-    """A checkpoint whose content is not what was written."""
+    """The content of a checkpoint is not what was written."""
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The state and the tensors of a file, on the CPU. Raises Damaged, and OSError where it cannot be read at all."""
+    """Return the state and the tensors of a file, on the CPU. Raises Damaged, or OSError if it cannot be read at all."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -85,7 +84,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         if strange := set(metadata) - {"state", "crc32"}:
             raise Damaged(f"its header has a {min(strange)}")
         state = json.loads(metadata["state"])
-        crc = metadata.get("crc32")  # files from before there was one have none
+        crc = metadata.get("crc32")  # files of early versions have none
         if crc is not None and crc != checksum(tensors, metadata["state"]):
             raise Damaged("its checksum does not fit")
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
@@ -96,22 +95,22 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a run: one file each, or a folder of parts (distributed/checkpoint.py). Raises ConfigError for a folder
-    that may not be read: a run shall not begin anew beside what it has."""
+    """Return the checkpoints of a run, newest first: files, or folders of shards (distributed/checkpoint.py). Raises ConfigError for a
+    folder without read permission: a run must not start anew next to its own checkpoints."""
     try:
         found = [path for path in access.listed(folder) if _NAME.fullmatch(path.name)]
     except OSError as error:
         raise ConfigError(f"checkpoints: {access.reason(error)}") from None
-    return sorted(found, key=lambda path: (-step_of(path), path.suffix))  # of the same step, the file goes first
+    return sorted(found, key=lambda path: (-step_of(path), path.suffix))  # for equal steps, the file comes first
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint."""
+    """Return the step of a checkpoint."""
     return int(path.stem.partition("-")[2])
 
 
 def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
-    """Those that are one file, newest first; of step `up_to` at most."""
+    """Return the checkpoints that are one file, newest first, up to step `up_to`."""
     files = (path for path in newest_first(folder) if path.suffix == ".safetensors")
     return [path for path in files if up_to is None or step_of(path) <= up_to]
 
@@ -119,33 +118,33 @@ def checkpoints(folder: Path, up_to: int | None = None) -> list[Path]:
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, up_to: int | None = None
 ) -> dict[str, Any] | None:
-    """Fill `model` and `optimizer` from the newest readable checkpoint, of step `up_to` at most, and return its state;
-    None when there is none. One in parts is put together, by this process alone."""
+    """Fill `model` and `optimizer` from the newest readable checkpoint up to step `up_to`; return its state, None without one. Shards
+    are joined by this process alone."""
     for path in newest_first(folder):
         if up_to is not None and step_of(path) > up_to:
             continue
         try:
-            state, tensors = read_for(path, model)
-        except OSError as error:  # perhaps only now
+            state, tensors = read_matching(path, model)
+        except OSError as error:  # perhaps a temporary failure
             log.warning("%s cannot be read (%s); going back to the checkpoint before", path, error)
             continue
         except Damaged as error:
-            set_aside(path, str(error))
+            quarantine(path, str(error))
             continue
         fill(model, optimizer, tensors)
         return state
     return None
 
 
-def set_aside(path: Path, why: str) -> None:
-    """Have a damaged checkpoint be none any more; it stays to be looked at."""
+def quarantine(path: Path, why: str) -> None:
+    """Rename a damaged checkpoint, so that it is no longer loaded but can be inspected."""
     log.warning("%s is damaged (%s); going back to the checkpoint before", path, why)
     with suppress(OSError):
         os.replace(path, path.with_suffix(".damaged"))
 
 
-def read_for(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """State and tensors of a checkpoint, if they are those of `model`. Raises Damaged or OSError."""
+def read_matching(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return state and tensors of a checkpoint that fits `model`. Raises Damaged or OSError."""
     if path.suffix == ".shards":
         from lmablate.training.distributed.checkpoint import read_parts
 
@@ -155,14 +154,14 @@ def read_for(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, to
     wanted: dict[str, torch.Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     wanted |= {f"buffer.{name}": buffer for name, buffer in own_buffers(model).items()}
     for key, mine in wanted.items():
-        there = tensors.get(key)
-        if there is None or there.shape != mine.shape:
+        stored = tensors.get(key)
+        if stored is None or stored.shape != mine.shape:
             raise Damaged(f"it has no {key.partition('.')[2]} of shape {tuple(mine.shape)}")
     return state, tensors
 
 
 def fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put the tensors of a checkpoint into weights, buffers and moments."""
+    """Copy the tensors of a checkpoint into weights, buffers and moments."""
     with torch.no_grad():
         for name, buffer in own_buffers(model).items():
             buffer.copy_(tensors[f"buffer.{name}"])
@@ -172,16 +171,16 @@ def fill(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[st
                 key: tensors[f"optim.{key}.{name}"] for key in ("step", *MOMENTS) if f"optim.{key}.{name}" in tensors
             }
             if moments:
-                # fused AdamW keeps its step counter on the parameter's device
+                # fused AdamW has its step counter on the parameter's device
                 optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
 
 
 def check_size(path: Path, model: nn.Module) -> None:
-    """Raise Damaged for a file that holds more than the weights of `model` and twice as much besides, before it is read."""
+    """Raise Damaged for a file larger than weights and moments of `model` can be, before it is read."""
     held = [*model.parameters(), *own_buffers(model).values()]
-    most = 4 * sum(x.numel() * x.element_size() for x in held) + (64 << 20)
-    if (size := path.stat().st_size) > most:
-        raise Damaged(f"it has {size:,} bytes, and a checkpoint of this model {most:,} at most")
+    limit = 4 * sum(x.numel() * x.element_size() for x in held) + (64 << 20)
+    if (size := path.stat().st_size) > limit:
+        raise Damaged(f"it has {size:,} bytes, and a checkpoint of this model {limit:,} at most")
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -196,11 +195,11 @@ def load_weights(path: Path, model: nn.Module) -> None:
         raise ConfigError(f"{path}: damaged ({error}): train the run again, with --again") from None
 
 
-def take_weights(folder: Path, model: nn.Module) -> float:
-    """Fill `model` with the weights of a finished run, its parent, whose checkpoints stand in `folder`.
+def load_parent_weights(folder: Path, model: nn.Module) -> float:
+    """Fill `model` with the final weights of its parent run, whose checkpoints are in `folder`.
 
-    Returns the loss that the first run of the line had before any training, which is what a loss that grows is held against.
-    Raises ConfigError where no checkpoint is left, or its weights do not fit.
+    Returns the loss that the first run of the line had before training, against which divergence is judged. Raises ConfigError if no
+    checkpoint is left or the weights do not fit.
     """
     found = checkpoints(folder)
     if not found:

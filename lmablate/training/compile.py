@@ -1,10 +1,10 @@
-"""torch.compile, for runs that ask for it: ``runtime.compile=true``.
+"""torch.compile, for runs with ``runtime.compile=true``.
 
-Whether a run is compiled is decided by its own command alone: compiled and eager steps round differently, so that a choice by
-what stands beside a run in a grid would give one run two losses.
+A run's own configuration alone decides whether it is compiled. Compiled and eager steps round differently, so a choice that depended on
+the other runs of a grid would give one run two losses.
 
-A model is compiled block by block, so that a deeper one reuses its graph, with fixed shapes, so that a graph computes the
-same numbers whatever was compiled before it. Evaluation stays eager: its graphs would be compiled for a few passes only.
+A model is compiled block by block, so that a deeper one reuses its graph. Shapes are fixed, so that a graph computes the same numbers
+whatever was compiled before it. Evaluation stays eager: its graphs would serve a few passes only.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def compile_blocks(model: TransformerLM, cfg: RunConfig, try_out: Callable[[], Any]) -> str | None:
-    """Compile `model` in place; None if that worked, else why not, and the model stays eager.
-
-    `try_out` takes a forward and backward pass, so that what cannot be compiled shows before the first step.
-    """
+    """Compile `model` in place; return None, or the reason why it stays eager. `try_out` runs a forward and backward pass, so that a
+    failure shows before the first step."""
     if (why := missing_compiler(model.embedding.weight.device.type)) is None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache(cfg.runtime.cache_dir))
         import torch._dynamo
 
         torch._dynamo.config.automatic_dynamic_shapes = False
-        torch._dynamo.config.recompile_limit = 64  # of a block's code: options by layer, sizes of a gang, a last batch
+        torch._dynamo.config.recompile_limit = 64  # per block: options by layer, gang sizes, the last batch
         try:
             for module in model.modules():
                 if getattr(module, "shapes_depend_on_data", False):
@@ -57,7 +55,7 @@ def compile_blocks(model: TransformerLM, cfg: RunConfig, try_out: Callable[[], A
 
 
 def missing_compiler(device: str) -> str | None:
-    """Why nothing can be compiled here, if so: torch.compile needs a C++ compiler on CPUs."""
+    """Return why `device` cannot compile, or None: on CPUs torch.compile needs a C++ compiler."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     if device == "cpu" and not any(shutil.which(name) for name in names):
         return f"no C++ compiler ({' or '.join(names)}) is installed"
@@ -65,19 +63,19 @@ def missing_compiler(device: str) -> str | None:
 
 
 def graph_of(cfg: RunConfig) -> str:
-    """Runs with equal answers compile the same graph, whatever text they read."""
+    """Return a key of the compiled graph: runs with equal keys compile the same one, whatever their text."""
     from lmablate.training.gang import FUSIBLE_KEYS
 
-    told = cfg.model_dump(include=set(GRAPH))
+    graph = cfg.model_dump(include=set(GRAPH))
     for group, names in FUSIBLE_KEYS.items():
-        told[group] = {name: value for name, value in told[group].items() if name not in names}
-    return json.dumps([told, cfg.runtime.microbatch_size], sort_keys=True, default=str)
+        graph[group] = {name: value for name, value in graph[group].items() if name not in names}
+    return json.dumps([graph, cfg.runtime.microbatch_size], sort_keys=True, default=str)
 
 
-def compile_cache(ours: str | None) -> Path:
-    """The user's folder for compiled graphs, else one beside the token stores, which outlives /tmp."""
-    asked = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
-    # Some imports of torch write its default into the environment, as if the user had.
-    if asked and not Path(asked).name.startswith("torchinductor_"):
-        return Path(asked)
-    return ((Path(ours) if ours else cache_dir()) / "inductor").absolute()
+def compile_cache(cache: str | None) -> Path:
+    """Return the folder for compiled graphs: the user's, else one in the cache folder `cache`, which outlives /tmp."""
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    # Some imports of torch set the variable to its default, as if the user had.
+    if given and not Path(given).name.startswith("torchinductor_"):
+        return Path(given)
+    return ((Path(cache) if cache else cache_dir()) / "inductor").absolute()

@@ -1,4 +1,4 @@
-"""When a run counts as diverged."""
+"""The rule by which a run counts as diverged."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class DivergenceDetector:
-    """Diverged means: a loss or gradient norm that is not finite, or a smoothed training loss above the loss at
-    initialisation for `patience` steps in a row.
+    """A detector of a loss or gradient norm that is not finite, or of a smoothed loss above `initial_loss` for `patience` steps in a
+    row.
 
-    The smoothed loss is the exponential moving average ``m <- s m + (1 - s) loss`` with ``s = smoothing``, started at the
-    first loss. It sees every step in order, so the verdict does not depend on how often a run logs.
+    The smoothed loss is the exponential moving average ``m <- s m + (1 - s) loss`` with ``s = smoothing``, starting at the first loss.
+    It sees every step in order, so the result does not depend on how often a run logs.
     """
 
     def __init__(self, *, initial_loss: float, smoothing: float, patience: int) -> None:
@@ -20,7 +20,7 @@ class DivergenceDetector:
         self.above = 0
 
     def diverged(self, loss: float, grad_norm: float) -> bool:
-        """Take in one step; True if the run has diverged at it."""
+        """Add one step; return True if the run has diverged at it."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return True
         self.average = loss if self.average is None else self.smoothing * self.average + (1 - self.smoothing) * loss
@@ -28,7 +28,7 @@ class DivergenceDetector:
         return self.above >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"initial_loss": self.initial_loss, "average": self.average, "above": self.above}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -1,13 +1,12 @@
 """Gang training: K runs of one graph train as one program.
 
-Every weight of the members is a slice ``[k]`` of a stacked tensor ``[K, ...]``, so one forward and backward pass of one
-model serves all of them (model/primitives.py meets each member's activations with its own slice). Everything else stays
-the solo Trainer's: a member has its own seeds, optimizer, clipping, schedule, step counter, records and checkpoints, and
-a checkpoint is the solo format, because its parameters are views of the stack.
+Every weight of the members is a slice ``[k]`` of a stacked tensor ``[K, ...]``, so one forward and backward pass of one model serves
+them all (model/primitives.py applies each member's slice to its own activations). All else belongs to the solo Trainer: a member has
+its own seeds, optimizer, clipping, schedule, step counter, records and checkpoints. Checkpoints have the solo format, because a
+member's parameters are views of the stack.
 
-A member that ends or diverges leaves its slot at once; the next queued run takes it, or the stack is made smaller. What a
-member computes depends on nothing beside it: products are batched over K and reductions stay inside a member, so a NaN
-in one changes no bit of another.
+A member that ends or diverges frees its slot at once. The next queued run takes it, or the stack shrinks. A member's numbers depend on
+no other member: products are batched over K and reductions stay inside a member, so a NaN in one changes no bit of another.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 
 from lmablate.data.tokens import share_of
 from lmablate.model import build_model
-from lmablate.model.plain_torch import why_alone
+from lmablate.model.plain_torch import why_solo
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.model.training_hooks import before_step, join_counts, leave_counts, stack_counts
 from lmablate.objective import member_losses, objective_of, stacked
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.schema.run_config import RunConfig
 
-# What members of one gang may differ in: numbers that change no shape and no code.
+# Members of one gang may differ in these numbers, which change no shape and no code.
 FUSIBLE = ("init_seed", "data_seed", "optim", "schedule")
 FUSIBLE_KEYS = {
     "model": ("init_std", "depth_scaled_init", "init"),
@@ -42,12 +41,12 @@ FUSIBLE_KEYS = {
 
 
 def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
-    """Runs with equal keys may train as one gang; None for a run that trains solo.
+    """Return a key of the graph: runs with equal keys may train as one gang. None for a run that trains solo.
 
-    Solo are runs with dropout, whose random draws depend on the shape of the whole batch, those of an objective that says
-    so, and those with parameters or buffers of plain torch.
+    Solo are runs with dropout, whose draws depend on the shape of the whole batch, objectives that require it, and models with
+    parameters or buffers of plain torch.
     """
-    if cfg.model.dropout or objective_of(cfg).solo or why_alone(cfg):
+    if cfg.model.dropout or objective_of(cfg).solo or why_solo(cfg):
         return None
     key: dict[str, Any] = {name: value for name, value in science(cfg, data).items() if name not in FUSIBLE}
     for group, names in FUSIBLE_KEYS.items():
@@ -59,13 +58,13 @@ def graph_key(cfg: RunConfig, data: TokenData) -> str | None:
     return json.dumps(key, sort_keys=True)
 
 
-class Stack:
+class MemberStack:
     """The stacked weights of K members, and one model that runs them."""
 
     def __init__(self, members: list[Trainer], *, compiled: bool = False) -> None:
         cfg = members[0].cfg
         self.members = members
-        self.left: set[int] = set()  # slots whose members have ended
+        self.free: set[int] = set()  # slots whose members have ended
         self.device = members[0].device
         self.model = build_model(cfg, device="meta").to_empty(device=self.device)
         for mine, theirs in zip(self.model.buffers(), members[0].model.buffers(), strict=True):
@@ -84,7 +83,7 @@ class Stack:
             self._compile()
 
     def _compile(self) -> None:
-        """Compile the one model; the members' own stay eager, since they only evaluate."""
+        """Compile the stacked model; the members' own models only evaluate and stay eager."""
         member = self.members[0]
         rows = [torch.zeros_like(member.rows(0)) for _ in self.members]
         note = compile_blocks(self.model, member.cfg, lambda: self.backward(rows))
@@ -93,33 +92,31 @@ class Stack:
             member.compile_note = note
 
     def replace(self, slot: int, member: Trainer) -> None:
-        """Put a fresh member into a slot: its weights are copied into the stack and become views of it."""
+        """Put a new member into a slot: copy its weights into the stack and make them views of it."""
         with torch.no_grad():
             for parameter, own in zip(self.stacked, member.model.parameters(), strict=True):
                 parameter.data[slot].copy_(own.data)
                 own.data = parameter.data[slot]
             join_counts(self.model, slot, member.model)
         self.members[slot] = member
-        self.left.discard(slot)
+        self.free.discard(slot)
 
     def release(self, slot: int) -> None:
-        """Let the member of a slot take its weights with it, before another one writes there."""
+        """Give the member of a slot its own copy of its weights, before another one writes there."""
         for own in self.members[slot].model.parameters():
             own.data, own.grad = own.data.clone(), None
         leave_counts(self.members[slot].model)
-        self.left.add(slot)
+        self.free.add(slot)
 
     def backward(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Leave each member's gradients in its parameters; `rows` are ``[B, T + 1]`` (or ``[B, 2 T]``) each. Returns each one's mean nats.
-
-        A slot whose member has left computes on whatever stands there, and touches nothing of that member's.
-        """
+        """Compute each member's gradients into its parameters; return the mean nats of each. `rows` are ``[B, T + 1]`` (or ``[B, 2
+        T]``) per member. A free slot computes on whatever it contains and changes nothing of its former member."""
         cfg = self.members[0].cfg
         for parameter in self.stacked:
             parameter.grad = None
         before_step(self.model)
         totals = torch.zeros(len(self.members), device=self.device)
-        batch = stacked([member.prepared(own) for member, own in zip(self.members, rows, strict=True)])
+        batch = stacked([member.prepare_batch(own) for member, own in zip(self.members, rows, strict=True)])
         self.model.train()
         for micro in batch.split(cfg.runtime.microbatch_size or batch.inputs.shape[1], dim=1):
             share = share_of(micro.targets, batch.targets)
@@ -129,7 +126,7 @@ class Stack:
             (losses.objective * share).sum().backward()
             totals += losses.nats.detach() * share
         for k, member in enumerate(self.members):
-            if k in self.left:
+            if k in self.free:
                 continue
             for parameter, own in zip(self.stacked, member.model.parameters(), strict=True):
                 own.grad = None if parameter.grad is None else parameter.grad[k]
@@ -137,8 +134,8 @@ class Stack:
 
 
 @dataclass
-class Seat:
-    """A member at work: its trainer, its cycle, and the rows it waits for."""
+class ActiveMember:
+    """An active member: its trainer, its cycle, and the rows of its next step."""
 
     name: Any
     trainer: Trainer
@@ -147,10 +144,8 @@ class Seat:
 
 
 class Gang:
-    """Trains queued members `size` at a time, as a compiled program if `compiled`.
-
-    `queue` yields (name, trainer) pairs; trainers are made one by one, when a slot is free for them.
-    """
+    """A trainer of queued members, `size` at a time, as a compiled program if `compiled`. `queue` yields (name, trainer) pairs; each
+    trainer is created when a slot becomes free."""
 
     def __init__(
         self,
@@ -161,21 +156,19 @@ class Gang:
         stop: Callable[[], int] = lambda: 0,
     ) -> None:
         self.queue, self.stop, self.compiled = iter(queue), stop, compiled
-        self.slots: list[Seat | None] = [None] * size
-        self.stack: Stack | None = None
+        self.slots: list[ActiveMember | None] = [None] * size
+        self.stack: MemberStack | None = None
 
     def run(self) -> Iterator[tuple[Any, Record | None]]:
-        """Yield (name, record) for every record of every member, and (name, None) when a member has ended.
-
-        When `stop` answers with a signal's number, every member writes a checkpoint, and Interrupted is raised.
-        """
+        """Yield (name, record) for every record of every member, and (name, None) when a member has ended. If `stop` returns a signal
+        number, every member writes a checkpoint and Interrupted is raised."""
         while True:
             yield from self._fill()
             seats = [(slot, seat) for slot, seat in enumerate(self.slots) if seat is not None]
             if not seats:
                 return
             if self.stack is None:
-                self.stack = Stack([seat.trainer for _, seat in seats], compiled=self.compiled)
+                self.stack = MemberStack([seat.trainer for _, seat in seats], compiled=self.compiled)
             idle = seats[0][1].rows
             rows = [idle if seat is None else seat.rows for seat in self.slots]
             nats = self.stack.backward([row for row in rows if row is not None])
@@ -184,7 +177,7 @@ class Gang:
                 seat.trainer.compiled = self.stack.compiled
                 try:
                     yield from _advance(seat, nats[slot])
-                except Interrupted as stop:  # the others write their checkpoints first
+                except Interrupted as stop:  # raised after the others have written their checkpoints
                     interrupted = stop
                     continue
                 if seat.rows is None:
@@ -195,14 +188,14 @@ class Gang:
                 raise interrupted
 
     def _fill(self) -> Iterator[tuple[Any, Record | None]]:
-        """Give free slots to queued runs. Where none is left, drop the slots, so that no work is spent on them: at once,
-        or where that costs a compilation, when half of them are free."""
+        """Give free slots to queued runs. With an empty queue, drop free slots: at once, or if that costs a compilation, when half of
+        the slots are free."""
         for slot, seat in enumerate(self.slots):
             while seat is None and (queued := next(self.queue, None)) is not None:
                 name, trainer = queued
-                fresh = Seat(name, trainer, trainer.cycle(self.stop))
+                fresh = ActiveMember(name, trainer, trainer.cycle(self.stop))
                 yield from _advance(fresh, None)
-                if fresh.rows is None:  # an earlier attempt had taken its last step
+                if fresh.rows is None:  # an earlier attempt took its last step
                     yield name, None
                     continue
                 seat = self.slots[slot] = fresh
@@ -215,7 +208,7 @@ class Gang:
             self.stack = None
 
 
-def _advance(seat: Seat, nats: torch.Tensor | None) -> Iterator[tuple[Any, Record]]:
+def _advance(seat: ActiveMember, nats: torch.Tensor | None) -> Iterator[tuple[Any, Record]]:
     """Take a member to its next step; its `rows` are None once it has ended."""
     seat.rows = None
     try:

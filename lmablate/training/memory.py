@@ -1,8 +1,8 @@
-"""Keeping freed memory in the process.
+"""Memory settings of a process: freed memory is kept, and a GPU's memory is limited.
 
-A training step frees and asks for the same hundreds of megabytes again and again. By default glibc gives large blocks
-back to the operating system, which hands them out anew page by page and cleared: measured on one core, that was 15 % of
-a step at d_model 128 and vocabulary 1,024, and 60 % at vocabulary 32,000. No number changes with it, nor does the peak.
+A training step allocates and frees the same hundreds of megabytes again and again. By default glibc returns large blocks to the
+operating system, which clears them page by page before it hands them out again. Measured on one core, that was 15 % of a step at
+d_model 128 and vocabulary 1,024, and 60 % at vocabulary 32,000. Neither results nor peak memory change.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SIZES = (1 << 30, 32 << 20)  # bytes; older versions of glibc refuse more than 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Reuse freed blocks instead of giving them back, in this whole process; False where the C library is not glibc."""
+    """Let this process reuse freed blocks instead of returning them; return False if the C library is not glibc."""
     if sys.platform != "linux":
         return False
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  (musl has a mallopt that does nothing)
+        libc.gnu_get_libc_version  # noqa: B018  (the mallopt of musl does nothing)
         set_ = libc.mallopt
     except (OSError, AttributeError):
         return False
@@ -35,8 +35,7 @@ def keep_freed_memory() -> bool:
 
 
 def limit_gpu_memory(cfg: RunConfig) -> None:
-    """Hold a run to the share of a GPU that it was given (`runtime.gpu_memory`, GiB): one that needs more then runs out of
-    memory itself, and not its neighbours."""
+    """Limit the run to its share of a GPU (`runtime.gpu_memory`, GiB), so that one that needs more fails and not its neighbours."""
     if cfg.runtime.device == "cuda" and cfg.runtime.gpu_memory is not None:
         import torch
 

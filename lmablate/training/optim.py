@@ -1,4 +1,4 @@
-"""AdamW and the learning rate's schedule."""
+"""AdamW and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101). Weight decay by dimensionality: matrices decay, gains
-    and biases do not, whatever they are called.
+    """Return fused AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) over the parameters of `model`. Matrices decay; gains and
+    biases do not, whatever their names.
 
-    With eta_t the schedule's factor, a step takes ``eta_t lr weight_decay w`` from a weight as in torch; where decay is
-    independent it takes ``eta_t weight_decay w``, as in the paper's algorithm 2 (Wortsman et al. 2023, arXiv 2309.14322,
-    section 3.2.2: it makes the best decay hang less on the learning rate).
+    With eta_t the schedule's factor, a step subtracts ``eta_t lr weight_decay w`` from a weight, as in torch. With
+    ``decay=independent`` it subtracts ``eta_t weight_decay w``, as in the paper's algorithm 2: the best decay then depends less on the
+    learning rate (Wortsman et al. 2023, arXiv 2309.14322, section 3.2.2).
     """
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -36,10 +36,10 @@ def build_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW
 
 
 def lr_factor(schedule: ScheduleSettings, step: int, steps: int) -> float:
-    """The share of the peak learning rate used by optimizer step `step` (from 0) of `steps`.
+    """Return the fraction of the peak learning rate at optimizer step `step` (from 0) of `steps`.
 
-    Warmup rises linearly and reaches 1 with its last step; the decay starts from 1 and would reach `final_fraction` with
-    the step after the last, so that no step is spent at a rate of 0.
+    Warmup rises linearly and reaches 1 at its last step. The decay starts from 1 and would reach `final_fraction` one step after the
+    last, so that no step has a rate of 0.
     """
     warmup = schedule.warmup_steps or 0
     if step < warmup:

@@ -1,4 +1,4 @@
-"""How long a training step takes on this machine, measured once for each shape and remembered in the cache folder."""
+"""The duration of a training step on this machine, measured once per shape and stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.schema.run_config import RunConfig
 
-BUDGET_SECONDS = 2.0  # of steps, after one that warms up
-# Of an eager step, measured on one core of an AMD EPYC with AVX512-BF16, at widths 32 to 384; see docs/benchmarks.md.
-EFFICIENCY = {"fp32": 0.5, "bf16": 0.2}  # of its products, of the matmul peak
-LAYER_SECONDS = 1.5e-3  # of its own cost, whatever its size
+BUDGET_SECONDS = 2.0  # of measured steps, after one warm-up step
+# Eager steps, measured on one core of an AMD EPYC with AVX512-BF16, at widths 32 to 384; see docs/benchmarks.md.
+EFFICIENCY = {"fp32": 0.5, "bf16": 0.2}  # rate of the matrix products, as a fraction of the matmul peak
+LAYER_SECONDS = 1.5e-3  # fixed overhead of a layer, whatever its size
 
 
 class RandomTokens:
-    """The part of TokenData that a step needs: a step's time does not depend on what the text says."""
+    """The part of TokenData that a step needs, with random tokens: a step's time does not depend on the text."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
     def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:
-        """Int64 ``[B, T + 1]``."""
+        """Return int64 ``[B, T + 1]``."""
         rng = np.random.default_rng([data_seed, step])
         return rng.integers(0, self.vocab_size, (batch_size, context_length + 1), dtype=np.int64)
 
 
 def seconds_per_step(cfg: RunConfig) -> float:
-    """The median seconds of an optimizer step of `cfg`, evaluation left out.
+    """Return the median seconds of an optimizer step of `cfg`, without evaluation.
 
-    Measured here and kept as ``timings.json`` in the cache folder, so that every later command solves the same steps. The
-    first measurement wants a machine with nothing else to do.
+    The time is measured once and stored in ``timings.json`` in the cache folder, so that later commands solve for the same steps. The
+    first measurement needs an otherwise idle machine.
     """
     path = (Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else cache_dir()) / "timings.json"
     key = hashlib.sha256(json.dumps(_shape(cfg), sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -48,7 +48,7 @@ def seconds_per_step(cfg: RunConfig) -> float:
 
 
 def _shape(cfg: RunConfig) -> list[Any]:
-    """All that decides the time of a step: the machine, the graph, and how it is run."""
+    """The key of a measurement: the machine, the graph, and how it runs."""
     import torch
 
     graph = cfg.model_dump(include=set(GRAPH))
@@ -79,9 +79,8 @@ def _measure(cfg: RunConfig) -> float:
         torch.set_num_threads(threads)
 
 
-def guessed_seconds(cfg: RunConfig) -> float:
-    """A rough guess, without training anything, at how long the steps of a run take on this machine's CPU."""
-
+def estimated_seconds(cfg: RunConfig) -> float:
+    """Estimate the training time of a run on this machine's CPU, in seconds, without training."""
     folder = Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else None
     precision = cfg.trainer.precision
     rate = EFFICIENCY[precision] * matmul_rates(folder)[precision]

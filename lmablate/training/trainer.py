@@ -1,4 +1,4 @@
-"""The one training loop. It yields records and knows nothing of files, dashboards or terminals."""
+"""The training loop. It yields records and knows nothing of files, dashboards or terminals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lmablate.model.init import seed_everything, seed_of
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.model.training_hooks import after_step, before_step
 from lmablate.objective import Batch, objective_of
-from lmablate.training.checkpoint import load_checkpoint, save_checkpoint, take_weights
+from lmablate.training.checkpoint import load_checkpoint, load_parent_weights, save_checkpoint
 from lmablate.training.compile import compile_blocks
 from lmablate.training.divergence import DivergenceDetector
 from lmablate.training.memory import keep_freed_memory
@@ -38,12 +38,12 @@ Record = dict[str, Any]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; a checkpoint of its last whole step is on disk."""
+    """A signal stopped the run; a checkpoint of its last whole step is on disk."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands. Everything here goes into the checkpoint."""
+    """The state of a run at a step. All of it goes into the checkpoint."""
 
     step: int = 0
     seconds: float = 0.0  # of training, evaluation not counted
@@ -64,7 +64,7 @@ class Progress:
 
 
 class Trunk(Protocol):
-    """Checkpoints that this run leaves at `points` for shorter ones, and may begin from itself (runs/wsd_branches.py)."""
+    """The checkpoints a run leaves at the steps `points` for shorter runs, and may itself start from (runs/wsd_branches.py)."""
 
     folder: Path
     points: frozenset[int]
@@ -72,13 +72,13 @@ class Trunk(Protocol):
     left_at: int | None
 
     def keep_history(self, step: int) -> None:
-        """Keep the records of this run up to `step` beside the checkpoint."""
+        """Store the records of this run up to `step` next to the checkpoint."""
 
 
 class Trainer:
-    """Trains `model` on `data` as `cfg` says, from the newest checkpoint in `folder` if there is one."""
+    """The training of `model` on `data` as `cfg` describes, from the newest checkpoint in `folder` if there is one."""
 
-    ranks: Any = None  # the processes that share this run, where they are several (lmablate/distributed)
+    ranks: Any = None  # the processes that share this run, if there are several (training/distributed)
 
     def __init__(
         self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None, trunk: Trunk | None = None
@@ -98,12 +98,12 @@ class Trainer:
         self.detector: DivergenceDetector | None = None
         self.probe = open_probe(cfg, data)
         self.compiled = False
-        self.compile_note: str | None = None  # why it is not compiled, if it should have been
+        self.compile_note: str | None = None  # why compilation failed, if it was requested
         self._pending: list[torch.Tensor] = []
-        self.on_begin: Callable[[int | None], None] = lambda step: None  # hears of the step that the run goes on from
+        self.on_resume: Callable[[int | None], None] = lambda step: None  # called with the first step, None if fresh
 
     def compile(self) -> None:
-        """Compile the model, if that is possible here. No text is read: a process that compiles for others has none."""
+        """Compile the model if possible. A batch of zeros is used, since a process that only compiles has no text."""
         size = min(self.cfg.runtime.microbatch_size or math.inf, self.cfg.trainer.batch_size)
         tokens = torch.zeros((int(size), self.cfg.model.context_length), dtype=torch.long, device=self.device)
         batch = self.objective.batch(tokens, tokens, data_seed=self.cfg.data_seed, step=0)
@@ -118,7 +118,7 @@ class Trainer:
         self.compiled = self.compile_note is None
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
-        """Train, yielding one record a logging step; see `cycle`."""
+        """Train and yield one record per logging step (see `cycle`); `stop` is as in `cycle`."""
         if self.cfg.runtime.compile is True:
             self.compile()
         cycle = self.cycle(stop)
@@ -135,14 +135,14 @@ class Trainer:
                 nats = self.backward(item)
 
     def cycle(self, stop: Callable[[], int]) -> Generator[Record | torch.Tensor, torch.Tensor | None, None]:
-        """The run, step by step, with the gradients left to the caller.
+        """Run all steps, leaving the gradients to the caller.
 
-        Yields records, and between them the rows ``[B, T + 1]`` of the next step; for these it is sent their mean nats,
-        once their gradients stand in the parameters. `stop` is asked after every step; when it answers with a signal's
-        number, a checkpoint is written and Interrupted raised with it.
+        The generator yields records, and between them the rows ``[B, T + 1]`` of the next step. For rows the caller sends back their
+        mean nats, after it has put the gradients into the parameters. `stop` is called after every step; if it returns a signal number,
+        a checkpoint is written and Interrupted is raised with that number.
         """
         resumed = self._resume()
-        self.on_begin(self.progress.step if resumed else None)
+        self.on_resume(self.progress.step if resumed else None)
         if not resumed:
             yield self._start()
         last_saved = time.monotonic()
@@ -161,24 +161,24 @@ class Trainer:
             step = self.progress.step
             due = step % self.cfg.runtime.log_every == 0 or step in evaluate_at or step == steps
             late = time.monotonic() - last_saved >= self.cfg.runtime.checkpoint_seconds
-            stopping, late = self.agreed(stop(), late)
+            stopping, late = self.agree_on_stop(stop(), late)
             saving = self.folder is not None and (bool(stopping) or late)
             branching = self.trunk is not None and step in self.trunk.points
             diverged = (due or saving or branching or probe is not None or self.device == "cpu") and self._flush()
             now = time.monotonic()
             self.progress.seconds += now - began
-            found = probe.record(self) if probe is not None and self.progress.step == step else {}
-            mark += time.monotonic() - now  # measuring is no training, as evaluation is none
+            diagnostics = probe.record(self) if probe is not None and self.progress.step == step else {}
+            mark += time.monotonic() - now  # diagnostics do not count as training time, nor does evaluation
             if due or diverged:
                 speed = (self.progress.step - mark_step) * self.cfg.tokens_per_step / max(1e-9, time.monotonic() - mark)
-                record = self._record(lr, speed) | found
+                record = self._record(lr, speed) | diagnostics
                 if step in evaluate_at and not diverged:
                     diverged = not self._evaluate()
                     record |= self._validation()
                 yield record
                 mark, mark_step = time.monotonic(), step
-            elif found:
-                yield {**self._place(), **found}
+            elif diagnostics:
+                yield {**self._step_fields(), **diagnostics}
             if diverged:
                 return
             if branching:
@@ -192,11 +192,11 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         assert self.folder is not None
-        # The one before stays until the run has ended (checkpoint.keep_last), in case the newest turns out damaged.
+        # The previous checkpoint stays until the run ends (checkpoint.keep_last), in case the newest is damaged.
         self._save(self.folder, max(2, self.cfg.runtime.keep_checkpoints))
 
     def save_trunk(self) -> None:
-        """Leave a checkpoint of the current step, from which shorter runs branch off, and the history up to it."""
+        """Write a checkpoint of the current step for shorter runs to branch off, and the history up to it."""
         assert self.trunk is not None
         self.trunk.keep_history(self.progress.step)
         self._save(self.trunk.folder, keep=len(self.trunk.points) + 1)
@@ -207,34 +207,34 @@ class Trainer:
         save_checkpoint(folder, self.progress.step, self.model, self.optimizer, state, keep=keep)
 
     def seconds_per_step(self, budget: float) -> float:
-        """The median time of a training step, from about `budget` seconds of them after one that warms up."""
+        """Return the median time of a training step, measured for about `budget` seconds after one warm-up step."""
         times: list[float] = []
         self._step(0)
         while not times or sum(times) < budget:
             began = time.monotonic()
             self._step(0)
-            self.settle()
+            self.drain_pending()
             times.append(time.monotonic() - began)
         return sorted(times)[len(times) // 2]
 
     @property
     def train_loss(self) -> float:
-        """The smoothed training loss so far, nats per token."""
+        """Return the smoothed training loss so far, in nats per token."""
         average = self.detector.average if self.detector else None
         return math.nan if average is None else average
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of a GPU's products; on CPU it is a setting of the primitives."""
+        """Return the autocast context of a GPU; on a CPU precision is a setting of the primitives."""
         if self.device != "cpu" and self.cfg.trainer.precision == "bf16":
             return torch.autocast(self.device, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def agreed(self, stopping: int, late: bool) -> tuple[int, bool]:
-        """The signal that asks to stop, and whether a checkpoint is due; a run on several processes asks all of them."""
+    def agree_on_stop(self, stopping: int, late: bool) -> tuple[int, bool]:
+        """Return the stop signal and whether a checkpoint is due; several processes agree on both."""
         return stopping, late
 
     def load(self) -> dict[str, Any] | None:
-        """The state of the newest checkpoint, from which model and optimizer are filled; None when there is none."""
+        """Fill model and optimizer from the newest checkpoint and return its state; None if there is none."""
         return load_checkpoint(self.folder, self.model, self.optimizer) if self.folder else None
 
     def _resume(self) -> bool:
@@ -250,16 +250,16 @@ class Trainer:
         return True
 
     def _start(self) -> Record:
-        untrained = None
+        parent_initial_loss = None
         if (parent := self.cfg.trainer.init_from) is not None:
-            untrained = take_weights(Path(self.cfg.results_dir) / parent / CHECKPOINTS, self.model)
+            parent_initial_loss = load_parent_weights(Path(self.cfg.results_dir) / parent / CHECKPOINTS, self.model)
         self._evaluate()
         self.progress.init_val_loss = self.progress.evaluation.val_loss
         self.detector = self._new_detector()
-        if untrained is not None:  # a fine-tune may rise above its start
-            self.detector.initial_loss = max(untrained, self.progress.init_val_loss)
-        found = {} if self.probe is None else self.probe.at_start(self)
-        return {**self._place(), **self._validation(), **found}
+        if parent_initial_loss is not None:  # the loss of a fine-tune may rise above its start
+            self.detector.initial_loss = max(parent_initial_loss, self.progress.init_val_loss)
+        diagnostics = {} if self.probe is None else self.probe.at_start(self)
+        return {**self._step_fields(), **self._validation(), **diagnostics}
 
     def _new_detector(self) -> DivergenceDetector:
         t = self.cfg.trainer
@@ -282,7 +282,7 @@ class Trainer:
         return lr
 
     def rows(self, step: int) -> torch.Tensor:
-        """The tokens of batch `step` on the device, int64 ``[B, T + 1]``, or ``[B, 2 T]`` of a task."""
+        """Return the tokens of batch `step` on the device, int64 ``[B, T + 1]``, or ``[B, 2 T]`` for a task."""
         cfg = self.cfg
         batch = self.data.batch(
             step, data_seed=cfg.data_seed, batch_size=cfg.trainer.batch_size, context_length=cfg.model.context_length
@@ -290,19 +290,19 @@ class Trainer:
         rows = torch.from_numpy(batch)
         return rows if self.device == "cpu" else rows.pin_memory().to(self.device, non_blocking=True)
 
-    def prepared(self, rows: torch.Tensor) -> Batch:
-        """What the objective makes of the rows of the next step."""
+    def prepare_batch(self, rows: torch.Tensor) -> Batch:
+        """Return the objective's batch for the rows of the next step."""
         inputs, targets = inputs_and_targets(rows, self.cfg.model.context_length)
         return self.objective.batch(inputs, targets, data_seed=self.cfg.data_seed, step=self.progress.step)
 
     def backward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Leave the gradients of the mean loss over `rows` in the parameters; returns the mean nats a token."""
+        """Compute the gradients of the mean loss over `rows` into the parameters; return the mean nats per token."""
         cfg = self.cfg
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         before_step(self.model)
         total = torch.zeros((), device=self.device)
-        batch = self.prepared(rows)
+        batch = self.prepare_batch(rows)
         for part, micro in enumerate(batch.split(cfg.runtime.microbatch_size or len(rows))):
             self.seed_noise(part)
             with self.precision():
@@ -313,8 +313,8 @@ class Trainer:
         return total
 
     def seed_noise(self, part: int | str) -> None:
-        """Have what is drawn in a pass depend on the data seed, the step and the part of the batch: the same drops in every arm, and
-        after a resume. Nothing that is shipped draws but dropout."""
+        """Seed the draws of a pass by data seed, step and microbatch `part`, so that arms and resumed runs drop the same units. Of the
+        shipped parts only dropout draws."""
         seed = noise_seed(self.cfg.data_seed, self.progress.step, part)
         if self.cfg.code:
             seed_everything(seed)
@@ -322,22 +322,22 @@ class Trainer:
             torch.manual_seed(seed)
 
     def apply(self, nats: torch.Tensor) -> None:
-        """Clip the gradients in place, take the optimizer's step, and note loss and gradient norm for the next flush."""
+        """Clip the gradients, take the optimizer's step, and queue loss and gradient norm for the next flush."""
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.grad_clip or math.inf)
         self.optimizer.step()
         after_step(self.model)
         self._pending.append(torch.stack((nats, norm.to(nats.dtype))))
 
-    def settle(self) -> list[list[float]]:
-        """Loss and gradient norm of the pending steps, taken from the device; waits for a GPU."""
+    def drain_pending(self) -> list[list[float]]:
+        """Return loss and gradient norm of the queued steps; waits for a GPU."""
         rows = torch.stack(self._pending).tolist() if self._pending else []
         self._pending.clear()
         return rows
 
     def _flush(self) -> bool:
-        """Take the losses of the pending steps from the device, in order; True if one of them diverged."""
+        """Process the queued losses in order; return True if a step diverged."""
         assert self.detector is not None
-        rows = self.settle()
+        rows = self.drain_pending()
         first = self.progress.step - len(rows) + 1
         for step, (loss, norm) in enumerate(rows, first):
             self.progress.window_loss += loss
@@ -352,7 +352,7 @@ class Trainer:
         p = self.progress
         n = max(1, p.window_steps)
         record = {
-            **self._place(),
+            **self._step_fields(),
             "train_loss": p.window_loss / n,
             "lr": lr,
             "grad_norm": p.window_norm / n,
@@ -361,12 +361,12 @@ class Trainer:
         p.window_loss, p.window_norm, p.window_steps = 0.0, 0.0, 0
         return record
 
-    def _place(self) -> Record:
+    def _step_fields(self) -> Record:
         p = self.progress
         return {"step": p.step, "tokens": p.step * self.cfg.tokens_per_step, "seconds": p.seconds}
 
     def _evaluate(self) -> bool:
-        """Evaluate; False if the loss is not finite, which is a divergence at this step."""
+        """Evaluate; return False if the loss is not finite, which is a divergence at this step."""
         self.seed_noise("evaluation")
         with self.precision(), eager(self.compiled):
             self.progress.evaluation = evaluate(
@@ -385,11 +385,11 @@ class Trainer:
         return finite
 
     def _validation(self) -> Record:
-        found = self.progress.evaluation
-        record: Record = {"val_loss": found.val_loss, "val_bpb": found.val_bpb}
-        return record if found.val_accuracy is None else record | {"val_accuracy": found.val_accuracy}
+        evaluation = self.progress.evaluation
+        record: Record = {"val_loss": evaluation.val_loss, "val_bpb": evaluation.val_bpb}
+        return record if evaluation.val_accuracy is None else record | {"val_accuracy": evaluation.val_accuracy}
 
 
 def noise_seed(data_seed: int, step: int, part: int | str) -> int:
-    """A seed for the dropout of one pass, the same in every arm."""
+    """Return the seed for the dropout of one pass, the same in every arm."""
     return seed_of("dropout", data_seed, step, part)

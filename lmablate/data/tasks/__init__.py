@@ -1,1 +1,1 @@
-"""Tasks with known answers in the place of text: what an architecture can do, at the cost of minutes."""
+"""Tasks with known answers instead of text, which test an architecture's abilities in minutes."""

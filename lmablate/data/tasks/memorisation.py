@@ -1,4 +1,4 @@
-"""Tasks whose answers stand in no text: they are learned by heart, or inferred from other answers."""
+"""Tasks whose answers are not in the context: memorised, or inferred from other answers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from lmablate.data.tasks.recall import Examples
 from lmablate.data.tokens import IGNORED
 from lmablate.schema.tasks import MemorisationData, ModularData
 
-_FACTS = 2  # the name of their stream of random numbers
+_STREAM = 2  # their stream of random numbers
 
 
 class Memorisation:
-    """``k ? k' ? ...``: the value of each key, the same in all examples, is the target where it is asked for (MAD: Poli et al.
-    2024, arXiv 2403.17844).
+    """``k ? k' ? ...``: the value of each key, the same in all examples, is the target at its question (MAD: Poli et al. 2024, arXiv
+    2403.17844).
 
-    Of the V - 1 tokens that are not the question, the first half are keys and the others values, each the value of at most
-    one key; keys are drawn with replacement.
+    Of the V - 1 tokens other than the question, the first half are keys and the others values, each of at most one key. Keys are drawn
+    with replacement.
     """
 
     def __init__(self, settings: MemorisationData) -> None:
         self.settings = settings
         tokens = settings.vocab_size - 1
         self.n_keys = tokens // 2
-        order = Draws(settings.task_seed, _FACTS).order(1, tokens - self.n_keys)[0]
+        order = Draws(settings.task_seed, _STREAM).order(1, tokens - self.n_keys)[0]
         self.value_of = self.n_keys + order[: self.n_keys]
         self.chance = 1 / self.n_keys
 
@@ -38,8 +38,8 @@ class Memorisation:
 
 
 class Modular:
-    """``a o b = c`` modulo p (Power et al. 2022, arXiv 2201.02177): c is the target at the last of
-    the four tokens. `train_fraction` of all equations, drawn once, are for training; the others are the validation set."""
+    """``a o b = c`` modulo p (Power et al. 2022, arXiv 2201.02177): c is the target at the last of the four tokens. `train_fraction` of
+    all equations, drawn once, are for training; the others are the validation set."""
 
     def __init__(self, settings: ModularData) -> None:
         self.settings = settings
@@ -51,7 +51,7 @@ class Modular:
         rows = np.stack((a, np.full_like(a, p), b, np.full_like(a, p + 1)), axis=1)
         targets = np.full(rows.shape, IGNORED)
         targets[:, -1] = self._answer(a, b)
-        order = Draws(settings.task_seed, _FACTS).order(1, len(rows))[0]
+        order = Draws(settings.task_seed, _STREAM).order(1, len(rows))[0]
         cut = min(max(1, round(settings.train_fraction * len(rows))), len(rows) - 1)
         self.train = rows[order[:cut]], targets[order[:cut]]
         self.held_out = rows[order[cut:]], targets[order[cut:]]

@@ -1,6 +1,4 @@
-"""Tasks that look something up in the text read so far. Each draws (inputs, targets), int64 ``[n, T]``; a target that is
-not scored is IGNORED.
-"""
+"""Tasks that look up an earlier token. Each draws (inputs, targets), int64 ``[n, T]``; targets that are not scored are IGNORED."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ Examples = tuple[np.ndarray, np.ndarray]
 
 
 def gap_weights(space: int, power: float) -> np.ndarray:
-    """The power law of the distances of queries: ``p(g) ~ (g + 1)^(power - 1)`` for g in [0, space); uniform at 1."""
+    """Return the power law of query distances: ``p(g) ~ (g + 1)^(power - 1)`` for g in [0, space); uniform at 1."""
     weights = np.arange(1, space + 1, dtype=np.float64) ** (power - 1)
     return weights / weights.sum()
 
@@ -22,9 +20,9 @@ def gap_weights(space: int, power: float) -> np.ndarray:
 class Mqar:
     """Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927).
 
-    ``k1 v1 k2 v2 ... kP vP`` and then each key once more: key i stands 2 g_i tokens into the rest of the text, where the g_i
-    are different and drawn by the power law, and its target is v_i. Between the queries stands token 0, or with
-    `random_filler` a random token. Keys are 1 .. V/2 - 1, values V/2 .. V - 1, different ones within an example.
+    ``k1 v1 k2 v2 ... kP vP`` and then each key once more. Key i is 2 g_i tokens into the rest of the text, where the g_i are different
+    and drawn by the power law, and its target is v_i. Between the queries is token 0, or with `random_filler` a random token. Keys are
+    1 .. V/2 - 1, values V/2 .. V - 1, different ones within an example.
     """
 
     def __init__(self, settings: MqarData) -> None:
@@ -49,12 +47,12 @@ class Mqar:
 
 
 class Recall:
-    """In-context recall, with noise where `noise_fraction` is above 0 (MAD: Poli et al. 2024, arXiv 2403.17844; the multi-query
-    form of its benchmark).
+    """In-context recall, with noise if `noise_fraction` is above 0 (MAD: Poli et al. 2024, arXiv 2403.17844; the multi-query form of
+    its benchmark).
 
-    T / 2 pairs. Each key of an example has one random value; the keys of the pairs are drawn with replacement, and a value is
-    scored where its key was seen before. With probability `noise_fraction` a pair is two noise tokens instead, but for one
-    pair chosen beforehand. The last pair has a key that was seen, whose value is scored.
+    T / 2 pairs. Each key of an example has one random value. The keys of the pairs are drawn with replacement, and a value is scored if
+    its key occurred before. With probability `noise_fraction` a pair is two noise tokens instead, except one pair chosen in advance.
+    The last pair has a key that occurred, and its value is scored.
     """
 
     def __init__(self, settings: RecallData) -> None:
@@ -72,7 +70,7 @@ class Recall:
             noise = draws.uniform(n, pairs) < s.noise_fraction
             np.put_along_axis(noise, draws.below(pairs, n, 1), False, axis=1)
             noise[:, -1] = False
-            noise[noise[:, :-1].all(axis=1), 0] = False  # a key at least
+            noise[noise[:, :-1].all(axis=1), 0] = False  # at least one key
         seen = np.zeros((n, self.n_keys), dtype=bool)
         repeated = np.zeros((n, pairs), dtype=bool)
         rows = np.arange(n)
@@ -87,23 +85,19 @@ class Recall:
             first = self.n_keys + self.n_values
             inputs = np.where(noise[:, :, None], first + draws.below(s.noise_vocab_size, n, pairs, 2), inputs)
         targets = np.full((n, pairs, 2), IGNORED, dtype=np.int64)
-        targets[:, :, 0][repeated] = values[repeated]  # where the key is read, its value is what comes next
+        targets[:, :, 0][repeated] = values[repeated]  # the value is the next token after its key
         return inputs.reshape(n, length), targets.reshape(n, length)
 
 
 def _one_of(draws: Draws, allowed: np.ndarray) -> np.ndarray:
-    """The place of a random True in each row."""
+    """The index of a random True in each row."""
     nth = draws.below(allowed.sum(axis=1), len(allowed))
     return (np.cumsum(allowed, axis=1) <= nth[:, None]).sum(axis=1)
 
 
 class Induction:
-    """The token that came after an earlier trigger (Fu et al. 2022, arXiv 2212.14052; Gu and Dao 2023, arXiv
-    2312.00752).
-
-    Random tokens, a trigger at a random place among them, and the trigger again at the end, where its first successor is the
-    target: the one that is scored.
-    """
+    """The token after an earlier trigger (Fu et al. 2022, arXiv 2212.14052; Gu and Dao 2023, arXiv 2312.00752). Random tokens with a
+    trigger at a random position, and the trigger again at the end. There its first successor is the only scored target."""
 
     def __init__(self, settings: InductionData) -> None:
         self.settings = settings

@@ -1,5 +1,6 @@
-"""Tasks that say a text again: selectively, from one state, as it was, backwards, or sorted. Each draws (inputs, targets),
-int64 ``[n, T]``; a target that is not scored is IGNORED.
+"""Tasks that repeat a text: selectively, from one state, as it was, backwards, or sorted.
+
+Each draws (inputs, targets), int64 ``[n, T]``; targets that are not scored are IGNORED.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from lmablate.schema.tasks import CompressionData, SelectiveCopyingData, Sequenc
 
 
 class SelectiveCopying:
-    """K tokens among blanks, then a signal and K blanks, at which the tokens are the targets in their order (MAD: Poli et al.
-    2024, arXiv 2403.17844).
+    """K tokens among blanks, then a signal and K blanks, at which the tokens are the targets in order (MAD: Poli et al. 2024, arXiv
+    2403.17844).
 
-    Each of the T - 2K - 1 blanks before the signal stands before a token chosen at random, so that the last of the K tokens is
-    next to the signal. The last two of V tokens are the blank and the signal.
+    Each of the T - 2K - 1 blanks before the signal precedes a random token, so that the last of the K tokens is next to the signal. The
+    last two of V tokens are the blank and the signal.
     """
 
     def __init__(self, settings: SelectiveCopyingData) -> None:
@@ -28,7 +29,7 @@ class SelectiveCopying:
         v, k = self.settings.vocab_size, self.settings.n_copied
         tokens = draws.below(v - 2, n, k)
         blanks = draws.below(k, n, length - 2 * k - 1)
-        before = (blanks[:, :, None] <= np.arange(k)).sum(axis=1)  # how many blanks stand before each token
+        before = (blanks[:, :, None] <= np.arange(k)).sum(axis=1)  # number of blanks before each token
         inputs = np.full((n, length), v - 2, dtype=np.int64)
         np.put_along_axis(inputs, before + np.arange(k), tokens, axis=1)
         inputs[:, length - k - 1] = v - 1
@@ -38,9 +39,8 @@ class SelectiveCopying:
 
 
 class Compression:
-    """Random tokens and a signal; the target at every place is the token there (MAD: Poli et al. 2024, arXiv 2403.17844).
-
-    The model answers from the state at the signal alone (model/readout.py)."""
+    """Random tokens and a signal; the target at every position is the token there (MAD: Poli et al. 2024, arXiv 2403.17844). The model
+    answers from the state at the signal alone (model/output_heads.py)."""
 
     def __init__(self, settings: CompressionData) -> None:
         self.settings = settings
@@ -53,11 +53,11 @@ class Compression:
 
 
 class Sequence:
-    """``x1 ... xm | y1 ... ym``: y is x again, backwards, or sorted (lengths beyond training as in Zhou et al. 2023, arXiv
-    2310.16028, and Kazemnejad et al. 2023, arXiv 2305.19466).
+    """``x1 ... xm | y1 ... ym``: y is x again, backwards, or sorted (lengths beyond training as in Zhou et al. 2023, arXiv 2310.16028,
+    and Kazemnejad et al. 2023, arXiv 2305.19466).
 
-    m is uniform in [1, longest]; the rest of the context is filled up and not scored. The targets are y, from the signal on.
-    The last two of V tokens are the filling and the signal.
+    m is uniform in [1, longest]; the rest of the context is padding and not scored. The targets are y, from the signal on. The last two
+    of V tokens are the padding and the signal.
     """
 
     def __init__(self, settings: SequenceData) -> None:
@@ -69,7 +69,7 @@ class Sequence:
         return self._make(draws, items, length)
 
     def draw_long(self, draws: Draws, n: int, items: int) -> Examples:
-        """Examples of exactly `items` items."""
+        """Return examples of exactly `items` items."""
         return self._make(draws, np.full(n, items), 2 * items)
 
     def _make(self, draws: Draws, items: np.ndarray, length: int) -> Examples:
@@ -77,7 +77,7 @@ class Sequence:
         place = np.arange(length)
         m = items[:, None]
         x = draws.below(v - 2, n, length)
-        row = np.where(place < m, x, v)  # what is no item sorts behind
+        row = np.where(place < m, x, v)  # padding sorts last
         source = np.broadcast_to(place, (n, length))
         match self.settings.source:
             case "reverse":
@@ -88,10 +88,10 @@ class Sequence:
         inputs = np.where(place < m, x, v - 2)
         np.put_along_axis(inputs, m, v - 1, axis=1)
         targets = np.full((n, length), IGNORED, dtype=np.int64)
-        answer = place - m  # y_(j + 1) is the target at the signal and j places on
+        answer = place - m  # y_(j + 1) is the target j positions after the signal
         scored = (answer >= 0) & (answer < m)
         moved = np.take_along_axis(y, np.clip(answer, 0, length - 1), axis=1)
         targets[scored] = moved[scored]
-        read = scored[:, :-1] & (answer[:, :-1] < m - 1)  # an answer is read one place after it was asked for
+        read = scored[:, :-1] & (answer[:, :-1] < m - 1)  # an answer is read one position after its target
         inputs[:, 1:] = np.where(read, targets[:, :-1], inputs[:, 1:])
         return inputs, targets

@@ -1,4 +1,4 @@
-"""A task in the place of a text: examples as a pure function of the seed and the step, and a fixed validation set."""
+"""A task instead of a text: examples as a pure function of seed and step, and a fixed validation set."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lmablate.data.tokenizer import Tokenizer
 from lmablate.data.tokens import IGNORED, TokenData
 from lmablate.schema.tasks import DrawnSkill, RecallData, SequenceData, Skill
 
-FORMAT = 1  # raised when the same settings come to mean other examples
-PER_LENGTH = 256  # examples of each length beside the training length
+FORMAT = 1  # raised when equal settings give other examples
+PER_LENGTH = 256  # examples of each length other than the training length
 NO_BYTES = "the tokens of a task are no text and have no bytes, so val_bpb is null"
 # Streams of random numbers.
 _VALIDATION, _LIMITED, _LENGTHS, _STEP = 3, 4, 5, 6
 
-# Each has `chance`, the accuracy of the best guess that reads nothing, and all but the equations draw(draws, n, length).
+# Each has `chance`, the accuracy of the best blind guess, and all but the equations draw(draws, n, length).
 _TASKS: dict[str, Any] = {
     "mqar": Mqar,
     "recall": Recall,
@@ -42,11 +42,9 @@ _TASKS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, eq=False)
-class SkillData(TokenData):
-    """TokenData whose rows are examples of a task; the text, its bytes and its tokenizer are missing.
-
-    `length` is the tokens of an example, model.context_length.
-    """
+class TaskData(TokenData):
+    """TokenData whose rows are examples of a task, without text, bytes and tokenizer. `length` is the number of tokens of an example,
+    model.context_length."""
 
     settings: Skill
     length: int
@@ -57,7 +55,7 @@ class SkillData(TokenData):
 
     @property
     def chance_accuracy(self) -> float:
-        """That of the best guess that reads nothing."""
+        """Return the accuracy of the best blind guess."""
         return self.task.chance
 
     @cached_property
@@ -68,7 +66,7 @@ class SkillData(TokenData):
 
     @cached_property
     def _limited(self) -> Examples | None:
-        """The training set of a task that has a limited one, both ``[examples, T]``."""
+        """The training set of a task with a limited one, both ``[examples, T]``."""
         if isinstance(self.task, Modular):
             return self.task.train
         assert isinstance(self.settings, DrawnSkill)
@@ -90,10 +88,10 @@ class SkillData(TokenData):
         return Draws(self.settings.task_seed, *names)
 
     def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:
-        """Examples of training step `step`: int64 (batch_size, 2 T); inputs are ``[:, :T]``, targets ``[:, T:]``.
+        """Return the examples of training step `step`: int64 (batch_size, 2 T); inputs are ``[:, :T]``, targets ``[:, T:]``.
 
-        A function of the arguments and the settings alone. A limited training set is read in epochs, each in a random order
-        drawn from `data_seed`; else every example is new.
+        A pure function of the arguments and the settings. A limited training set is read in epochs, each in a random order drawn from
+        `data_seed`; else every example is new.
         """
         self._check(context_length)
         if self._limited is None:
@@ -109,13 +107,13 @@ class SkillData(TokenData):
         return np.concatenate((inputs, targets), axis=1).astype(np.int64)
 
     def val_windows(self, context_length: int) -> Examples:
-        """Inputs and targets of the validation set, both int64 (examples, T); what is not scored is IGNORED."""
+        """Return inputs and targets of the validation set, both int64 (examples, T); targets that are not scored are IGNORED."""
         self._check(context_length)
         return self._held_out
 
     def val_lengths(self) -> dict[int, Examples]:
-        """Inputs and targets by the length that is measured, in items of a text to say again or else in tokens, for
-        each of data.length_factors; PER_LENGTH examples each."""
+        """Return inputs and targets by measured length, for each of data.length_factors; PER_LENGTH examples each. The length counts
+        the items of a text to repeat, else tokens."""
         settings, found = self.settings, {}
         for factor in settings.factors:
             if isinstance(settings, SequenceData):
@@ -126,8 +124,8 @@ class SkillData(TokenData):
                 found[length] = self.task.draw(self._draws(_LENGTHS, length), PER_LENGTH, length)
         return dict(sorted(found.items()))
 
-    def facts(self) -> dict[str, Any]:
-        """What a result row says of the task in its block ``data``."""
+    def row_fields(self) -> dict[str, Any]:
+        """Return the task's fields of a result row's block ``data``."""
         return {
             "train_tokens": None if self._limited is None else int(self._limited[0].size),
             "val_bytes": None,
@@ -142,11 +140,11 @@ class SkillData(TokenData):
             raise DataError(f"this task was made for {self.length} tokens an example, not {context_length}")
 
 
-def open_skill(settings: Skill, context_length: int) -> SkillData:
-    """The task that `settings` describe. Raises DataError for a context that its examples do not fit."""
-    check_skill(settings, context_length)
+def open_task(settings: Skill, context_length: int) -> TaskData:
+    """Return the task of `settings`. Raises DataError for a context that its examples do not fit."""
+    check_examples(settings, context_length)
     text = json.dumps([FORMAT, settings.model_dump(), context_length], sort_keys=True)
-    return SkillData(
+    return TaskData(
         vocab_size=settings.vocabulary,
         eot_id=-1,
         train=cast("np.memmap", np.empty(0, dtype=np.uint16)),
@@ -162,8 +160,8 @@ def open_skill(settings: Skill, context_length: int) -> SkillData:
     )
 
 
-def check_skill(settings: Skill, context_length: int) -> None:
-    """Raise DataError, in words, if examples of this many tokens cannot be made."""
+def check_examples(settings: Skill, context_length: int) -> None:
+    """Raise DataError if examples of this many tokens are impossible."""
     what = f"data={settings.source} with model.context_length={context_length}"
     if complaint := settings.complaint(context_length):
         raise DataError(f"{what}: {complaint}")

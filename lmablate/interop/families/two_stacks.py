@@ -1,4 +1,4 @@
-"""T5: an encoder and a decoder. Its logits are compared for a pair of texts, ``model.of_pair(source, target)``."""
+"""T5: an encoder and a decoder. Its logits are compared for a pair of texts, ``model.hidden_of_pair(source, target)``."""
 
 from __future__ import annotations
 

@@ -1,22 +1,19 @@
-"""What every attention option is given, and what it tells the accounting."""
+"""The base class of attention options: their arguments, and their cost in closed form."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lmablate.model.attention.scores import EVERYTHING, Reach
-from lmablate.model.posemb import Positions
+from lmablate.model.attention.scores import EVERYTHING, AttentionSpan
+from lmablate.model.posemb import AttentionContext
 
 Settings = Mapping[str, Any]  # the keys of an option's YAML
 
 
 class AttentionShape(NamedTuple):
-    """Sizes and settings every attention option shares. None is off.
-
-    `qk_norm` makes the norm of queries and of keys from its width, over each head or, with `norm_all_heads`, over all
-    heads of a token at once; `v_norm` likewise for values.
-    """
+    """Sizes and settings that every attention option shares. None is off. `qk_norm` builds the norm of queries and of keys from its
+    width, per head or, with `norm_all_heads`, over all heads of a token; `v_norm` likewise for values."""
 
     d_model: int
     n_heads: int
@@ -33,59 +30,58 @@ class AttentionShape(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Base: an option of a layer, and its accounting, for which `shape` needs its sizes alone. ``reads`` is which keys its
-    queries read."""
+    """Base class of an attention branch, with its cost, which follows from `shape` alone; ``span`` is the keys its queries read."""
 
-    reads: Reach = EVERYTHING
+    span: AttentionSpan = EVERYTHING
 
     def __init__(self, shape: AttentionShape, *, layer: int, scale: float | None) -> None:
         super().__init__()
         self.shape, self.layer, self.scale = shape, layer, scale
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
-        """``[..., T, D] -> [..., T, D]``."""
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
+        """Return the branch's output, ``[..., T, D] -> [..., T, D]``."""
         raise NotImplementedError
 
-    def kept(self) -> list[tuple[int, int]]:
-        """Heads and width of each tensor that generation keeps of a token: what ``positions.past`` is given."""
+    def cached(self) -> list[tuple[int, int]]:
+        """Return heads and width of each tensor that generation caches per token: the arguments of ``positions.kv_cache``."""
         raise NotImplementedError
 
     @staticmethod
     def rotated_width(head_dim: int, settings: Settings) -> int:
-        """How many channels of a head the position embedding is given to turn."""
+        """Return the number of a head's channels that the position embedding rotates."""
         return head_dim
 
     @staticmethod
-    def reach(layer: int, settings: Settings) -> Reach:
-        """Which keys a query of this layer reads."""
+    def layer_span(layer: int, settings: Settings) -> AttentionSpan:
+        """Return the keys that a query of this layer reads."""
         return EVERYTHING
 
     @classmethod
-    def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:
-        """Multiply-adds of matrices with each token, in one layer: the entries of the matrices."""
+    def matmul_params(cls, shape: AttentionShape, settings: Settings) -> int:
+        """Return the matrix entries of one layer, which are its multiply-adds per token."""
         raise NotImplementedError
 
     @classmethod
-    def products_per_key(cls, shape: AttentionShape, settings: Settings) -> int:
-        """Multiply-adds for each pair of a query and a key it reads, over all heads of a layer: score and value."""
+    def score_macs(cls, shape: AttentionShape, settings: Settings) -> int:
+        """Return the multiply-adds per pair of a query and a key it reads, over all heads of a layer: score and value."""
         raise NotImplementedError
 
     @classmethod
-    def products_per_kept_key(cls, shape: AttentionShape, settings: Settings) -> int:
-        """The same in generation, where a query reads what is kept."""
-        return cls.products_per_key(shape, settings)
+    def cached_score_macs(cls, shape: AttentionShape, settings: Settings) -> int:
+        """Return `score_macs` in generation, where a query reads the cache."""
+        return cls.score_macs(shape, settings)
 
     @classmethod
-    def n_vector_params(cls, shape: AttentionShape, settings: Settings) -> int:
-        """Biases, and the gains an option has of itself, of one layer; the norms of `shape` are not among them."""
+    def n_bias_and_gain_params(cls, shape: AttentionShape, settings: Settings) -> int:
+        """Return the number of biases and of the option's own gains in one layer, without the norms of `shape`."""
         raise NotImplementedError
 
     @classmethod
     def norm_widths(cls, shape: AttentionShape, settings: Settings) -> tuple[list[int], list[int]]:
-        """The widths of the norms of one layer that `shape.qk_norm` makes, and of those that `shape.v_norm` makes."""
+        """Return the widths of one layer's norms from `shape.qk_norm`, and of those from `shape.v_norm`."""
         return [], []
 
     @classmethod
     def cached_numbers(cls, shape: AttentionShape, settings: Settings) -> int:
-        """Numbers that generation keeps for each earlier token, in one layer; with a window, of that many tokens."""
+        """Return how many numbers generation caches per token in one layer; a window limits the tokens."""
         raise NotImplementedError

@@ -5,19 +5,18 @@ from torch import Tensor
 from lmablate.model.attention.base import AttentionShape, Settings
 from lmablate.model.attention.heads import HeadAttention
 from lmablate.model.attention.scores import EVERYTHING, attend
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 from lmablate.model.types import PositiveFloat
 
 
 class CrossAttention(HeadAttention):
-    """Queries from the decoder, keys and values from what the encoder made of every source token (Vaswani et al. 2017, section
-    3.2.3), with the heads, biases and norms of the model's attention, whatever its option. Nothing is masked, and positions
-    are told to neither: they are those of two texts."""
+    """Queries from the decoder, keys and values from the encoder's states (Vaswani et al. 2017, section 3.2.3), with the heads, biases
+    and norms of the model's attention, whatever its option. It uses no mask and no positions, since those belong to two texts."""
 
     def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
-        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)
+        super().__init__(shape, layer=layer, scale=scale, span=EVERYTHING)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         source = positions.source
         assert source is not None, "cross attention without a source"
         q = self.heads(self.q_proj(x), self.q_norm)
@@ -30,7 +29,7 @@ class CrossAttention(HeadAttention):
             k,
             v,
             bias=None,
-            reach=EVERYTHING,
+            span=EVERYTHING,
             scale=self.scale,
             soft_cap=self.shape.soft_cap,
             dropout=self.shape.dropout if self.training else 0.0,
@@ -39,11 +38,11 @@ class CrossAttention(HeadAttention):
         return self.output(y, x)
 
     @classmethod
-    def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:
-        """Of the decoder's tokens."""
+    def matmul_params(cls, shape: AttentionShape, settings: Settings) -> int:
+        """Return the multiply-adds per token of the decoder."""
         return 2 * shape.d_model * shape.n_heads * shape.head_dim
 
     @classmethod
-    def weights_per_source_token(cls, shape: AttentionShape) -> int:
-        """The same of the encoder's."""
+    def source_matmul_params(cls, shape: AttentionShape) -> int:
+        """Return the multiply-adds per token of the encoder."""
         return 2 * shape.d_model * shape.n_kv_heads * shape.head_dim

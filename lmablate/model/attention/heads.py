@@ -1,4 +1,4 @@
-"""Attention with keys and values for every query head, for groups of them, or for all."""
+"""Attention with keys and values per query head, per group of query heads, or shared by all."""
 
 from typing import ClassVar
 
@@ -6,26 +6,23 @@ from torch import Tensor, nn
 
 from lmablate.core.errors import ConfigError
 from lmablate.model.attention.base import Attention, AttentionShape, Settings
-from lmablate.model.attention.scores import EVERYTHING, Reach, attend, attend_kept
-from lmablate.model.posemb import Earlier, Positions
+from lmablate.model.attention.scores import EVERYTHING, AttentionSpan, attend, attend_cached
+from lmablate.model.posemb import AttentionContext, CachedKV
 from lmablate.model.primitives import Linear
 from lmablate.model.types import PositiveFloat
 
 
 class HeadAttention(Attention):
-    """Multi-head attention, ``softmax(scale q k^T + bias) v`` (Vaswani et al. 2017, eq. 1), with `scale` of
-    ``1 / sqrt(head_dim)`` unless one is given.
+    """Multi-head attention, ``softmax(scale q k^T + bias) v`` (Vaswani et al. 2017, eq. 1); `scale` defaults to ``1 / sqrt(head_dim)``.
+    Query head h reads key/value head ``h // (n_heads / n_kv_heads)``. Subclasses set the span of a layer."""
 
-    Query head h reads key/value head ``h // (n_heads / n_kv_heads)``. Subclasses say which keys a layer reads.
-    """
-
-    # A constant added to every key shifts all scores of a query alike, and softmax does not see it.
+    # A constant added to every key shifts all scores of a query equally, which softmax ignores.
     may_be_idle: ClassVar[tuple[str, ...]] = ("k_proj.bias.weight",)
     score_only: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj")
 
-    def __init__(self, shape: AttentionShape, *, layer: int, scale: float | None, reach: Reach) -> None:
+    def __init__(self, shape: AttentionShape, *, layer: int, scale: float | None, span: AttentionSpan) -> None:
         super().__init__(shape, layer=layer, scale=scale)
-        self.reads = reach
+        self.span = span
         inner, inner_kv = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
         self.q_proj = Linear(shape.d_model, inner, bias=shape.qkv_bias)
         self.k_proj = Linear(shape.d_model, inner_kv, bias=shape.qkv_bias)
@@ -38,18 +35,18 @@ class HeadAttention(Attention):
         self.dropout = nn.Dropout(shape.dropout)
 
     def heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        """``[..., T, H * head_dim] -> [..., H, T, head_dim]``, normalised where there is a norm."""
+        """Split into heads, ``[..., T, H * head_dim] -> [..., H, T, head_dim]``, and apply `norm` if there is one."""
         if norm is not None and self.shape.norm_all_heads:
             x, norm = norm(x), None
         x = x.unflatten(-1, (-1, self.shape.head_dim)).transpose(-3, -2)
         return x if norm is None else norm(x)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         q, k = self.heads(self.q_proj(x), self.q_norm), self.heads(self.k_proj(x), self.k_norm)
         v = self.heads(self.v_proj(x), self.v_norm)
         q, k = positions.rotate(q, k)
-        if positions.past is not None and (earlier := positions.past(self.layer, (k, v))) is not None:
-            return self.output(self.read(q, earlier), x)
+        if positions.kv_cache is not None and (kv := positions.kv_cache(self.layer, (k, v))) is not None:
+            return self.output(self.read(q, kv), x)
         q, bias = biased(q, positions, self.layer, self.scale)
         group = self.shape.n_heads // self.shape.n_kv_heads
         if group > 1:
@@ -59,7 +56,7 @@ class HeadAttention(Attention):
             k,
             v,
             bias=bias,
-            reach=self.reads,
+            span=self.span,
             scale=self.scale,
             soft_cap=self.shape.soft_cap,
             dropout=self.shape.dropout if self.training else 0.0,
@@ -68,30 +65,30 @@ class HeadAttention(Attention):
         return self.output(y, x)
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
-        """Join what the heads read, ``[..., H, T, head_dim] -> [..., T, D]``. `x`: the branch's input, ``[..., T, D]``, for
-        subclasses that gate what was read."""
+        """Join the heads' results `y`, ``[..., H, T, head_dim] -> [..., T, D]``. Subclasses may gate them by `x`, the branch's input
+        ``[..., T, D]``."""
         return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
 
-    def kept(self) -> list[tuple[int, int]]:
+    def cached(self) -> list[tuple[int, int]]:
         return [(self.shape.n_kv_heads, self.shape.head_dim)] * 2
 
-    def read(self, q: Tensor, earlier: Earlier) -> Tensor:
-        """What the queries of a piece read, ``[..., H, n, head_dim]`` like them."""
-        q, bias = biased(q, earlier.positions, self.layer, self.scale)
-        k, v = earlier.kept
+    def read(self, q: Tensor, kv: CachedKV) -> Tensor:
+        """Return the attention of a chunk's queries, ``[..., H, n, head_dim]`` like `q`."""
+        q, bias = biased(q, kv.positions, self.layer, self.scale)
+        k, v = kv.cached
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        return attend_kept(q, k, v, bias=bias, read=earlier.read, scale=scale, soft_cap=self.shape.soft_cap)
+        return attend_cached(q, k, v, bias=bias, read=kv.read, scale=scale, soft_cap=self.shape.soft_cap)
 
     @classmethod
-    def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:
+    def matmul_params(cls, shape: AttentionShape, settings: Settings) -> int:
         return 2 * shape.d_model * (shape.n_heads + shape.n_kv_heads) * shape.head_dim
 
     @classmethod
-    def products_per_key(cls, shape: AttentionShape, settings: Settings) -> int:
+    def score_macs(cls, shape: AttentionShape, settings: Settings) -> int:
         return 2 * shape.n_heads * shape.head_dim
 
     @classmethod
-    def n_vector_params(cls, shape: AttentionShape, settings: Settings) -> int:
+    def n_bias_and_gain_params(cls, shape: AttentionShape, settings: Settings) -> int:
         qkv = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
         return qkv * shape.qkv_bias + shape.d_model * shape.out_bias
 
@@ -110,8 +107,8 @@ def _norm_widths(shape: AttentionShape) -> tuple[list[int], list[int]]:
     return [q, kv], [kv]
 
 
-def biased(q: Tensor, positions: Positions, layer: int, scale: float | None) -> tuple[Tensor, Tensor | None]:
-    """The queries of this layer, and all that is added to its scaled scores."""
+def biased(q: Tensor, positions: AttentionContext, layer: int, scale: float | None) -> tuple[Tensor, Tensor | None]:
+    """Return the queries of this layer, and the sum of all biases of its scaled scores."""
     q, own = positions.relative(q, layer)
     if own is None:
         return q, positions.bias
@@ -120,7 +117,7 @@ def biased(q: Tensor, positions: Positions, layer: int, scale: float | None) -> 
 
 
 class MultiHead(HeadAttention):
-    """Every query head has keys and values of its own."""
+    """Multi-head attention in which every query head has its own keys and values."""
 
     def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
         if shape.n_kv_heads != shape.n_heads:
@@ -128,11 +125,11 @@ class MultiHead(HeadAttention):
                 f"attention=mha has one key/value head a query head, but model.n_kv_heads={shape.n_kv_heads} and "
                 f"model.n_heads={shape.n_heads}: leave model.n_kv_heads out, or use attention=gqa"
             )
-        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)
+        super().__init__(shape, layer=layer, scale=scale, span=EVERYTHING)
 
 
 class GroupedQuery(HeadAttention):
-    """``n_heads / n_kv_heads`` query heads share one key/value head (Ainslie et al. 2023, arXiv 2305.13245)."""
+    """Groups of ``n_heads / n_kv_heads`` query heads share one key/value head (Ainslie et al. 2023, arXiv 2305.13245)."""
 
     def __init__(self, shape: AttentionShape, *, layer: int, scale: PositiveFloat | None) -> None:
         if not 1 < shape.n_kv_heads < shape.n_heads:
@@ -140,7 +137,7 @@ class GroupedQuery(HeadAttention):
                 f"attention=gqa needs 1 < model.n_kv_heads < model.n_heads, got {shape.n_kv_heads} and {shape.n_heads}: "
                 "use attention=mqa for one key/value head, attention=mha for as many as there are query heads"
             )
-        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)
+        super().__init__(shape, layer=layer, scale=scale, span=EVERYTHING)
 
 
 class MultiQuery(HeadAttention):
@@ -152,4 +149,4 @@ class MultiQuery(HeadAttention):
                 f"attention=mqa has one key/value head, but model.n_kv_heads={shape.n_kv_heads}: "
                 "leave model.n_kv_heads out, or use attention=gqa"
             )
-        super().__init__(shape, layer=layer, scale=scale, reach=EVERYTHING)
+        super().__init__(shape, layer=layer, scale=scale, span=EVERYTHING)

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: keys and values of all heads from one narrow vector a token."""
+"""Multi-head latent attention: keys and values of all heads come from one narrow vector per token."""
 
 from typing import ClassVar
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from lmablate.core.errors import ConfigError
 from lmablate.model.attention.base import Attention, AttentionShape, Settings
 from lmablate.model.attention.heads import biased
-from lmablate.model.attention.scores import EVERYTHING, attend, attend_kept
+from lmablate.model.attention.scores import EVERYTHING, attend, attend_cached
 from lmablate.model.norm import RMSNorm
-from lmablate.model.posemb import Earlier, Positions
+from lmablate.model.posemb import AttentionContext, CachedKV
 from lmablate.model.primitives import Linear
 from lmablate.model.types import PositiveFloat, PositiveInt
 
@@ -18,12 +18,12 @@ from lmablate.model.types import PositiveFloat, PositiveInt
 class LatentAttention(Attention):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C).
 
-    A token keeps ``c = norm(W_DKV x)`` of `kv_rank` channels and one key ``k_R = W_KR x`` of `rope_head_dim` channels that
-    all heads share and the position embedding turns. Head h has the key ``[W_UK c ; k_R]``, the value ``W_UV c`` of
-    `v_head_dim` channels (None: head_dim) and the query ``W_UQ norm(W_DQ x)`` with `q_rank` channels between (None: the
-    query comes from x by one matrix), of which head_dim channels meet ``W_UK c`` and the last `rope_head_dim` meet k_R.
-    Scores are scaled by ``1 / sqrt(head_dim + rope_head_dim)`` unless `scale` is given. `qkv_bias` adds to the two matrices
-    that make narrow vectors of x, as in the released code, and a query of full rank has none.
+    A token caches ``c = norm(W_DKV x)`` of `kv_rank` channels and one key ``k_R = W_KR x`` of `rope_head_dim` channels, which all heads
+    share and the position embedding rotates. Head h has the key ``[W_UK c ; k_R]``, the value ``W_UV c`` of `v_head_dim` channels
+    (None: head_dim) and the query ``W_UQ norm(W_DQ x)`` with `q_rank` channels between (None: one matrix from x). Of the query,
+    head_dim channels meet ``W_UK c`` and the last `rope_head_dim` meet k_R. Scores are scaled by ``1 / sqrt(head_dim + rope_head_dim)``
+    unless `scale` is given. `qkv_bias` applies to the two matrices from x to narrow vectors, as in the released code; a full-rank query
+    has no bias.
     """
 
     score_only: ClassVar[tuple[str, ...]] = ("q_down", "q_proj")
@@ -56,10 +56,10 @@ class LatentAttention(Attention):
         self.dropout = nn.Dropout(shape.dropout)
 
     def heads(self, x: Tensor) -> Tensor:
-        """``[..., T, H * n] -> [..., H, T, n]``."""
+        """Split into heads, ``[..., T, H * n] -> [..., H, T, n]``."""
         return x.unflatten(-1, (self.shape.n_heads, -1)).transpose(-3, -2)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         head_dim = self.shape.head_dim
         latent = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q, q_turned = self.heads(self.q_proj(latent)).split((head_dim, self.rope_head_dim), -1)
@@ -67,10 +67,10 @@ class LatentAttention(Attention):
         c = self.kv_norm(c)
         q_turned, k_turned = positions.rotate(q_turned, k_turned.unsqueeze(-3))
         scale = self.scale or (head_dim + self.rope_head_dim) ** -0.5
-        if positions.past is not None:
+        if positions.kv_cache is not None:
             token = torch.cat((c.unsqueeze(-3), k_turned), -1)
-            if (earlier := positions.past(self.layer, (token,))) is not None:
-                return self.output(self.read(q, q_turned, earlier, scale), x)
+            if (kv := positions.kv_cache(self.layer, (token,))) is not None:
+                return self.output(self.read(q, q_turned, kv, scale), x)
 
         k, v = self.heads(self.kv_proj(c)).split((head_dim, self.v_head_dim), -1)
         q_turned, bias = biased(q_turned, positions, self.layer, scale)
@@ -81,7 +81,7 @@ class LatentAttention(Attention):
             k,
             v,
             bias=bias,
-            reach=EVERYTHING,
+            span=EVERYTHING,
             scale=scale,
             soft_cap=self.shape.soft_cap,
             dropout=self.shape.dropout if self.training else 0.0,
@@ -90,27 +90,27 @@ class LatentAttention(Attention):
         return self.output(y, x)
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
-        """Join what the heads read, ``[..., H, T, v_head_dim] -> [..., T, D]``. `x`: the branch's input, ``[..., T, D]``, for
-        subclasses that gate what was read."""
+        """Join the heads' results `y`, ``[..., H, T, v_head_dim] -> [..., T, D]``. Subclasses may gate them by `x`, the branch's input
+        ``[..., T, D]``."""
         return self.dropout(self.out_proj(y.transpose(-3, -2).flatten(-2)))
 
-    def kept(self) -> list[tuple[int, int]]:
+    def cached(self) -> list[tuple[int, int]]:
         return [(1, self.kv_rank + self.rope_head_dim)]
 
-    def read(self, q: Tensor, q_turned: Tensor, earlier: Earlier, scale: float) -> Tensor:
-        """What the queries of a piece read, ``[..., H, n, v_head_dim]``, with W_UK in the queries and W_UV in the output (section
-        2.1.2 of the paper): ``q^T W_UK c`` is ``(W_UK^T q)^T c``, so that c itself is key and value of all heads."""
+    def read(self, q: Tensor, q_turned: Tensor, kv: CachedKV, scale: float) -> Tensor:
+        """Return the attention of a chunk's queries, ``[..., H, n, v_head_dim]``. W_UK is applied to the queries and W_UV to the output
+        (section 2.1.2 of the paper): ``q^T W_UK c`` is ``(W_UK^T q)^T c``, so that c itself is key and value of all heads."""
         up_key, up_value = self.kv_proj.weight.unflatten(0, (self.shape.n_heads, -1)).split(
             (self.shape.head_dim, self.v_head_dim), 1
         )
-        q_turned, bias = biased(q_turned, earlier.positions, self.layer, scale)
-        (token,) = earlier.kept
-        y = attend_kept(
+        q_turned, bias = biased(q_turned, kv.positions, self.layer, scale)
+        (token,) = kv.cached
+        y = attend_cached(
             torch.cat((_by_head(q, up_key), q_turned), -1),
             token,
             token[..., : self.kv_rank],
             bias=bias,
-            read=earlier.read,
+            read=kv.read,
             scale=scale,
             soft_cap=self.shape.soft_cap,
         )
@@ -121,24 +121,24 @@ class LatentAttention(Attention):
         return settings["rope_head_dim"]
 
     @classmethod
-    def weights_per_token(cls, shape: AttentionShape, settings: Settings) -> int:
+    def matmul_params(cls, shape: AttentionShape, settings: Settings) -> int:
         d, h, n, r = shape.d_model, shape.n_heads, shape.head_dim, settings["rope_head_dim"]
         q, c, v = settings.get("q_rank"), settings["kv_rank"], settings.get("v_head_dim") or shape.head_dim
         query = (d * q if q else 0) + (q or d) * h * (n + r)
         return query + d * (c + r) + c * h * (n + v) + h * v * d
 
     @classmethod
-    def products_per_key(cls, shape: AttentionShape, settings: Settings) -> int:
+    def score_macs(cls, shape: AttentionShape, settings: Settings) -> int:
         v = settings.get("v_head_dim") or shape.head_dim
         return shape.n_heads * (shape.head_dim + settings["rope_head_dim"] + v)
 
     @classmethod
-    def products_per_kept_key(cls, shape: AttentionShape, settings: Settings) -> int:
-        """The latent vector is key and value, wider than those of a head."""
+    def cached_score_macs(cls, shape: AttentionShape, settings: Settings) -> int:
+        """Return the multiply-adds with the latent vector as key and value, which is wider than those of a head."""
         return shape.n_heads * (2 * settings["kv_rank"] + settings["rope_head_dim"])
 
     @classmethod
-    def n_vector_params(cls, shape: AttentionShape, settings: Settings) -> int:
+    def n_bias_and_gain_params(cls, shape: AttentionShape, settings: Settings) -> int:
         q, c, r = settings.get("q_rank") or 0, settings["kv_rank"], settings["rope_head_dim"]
         return q + c + (q + c + r) * shape.qkv_bias + shape.d_model * shape.out_bias
 
@@ -148,7 +148,7 @@ class LatentAttention(Attention):
 
 
 def _by_head(x: Tensor, weight: Tensor) -> Tensor:
-    """``[B, H, n, i] -> [B, H, n, j]`` by one matrix a head, ``[H, i, j]``, without a copy of the matrices for each text."""
+    """``[B, H, n, i] -> [B, H, n, j]`` by one matrix per head, ``[H, i, j]``, without copying the matrices for each text."""
     rows = x.transpose(0, 1)
     y = torch.bmm(rows.flatten(1, 2), weight.to(x.dtype))
     return y.view(*rows.shape[:-1], -1).transpose(0, 1)

@@ -1,11 +1,11 @@
 """Axis ``ffn``: the feed-forward branch of a layer, one network for every token or a mixture of experts.
 
-An option is made from its YAML and asked for the branch of each layer and for what that costs (base.py). `dense.py` has the
-networks, `routing.py` says which experts a token meets, `experts.py` and `grouped.py` compute them, `balance.py` keeps them equally
-busy, `mixture.py` puts these together, and `token_choice.py` and `options.py` are what ``conf/ffn`` names.
+An option is built from its YAML and returns the branch of each layer and its cost (base.py). `dense.py` has the networks, `routing.py`
+selects the experts of a token, `experts.py` and `grouped.py` compute them, `balance.py` balances their load, `mixture.py` combines
+these, and ``conf/ffn`` names classes of `token_choice.py` and `options.py`.
 
-A new option needs no entry here: its YAML names its module. The names below serve imports, and stored configurations, which
-name this package.
+A new option needs no entry here: its YAML names its module. The names below serve imports, and stored configurations, which name this
+package.
 """
 
 from lmablate.model.ffn.base import FeedForward, FFNOption, FFNShape

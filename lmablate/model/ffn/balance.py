@@ -1,16 +1,15 @@
-"""What keeps the experts of a layer equally busy, and its router's scores small.
+"""Losses that balance the load of a layer's experts and keep its router's scores small.
 
-Losses are of the choices ``[K, S, T, k]`` of E experts: with ``f_i = E / (k T) sum_t 1[t meets i]`` and ``P_i = mean_t p_i(t)``,
+The choices are ``[K, S, T, k]`` of E experts. With ``f_i = E / (k T) sum_t 1[t meets i]`` and ``P_i = mean_t p_i(t)``,
 
     balance   weight * sum_i f_i P_i              Fedus et al. 2021, arXiv 2101.03961, eq. 4-6, for any k; arXiv 2401.06066, eq. 12-14
     device    weight * sum_d mean_{i in d} f_i sum_{i in d} P_i      over groups of experts: DeepSeek-V2, arXiv 2405.04434, eq. 26-28
-    comm      weight * sum_d c_d sum_{i in d} P_i      eq. 29-31 there, of D groups of which a token may meet M, and
-              ``c_d = D / (M T) sum_t 1[t meets an expert of d]``: what is sent to a device, however many experts there want it
+    comm      weight * sum_d c_d sum_{i in d} P_i      eq. 29-31 there, of D groups of which a token may use M, and
+              ``c_d = D / (M T) sum_t 1[t meets an expert of d]``: tokens sent to a device, however many experts they use there
     z         weight * mean_t logsumexp(h)^2      Zoph et al. 2022, arXiv 2202.08906, eq. 5
 
-which are `weight` for an even load (comm where tokens go to all M groups they may). f and c are counts and have no gradient. f, c and P
-are means over each text, whose losses are averaged
-(DeepSeek-V3, arXiv 2412.19437, eq. 17-20), or over the whole batch.
+which are `weight` for an even load (comm if tokens use all M groups they may). f and c are counts and have no gradient. f, c and P are
+means over each text, whose losses are averaged (DeepSeek-V3, arXiv 2412.19437, eq. 17-20), or over the whole batch.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from lmablate.model.ffn.routing import Choice
 
 
 class Balance(NamedTuple):
-    """Weights of the losses, 0.0 for none; `whole_batch`: f, c and P over all texts at once; `n_groups` of the losses of groups, of
-    which a token may meet `group_k`."""
+    """Weights of the losses, 0.0 for none; `whole_batch`: f, c and P over all texts; `n_groups` of the group losses, of which a token
+    may use `group_k`."""
 
     balance: float
     device: float
@@ -41,20 +40,20 @@ class Balance(NamedTuple):
 
 
 def loads(experts: Tensor, n_experts: int) -> Tensor:
-    """How often each expert is chosen in each text: int64 ``[K, S, T, k] -> [K, S, E]``."""
+    """Return how often each text chooses each expert: int64 ``[K, S, T, k] -> [K, S, E]``."""
     flat = experts.flatten(-2)
     return flat.new_zeros(*flat.shape[:-1], n_experts).scatter_add_(-1, flat, torch.ones_like(flat))
 
 
 def visits(experts: Tensor, n_experts: int, n_groups: int) -> Tensor:
-    """How many tokens of each text meet any expert of a group: int64 ``[K, S, T, k] -> [K, S, D]``."""
+    """Return how many tokens of each text use any expert of a group: int64 ``[K, S, T, k] -> [K, S, D]``."""
     group = experts // (n_experts // n_groups)
     met = group.new_zeros(*group.shape[:-1], n_groups).scatter_(-1, group, torch.ones_like(group))
     return met.sum(-2)
 
 
 def losses(choice: Choice, weights: Balance) -> Tensor:
-    """The sum of the losses of each member, ``[K]``."""
+    """Return the sum of the losses of each member, ``[K]``."""
     assert choice.probabilities is not None
     assert choice.logits is not None
     n_experts = choice.probabilities.shape[-1]
@@ -83,6 +82,6 @@ def losses(choice: Choice, weights: Balance) -> Tensor:
 
 @torch.no_grad()
 def move_bias(bias: Tensor, load: Tensor, rate: float) -> None:
-    """After a step: ``b_i += rate * sign(mean load - load_i)``, so that a busy expert is chosen less (Wang et al. 2024, arXiv
-    2408.15664, algorithm 1). `load` counts the tokens of the whole step; both ``[E]``."""
+    """Update after a step: ``b_i += rate * sign(mean load - load_i)``, so that a busy expert is chosen less often (Wang et al. 2024,
+    arXiv 2408.15664, algorithm 1). `load` counts the tokens of the whole step; both ``[E]``."""
     bias += rate * (load.sum() - load * len(load)).sign()

@@ -1,4 +1,4 @@
-"""What every feed-forward option is, and what its branches are built from."""
+"""Base classes of feed-forward options and their branches."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 
 Pointwise = Callable[..., Tensor]
 
 
 class FFNShape(NamedTuple):
-    """What the factory gives: `d_ff` is the width of a dense network, `new_fn` makes the activation of one layer."""
+    """The factory's arguments: `d_ff` is the width of a dense network; `new_fn` builds the activation of one layer."""
 
     d_model: int
     d_ff: int
@@ -25,24 +25,19 @@ class FFNShape(NamedTuple):
 
 
 class FeedForward(nn.Module):
-    """Base of the branches: ``[..., T, D] -> [..., T, D]``, and its last matrix is ``out_proj``.
-
-    ``reads_whole_texts`` says that what a token meets hangs on the rest of its text, or on how long that is, so that no text can
-    be read piece by piece.
-    """
+    """Base class of the branches: ``[..., T, D] -> [..., T, D]``, with ``out_proj`` as last matrix. ``reads_whole_texts``: the experts
+    of a token depend on the rest of its text or its length, so a text cannot be read in chunks."""
 
     out_proj: nn.Module
     reads_whole_texts: bool = False
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         raise NotImplementedError
 
 
 class FFNOption:
-    """An option of the axis, made from its YAML file: it builds the branch of a layer and says what that costs.
-
-    ``is_dense`` marks the plain network.
-    """
+    """An option of the axis, built from its YAML file: it builds the branch of a layer and states its cost. ``is_dense`` marks the
+    plain network."""
 
     is_dense: ClassVar[bool] = False
 
@@ -50,16 +45,16 @@ class FFNOption:
         raise NotImplementedError
 
     def check(self, n_layers: int, *, reads_all: bool) -> None:
-        """Raise ConfigError for settings that mean nothing in a model of so many layers, whose tokens read all of a text or not."""
+        """Raise ConfigError for settings without meaning in a model of `n_layers` layers; `reads_all`: tokens read the whole text."""
 
-    def weights_per_token(self, shape: FFNShape, *, layer: int) -> float:
-        """Multiply-adds of a layer's matrices with a token, those of experts that a token does not meet left out."""
+    def matmul_params(self, shape: FFNShape, *, layer: int) -> float:
+        """Return the multiply-adds of a layer's matrices per token, without the experts it does not use."""
         raise NotImplementedError
 
     def n_params(self, shape: FFNShape, *, layer: int) -> int:
-        """Learned numbers of a layer."""
+        """Return the parameter count of a layer."""
         raise NotImplementedError
 
     def n_idle(self, shape: FFNShape, *, layer: int, tokens: int = 1) -> int:
-        """Those of them that none of so many tokens meets, on average, where experts are met equally often."""
+        """Return the mean number of parameters that none of `tokens` tokens uses, if all experts are used equally often."""
         return 0

@@ -1,6 +1,6 @@
-"""The two feed-forward networks, plain and gated, that serve every activation: ``[..., D] -> [..., D]``.
+"""The plain and the gated feed-forward network, for every activation: ``[..., D] -> [..., D]``.
 
-`weights_per_token` is the multiply-adds of their matrices with a token, which is their entries; `n_vector_params` the rest.
+`matmul_params` is the number of matrix entries, which are the multiply-adds per token; `n_bias_and_gain_params` the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from lmablate.model.ffn.base import FeedForward, FFNOption, FFNShape, Pointwise
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 from lmablate.model.primitives import Linear
 
 
@@ -24,15 +24,15 @@ class PlainFFN(FeedForward):
         self.out_proj = Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.dropout(self.out_proj(self.fn(self.in_proj(x))))
 
     @staticmethod
-    def weights_per_token(d_model: int, d_ff: int) -> int:
+    def matmul_params(d_model: int, d_ff: int) -> int:
         return 2 * d_model * d_ff
 
     @staticmethod
-    def n_vector_params(d_model: int, d_ff: int, *, bias: bool) -> int:
+    def n_bias_and_gain_params(d_model: int, d_ff: int, *, bias: bool) -> int:
         return d_ff + d_model if bias else 0
 
 
@@ -47,32 +47,32 @@ class GatedFFN(FeedForward):
         self.out_proj = Linear(d_ff, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.dropout(self.out_proj(self.fn(self.gate_proj(x)) * self.in_proj(x)))
 
     @staticmethod
-    def weights_per_token(d_model: int, d_ff: int) -> int:
+    def matmul_params(d_model: int, d_ff: int) -> int:
         return 3 * d_model * d_ff
 
     @staticmethod
-    def n_vector_params(d_model: int, d_ff: int, *, bias: bool) -> int:
+    def n_bias_and_gain_params(d_model: int, d_ff: int, *, bias: bool) -> int:
         return 2 * d_ff + d_model if bias else 0
 
 
 def network(gated: bool) -> type[PlainFFN] | type[GatedFFN]:
-    """The feed-forward network of an activation that gates, or does not."""
+    """Return the network class for an activation that gates, or does not."""
     return GatedFFN if gated else PlainFFN
 
 
 def network_params(shape: FFNShape, width: int) -> int:
-    """Weights and biases of one network of this width."""
+    """Return the number of weights and biases of one network of this width."""
     kind = network(shape.gated)
-    vectors = kind.n_vector_params(shape.d_model, width, bias=shape.bias)
-    return kind.weights_per_token(shape.d_model, width) + vectors
+    vectors = kind.n_bias_and_gain_params(shape.d_model, width, bias=shape.bias)
+    return kind.matmul_params(shape.d_model, width) + vectors
 
 
 class Dense(FFNOption):
-    """One network of width `d_ff`, which every token meets."""
+    """One network of width `d_ff`, which every token uses."""
 
     is_dense: ClassVar[bool] = True
 
@@ -80,8 +80,8 @@ class Dense(FFNOption):
         kind = network(shape.gated)
         return kind(shape.d_model, shape.d_ff, fn=shape.new_fn(), bias=shape.bias, dropout=shape.dropout)
 
-    def weights_per_token(self, shape: FFNShape, *, layer: int) -> float:
-        return network(shape.gated).weights_per_token(shape.d_model, shape.d_ff)
+    def matmul_params(self, shape: FFNShape, *, layer: int) -> float:
+        return network(shape.gated).matmul_params(shape.d_model, shape.d_ff)
 
     def n_params(self, shape: FFNShape, *, layer: int) -> int:
         return network_params(shape, shape.d_ff)

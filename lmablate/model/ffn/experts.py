@@ -11,22 +11,20 @@ from lmablate.model.primitives import Bias, Matrix, low_precision
 
 
 class ExpertBias(Bias):
-    """One offset a channel for each expert, flat, so that it is a vector like every bias: ``[E r]``, with members ``[K, E r]``."""
+    """One offset per channel and expert, flat, so that it is a vector like every bias: ``[E r]``, with members ``[K, E r]``."""
 
     def __init__(self, n_experts: int, width: int) -> None:
         super().__init__(n_experts * width)
 
     def of_rows(self, y: Tensor, rows: Rows) -> Tensor:
-        """Sorted rows ``[M, r]`` with the offset of their expert; those that are dropped get the last one's."""
+        """Add to sorted rows ``[M, r]`` the offset of their expert; dropped rows get that of the last one."""
         each = self.weight.view(-1, y.shape[-1])
         return y + each.index_select(0, rows.expert.clamp(max=len(each) - 1))
 
 
 class Experts(Matrix):
-    """A matrix for each expert, ``[E, d_out, d_in]``, which meets the rows of its own: ``[M, d_in] -> [M, d_out]``.
-
-    With members the weight is ``[K, E, ...]``, and the rows are sorted by member and expert.
-    """
+    """One matrix per expert, ``[E, d_out, d_in]``, applied to the rows of that expert: ``[M, d_in] -> [M, d_out]``. With members the
+    weight is ``[K, E, ...]``, and the rows are sorted by member and expert."""
 
     def __init__(self, n_experts: int, d_in: int, d_out: int, *, bias: bool) -> None:
         super().__init__(d_out, d_in)
@@ -39,12 +37,12 @@ class Experts(Matrix):
         return y if self.bias is None else self.bias.of_rows(y, rows)
 
     def cast(self, x: Tensor) -> Tensor:
-        """`x` in the precision of the products. The result comes back in that of the weights."""
+        """Return `x` in the precision of the products. The result has that of the weights."""
         return x.to(low_precision(x) or self.compute_dtype or self.weight.dtype)
 
 
 class PlainExperts(nn.Module):
-    """``W_out f(W_in x)`` for each expert."""
+    """Plain networks of experts, ``W_out f(W_in x)``."""
 
     def __init__(self, n_experts: int, d_model: int, width: int, *, fn: Pointwise, bias: bool) -> None:
         super().__init__()
@@ -57,7 +55,7 @@ class PlainExperts(nn.Module):
 
 
 class GatedExperts(nn.Module):
-    """``W_out (f(W_gate x) * W_in x)`` for each expert."""
+    """Gated networks of experts, ``W_out (f(W_gate x) * W_in x)``."""
 
     def __init__(self, n_experts: int, d_model: int, width: int, *, fn: Pointwise, bias: bool) -> None:
         super().__init__()
@@ -72,5 +70,5 @@ class GatedExperts(nn.Module):
 
 
 def experts(gated: bool) -> type[PlainExperts] | type[GatedExperts]:
-    """The networks of an activation that gates, or does not."""
+    """Return the class of experts for an activation that gates, or does not."""
     return GatedExperts if gated else PlainExperts

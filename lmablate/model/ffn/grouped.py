@@ -1,8 +1,8 @@
-"""Products of rows that are sorted by expert: on a GPU torch's grouped matrix product, else one product for the rows of each.
+"""Products of rows sorted by expert: torch's grouped matrix product on a GPU, else one product per expert.
 
-Every token's row is copied once for each expert it meets, the copies are sorted by expert (stably, so that the rows of an
-expert keep the order of their tokens), and an expert works on a slice. The way back is a gather, whose own way back is a
-gather too: nothing is added in an order that could change from run to run.
+Each token's row is copied once per expert it uses. The copies are sorted by expert, stably, so that an expert's rows keep the order of
+their tokens, and each expert works on a slice. The way back is a gather, as is its own backward pass, so no sum depends on an order
+that could change between runs.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """How M rows stand when sorted by expert: int64 `order` ``[M]`` lists them by where they stood, `place` ``[M]`` is its
-    inverse, `expert` ``[M]`` is ascending, and `counts` ``[G]`` are the rows of each expert. Rows beyond them are dropped."""
+    """The order of M rows sorted by expert. Int64 `order` ``[M]`` lists their original indices, and `inverse` ``[M]`` is the inverse
+    permutation. `expert` ``[M]`` is ascending, and `counts` ``[G]`` are the rows per expert. Rows beyond them are dropped."""
 
     order: Tensor
-    place: Tensor
+    inverse: Tensor
     expert: Tensor
     counts: Tensor
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The counts as numbers, which a GPU has to be waited for."""
+        """Return the counts as numbers, which synchronises with a GPU."""
         return sizes_of(self.counts, len(self.order))
 
 
 def sort_rows(expert: Tensor, n_experts: int) -> Rows:
-    """Int64 ``[M]``, the expert of each row, `n_experts` for one that is dropped."""
+    """Sort rows by `expert`, int64 ``[M]``, which is `n_experts` for a dropped row."""
     expert, order = expert.sort(stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     counts = order.new_zeros(n_experts + 1).scatter_add_(0, expert, torch.ones_like(expert))
-    return Rows(order, place, expert, counts[:-1])
+    return Rows(order, inverse, expert, counts[:-1])
 
 
 def sizes_of(counts: Tensor, n_rows: int) -> list[int]:
-    """Counts as numbers. Tensors that have a shape and no data stand for rows that are spread evenly."""
+    """Return counts as numbers. Tensors without data stand for rows that are spread evenly."""
     n = len(counts)
     if counts.is_meta or type(counts) is not Tensor:
         return [n_rows // n + (i < n_rows % n) for i in range(n)]
@@ -50,7 +50,7 @@ def sizes_of(counts: Tensor, n_rows: int) -> list[int]:
 
 
 def has_grouped_gemm(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch has one kernel for the products of all experts: bf16 on a GPU of Ampere or later, widths in multiples of 8
+    """Return True if torch has one kernel for the products of all experts: bf16 on a GPU of Ampere or later, widths in multiples of 8
     (its 16 bytes of alignment)."""
     if x.device.type != "cuda" or x.dtype != torch.bfloat16 or any(width % 8 for width in weight.shape[1:]):
         return False
@@ -62,25 +62,25 @@ class _Copies(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Rows, k: int) -> Tensor:
-        ctx.place, ctx.k = rows.place, k
+        ctx.inverse, ctx.k = rows.inverse, k
         return x.index_select(0, rows.order // k)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient.index_select(0, ctx.place).unflatten(0, (-1, ctx.k)).sum(1), None, None
+        return gradient.index_select(0, ctx.inverse).unflatten(0, (-1, ctx.k)).sum(1), None, None
 
 
 class _WeightedSum(torch.autograd.Function):
-    """``out[n] = sum_i w[n, i] y[row of n's choice i]``, summed from the first choice on: ``[N k, D], [N, k] -> [N, D]``."""
+    """``out[n] = sum_i w[n, i] y[row of n's choice i]``, summed in the order of choices: ``[N k, D], [N, k] -> [N, D]``."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, w: Tensor, rows: Rows) -> Tensor:
         ctx.save_for_backward(y, w)
         ctx.rows = rows
-        places = rows.place.view(w.shape)
-        out = y.index_select(0, places[:, 0]).mul_(w[:, :1])
+        positions = rows.inverse.view(w.shape)
+        out = y.index_select(0, positions[:, 0]).mul_(w[:, :1])
         for i in range(1, w.shape[1]):
-            out.addcmul_(y.index_select(0, places[:, i]), w[:, i : i + 1])
+            out.addcmul_(y.index_select(0, positions[:, i]), w[:, i : i + 1])
         return out
 
     @staticmethod
@@ -90,20 +90,22 @@ class _WeightedSum(torch.autograd.Function):
         each = gradient.index_select(0, rows.order // k)
         dw = None
         if ctx.needs_input_grad[1]:
-            dw = (each * y).sum(-1).index_select(0, rows.place).view(w.shape)
+            dw = (each * y).sum(-1).index_select(0, rows.inverse).view(w.shape)
         return each.mul_(w.flatten().index_select(0, rows.order)[:, None]), dw, None
 
 
 def product_step(x: Tensor) -> int:
-    """What numbers of rows are made multiples of. oneDNN, which multiplies bf16 on a CPU, compiles a kernel for each number that it
-    meets (2 ms each, ten times the product itself), and how many rows an expert has is another number in every step."""
+    """Return the number whose multiples row counts are rounded to. oneDNN, which multiplies bf16 on a CPU, compiles a kernel for each
+    new row count (2 ms each, ten times the product itself), and an expert's row count changes at every step."""
     return 32 if x.dtype == torch.bfloat16 and x.device.type == "cpu" else 1
 
 
-def spans(sizes: list[int], step: int) -> Iterator[tuple[int, slice]]:
-    """Each expert with the rows to compute, last expert first. A span may begin among the rows of those before it to be as
-    long as a multiple of `step`: what it writes there is written over when their turn comes. The rows of the first ones are cut
-    in two spans that overlap."""
+def row_slices(sizes: list[int], step: int) -> Iterator[tuple[int, slice]]:
+    """Yield each expert with the rows to compute, last expert first.
+
+    A slice may start among the rows of earlier experts, so that its length is a multiple of `step`; what it writes there is overwritten
+    later. The rows of the first experts are covered by two overlapping slices.
+    """
     end = sum(sizes)
     for e in reversed(range(len(sizes))):
         n = sizes[e]
@@ -126,7 +128,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes = rows.sizes
         y = x.new_empty(len(x), weight.shape[1])
-        for e, some in spans(sizes, product_step(x)):
+        for e, some in row_slices(sizes, product_step(x)):
             torch.mm(x[some], weight[e].t(), out=y[some])
         y[sum(sizes) :].zero_()
         return y
@@ -137,7 +139,7 @@ class _Product(torch.autograd.Function):
         dx = dw = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
-            for e, some in spans(ctx.sizes, product_step(x)):
+            for e, some in row_slices(ctx.sizes, product_step(x)):
                 torch.mm(gradient[some], weight[e], out=dx[some])
             dx[sum(ctx.sizes) :].zero_()
         if ctx.needs_input_grad[1]:
@@ -150,32 +152,31 @@ class _Product(torch.autograd.Function):
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """The same by ``torch.nn.functional.grouped_mm``, which leaves dropped rows as they were in memory, and needs no counts on
-    the host."""
+    """`_Product` by ``torch.nn.functional.grouped_mm``, which leaves dropped rows uninitialised and needs no counts on the host."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
         ends = rows.counts.cumsum(0).to(torch.int32)
         ctx.save_for_backward(x, weight, ends)
-        return _met(F.grouped_mm(x, weight.mT, offs=ends), ends)
+        return _zero_dropped(F.grouped_mm(x, weight.mT, offs=ends), ends)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, ends = ctx.saved_tensors
         gradient = gradient.contiguous()
-        dx = _met(F.grouped_mm(gradient, weight, offs=ends), ends) if ctx.needs_input_grad[0] else None
+        dx = _zero_dropped(F.grouped_mm(gradient, weight, offs=ends), ends) if ctx.needs_input_grad[0] else None
         dw = F.grouped_mm(gradient.mT, x, offs=ends) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 
-def _met(rows: Tensor, ends: Tensor) -> Tensor:
-    """Rows that no expert met, as zeros."""
+def _zero_dropped(rows: Tensor, ends: Tensor) -> Tensor:
+    """Set rows that no expert used to zero."""
     met = torch.arange(len(rows), device=rows.device) < ends[-1]
     return torch.where(met[:, None], rows, 0)
 
 
 def _outer(gradient: Tensor, x: Tensor, out: Tensor) -> None:
-    """``out = gradient^T x`` over n rows, those beyond a multiple of the step apart."""
+    """``out = gradient^T x`` over n rows; those beyond a multiple of the step are added separately."""
     whole = len(x) - len(x) % product_step(x)
     torch.mm(gradient[:whole].t(), x[:whole], out=out)  # of no rows: zeros
     if whole < len(x):
@@ -183,15 +184,15 @@ def _outer(gradient: Tensor, x: Tensor, out: Tensor) -> None:
 
 
 def copies(x: Tensor, rows: Rows, k: int) -> Tensor:
-    """Each of the N rows of x k times, sorted: ``[N, D] -> [N k, D]``."""
+    """Return each of the N rows of x k times, sorted: ``[N, D] -> [N k, D]``."""
     return _Copies.apply(x, rows, k)
 
 
 def weighted_sum(y: Tensor, w: Tensor, rows: Rows) -> Tensor:
-    """What the k choices of each of N tokens make of it, ``[N k, D]`` as sorted, times their weights ``[N, k]``: ``[N, D]``."""
+    """Return the sum of each token's k results, sorted rows ``[N k, D]``, by their weights ``[N, k]``: ``[N, D]``."""
     return _WeightedSum.apply(y, w, rows)
 
 
 def grouped_product(x: Tensor, weight: Tensor, rows: Rows) -> Tensor:
-    """Sorted rows ``[M, c]`` with the matrix of their own expert, ``[G, r, c]``: ``[M, r]``."""
+    """Multiply sorted rows ``[M, c]`` by the matrix of their expert, ``[G, r, c]``: ``[M, r]``."""
     return (_GroupedProduct if has_grouped_gemm(x, weight) else _Product).apply(x.contiguous(), weight, rows)

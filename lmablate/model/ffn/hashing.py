@@ -1,4 +1,4 @@
-"""Numbers that look random and depend on a text alone: the same however a batch is cut, on resume, and beside other runs."""
+"""Pseudo-random numbers that depend on a text alone: the same for any microbatch, after a resume, and next to other runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _signed(word: int) -> int:
-    """A 64-bit word as int64 holds it."""
+    """A 64-bit word as an int64."""
     return word - (1 << 64) if word >> 63 else word
 
 
@@ -15,35 +15,35 @@ _GOLDEN, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9,
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """``x >> by`` of the words without sign."""
+    """``x >> by`` of unsigned words."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 
 def mix(x: Tensor) -> Tensor:
-    """The output function of SplitMix64 (Steele et al. 2014, doi 10.1145/2714064.2660195, figure 16), word by word, int64."""
+    """Return the output function of SplitMix64 (Steele et al. 2014, doi 10.1145/2714064.2660195, figure 16), word by word, int64."""
     x = x * _GOLDEN
     x = (x ^ _shifted(x, 30)) * _FIRST
     x = (x ^ _shifted(x, 27)) * _SECOND
     return x ^ _shifted(x, 31)
 
 
-def spread(keys: Tensor, n: int, salt: int) -> Tensor:
-    """A word for each key and each of n things: int64 ``[...] -> [..., n]``."""
-    things = mix(torch.arange(1, n + 1, device=keys.device) + (salt << 32))
-    return mix(mix(keys)[..., None] ^ things)
+def hash_each(keys: Tensor, n: int, salt: int) -> Tensor:
+    """Return a word for each key and each of n items: int64 ``[...] -> [..., n]``."""
+    items = mix(torch.arange(1, n + 1, device=keys.device) + (salt << 32))
+    return mix(mix(keys)[..., None] ^ items)
 
 
-def read_so_far(tokens: Tensor) -> Tensor:
-    """A word for the tokens that each position has behind it, itself included: int64 ``[..., T]``."""
+def prefix_hash(tokens: Tensor) -> Tensor:
+    """Return a hash of the tokens up to each position: int64 ``[..., T]``."""
     place = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)
     return mix(tokens ^ mix(place)).cumsum(-1)
 
 
 def uniform(words: Tensor) -> Tensor:
-    """fp32 in (0, 1), from the upper 24 bits."""
+    """Return fp32 in (0, 1), from the upper 24 bits."""
     return (_shifted(words, 40).float() + 0.5) / (1 << 24)
 
 
 def normal(words: Tensor) -> Tensor:
-    """Standard normal fp32, by the inverse of its distribution."""
+    """Return standard normal fp32 numbers, by the inverse of their distribution."""
     return 2**0.5 * torch.erfinv(2 * uniform(words) - 1)

@@ -1,4 +1,4 @@
-"""The branch of a layer with experts: routing, the experts' networks, shared experts, and what it leaves for training."""
+"""The branch of a layer with experts: routing, the experts, shared experts, and its training losses."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lmablate.model.ffn.dense import network
 from lmablate.model.ffn.experts import experts
 from lmablate.model.ffn.grouped import copies, sort_rows, weighted_sum
 from lmablate.model.ffn.routing import Choice, ExpertRouter, HashRouter, TokenRouter, within_capacity
-from lmablate.model.posemb import Positions
+from lmablate.model.posemb import AttentionContext
 from lmablate.model.primitives import Router
 
 
 class Mixture(FeedForward):
-    """``y = sum_chosen w_i E_i(x) (+ gate(x) * shared(x))``: E networks of width `width`, of which a token meets those that are
-    chosen (Shazeer et al. 2017, arXiv 1701.06538, eq. 1).
+    """``y = sum_chosen w_i E_i(x) (+ gate(x) * shared(x))``: E networks of width `width`, of which a token uses the chosen ones
+    (Shazeer et al. 2017, arXiv 1701.06538, eq. 1).
 
-    `shared` experts are met by every token, as one network of `shared` times the width (DeepSeekMoE, arXiv 2401.06066, section
-    3.2); with `shared_gate` their output is multiplied by ``sigmoid(w x)`` (Qwen2-MoE).
+    Every token uses the `shared` experts, as one network of `shared` times the width (DeepSeekMoE, arXiv 2401.06066, section 3.2); with
+    `shared_gate` their output is multiplied by ``sigmoid(w x)`` (Qwen2-MoE).
 
-    ``shapes_depend_on_data``: how many rows an expert has is known when they are counted, so torch.compile leaves this module as
-    it is. ``score_only`` names the matrices that make scores and no output (see init.py).
+    ``shapes_depend_on_data``: row counts are known only at run time, so torch.compile skips this module. ``score_only`` names the
+    matrices that produce scores and no output (see init.py).
     """
 
     shapes_depend_on_data: ClassVar[bool] = True
@@ -50,30 +50,30 @@ class Mixture(FeedForward):
     def out_proj(self) -> nn.Module:  # type: ignore[override]
         return self.experts.out_proj
 
-    def forward(self, x: Tensor, positions: Positions) -> Tensor:
-        y = self.dropout(self.routed(self.texts(x), positions.tokens).view(x.shape))
+    def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
+        y = self.dropout(self.routed(self.by_member(x), positions.tokens).view(x.shape))
         if self.shared is None:
             return y
         same = self.shared(x, positions)
         return y + (same if self.shared_gate is None else self.shared_gate(x).sigmoid() * same)
 
-    def texts(self, x: Tensor) -> Tensor:
-        """``[..., T, D]`` as ``[K, S, T, D]``: K members, or 1."""
+    def by_member(self, x: Tensor) -> Tensor:
+        """Reshape ``[..., T, D]`` to ``[K, S, T, D]``: K members, or 1."""
         members = len(self.experts.out_proj.weight) if self.experts.out_proj.weight.ndim == 4 else 1
         return x.reshape(members, -1, *x.shape[-2:])
 
     def routed(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        """What the chosen experts make of ``[K, S, T, D]``."""
+        """Return the output of the chosen experts for ``[K, S, T, D]``."""
         raise NotImplementedError
 
     def load(self, x: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """How many tokens of ``[K, S, T, D]`` meet each expert, int64 ``[E]``, and how many choices are dropped."""
+        """Return how many tokens of ``[K, S, T, D]`` use each expert, int64 ``[E]``, and the number of dropped choices."""
         raise NotImplementedError
 
 
 class ChosenByTokens(Mixture):
-    """Every token has k experts. `capacity_factor`: an expert takes ``ceil(capacity_factor k T / E)`` tokens of a text of T and
-    drops the rest; None drops nothing."""
+    """A mixture whose tokens have k experts each. An expert takes ``ceil(capacity_factor k T / E)`` tokens of a text of T and drops the
+    rest; `capacity_factor` None drops nothing."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class ChosenByTokens(Mixture):
             self.register_buffer("step_load", torch.zeros(n_experts, dtype=torch.int64), persistent=False)
 
     def choose(self, x: Tensor, tokens: Tensor | None) -> Choice:
-        """The experts of every token of ``[K, S, T, D]``."""
+        """Return the experts of every token of ``[K, S, T, D]``."""
         known = None if tokens is None else tokens.reshape(x.shape[:-1])
         choice = self.router(x, known)
         if self.capacity_factor is None:
@@ -110,7 +110,7 @@ class ChosenByTokens(Mixture):
     def routed(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         choice = self.choose(x, tokens)
         if self.training:
-            self._note(choice)
+            self._record(choice)
         members, k = len(x), choice.experts.shape[-1]
         first = torch.arange(members, device=x.device).view(-1, 1, 1, 1) * self.n_experts
         expert, dropped = choice.experts + first, members * self.n_experts
@@ -120,8 +120,8 @@ class ChosenByTokens(Mixture):
         each = self.experts(copies(self.experts.in_proj.cast(x.flatten(0, -2)), rows, k), rows)
         return weighted_sum(each, choice.weights.flatten(0, -2).to(each.dtype), rows)
 
-    def _note(self, choice: Choice) -> None:
-        """Leave the losses of this pass, and count its tokens."""
+    def _record(self, choice: Choice) -> None:
+        """Store the losses of this pass, and count its tokens."""
         if self.balance.on:
             own = losses(choice, self.balance)
             own = own if self.experts.out_proj.weight.ndim == 4 else own[0]
@@ -141,7 +141,7 @@ class ChosenByTokens(Mixture):
 
 
 class ChosenByExperts(Mixture):
-    """Every expert has ``round(capacity_factor T / E)`` tokens of a text of T, 1 at least and T at most."""
+    """A mixture whose experts have ``round(capacity_factor T / E)`` tokens of a text of T each, between 1 and T."""
 
     reads_whole_texts = True
 
@@ -163,7 +163,7 @@ class ChosenByExperts(Mixture):
         members, texts, length, d_model = x.shape
         chosen, weights, _ = self.router(x, expert_capacity(self.capacity_factor, length, self.n_experts))
         text = torch.arange(members * texts, device=x.device).view(members, texts, 1, 1)
-        of_row = (chosen + text * length).transpose(1, 2).flatten()  # rows of an expert together, [K E S C]
+        of_row = (chosen + text * length).transpose(1, 2).flatten()  # grouped by expert, [K E S C]
         group = torch.arange(members * self.n_experts, device=x.device)
         rows = sort_rows(group.repeat_interleave(len(of_row) // len(group)), len(group))
         y = self.experts(x.flatten(0, -2).index_select(0, of_row), rows)
@@ -177,5 +177,5 @@ class ChosenByExperts(Mixture):
 
 
 def expert_capacity(factor: float, length: int, n_experts: int) -> int:
-    """How many tokens of a text an expert chooses."""
+    """Return how many tokens of a text an expert chooses."""
     return min(length, max(1, round(factor * length / n_experts)))

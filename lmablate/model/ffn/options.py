@@ -1,4 +1,4 @@
-"""The options whose tokens do not choose their experts: a hash does, or the experts do."""
+"""Options in which a hash or the experts choose, and not the tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmablate.model.ffn.with_experts import Above0, Positive, WithExperts, check
 
 
 class HashRouting(WithExperts):
-    """The token's own number says which experts it meets (routing.HashRouter)."""
+    """The option in which the token id determines its experts (routing.HashRouter)."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class HashRouting(WithExperts):
             first_dense=first_dense,
         )
         check_k(k, n_experts)
-        self.met = self.k = k
+        self.active = self.k = k
 
     def mixture(self, shape: FFNShape, layer: int) -> ChosenByTokens:
         return ChosenByTokens(
@@ -51,8 +51,8 @@ class HashRouting(WithExperts):
 
 
 class ExpertChoice(WithExperts):
-    """Experts choose tokens (routing.ExpertRouter): `capacity_factor` experts a token on average. Under an objective that predicts
-    what comes next the choice tells a token of those after it, so `leaks` must be set to say that this is known."""
+    """The option in which experts choose tokens (routing.ExpertRouter): `capacity_factor` experts per token on average. If the
+    objective predicts later tokens, the choice reveals them, so `leaks` must be set to accept that."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ExpertChoice(WithExperts):
                 f"ffn.capacity_factor={capacity_factor:g} is how many experts a token meets on average, and there are "
                 f"ffn.n_experts={n_experts}"
             )
-        self.met, self.leaks = capacity_factor, leaks
+        self.active, self.leaks = capacity_factor, leaks
 
     def check(self, n_layers: int, *, reads_all: bool) -> None:
         super().check(n_layers, reads_all=reads_all)
@@ -95,7 +95,7 @@ class ExpertChoice(WithExperts):
             width=self.width(shape),
             shared=self.shared,
             shared_gate=self.shared_gate,
-            capacity_factor=self.met,
+            capacity_factor=self.active,
         )
 
     def router_weights(self, shape: FFNShape) -> int:
@@ -103,4 +103,4 @@ class ExpertChoice(WithExperts):
 
     def computed(self, shape: FFNShape) -> float:
         length = shape.context_length
-        return expert_capacity(self.met, length, self.n_experts) * self.n_experts / length
+        return expert_capacity(self.active, length, self.n_experts) * self.n_experts / length

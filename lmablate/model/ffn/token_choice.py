@@ -1,4 +1,4 @@
-"""The option whose tokens choose their experts, from its YAML files: what fits together, and what is refused."""
+"""The option whose tokens choose their experts, with the checks of its settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lmablate.model.ffn.with_experts import Above0, Positive, WithExperts, check
 
 
 class TokenChoice(WithExperts):
-    """Tokens choose experts (routing.TokenRouter); balancing as in balance.py."""
+    """The option in which tokens choose experts (routing.TokenRouter); balancing as in balance.py."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TokenChoice(WithExperts):
             first_dense=first_dense,
         )
         check_k(k, n_experts)
-        self.met, self.k, self.scores, self.normalise, self.scale = k, k, scores, normalise, scale or 1.0
+        self.active, self.k, self.scores, self.normalise, self.scale = k, k, scores, normalise, scale or 1.0
         self.noise, self.bias_rate, self.capacity_factor = bool(noise), bias_rate or 0.0, capacity_factor
         if normalise and k == 1:
             raise ConfigError(
@@ -64,10 +64,10 @@ class TokenChoice(WithExperts):
     ) -> None:
         balance, device, communication = losses
         if (over is None) == any(losses):
-            told = "needs ffn.balance_over=text or batch" if over is None else "says what a loss is over that is off"
+            problem = "needs ffn.balance_over=text or batch" if over is None else "says what a loss is over that is off"
             keys = [f"ffn.{key}_loss" for key in ("balance", "device", "communication")]
             key = f"{keys[0]}, {keys[1]} or {keys[2]}" if over is None else f"ffn.balance_over={over}"
-            raise ConfigError(f"{key} {told}: set both, or neither")
+            raise ConfigError(f"{key} {problem}: set both, or neither")
         if device and not groups:
             raise ConfigError("ffn.device_loss is over groups of experts: set ffn.groups")
         if communication and not (groups and group_k):
@@ -79,7 +79,7 @@ class TokenChoice(WithExperts):
             raise ConfigError("ffn.n_experts=1 leaves nothing to balance: drop ffn.balance_loss and ffn.bias_rate")
 
     def _groups(self, n: int | None, k: int | None, best: int | None, device: bool) -> Groups | None:
-        """The groups that limit the choice, if they do."""
+        """The groups that limit the choice, if any."""
         if n is None or k is None:
             for key, value in (("group_k", k), ("group_best", best), ("groups", None if device else n)):
                 if value is not None:

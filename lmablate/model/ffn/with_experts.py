@@ -1,4 +1,4 @@
-"""What the options that have experts have in common: widths, layers without any, and what that costs."""
+"""The base class of options with experts: widths, dense layers, and costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = (8, 4, 2, 1)
 
 
 def expert_width(d_ff: int, ratio: float) -> int:
-    """``ratio * d_ff`` where that is whole, else a multiple of 8, or of 4, 2 or 1 where that misses it by more than 1 %."""
+    """Return ``ratio * d_ff`` if that is whole, else a multiple of 8, or of 4, 2 or 1 if that misses it by more than 1 %."""
     wanted = ratio * d_ff
     if round(wanted) > 0 and abs(wanted - round(wanted)) < 1e-6 * wanted:
         return round(wanted)
@@ -25,10 +25,10 @@ def expert_width(d_ff: int, ratio: float) -> int:
 
 
 class WithExperts(FFNOption):
-    """What all of them have: E networks of ``expert_ratio * d_ff``, by default as wide as makes those that a token meets as
-    wide as one dense network together; `shared` ones that every token meets; and `first_dense` layers without any."""
+    """Base class: E networks of ``expert_ratio * d_ff`` channels, `shared` more for every token, and `first_dense` layers without
+    experts. By default the active experts together have the width of one dense network."""
 
-    met: float  # routed experts that a token meets, on average
+    active: float  # mean number of routed experts per token
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class WithExperts(FFNOption):
             )
 
     def width(self, shape: FFNShape) -> int:
-        """Of one routed expert."""
+        """Return the width of one routed expert."""
         ratio = self.expert_ratio
-        return expert_width(shape.d_ff, 1 / (self.met + self.shared) if ratio is None else ratio)
+        return expert_width(shape.d_ff, 1 / (self.active + self.shared) if ratio is None else ratio)
 
     def branch(self, shape: FFNShape, *, layer: int) -> FeedForward:
         return Dense().branch(shape, layer=layer) if layer < self.first_dense else self.mixture(shape, layer)
@@ -63,19 +63,19 @@ class WithExperts(FFNOption):
         raise NotImplementedError
 
     def router_weights(self, shape: FFNShape) -> int:
-        """Multiply-adds of the router with a token."""
+        """Return the multiply-adds of the router per token."""
         raise NotImplementedError
 
     def computed(self, shape: FFNShape) -> float:
-        """Routed experts that are computed for a token, on average."""
-        return self.met
+        """Return the mean number of routed experts that are computed per token."""
+        return self.active
 
-    def weights_per_token(self, shape: FFNShape, *, layer: int) -> float:
+    def matmul_params(self, shape: FFNShape, *, layer: int) -> float:
         if layer < self.first_dense:
-            return Dense().weights_per_token(shape, layer=layer)
+            return Dense().matmul_params(shape, layer=layer)
         kind, width = network(shape.gated), self.width(shape)
-        of_experts = self.computed(shape) * kind.weights_per_token(shape.d_model, width)
-        of_shared = kind.weights_per_token(shape.d_model, self.shared * width) + self.shared_gate * shape.d_model
+        of_experts = self.computed(shape) * kind.matmul_params(shape.d_model, width)
+        of_shared = kind.matmul_params(shape.d_model, self.shared * width) + self.shared_gate * shape.d_model
         return of_experts + of_shared + self.router_weights(shape)
 
     def n_params(self, shape: FFNShape, *, layer: int) -> int:
@@ -90,10 +90,11 @@ class WithExperts(FFNOption):
         if layer < self.first_dense:
             return 0
         return round(
-            self.n_experts * (1 - self.met / self.n_experts) ** tokens * network_params(shape, self.width(shape))
+            self.n_experts * (1 - self.active / self.n_experts) ** tokens * network_params(shape, self.width(shape))
         )
 
 
 def check_k(k: int, n_experts: int) -> None:
+    """Raise ConfigError if a token would use more experts than there are."""
     if k > n_experts:
         raise ConfigError(f"ffn.k={k} experts a token, and there are ffn.n_experts={n_experts}")

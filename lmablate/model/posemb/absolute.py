@@ -1,4 +1,4 @@
-"""Positions that are added to the token embedding."""
+"""Position embeddings that are added to the token embedding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from lmablate.model.types import PositiveFloat
 
 
 class Learned(PosEmb):
-    """One learned row a position, added to the token embedding (GPT-2). Defined up to ``context_length`` only."""
+    """One learned row per position, added to the token embedding (GPT-2). Defined up to ``context_length`` only."""
 
     is_token_table = True
     bounded = True
@@ -23,9 +23,9 @@ class Learned(PosEmb):
         self.table = Embedding(shape.context_length, shape.d_model)
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.embed_piece(x, 0, None)
+        return self.embed_chunk(x, 0, None)
 
-    def embed_piece(self, x: Tensor, start: int, made: None) -> Tensor:
+    def embed_chunk(self, x: Tensor, start: int, tables: None) -> Tensor:
         length, rows = start + x.shape[-2], self.table.weight.shape[-2]
         if length > rows:
             raise ConfigError(
@@ -39,18 +39,16 @@ class Learned(PosEmb):
 
 
 def sinusoids(length: int, width: int, theta: float) -> Tensor:
-    """Float64 ``[T, D]``: row t is ``[sin(t w_0), cos(t w_0), sin(t w_1), ...]`` with ``w_i = theta^(-2i/D)``
-    (Vaswani et al. 2017, section 3.5)."""
+    """Return float64 ``[T, D]``: row t is ``[sin(t w_0), cos(t w_0), sin(t w_1), ...]`` with ``w_i = theta^(-2i/D)`` (Vaswani et al.
+    2017, section 3.5)."""
     half = torch.arange(0, width, 2, dtype=torch.float64, device="cpu")
     angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * theta ** (-half / width)
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)[:, :width]
 
 
 class Sinusoidal(PosEmb):
-    """``scale * [sin(t w_i), cos(t w_i)]``, ``w_i = theta^(-2i/D)`` (Vaswani et al. 2017, section 3.5).
-
-    The 2017 model multiplies unit-variance token rows; `scale` keeps that ratio for rows that start smaller.
-    """
+    """``scale * [sin(t w_i), cos(t w_i)]``, ``w_i = theta^(-2i/D)`` (Vaswani et al. 2017, section 3.5). The 2017 model multiplies
+    unit-variance token rows; `scale` keeps that ratio for rows that start smaller."""
 
     def __init__(self, shape: PositionShape, *, theta: PositiveFloat, scale: PositiveFloat) -> None:
         super().__init__(shape)
@@ -62,10 +60,10 @@ class Sinusoidal(PosEmb):
         return (self.scale * sinusoids(length, self.d_model, self.theta)).float()
 
     def embed(self, x: Tensor) -> Tensor:
-        return self.embed_piece(x, 0, self.for_pieces(x.shape[-2]))
+        return self.embed_chunk(x, 0, self.chunk_tables(x.shape[-2]))
 
-    def for_pieces(self, length: int) -> Tensor:
+    def chunk_tables(self, length: int) -> Tensor:
         return self.table if length <= len(self.table) else self._rows(length).to(self.table.device)
 
-    def embed_piece(self, x: Tensor, start: int, made: Tensor) -> Tensor:
-        return x + made[start : start + x.shape[-2]]
+    def embed_chunk(self, x: Tensor, start: int, tables: Tensor) -> Tensor:
+        return x + tables[start : start + x.shape[-2]]

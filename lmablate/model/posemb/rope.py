@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned by an angle that grows with their position."""
+"""Rotary positions: queries and keys are rotated by an angle proportional to their position."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
@@ -11,12 +11,12 @@ from lmablate.core.errors import ConfigError
 from lmablate.model.posemb.base import PosEmb, PositionShape
 from lmablate.model.types import PositiveFloat
 
-RotaryFraction = Annotated[float, Field(gt=0, lt=1)]  # of the channels of a head; None stands for all of them
-Layout = Literal["pairs"]  # None stands for halves
+RotaryFraction = Annotated[float, Field(gt=0, lt=1)]  # of the channels of a head; None: all
+Layout = Literal["pairs"]  # None: halves
 
 
 class Spectrum(NamedTuple):
-    """`frequencies`: float64 ``[W / 2]``, radians a position; `amplitude`: what the rotated channels are multiplied by."""
+    """Angles: `frequencies`, float64 ``[W / 2]``, in radians per position; `amplitude`, the factor of the rotated channels."""
 
     frequencies: Tensor
     amplitude: float
@@ -24,14 +24,14 @@ class Spectrum(NamedTuple):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Rotary(PosEmb):
-    """Base of the rotary options: turns channel pairs of q and k by ``t * w_i``, so that ``q_t . k_s`` depends on
-    ``t - s`` only (Su et al. 2021, arXiv 2104.09864, eq. 34).
+    """Base class of the rotary options, which rotate channel pairs of q and k by ``t * w_i``, so that ``q_t . k_s`` depends on ``t -
+    s`` only (Su et al. 2021, arXiv 2104.09864, eq. 34).
 
-    `rotary_fraction` of the channels of a head, the first ones, are turned (None: all; GPT-J 0.25, Pythia 0.25). Of these
-    W channels, pair i is ``(x_i, x_{i + W/2})``, as in Llama, or with ``layout=pairs`` ``(x_2i, x_{2i+1})``, as in the
-    paper and GPT-J: one model up to the order of the rows of ``q_proj`` and ``k_proj`` (:func:`pairs_to_halves`).
+    The first `rotary_fraction` of a head's channels are rotated (None: all; GPT-J 0.25, Pythia 0.25). Of these W channels, pair i is
+    ``(x_i, x_{i + W/2})``, as in Llama, or with ``layout=pairs`` ``(x_2i, x_{2i+1})``, as in the paper and GPT-J. Both are one model up
+    to the order of the rows of ``q_proj`` and ``k_proj`` (:func:`pairs_to_halves`).
 
-    An option is a dataclass: its fields are the keys of its YAML, and `check` refuses numbers that cannot meet.
+    An option is a dataclass: its fields are the keys of its YAML, and `check` refuses numbers that cannot be combined.
     """
 
     shape: PositionShape = field(kw_only=False)
@@ -57,32 +57,32 @@ class Rotary(PosEmb):
         self.fill()
 
     def check(self) -> None:
-        """Raise ConfigError for numbers that cannot meet."""
+        """Raise ConfigError for numbers that cannot be combined."""
 
     def spectrum(self, length: int) -> Spectrum:
-        """The angles for a text of `length` tokens."""
+        """Return the angles for a text of `length` tokens."""
         raise NotImplementedError
 
     def plain_frequencies(self) -> Tensor:
-        """``w_i = rope_theta^(-2i/W)``, float64 ``[W / 2]``."""
+        """Return ``w_i = rope_theta^(-2i/W)``, float64 ``[W / 2]``."""
         return self.rope_theta ** (-torch.arange(0, self.width, 2, dtype=torch.float64, device="cpu") / self.width)
 
     def fill(self) -> None:
-        """Make the tables of the training length."""
+        """Compute the tables of the training length."""
         cos, sin = self._tables(self.context_length)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def _tables(self, length: int) -> tuple[Tensor, Tensor]:
         frequencies, amplitude = self.spectrum(length)
-        where = torch.empty(0).device  # that the model is being built on
-        if where.type == "meta":  # torch would load its compiler, for more than a second, to compute nothing
+        where = torch.empty(0).device  # the device the model is built on
+        if where.type == "meta":  # else torch would load its compiler, which takes over a second
             return torch.empty(length, len(frequencies)), torch.empty(length, len(frequencies))
         angle = torch.arange(length, dtype=torch.float64)[:, None] * frequencies.to(where)
         return (amplitude * angle.cos()).float(), (amplitude * angle.sin()).float()
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, ``[T, W / 2]`` each."""
+        """Return cosines and sines, ``[T, W / 2]`` each."""
         if length > self.context_length:  # evaluation beyond the training length
             cos, sin = (table.to(device) for table in self._tables(length))
             return cos, sin
@@ -92,11 +92,11 @@ class Rotary(PosEmb):
         cos, sin = self.tables(q.shape[-2], q.device)
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
-    def for_pieces(self, length: int) -> tuple[Tensor, Tensor]:
+    def chunk_tables(self, length: int) -> tuple[Tensor, Tensor]:
         return self.tables(length, self.cos.device)
 
-    def rotate_piece(self, q: Tensor, k: Tensor, start: int, made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        cos, sin = (table[start : start + q.shape[-2]] for table in made)
+    def rotate_chunk(self, q: Tensor, k: Tensor, start: int, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        cos, sin = (table[start : start + q.shape[-2]] for table in tables)
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -121,17 +121,17 @@ class RoPE(Rotary):
 
 
 def pairs_to_halves(rows: Tensor, *, head_dim: int, width: int) -> Tensor:
-    """The weight ``[H * head_dim, D]`` (or bias ``[H * head_dim]``) of a query or key projection made for
-    ``layout=pairs``, for the halves layout; `width` channels of a head, its first ones, are turned.
+    """Convert a query or key projection from ``layout=pairs`` to halves; the first `width` channels of a head are rotated.
 
-    Channels 0, 2, 4, ... become the first half and 1, 3, 5, ... the second, so that every score stays what it was.
+    `rows` is the weight ``[H * head_dim, D]`` or bias ``[H * head_dim]``. Channels 0, 2, 4, ... become the first half and 1, 3, 5, ...
+    the second, so that every score stays the same.
     """
     order = torch.arange(width).unflatten(0, (-1, 2)).T.flatten()
     return _reorder(rows, order, head_dim)
 
 
 def halves_to_pairs(rows: Tensor, *, head_dim: int, width: int) -> Tensor:
-    """The inverse of :func:`pairs_to_halves`."""
+    """Convert a projection from halves to ``layout=pairs``, the inverse of :func:`pairs_to_halves`."""
     order = torch.arange(width).unflatten(0, (2, -1)).T.flatten()
     return _reorder(rows, order, head_dim)
 

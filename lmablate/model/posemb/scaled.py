@@ -1,7 +1,7 @@
-"""Rotary positions for text longer than the model was made for: the same rotation at other angles.
+"""Rotary positions for text longer than the original context: the same rotation at other angles.
 
-`original_length` is the context, in tokens, that the unscaled angles are good for, `factor` how many times longer the
-text is to become. The order of the keys and their meaning follow transformers' ``rope_parameters``.
+`original_length` is the context, in tokens, of the unscaled angles, `factor` the ratio of the new length to it. Keys follow
+transformers' ``rope_parameters`` in order and meaning.
 """
 
 import math
@@ -16,12 +16,12 @@ from lmablate.core.errors import ConfigError
 from lmablate.model.posemb.rope import Rotary, Spectrum
 from lmablate.model.types import PositiveFloat, PositiveInt
 
-# The ramp between fast and slow pairs moves by whole pairs.
+# The ramp between fast and slow pairs moves in steps of whole pairs.
 _MANY_TURNS = {"original_length": {"posemb.rope_theta": 100.0}}
 
 
 class Scaled(Rotary):
-    """Base of the scaled options: refuses numbers that leave the angles of the training length as they are."""
+    """Base class of the scaled options; refuses numbers that leave the angles of the training length unchanged."""
 
     acts_with: ClassVar[Mapping[str, Any]] = _MANY_TURNS
 
@@ -36,7 +36,7 @@ class Scaled(Rotary):
 
 
 class ScaledByLength(Scaled):
-    """Base of the options whose angles depend on the length of the text; the tables kept are of the training length."""
+    """Base class of the options whose angles depend on the length of the text; stored tables are for the training length."""
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if length == self.context_length:
@@ -50,7 +50,7 @@ class ScaledByLength(Scaled):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class LinearRoPE(Scaled):
-    """``w_i / factor``: positions are interpolated (Chen et al. 2023, arXiv 2306.15595, eq. 4)."""
+    """``w_i / factor``: interpolated positions (Chen et al. 2023, arXiv 2306.15595, eq. 4)."""
 
     factor: PositiveFloat
 
@@ -60,9 +60,8 @@ class LinearRoPE(Scaled):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class DynamicRoPE(ScaledByLength):
-    """NTK-aware scaling by the length T of the text at hand: the base becomes
-    ``rope_theta * (factor T / original_length - (factor - 1))^(W / (W - 2))`` where T exceeds `original_length`
-    (described in Peng et al. 2023, arXiv 2309.00071, section 3.1 and appendix B.2)."""
+    """NTK-aware scaling by the length T of the text: where T exceeds `original_length` the base becomes ``rope_theta * (factor T /
+    original_length - (factor - 1))^(W / (W - 2))`` (described in Peng et al. 2023, arXiv 2309.00071, section 3.1 and appendix B.2)."""
 
     factor: PositiveFloat
     original_length: PositiveInt
@@ -81,9 +80,9 @@ class DynamicRoPE(ScaledByLength):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class YaRN(Scaled):
-    """Between ``w_i`` for pairs that turn at least `beta_fast` times within `original_length` and ``w_i / factor`` for
-    those that turn at most `beta_slow` times, along a ramp over i; channels are multiplied by
-    ``0.1 ln(factor) + 1`` or by `attention_factor` (Peng et al. 2023, arXiv 2309.00071, eqs. 17 to 22)."""
+    """A ramp over i from ``w_i``, for pairs with at least `beta_fast` turns within `original_length`, to ``w_i / factor``, for those
+    with at most `beta_slow`. Channels are multiplied by ``0.1 ln(factor) + 1`` or by `attention_factor` (Peng et al. 2023, arXiv
+    2309.00071, eqs. 17 to 22)."""
 
     factor: PositiveFloat
     original_length: PositiveInt
@@ -120,9 +119,9 @@ class YaRN(Scaled):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Llama3RoPE(Scaled):
-    """``w_i`` for wavelengths below ``original_length / high_freq_factor``, ``w_i / factor`` for those above
-    ``original_length / low_freq_factor``, and between them a mean weighted by the inverse wavelength (Llama 3.1, the
-    ``llama3`` rule of its released configuration)."""
+    """``w_i`` for wavelengths below ``original_length / high_freq_factor``, ``w_i / factor`` for those above ``original_length /
+    low_freq_factor``, and between them a mean weighted by the inverse wavelength (Llama 3.1, the ``llama3`` rule of its released
+    configuration)."""
 
     factor: PositiveFloat
     original_length: PositiveInt
@@ -139,23 +138,23 @@ class Llama3RoPE(Scaled):
     def spectrum(self, length: int) -> Spectrum:
         plain, low, high = self.plain_frequencies(), self.low_freq_factor, self.high_freq_factor
         turns = self.original_length * plain / (2 * math.pi)  # within the original length
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        return Spectrum(plain * kept + plain / self.factor * (1 - kept), 1.0)
+        unscaled = ((turns - low) / (high - low)).clamp(0, 1)
+        return Spectrum(plain * unscaled + plain / self.factor * (1 - unscaled), 1.0)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class LongRoPE(ScaledByLength):
-    """``w_i / long_factor_i`` for a text longer than `original_length`, ``w_i / short_factor_i`` for one that is not; each
-    a list with a number a pair of channels, or one number for all. Channels are multiplied by
-    ``sqrt(1 + ln(s) / ln(original_length))`` with ``s = context_length / original_length`` where that exceeds 1, or by
-    `attention_factor` (Ding et al. 2024, arXiv 2402.13753, eq. 2; Phi-3, arXiv 2404.14219)."""
+    """``w_i / long_factor_i`` for a text longer than `original_length`, else ``w_i / short_factor_i``; each is a list with one number
+    per pair of channels, or one number for all. Channels are multiplied by ``sqrt(1 + ln(s) / ln(original_length))`` with ``s =
+    context_length / original_length`` where that exceeds 1, or by `attention_factor` (Ding et al. 2024, arXiv 2402.13753, eq. 2; Phi-3,
+    arXiv 2404.14219)."""
 
     original_length: PositiveInt
     short_factor: PositiveFloat | list[PositiveFloat]
     long_factor: PositiveFloat | list[PositiveFloat]
     attention_factor: PositiveFloat | None
 
-    # Short factors are those of a text that is not long.
+    # Short factors apply to texts up to the original length.
     acts_with: ClassVar[Mapping[str, Any]] = {
         **_MANY_TURNS,
         "short_factor": {"posemb.original_length": 100, "posemb.short_factor": 2.0},

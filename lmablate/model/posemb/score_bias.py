@@ -14,11 +14,11 @@ from lmablate.model.types import PositiveInt
 
 
 class ALiBi(PosEmb):
-    """Adds ``-m_h (i - j)`` to the score of query i and key j (Press et al. 2021, arXiv 2108.12409). Where keys after the
-    query are read they are as far as those before, ``-m_h |i - j|``, as in MPT's option for prefixes.
+    """A bias of ``-m_h (i - j)`` on the score of query i and key j (Press et al. 2021, arXiv 2108.12409). If queries read later keys,
+    it is ``-m_h |i - j|``, as in MPT's option for prefixes.
 
-    The slopes m_h are ``2^(-8h/H)``; a head count that is no power of two takes the slopes of the next lower power and
-    every other slope of the next higher one, as the authors do.
+    The slopes m_h are ``2^(-8h/H)``. A head count that is not a power of two takes the slopes of the next lower power and every other
+    slope of the next higher one, as in the paper.
     """
 
     def __init__(self, shape: PositionShape) -> None:
@@ -36,7 +36,7 @@ class ALiBi(PosEmb):
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """The per-head slopes of ALiBi."""
+    """Return the slope of each head in ALiBi."""
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2.0 ** (-8 * (h + 1) / power) for h in range(power)]
     between = [2.0 ** (-8 * (h + 1) / (2 * power)) for h in range(0, 2 * power, 2)]
@@ -44,10 +44,10 @@ def alibi_slopes(n_heads: int) -> list[float]:
 
 
 class T5Bias(PosEmb):
-    """One learned number a head and a bucket of distances, shared by all layers (Raffel et al. 2019, arXiv 1910.10683,
-    section 2.1). Half of the buckets hold one distance each, the rest grow in logarithmic steps up to ``max_distance``.
+    """One learned number per head and bucket of distances, shared by all layers (Raffel et al. 2019, arXiv 1910.10683, section 2.1).
+    Half of the buckets have one distance each; the rest grow in logarithmic steps up to ``max_distance``.
 
-    Where keys after the query are read, they have the second half of the buckets to themselves, as in T5's encoder.
+    If queries read later keys, these have the second half of the buckets, as in T5's encoder.
     """
 
     def __init__(self, shape: PositionShape, *, n_buckets: PositiveInt, max_distance: PositiveInt) -> None:
@@ -66,19 +66,19 @@ class T5Bias(PosEmb):
         self.table = Embedding(n_buckets, shape.n_heads)
 
     def buckets(self, length: int, device: torch.device) -> Tensor:
-        """The bucket of each query and key, int64 ``[T, T]``; where no key in the future is read, they fall into bucket 0."""
+        """Return the bucket of each query and key, int64 ``[T, T]``; later keys that are not read fall into bucket 0."""
         t = torch.arange(length, device=device)
         return self.bucket_of(t[:, None] - t[None, :])
 
     def bucket_of(self, behind: Tensor) -> Tensor:
-        """The bucket of each distance, int64; one below 0 is that of a key in the future."""
+        """Return the bucket of each distance, int64; a negative distance is that of a later key."""
         distance = behind.clamp(min=0) if self.ways == 1 else behind.abs()
         n_buckets = self.n_buckets // self.ways
         exact = n_buckets // 2
         steps = (
             (distance.clamp(min=1).double() / exact).log() / math.log(self.max_distance / exact) * (n_buckets - exact)
         )
-        # a distance on the edge of a bucket belongs to the upper one, and rounding must not put it into the lower
+        # a distance on the edge of a bucket belongs to the upper one, whatever the rounding
         far = (exact + (steps + 1e-9).long()).clamp(max=n_buckets - 1)
         bucket = torch.where(distance < exact, distance, far)
         return bucket if self.ways == 1 else bucket + n_buckets * (behind < 0)

@@ -1,4 +1,4 @@
-"""Relative positions as in Transformer-XL, with a projection and two bias vectors a layer."""
+"""Relative positions of Transformer-XL, with a projection and two bias vectors per layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from lmablate.model.types import PositiveFloat
 
 
 class TransformerXL(PosEmb):
-    """The score of query i and key j is ``q_i k_j + q_i W_R r_{i-j} + u k_j + v W_R r_{i-j}``, over sqrt(head_dim), where
-    ``r_d`` is the sinusoid of distance d (Dai et al. 2019, arXiv 1901.02860, section 3.3; Gopher and Chinchilla).
+    """The score of query i and key j is ``q_i k_j + q_i W_R r_{i-j} + u k_j + v W_R r_{i-j}``, over sqrt(head_dim), where ``r_d`` is
+    the sinusoid of distance d (Dai et al. 2019, arXiv 1901.02860, section 3.3; Gopher and Chinchilla).
 
-    ``W_R`` ``[H * head_dim, D]`` and u, v ``[H * head_dim]`` are learned in every layer; u and v start at 0. Where keys after
-    the query are read, their distances are negative (XLNet, Yang et al. 2019, arXiv 1906.08237, appendix A.2).
+    ``W_R`` ``[H * head_dim, D]`` and u, v ``[H * head_dim]`` are learned in every layer; u and v start at 0. Later keys, if they are
+    read, have negative distances (XLNet, Yang et al. 2019, arXiv 1906.08237, appendix A.2).
     """
 
     def __init__(self, shape: PositionShape, *, theta: PositiveFloat) -> None:
@@ -36,15 +36,15 @@ class TransformerXL(PosEmb):
         table = self.table if length <= len(self.table) else self._rows(length).to(q.device)
         return self.layers[layer](q, table[:length], self.looks_ahead)
 
-    def for_pieces(self, length: int) -> list[Tensor]:
-        """``W_R r_d`` of every layer, ``[H, T, head_dim]``: it hangs on the weights alone."""
+    def chunk_tables(self, length: int) -> list[Tensor]:
+        """Return ``W_R r_d`` of every layer, ``[H, T, head_dim]``, which depends on the weights alone."""
         table = self.table if length <= len(self.table) else self._rows(length).to(self.table.device)
         return [terms.keys(table[:length]) for terms in self.layers if isinstance(terms, RelativeTerms)]
 
-    def relative_at(self, q: Tensor, layer: int, distance: Tensor, made: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def relative_at(self, q: Tensor, layer: int, distance: Tensor, tables: list[Tensor]) -> tuple[Tensor, Tensor]:
         terms = self.layers[layer]
         assert isinstance(terms, RelativeTerms)
-        return terms.at(q, made[layer], distance)
+        return terms.at(q, tables[layer], distance)
 
     @staticmethod
     def n_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
@@ -52,14 +52,14 @@ class TransformerXL(PosEmb):
         return shape.n_layers * (shape.d_model * inner + 2 * inner)
 
     @staticmethod
-    def weights_per_token(shape: PositionShape, settings: Mapping[str, Any]) -> int:
-        """``W_R r_d`` is made once a batch for the T distances (2T - 1 with those ahead), so this is exact for a batch of one
-        text, up to rounding, and an upper bound for more."""
+    def matmul_params(shape: PositionShape, settings: Mapping[str, Any]) -> int:
+        """Return the multiply-adds of ``W_R r_d``, which is computed once per batch for the T distances (2T - 1 with later keys). The
+        count is exact for a batch of one text, up to rounding, and an upper bound for more."""
         own = shape.n_layers * shape.d_model * shape.n_heads * shape.head_dim
         return 2 * own - own // shape.context_length if shape.looks_ahead else own
 
     @staticmethod
-    def products_per_key(shape: PositionShape, settings: Mapping[str, Any]) -> int:
+    def score_macs(shape: PositionShape, settings: Mapping[str, Any]) -> int:
         return shape.n_heads * shape.head_dim
 
 
@@ -76,18 +76,18 @@ class RelativeTerms(nn.Module):
 
     def forward(self, q: Tensor, table: Tensor, looks_ahead: bool) -> tuple[Tensor, Tensor]:
         flat = q.transpose(-3, -2).flatten(-2)
-        rows = table.flip(0)  # the farthest distance first
+        rows = table.flip(0)  # largest distance first
         if looks_ahead:
             rows = torch.cat((rows, ahead(table)))
         keys = self.keys(rows)
         return self._heads(self.content(flat)), by_key(self._heads(self.position(flat)) @ keys.mT)
 
     def keys(self, rows: Tensor) -> Tensor:
-        """``[T, D] -> [H, T, head_dim]``."""
+        """Return the projected sinusoids, ``[T, D] -> [H, T, head_dim]``."""
         return self._heads(self.proj.shared(rows))
 
     def at(self, q: Tensor, keys: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for q ``[..., H, n, head_dim]``, `keys` of the distances 0, 1, 2, ... and the distances ``[n, K]`` asked for."""
+        """Return both terms for q ``[..., H, n, head_dim]``, `keys` of the distances 0, 1, 2, ... and `distance` ``[n, K]``."""
         flat = q.transpose(-3, -2).flatten(-2)
         scores = self._heads(self.position(flat)) @ keys[:, : int(distance.max()) + 1].mT
         wanted = distance.clamp(min=0).expand(*scores.shape[:-1], -1)
@@ -99,16 +99,15 @@ class RelativeTerms(nn.Module):
 
 
 def ahead(table: Tensor) -> Tensor:
-    """The sinusoids ``[T - 1, D]`` of the distances -1, ..., -(T - 1): the sines change their sign, the cosines do not."""
+    """Return the sinusoids ``[T - 1, D]`` of the distances -1, ..., -(T - 1): sines change their sign, cosines do not."""
     sign = torch.ones(table.shape[-1], dtype=table.dtype, device=table.device)
     sign[::2] = -1.0
     return table[1:] * sign
 
 
 def by_key(scores: Tensor) -> Tensor:
-    """From columns of distance T-1, ..., 0 to columns of keys 0, ..., T-1: query i moves left by T-1-i (Dai et al. 2019,
-    appendix B). What lands above the diagonal has no meaning and is masked by attention, unless the columns go on to
-    distance -(T-1)."""
+    """Reorder columns of distance T-1, ..., 0 to keys 0, ..., T-1: query i moves left by T-1-i (Dai et al. 2019, appendix B). Entries
+    above the diagonal have no meaning and are masked by attention, unless the columns continue to distance -(T-1)."""
     length = scores.shape[-2]
     if scores.shape[-1] == length:
         padded = F.pad(scores, (1, 0)).flatten(-2)[..., length:]

@@ -1,8 +1,8 @@
 """One run on several processes: ``torchrun --nproc-per-node N -m lmablate.train ... runtime.parallel=ddp`` (or ``fsdp2``).
 
-Every process takes its share of the rows of each batch, so that a step reads the same tokens on any number of them; the
-loss, its gradients and the clipping are those of the whole batch. Only the first process writes anything. This module is
-what the rest of the house asks, and imports nothing heavy.
+Every process takes its share of the rows of each batch, so a step reads the same tokens on any number of them. Loss, gradients and
+clipping are those of the whole batch. Only the first process writes files. This module is the interface for other rooms and imports
+nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ START = "torchrun --nproc-per-node N -m lmablate.train"
 
 
 def under_torchrun() -> bool:
-    """Was this process started by torchrun?"""
+    """Return True if torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
 def world_size() -> int:
+    """Return the number of processes; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun() else 1
 
 
 def trainer_of(cfg: RunConfig) -> type[Trainer]:
-    """What trains `cfg`: in one process, or as one of several."""
+    """Return the trainer class for `cfg`: for one process, or for one of several."""
     if cfg.runtime.parallel is None:
         from lmablate.training.trainer import Trainer
 
@@ -41,12 +42,12 @@ def trainer_of(cfg: RunConfig) -> type[Trainer]:
 
 
 def numerics(cfg: RunConfig) -> dict[str, Any]:
-    """What a row says of it: sums over several processes round differently."""
+    """Return the `numerics` fields of a row: sums over several processes round differently."""
     return {} if cfg.runtime.parallel is None else {"parallel": cfg.runtime.parallel, "ranks": world_size()}
 
 
-def asked(configs: Sequence[RunConfig]) -> bool:
-    """Is this command one process of several? Raises ConfigError where the command and torchrun do not fit each other."""
+def is_distributed(configs: Sequence[RunConfig]) -> bool:
+    """Return True if this command is one process of several. Raises ConfigError if the command and torchrun do not fit."""
     ways = {cfg.runtime.parallel for cfg in configs}
     if not under_torchrun():
         if way := next((way for way in ways if way is not None), None):
@@ -65,7 +66,7 @@ def asked(configs: Sequence[RunConfig]) -> bool:
 
 
 def _check_experts(ffn: dict[str, Any], way: str, ranks: int) -> None:
-    """Raises ConfigError for mixtures of experts that take a step as a whole."""
+    """Raise ConfigError for mixtures of experts that need the whole step in one process."""
     if ranks > 1 and ffn.get("balance_over") == "batch":
         raise ConfigError(
             f"ffn.balance_over=batch is a loss of the whole batch, which {ranks} processes cut into pieces: use ffn.balance_over=text"
@@ -75,7 +76,7 @@ def _check_experts(ffn: dict[str, Any], way: str, ranks: int) -> None:
 
 
 def _check_own_parts(cfg: RunConfig) -> None:
-    """Raises ConfigError for parts of a user's own with state that the processes would not share, or cannot cut."""
+    """Raise ConfigError for user-defined parts with state that the processes cannot share or shard."""
     if not cfg.code:
         return
     from lmablate.model import build_model
@@ -95,13 +96,13 @@ def _check_own_parts(cfg: RunConfig) -> None:
 
 
 def refuse_study() -> None:
-    """Raises ConfigError for a study under torchrun."""
+    """Raise ConfigError for a study under torchrun."""
     if under_torchrun():
         raise ConfigError("torchrun trains one run, and a study many: start it without torchrun")
 
 
 def check(configs: Sequence[RunConfig], launcher: str) -> RunConfig:
-    """The one run of a command under torchrun. Raises ConfigError for what several processes cannot do."""
+    """Return the one run of a command under torchrun. Raises ConfigError for what several processes cannot do."""
     if launcher != "local":
         raise ConfigError(
             f"hydra/launcher={launcher} runs many jobs, and torchrun one: leave the launcher out, or start the sweep without torchrun"

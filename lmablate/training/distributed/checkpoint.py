@@ -1,9 +1,9 @@
-"""Checkpoints of a run on several processes, which any number of processes can load, one without torchrun among them.
+"""Checkpoints of a run on several processes, which any number of processes can load, also one without torchrun.
 
-On the way a checkpoint is a folder, ``step-000000120.shards/``: each process writes its own part with
-torch.distributed.checkpoint, as safetensors files (its own format has a pickle), and the first one `state.json` with the
-checksums of the parts. The folder gets its name when all of it is there. The last checkpoint of a run is the one file that
-checkpoint.py writes, so that every tool reads it.
+During training a checkpoint is a folder, ``step-000000120.shards/``. Each process writes its own shard with
+torch.distributed.checkpoint as a safetensors file (its default format contains a pickle). The first process writes `state.json` with
+the checksums of the shards. The folder gets its name once it is complete. The last checkpoint of a run is the single file of
+training/checkpoint.py, so that every tool reads it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from lmablate.training.checkpoint import (
     drop_older,
     fill,
     newest_first,
+    quarantine,
     read_checkpoint,
-    read_for,
+    read_matching,
     save_checkpoint,
-    set_aside,
 )
 
 if TYPE_CHECKING:
     from lmablate.training.distributed.ranks import Ranks
 
-MOST_BYTES = 64 << 20  # of a state.json
+MAX_BYTES = 64 << 20  # of a state.json
 State = dict[str, Any]
 
 
 def shard_folders(folder: Path) -> list[Path]:
-    """The checkpoints in parts, newest first."""
+    """Return the sharded checkpoints, newest first."""
     return [path for path in newest_first(folder) if path.suffix == ".shards"]
 
 
@@ -56,7 +56,7 @@ def save_together(
     *,
     keep: int,
 ) -> None:
-    """Write a checkpoint in parts; then drop all but the last `keep`."""
+    """Write a sharded checkpoint; then delete all but the last `keep`."""
     import torch.distributed.checkpoint as dcp
 
     path = folder / f"step-{step:09d}.shards"
@@ -64,20 +64,20 @@ def save_together(
     if ranks.first:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    ranks.wait()
+    ranks.barrier()
     dcp.save(_tensors(model, optimizer), storage_writer=dcp.HuggingFaceStorageWriter(str(aside), save_distributed=True))
-    ranks.wait()
+    ranks.barrier()
     if ranks.first:
-        said = {
+        header = {
             "state": {**state, "step": step},
             "parts": {part.name: _checksum(part) for part in sorted(aside.glob("*.safetensors"))},
             "moments": [name for name, parameter in model.named_parameters() if optimizer.state.get(parameter)],
         }
-        atomic_write(aside / "state.json", json.dumps(said))
+        atomic_write(aside / "state.json", json.dumps(header))
         shutil.rmtree(path, ignore_errors=True)
         os.replace(aside, path)
         drop_older(folder, keep)
-    ranks.wait()
+    ranks.barrier()
 
 
 def save_whole(
@@ -104,26 +104,26 @@ def save_whole(
             parameter: {key: whole[key][name] for key in ("step", *MOMENTS) if name in whole[key]}
             for name, parameter in parameters
         }
-        # Parts with buffers of their own train in one process (distributed.check).
+        # User-defined parts with buffers train in one process (distributed.check).
         twin: Any = SimpleNamespace(named_parameters=lambda: iter(parameters), named_modules=lambda: iter(()))
         keeper: Any = SimpleNamespace(state=moments)
         read_checkpoint(save_checkpoint(folder, step, twin, keeper, state, keep=keep))
         for parts in shard_folders(folder):
             shutil.rmtree(parts, ignore_errors=True)
-    ranks.wait()
+    ranks.barrier()
 
 
 def load_together(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> State | None:
-    """Fill `model` and `optimizer` from the newest checkpoint, of either kind, that every process can read. One process
-    without torchrun calls checkpoint.load_checkpoint."""
-    found = json.loads(ranks.say(json.dumps([path.name for path in newest_first(folder)] if ranks.first else [])))
-    for name in found:
+    """Fill `model` and `optimizer` from the newest checkpoint, of either kind, that every process can read; return its state. One
+    process without torchrun calls checkpoint.load_checkpoint."""
+    names = json.loads(ranks.broadcast(json.dumps([path.name for path in newest_first(folder)] if ranks.first else [])))
+    for name in names:
         path = folder / name
         try:
             if path.suffix == ".shards":
                 state, tensors = read_parts(path, model, part=ranks.rank, of=ranks.size)
             else:
-                state, whole = read_for(path, model)
+                state, whole = read_matching(path, model)
                 tensors = _cut_alike(whole, model)
             why = ""
         except (Damaged, OSError) as error:
@@ -132,13 +132,13 @@ def load_together(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             fill(model, optimizer, tensors)
             return state
         if ranks.first:
-            set_aside(path, why or "another process cannot read it")
-        ranks.wait()
+            quarantine(path, why or "another process cannot read it")
+        ranks.barrier()
     return None
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and moments under the names of checkpoint.py. AdamW's own step is the same for all, and stands once."""
+    """Weights and moments under the names of training/checkpoint.py. AdamW's step counter is the same for all and stored once."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[f"model.{name}"] = parameter.detach()
@@ -150,15 +150,15 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 
 def read_parts(path: Path, model: nn.Module, *, part: int = 0, of: int = 1) -> tuple[State, dict[str, Tensor]]:
-    """State and tensors of a checkpoint in parts, cut as `model` is; nothing of the model is touched. Process `part` of `of` checks
-    its share of the checksums. Raises Damaged or OSError."""
+    """Return state and tensors of a sharded checkpoint, sharded like `model`, which is not changed. Process `part` of `of` checks its
+    share of the checksums. Raises Damaged or OSError."""
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        said = json.loads(read_bounded(path / "state.json", MOST_BYTES))
-        state, parts, moved = said["state"], said["parts"], set(said["moments"])
+        header = json.loads(read_bounded(path / "state.json", MAX_BYTES))
+        state, parts, moved = header["state"], header["parts"], set(header["moments"])
         for name in sorted(parts)[part::of]:
             if Path(name).name != name or _checksum(path / name) != parts[name]:
                 raise Damaged(f"the checksum of its part {name} does not fit")
@@ -172,13 +172,13 @@ def read_parts(path: Path, model: nn.Module, *, part: int = 0, of: int = 1) -> t
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "torch.distributed is disabled"
-            )  # one process puts it together: as it should be
+            )  # one process joins the shards, which is intended
             dcp.load(wanted, storage_reader=reader, no_dist=not dist.is_initialized())
-    except (FileNotFoundError, NotADirectoryError) as error:  # the folder had its name when all of it was there
+    except (FileNotFoundError, NotADirectoryError) as error:  # a folder gets its name only once it is complete
         raise Damaged(str(error)) from None
     except (Damaged, OSError):
         raise
-    # Of many kinds: a key missing, a shape that differs, a header that is none; torch's own is no Exception.
+    # Many kinds: a missing key, another shape, a broken header; torch's own error is not a subclass of Exception.
     except (Exception, CheckpointException) as error:
         raise Damaged(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__) from None
     for name in moved:
@@ -187,7 +187,7 @@ def read_parts(path: Path, model: nn.Module, *, part: int = 0, of: int = 1) -> t
 
 
 def _cut_alike(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Whole tensors as the parameters of `model` are: FSDP2 holds a part of each in this process."""
+    """Shard whole tensors like the parameters of `model`: FSDP2 has a part of each in this process."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     cut = dict(tensors)
@@ -201,13 +201,13 @@ def _cut_alike(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 
 def _full(value: Tensor) -> Tensor:
-    """All of a tensor of which every process may hold a part."""
+    """The whole of a tensor that may be sharded."""
     gather = getattr(value, "full_tensor", None)
     return value.detach() if gather is None else gather().detach()
 
 
 def _checksum(path: Path) -> str:
-    """CRC-32 of a file, and its length."""
+    """CRC-32 and length of a file."""
     crc, size = 0, 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

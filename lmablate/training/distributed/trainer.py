@@ -1,7 +1,7 @@
-"""The Trainer as one of several processes: the same steps, of which each process computes its rows.
+"""The Trainer as one of several processes: the same steps, each process computing its own rows.
 
-The sum over processes of ``share * gradient`` is the gradient of the whole batch, where `share` is the part of the batch's
-scored targets that a process has: DDP and FSDP2 average over processes, so each one's loss is multiplied by their number.
+The sum over processes of ``share * gradient`` is the gradient of the whole batch, where `share` is the fraction of the batch's scored
+targets in a process. DDP and FSDP2 average over processes, so each loss is multiplied by their number.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Whole(nn.Module):
-    """Runs any piece of work as its forward pass: FSDP2 gathers the weights outside the blocks for as long as that lasts, and
-    DDP knows of the backward pass that follows."""
+class RootModule(nn.Module):
+    """A module that runs a callable as its forward pass, so that FSDP2 gathers the weights outside the blocks and DDP expects a
+    backward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -50,40 +50,40 @@ class Whole(nn.Module):
 
 
 class RankTrainer(Trainer):
-    """One process's part of a run. The first process says to the others what is trained (command.py)."""
+    """One process's part of a run. The first process sends the configuration to the others (launcher/torchrun.py)."""
 
     def __init__(
         self, model: TransformerLM, data: TokenData, cfg: RunConfig, folder: Path | None, trunk: Trunk | None = None
     ) -> None:
         self.ranks = current()
         if self.ranks.first:
-            self.ranks.say(json.dumps({"config": cfg.model_dump(mode="json"), "folder": str(folder)}))
-        self.ranks.at_work = True
+            self.ranks.broadcast(json.dumps({"config": cfg.model_dump(mode="json"), "folder": str(folder)}))
+        self.ranks.in_run = True
         self.sharded = cfg.runtime.parallel == "fsdp2"
-        whole = Whole(model.to(cfg.runtime.device))
+        whole = RootModule(model.to(cfg.runtime.device))
         if self.sharded:
             _shard(whole, cfg.runtime.device)
         super().__init__(model, data, cfg, folder, trunk)
         self.root: nn.Module = whole if self.sharded else _replicated(whole, cfg.runtime.device)
 
     def compile(self) -> None:
-        """Compile the blocks, with a try through the root: collectives are part of the pass."""
+        """Compile the blocks and try them through the root, since collectives are part of the pass."""
         rows = torch.zeros(len(self._mine(self.rows(0))), self.rows(0).shape[1], dtype=torch.long, device=self.device)
-        self.compile_note = compile_blocks(self.model, self.cfg, lambda: self._pass(self.prepared(rows)))
+        self.compile_note = compile_blocks(self.model, self.cfg, lambda: self._pass(self.prepare_batch(rows)))
         self.compiled = self.compile_note is None
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
         try:
             yield from super().records(stop)
         except Interrupted:
-            self.ranks.at_work = False
+            self.ranks.in_run = False
             raise
-        self.ranks.at_work = False
+        self.ranks.in_run = False
 
-    def agreed(self, stopping: int, late: bool) -> tuple[int, bool]:
-        """What one process is asked for, all do; they would wait for each other for ever otherwise."""
-        told = self.ranks.most([stopping, int(late)])
-        return told[0], bool(told[1])
+    def agree_on_stop(self, stopping: int, late: bool) -> tuple[int, bool]:
+        """Return the maximum over all processes; if they disagreed, they would wait for each other for ever."""
+        signal, due = self.ranks.max([stopping, int(late)])
+        return signal, bool(due)
 
     def backward(self, rows: Tensor) -> Tensor:
         cfg = self.cfg
@@ -91,11 +91,13 @@ class RankTrainer(Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         before_step(self.model)
         total = torch.zeros((), device=self.device)
-        batch = self.prepared(rows)
+        batch = self.prepare_batch(rows)
         mine = self._mine(batch)
         parts = mine.split(cfg.runtime.microbatch_size or len(mine.inputs))
         for part, micro in enumerate(parts):
-            self.seed_noise(self.ranks.rank * len(parts) + part)  # numbered over all, so that a row's noise is its own
+            self.seed_noise(
+                self.ranks.rank * len(parts) + part
+            )  # numbered over all processes, so that a row's noise is its own
             share = share_of(micro.targets, batch.targets)
             with self._syncing(part == len(parts) - 1):
                 total += self._pass(micro, share) * share
@@ -108,7 +110,7 @@ class RankTrainer(Trainer):
             norm = norm.full_tensor()  # type: ignore[attr-defined]
         self.optimizer.step()
         for module in self.model.modules():
-            for name in getattr(module, "per_member", ()):  # what is counted over a step is over all processes
+            for name in getattr(module, "per_member", ()):  # counts of a step are over all processes
                 dist.all_reduce(getattr(module, name))
         after_step(self.model)
         self._pending.append(torch.stack((nats, norm.to(nats.dtype))))
@@ -117,7 +119,7 @@ class RankTrainer(Trainer):
         return None if self.folder is None else load_together(self.folder, self.model, self.optimizer, self.ranks)
 
     def _save(self, folder: Path, keep: int) -> None:
-        """On the way in parts, each process its own; at the end as one file, which every tool reads."""
+        """Write shards during training, and one file at the end, which every tool reads."""
         assert self.detector is not None
         state = {"progress": self.progress.state(), "detector": self.detector.state()}
         last = self.progress.step == self.cfg.trainer.steps
@@ -127,7 +129,7 @@ class RankTrainer(Trainer):
             self._gather_model(folder)
 
     def _gather_model(self, folder: Path) -> None:
-        """What comes after training runs in the first process alone, and needs a whole model."""
+        """Give the first process a whole model, since all that follows training runs there alone."""
         if self.ranks.first:
             model = build_model(self.cfg)
             load_weights(checkpoints(folder)[0], model)
@@ -147,7 +149,7 @@ class RankTrainer(Trainer):
         return whole.split(n // self.ranks.size)[self.ranks.rank]
 
     def _pass(self, micro: Batch, share: Tensor | float = 1.0) -> Tensor:
-        """Forward and backward over some rows; returns their mean nats."""
+        """Run forward and backward over some rows; return their mean nats."""
 
         def work() -> tuple[Tensor, Tensor]:
             with self.precision():
@@ -166,18 +168,18 @@ class RankTrainer(Trainer):
         return nullcontext() if last else self.root.no_sync()  # type: ignore[operator]
 
 
-def _replicated(whole: Whole, device: str) -> nn.Module:
-    """DDP (Li et al. 2020, arXiv 2006.15704): every process holds all weights."""
+def _replicated(whole: RootModule, device: str) -> nn.Module:
+    """DDP (Li et al. 2020, arXiv 2006.15704): every process has all weights."""
     ids = [torch.cuda.current_device()] if device == "cuda" else None
     kind = nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in inspect.signature(kind).parameters  # from torch 2.13 on
-    words: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-    return kind(whole, device_ids=ids, **words)
+    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return kind(whole, device_ids=ids, **options)
 
 
-def _shard(whole: Whole, device: str) -> None:
-    """FSDP2: every process holds a part of each weight, its gradient and its moments (Rajbhandari et al. 2020, arXiv
-    1910.02054, stage 3); blocks are gathered one by one."""
+def _shard(whole: RootModule, device: str) -> None:
+    """FSDP2: every process has a shard of each weight, its gradient and its moments (Rajbhandari et al. 2020, arXiv 1910.02054, stage
+    3); blocks are gathered one by one."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
