@@ -16,7 +16,7 @@ from lmablate.report.claim_tables import by_study, headline, minus, signed
 from lmablate.report.page_data import content_hash
 from lmablate.report.reproduce import command
 from lmablate.report.sections import Missing
-from lmablate.report.summary import seed_word
+from lmablate.report.summary import seed_label
 from lmablate.report.tuned_studies import spread_words
 from lmablate.results.arms import show
 
@@ -161,7 +161,7 @@ def _colors(arms: pd.Series) -> dict[str, str]:
 def _seed_names(runs: pd.DataFrame) -> list[str]:
     """The seeds in order, as columns of the headline table; none where they are too many."""
 
-    names = sorted({seed_word(row) for row in runs[SEEDS].to_dict("records")}, key=lambda name: (len(name), name))
+    names = sorted({seed_label(row) for row in runs[SEEDS].to_dict("records")}, key=lambda name: (len(name), name))
     return names if len(names) <= SEED_COLUMNS else []
 
 
@@ -173,7 +173,7 @@ def _with_seeds(arms: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
     for arm in arms.to_dict("records"):
         by_seed: dict[str, list[Row]] = {}
         for run in own[arm["arm"]].to_dict("records"):
-            by_seed.setdefault(seed_word(run), []).append(run)
+            by_seed.setdefault(seed_label(run), []).append(run)
         rows.append({**arm, "by_seed": by_seed, "above": arm["mean"] - arms["mean"].min()})
     return rows
 
@@ -205,7 +205,7 @@ def _run_rows(runs: pd.DataFrame) -> list[Row]:
     table = runs.reindex(columns=columns).assign(mean=runs.groupby("arm")["val_loss"].transform("mean"))
 
     rows = table.sort_values(["mean", "arm", "init_seed", "data_seed"], na_position="last").to_dict("records")
-    return [{**row, "seed": seed_word(row), "overrides": row["provenance.overrides"]} for row in rows]
+    return [{**row, "seed": seed_label(row), "overrides": row["provenance.overrides"]} for row in rows]
 
 
 def _common(runs: pd.DataFrame, column: str) -> float | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lmablate.report.summary import seed_word
+from lmablate.report.summary import seed_label
 from lmablate.results.arms import is_missing
 from lmablate.results.duplicates import counted
 
@@ -130,7 +130,7 @@ def _run(run: Row, arm: int, words: dict[str, int], places: dict[str, int], curv
     overrides: Any = run.get("provenance.overrides")
     said = [] if is_missing(overrides) else [shlex.quote(str(word)) for word in overrides]
     values = {
-        "id": run["run_id"], "arm": arm, "seed": seed_word(run), "stage": _text(run.get("stage")), "status": run["status"],
+        "id": run["run_id"], "arm": arm, "seed": seed_label(run), "stage": _text(run.get("stage")), "status": run["status"],
         "folder": places.get(run["run_id"]), "words": [words.setdefault(word, len(words)) for word in said], "curves": curves,
     }  # fmt: skip
     return [values[name] if name in values else _number(run.get(name)) for name in FIELDS]

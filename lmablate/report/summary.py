@@ -185,14 +185,14 @@ def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
 
 
 def _seed_words(runs: pd.DataFrame) -> set[str]:
-    return {seed_word(row) for row in runs[["seed", "init_seed", "data_seed"]].to_dict("records")}
+    return {seed_label(row) for row in runs[["seed", "init_seed", "data_seed"]].to_dict("records")}
 
 
 def _seed_order(word: str) -> tuple[int, str]:
     return len(word), word
 
 
-def seed_word(row: Row) -> str:
+def seed_label(row: Row) -> str:
     """A run's seed as text: ``0``, or ``0/1`` where weights and data have different ones."""
     if not is_missing(row["seed"]):
         return str(row["seed"])
