@@ -61,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _open(packages: Sequence[str]) -> None:
     """Let parts of these packages be built, and look at the configuration of the current folder before it is read."""
-
     check_folders([Path.cwd() / "conf", Path.cwd() / "sweeps"], own=(CONF_DIR, SWEEPS_DIR))
     for names in packages:
         trust(*names.split(","))

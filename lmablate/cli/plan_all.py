@@ -51,7 +51,6 @@ class SweepJobs:
 
 def plan_all(overrides: Sequence[str]) -> int:
     """Print a line for each stored sweep and the total. The first that cannot run ends it with its error and exit code 2."""
-
     sweeps: dict[str, SweepJobs] = {}
     for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
         jobs = sweeps[sweep] = SweepJobs()

@@ -92,7 +92,6 @@ def _check(a: _Run, b: _Run, *, validation: bool) -> None:
 
 def _words(a: RunConfig, b: RunConfig) -> tuple[str, str]:
     """What tells the two apart: options, then the seed and the keys of the command line."""
-
     known = default_choices()
     ours, theirs = a.choices, b.choices
     axes = sorted(

@@ -52,7 +52,6 @@ def _attention_products(cfg: RunConfig) -> float:
 
 def _position_products(cfg: RunConfig) -> tuple[float, float]:
     """Multiply-adds of position embeddings: with matrices, which a batch does once; for each pair of query and key."""
-
     return position_work(cfg)
 
 

@@ -46,7 +46,6 @@ MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is no
 @in_words
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-
     parser = argparse.ArgumentParser(prog="python -m lmablate.inspect decode", add_help=False, allow_abbrev=False)
     parser.add_argument("--arm", action="append", default=[])
     parser.add_argument("--lengths", default="128,512,2048")

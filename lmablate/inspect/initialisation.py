@@ -75,7 +75,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def inspect(words: argparse.Namespace) -> list[str]:
     """Measure, write, and say what was found. Raises ConfigError before anything is computed."""
-
     depths = _depths(words.depths)
     if words.inits < 2:
         raise ConfigError(f"--inits {words.inits}: an interval needs at least 2 draws")
@@ -120,7 +119,6 @@ def _said(key: str, value: str) -> str:
 
 def _config(overrides: Sequence[str], depth: int) -> RunConfig:
     """With an encoder beside it (``model.n_encoder_layers``) both stacks have `depth` layers, and the decoder's are measured."""
-
     precision = [] if any(word.startswith("trainer.precision=") for word in overrides) else ["trainer.precision=fp32"]
     words = [*overrides, *precision, f"model.n_layers={depth}", "runtime.wandb=disabled"]
     two = [word for word in overrides if word.startswith("model.n_encoder_layers=") and not word.endswith("=null")]

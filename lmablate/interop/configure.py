@@ -35,7 +35,6 @@ def _defaults() -> dict[str, Any]:
 
 def configure(facts: Facts) -> RunConfig:
     """A configuration of these facts, in fp32, otherwise the default one. Raises ConfigError for sizes that do not fit."""
-
     raw = copy.deepcopy(_defaults())
     chosen = {group: facts[group] for group in ("norm", "norm_position", "block_layout", "activation", "posemb")}
     chosen |= {"attention": _attention_option(facts), "stability": _stability_option(facts)}

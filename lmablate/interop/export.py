@@ -94,7 +94,6 @@ def _compare(folder: Path, piece: Piece) -> float:
 
 def _same_tokens(folder: Path, cfg: RunConfig, data: TokenData) -> None:
     """Refuse a folder whose tokenizer reads the validation text otherwise than the run did."""
-
     first = data.val[: cfg.model.context_length].tolist()
     ends = first.index(data.eot_id) if data.eot_id in first else len(first)
     text = data.decode(first[:ends])

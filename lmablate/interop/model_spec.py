@@ -93,7 +93,6 @@ def complete(facts: Facts) -> dict[str, Any]:
 
 def of(cfg: RunConfig) -> dict[str, Any]:
     """The facts of a configuration. Raises ConfigError for parts of a user's own, which no class of theirs computes."""
-
     if own := own_parts(cfg):
         raise ConfigError(f"{', '.join(own)}: a part of your own, which no class of transformers computes")
     m, s = cfg.model, cfg.stability

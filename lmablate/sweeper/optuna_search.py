@@ -228,7 +228,6 @@ class Search:
 
     def run(self, launch: Launch) -> int:
         """Train the missing runs, batch by batch. Return the exit code. Calling it again continues."""
-
         self.check()
         worst, code = 0, 0
         if self.aside:
