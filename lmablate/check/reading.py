@@ -62,8 +62,7 @@ def leak(cfg: RunConfig) -> str | None:
 def _leak_by_change(model: TransformerLM, batch: Batch, logits: Tensor, allowed: Tensor, t: int) -> str | None:
     """Return a message if tokens that position t must not read change its logits, else None.
 
-    Gradients do not show this for a discrete choice.
-    """
+    Gradients do not show this for a discrete choice."""
     other = torch.where(allowed, batch.inputs, (batch.inputs + 7) % (VOCAB // 2))
     logits_of_other = logits_of(model, other) if batch.prefix is None else logits_of(model, other, batch.prefix)
     if torch.allclose(logits_of_other[0, t], logits.detach(), rtol=1e-4, atol=1e-5):
@@ -181,8 +180,7 @@ def some_tokens(rows: int = 2, length: int = LONG, seed: int = 1) -> Tensor:
 def furthest(model: TransformerLM, tokens: Tensor, cuts: Sequence[int], prefix: int | None = None) -> float:
     """Return the largest difference between the logits of each chunk and those of the whole text so far.
 
-    It is relative to the largest logit. `cuts` are the lengths of the chunks, in tokens.
-    """
+    It is relative to the largest logit. `cuts` are the lengths of the chunks, in tokens."""
     decoder = Decoder(model, len(tokens), tokens.shape[1] + 2)
     at, gap = 0, 0.0
     for n in cuts:
@@ -207,8 +205,7 @@ def shortened(cuts: Sequence[int], length: int) -> list[int]:
 def decoded(cfg: RunConfig, prefix: int | None = None, kinds: Sequence[str] = tuple(CUTS)) -> dict[str, float]:
     """Return the largest difference between reading in chunks and at once, for each way of cutting a text (CUTS).
 
-    Raises ConfigError for a model that cannot generate text.
-    """
+    Raises ConfigError for a model that cannot generate text."""
     model = scaled_model(cfg, 5.0).eval()
     for name, parameter in model.named_parameters():  # so that biases and gains have an effect
         if parameter.ndim == 1:

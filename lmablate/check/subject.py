@@ -42,8 +42,7 @@ class Subject:
     def config(self, keys: Mapping[str, Any] | None = None, **chosen: str) -> RunConfig:
         """Return the configuration with other values of `keys` (dotted paths), and other options, ``norm_position="sandwich"``.
 
-        Raises ConfigError if they do not fit together.
-        """
+        Raises ConfigError if they do not fit together."""
         raw = copy.deepcopy(self.raw)
         for group, option in chosen.items():
             raw[group] = request(f"{group}={option}")[group]

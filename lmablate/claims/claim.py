@@ -99,8 +99,7 @@ class Claim(Settings):
     """One claim of the lecture, or of method.
 
     `id`: as in the lecture's list. `pages`: pages of its notes, or slides; None for a matter of method. `untested`: the reason why
-    no test of results bears on it.
-    """
+    no test of results bears on it."""
 
     id: str
     group: str
@@ -133,8 +132,7 @@ def load_claims() -> dict[str, Claim]:
 def read_claims(paths: Iterable[Path], kind: type[AnyClaim]) -> dict[str, AnyClaim]:
     """Return the claims of these files by id.
 
-    Keys next to ``claims`` hold for each of them. Raises ConfigError with file and claim.
-    """
+    Keys next to ``claims`` hold for each of them. Raises ConfigError with file and claim."""
     import yaml
 
     claims: dict[str, AnyClaim] = {}

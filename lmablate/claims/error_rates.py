@@ -64,8 +64,7 @@ def groups(
     """Return the claims that `table` touches or that are requested, by study.
 
     First come those that studies requested, then those that their runs bear on, then those that need runs of several studies.
-    A claim that no study measured on its own runs is looked for among all runs together.
-    """
+    A claim that no study measured on its own runs is looked for among all runs together."""
     looks = {study["sweep"]: rule for study in studies if (rule := _looks(study))}
     rows = {sweep: table.of_sweep(sweep) for sweep in _sweeps(table, wanted)}
     out = []

@@ -36,8 +36,7 @@ class Sample(NamedTuple):
     """The arms of a hypothesis in one setting.
 
     `where`: the columns that tell this setting from others. `notes`: caveats for the reader. `sweeps`: the sweeps that trained
-    the runs. `picked`: an arm had several runs of one seed, of which one was chosen.
-    """
+    the runs. `picked`: an arm had several runs of one seed, of which one was chosen."""
 
     where: dict[str, str]
     arms: list[SampleArm]
@@ -110,8 +109,7 @@ def _is_evidence(row: Row, test: Hypothesis) -> bool:
     """Return True if a row may serve as evidence for `test`.
 
     Rows of no study count in either view. A tuning stage is the whole grid before anything was picked; it only serves to
-    measure a sensitivity.
-    """
+    measure a sensitivity."""
     stage = row.get("stage")
     stages = ("tune",) if test.metric == "lr_sensitivity" else _STAGES[test.view or "own"]
     return row["status"] != "failed" and (is_missing(stage) or stage in stages)
@@ -219,8 +217,7 @@ def _one_rate(arms: list[SampleArm]) -> tuple[list[SampleArm], list[str]]:
     """Return the arms at one learning rate if they have runs of one seed at several, and notes on it.
 
     That happens in a grid that no study tuned. The rate is the best for the arms together, with diverged runs at the loss
-    before training.
-    """
+    before training."""
     if not any(len({row.get(LR) for row in rows}) > 1 for arm in arms for rows in arm.rows.values()):
         return arms, []
     rates = sorted(set.intersection(*({row[LR] for rows in arm.rows.values() for row in rows} for arm in arms)))

@@ -18,8 +18,7 @@ CONFIDENT = 0.9
 def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int | None, str]:
     """Return how many more pairs would decide with 90 % power at the current effect and spread, and a sentence.
 
-    The smaller number counts: enough for a difference, or for its absence within the margin.
-    """
+    The smaller number counts: enough for a difference, or for its absence within the margin."""
     if e.effect is None or e.sd is None or test.metric == "diverged":
         return None, "more seeds would narrow it"
     if any(count for count, _ in e.diverged.values()):

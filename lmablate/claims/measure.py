@@ -135,8 +135,7 @@ def _with_divergence(out: Estimate) -> None:
     """Replace the p values by exact tests, since losses of diverged runs are far from normal.
 
     The tests of the signs and of the fractions each get half the level. Nothing is equivalent to an arm that diverges more or
-    less often.
-    """
+    less often."""
     (a, n), (b, m) = out.diverged["plus"], out.diverged["minus"]
     assert out.p_sign_flip is not None and out.effect is not None
     p = min(1.0, 2 * min(out.p_sign_flip, counts.fisher((a, n), (b, m))))
@@ -150,8 +149,7 @@ def _with_looks(out: Estimate, looks: Looks, n: int, margin: float) -> None:
     """Replace p values and interval by those that stay valid under interim looks, whatever stopped the study.
 
     The rules spend their alpha on a difference. The one-sided and equivalence tests at one of k looks are Bonferroni's, k times
-    their p. For the anytime rule they follow from its interval, which covers the truth at all times together.
-    """
+    their p. For the anytime rule they follow from its interval, which covers the truth at all times together."""
     own = estimates.t_test(out.values)  # the rule assumes the arm's own variance
     out.pooled, out.sd = None, statistics.stdev(out.values)
     if looks.kind == "anytime":
@@ -214,8 +212,7 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[SampleArm]) -> floa
 def _spike_score(row: Row) -> float | None:
     """Return the per cent of steps with a spike (lmablate/diagnostics/spikes.py).
 
-    None if records are means over several steps, which hide a spike.
-    """
+    None if records are means over several steps, which hide a spike."""
     steps = row["diverged_at_step"] if row["status"] == "diverged" else row["trainer.steps"]
     judged, score = row.get("diagnostics.spike_values"), row.get("diagnostics.loss_spike_score")
     known = not (is_missing(judged) or is_missing(score) or is_missing(steps))

@@ -80,7 +80,6 @@ def is_wanted(value: Any, wanted: Any, near: float = 0.0) -> bool:
 def clipped(row: Row) -> float:
     """Return the final loss, at most the loss before training, which is also that of a diverged run.
 
-    Infinite if neither is known.
-    """
+    Infinite if neither is known."""
     known = [row[key] for key in ("val_loss", "init_val_loss") if not is_missing(row[key])]
     return float(min(known, default=math.inf))

@@ -22,8 +22,7 @@ EVALUATED = ("evaluate", "evaluate_shared")
 def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return the verdicts on the claims that finished `runs` touch (`runs` from evidence, rows as from judge).
 
-    A test of the final loss also has `compute`, its effect as the baseline's tokens.
-    """
+    A test of the final loss also has `compute`, its effect as the baseline's tokens."""
     sweeps = {name for name in runs["sweep"] if isinstance(name, str)}
     claims = judge(runs, studies=studies, requested={sweep: sweep_claims(sweep) for sweep in sweeps})
     for claim in claims:
@@ -36,8 +35,7 @@ def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.Dat
     """Return `runs` once for each study and stage that used them, and runs of no study unchanged.
 
     Runs on which one study tuned may be evidence in another that evaluates them, since nothing was chosen by them there. Runs
-    of a search never are, since its best may be an arm here; ``attrs["searched"]`` counts the runs left out for that.
-    """
+    of a search never are, since its best may be an arm here; ``attrs["searched"]`` counts the runs left out for that."""
     import pandas as pd
 
     used = [study_runs(runs, dict(study)) for study in studies]

@@ -64,8 +64,7 @@ def _through_longer_windows(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return ``val_loss_4x`` and the like by run id, in nats per token.
 
     They come from evaluations of the validation text in non-overlapping windows of a whole multiple of the training length,
-    with the model as trained.
-    """
+    with the model as trained."""
     folders = runs.attrs.get("folders", [])
     frame = load_evaluations(folders) if folders else None
     out: dict[str, dict[str, float]] = {}

@@ -28,8 +28,7 @@ class Truth(NamedTuple):
     """The truth of one simulated study.
 
     `effects`: each arm's mean final loss minus the first arm's, in sd of a paired difference. `sd`: that sd in per cent of the
-    loss. `correlation`: of two arms that share a seed. `diverge`: each arm's probability to diverge.
-    """
+    loss. `correlation`: of two arms that share a seed. `diverge`: each arm's probability to diverge."""
 
     effects: Sequence[float] = (0.0, 0.0)
     sd: float = 0.25
@@ -146,21 +145,20 @@ def equivalences(sets: int, table: Mapping[float, int]) -> list[Rate]:
 def families(sets: int, size: int = 10, n: int = 6) -> list[Rate]:
     """Return Holm's error rates: for `size` true nulls in one report, and for nulls next to a large effect.
 
-    Any null may be refuted in at most 5 % of reports.
-    """
+    Any null may be refuted in at most 5 % of reports."""
     setting = f"{size} claims, {n} pairs"
     nulls, plain = [], []
     for rows in _reports(sets, size, n, 0.0, 1):
         nulls.append(any(row["verdict"] in DECIDED for row in rows))
         plain.append(any(row["tests"][0]["p"] < 0.05 for row in rows))
-    beside, effects = [], []
+    neighbours, effects = [], []
     for rows in _reports(sets, size, n, -6.0, 2):
-        beside.append(any(row["verdict"] in DECIDED for row in rows[1:]))
+        neighbours.append(any(row["verdict"] in DECIDED for row in rows[1:]))
         effects.append(rows[0]["verdict"] in DECIDED)
     return [
         rate("Holm: any of ten nulls is refuted", setting, nulls, 0.05),
         rate("without Holm: any of ten nulls is refuted", setting, plain, 1 - 0.95**size),
-        rate("Holm: any of nine nulls is refuted beside an effect", setting, beside, 0.05),
+        rate("Holm: any of nine nulls is refuted beside an effect", setting, neighbours, 0.05),
         rate("Holm: the effect of 6 sd is found", setting, effects, None),
     ]
 
@@ -215,8 +213,7 @@ def looks(sets: int, planned: tuple[int, ...] = (4, 6, 8, 10, 12), effect: float
 def pooling(sets: int, n: int = 4) -> list[Rate]:
     """Return the error rates of three arms with pooled variance, for equal spreads and for one wider arm.
 
-    The claimed arm spreads two or three times as wide, which Levene's test on so few pairs often misses.
-    """
+    The claimed arm spreads two or three times as wide, which Levene's test on so few pairs often misses."""
     test = {"says": "p", "plus": {"norm": "layer"}, "minus": {"norm": ["rms", "none"]}, "metric": "val_loss"}
     base = claim("p", "lower", 0.01)
     claims = {
@@ -261,8 +258,7 @@ def divergences(sets: int, n: int = 6) -> list[Rate]:
     """Return the rates with diverging runs. No pair may be dropped.
 
     Cases: equally often in both arms, which is no difference; in an arm whose finished runs are better, which must not be
-    called better for it; in one arm alone.
-    """
+    called better for it; in one arm alone."""
     claims = {"d": claim("d", "higher", 0.01)}
     out = []
     for truth, what, hit, expected in (

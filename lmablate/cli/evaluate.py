@@ -98,9 +98,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     folders, searched = _run_folders(args.runs)
-    for place, key in ((args.json and args.json.absolute().parent, "--json"), (args.out, "--out")):
-        if place:
-            check_writable(place, key)
+    for target, key in ((args.json and args.json.absolute().parent, "--json"), (args.out, "--out")):
+        if target:
+            check_writable(target, key)
     device, done = _device(args.device), []
     for folder in folders:
         try:
@@ -137,7 +137,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _times(text: str) -> list[float]:
     try:
-        return [float(word) for word in text.split(",") if word.strip()]
+        return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(f"--lengths {text}: give multiples of the training length, e.g. 1,2,4,8,16") from None
 
@@ -153,8 +153,7 @@ def _device(device: str) -> str:
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
     """Return the run directories, and True if a results directory was searched, whose runs may be left out.
 
-    A results directory stands for its completed runs. Raises ConfigError for a directory that does not exist or has none.
-    """
+    A results directory stands for its completed runs. Raises ConfigError for a directory that does not exist or has none."""
     from lmablate.runs.load import run_there
 
     folders: list[Path] = []
@@ -202,8 +201,8 @@ def _lines(content: EvaluationFile, path: Path, *, positions: bool) -> list[str]
     if positions:
         for entry in entries:
             lines.append(f"  loss by position, windows of {entry.length} that move on by {entry.stride}:")
-            for place in entry.positions:
-                lines.append(f"    {place.start:6d} to {place.end - 1:6d}   {place.nats_per_token:8.4f}")
+            for window in entry.positions:
+                lines.append(f"    {window.start:6d} to {window.end - 1:6d}   {window.nats_per_token:8.4f}")
     return [*lines, f"  {path}"]
 
 

@@ -43,8 +43,7 @@ class Flags(NamedTuple):
     def hydra_args(self, overrides: Sequence[str]) -> list[str]:
         """Return the arguments in the order that Hydra's parser needs.
 
-        All overrides come together, and a flag whose value may be left out comes last.
-        """
+        All overrides come together, and a flag whose value may be left out comes last."""
         return [*overrides, *self.switches, *(f"{name}={value}" for name, value in self.valued.items())]
 
 

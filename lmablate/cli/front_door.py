@@ -36,8 +36,7 @@ def main(
 ) -> int:
     """Run one command line. Return its exit code, and print a user's error without a traceback.
 
-    `action` gets the jobs, `study` the study of a command. `module` and `purpose` head the help.
-    """
+    `action` gets the jobs, `study` the study of a command. `module` and `purpose` head the help."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         raise ConfigError(

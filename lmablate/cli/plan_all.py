@@ -25,8 +25,7 @@ class SweepJobs:
     """The jobs of one sweep.
 
     `known` jobs are keyed by run id. `later` jobs have a learning rate that is still to be chosen. They are keyed by the id at
-    the configured rate, which is enough to tell equal ones apart from others.
-    """
+    the configured rate, which is enough to tell equal ones apart from others."""
 
     known: dict[str, Job] = field(default_factory=dict)
     later: dict[str, Job] = field(default_factory=dict)

@@ -60,8 +60,7 @@ def clusters(tokens: np.ndarray, eot_id: int, window: int) -> tuple[np.ndarray, 
     """Return the cluster of each token, and a description of the clusters.
 
     Clusters are documents if there are enough, else blocks of equal length, about `BLOCKS` in all. Blocks are cut within documents
-    and have at least four windows of `window` tokens, so that correlations reach little beyond them.
-    """
+    and have at least four windows of `window` tokens, so that correlations reach little beyond them."""
     document = documents(tokens, eot_id)
     n = int(document[-1]) + 1
     if n >= DOCUMENTS:
@@ -91,8 +90,7 @@ def doubling_bins(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
 def by_bin(a: np.ndarray, b: np.ndarray, values: np.ndarray, cluster: np.ndarray) -> list[dict[str, object]]:
     """Return mean nats of both runs and their difference b - a for the tokens of each doubling bin of `values`.
 
-    `share` is the bin's part of the whole difference, summed over tokens.
-    """
+    `share` is the bin's part of the whole difference, summed over tokens."""
     bins, names = doubling_bins(values)
     total = float((b - a).sum(dtype=np.float64))
     rows: list[dict[str, object]] = []

@@ -28,8 +28,7 @@ class Example(NamedTuple):
 def strongest(difference: np.ndarray, count: int, apart: int) -> list[int]:
     """Return the indices of the largest differences, largest first.
 
-    No two are closer than `apart` tokens, since neighbours have the same cause.
-    """
+    No two are closer than `apart` tokens, since neighbours have the same cause."""
     chosen: list[int] = []
     free = np.ones(len(difference), dtype=bool)
     for at in np.argsort(-difference, kind="stable"):

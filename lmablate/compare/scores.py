@@ -48,8 +48,7 @@ def score_pair(run_a: Path, run_b: Path, paths: str | None, text_field: str, dev
     """Return the scores of the validation text, or of the files of `paths`, under both runs.
 
     Windows have the shorter of the two training lengths and do not overlap, so that both runs have read the same at every token.
-    Raises ConfigError for runs that cannot be compared.
-    """
+    Raises ConfigError for runs that cannot be compared."""
     from lmablate.evaluate.text import read_text, validation_text
 
     a, b = _load(run_a, device), _load(run_b, device)

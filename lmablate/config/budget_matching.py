@@ -36,8 +36,7 @@ _IDLE = (
 def reference_overrides(overrides: Iterable[str], added: Sequence[str] | None) -> list[str]:
     """Return the overrides of the reference of a command.
 
-    `added` are the overrides of ``budget.reference``. An option there replaces every override of its group.
-    """
+    `added` are the overrides of ``budget.reference``. An option there replaces every override of its group."""
     replaced = {override.partition("=")[0] for override in added or ()} - {"model"}
     kept = []
     for override in overrides:
@@ -58,8 +57,7 @@ def meet_budget(
 ) -> RunConfig:
     """Return `draft` with the sizes or steps that the budget and the aspect ratio solve.
 
-    `given` maps the keys of the command line to their values. `reference` composes the run to match. Raises ConfigError.
-    """
+    `given` maps the keys of the command line to their values. `reference` composes the run to match. Raises ConfigError."""
     budget, shaped = request.budget, request.aspect_ratio.ratio is not None
     match = budget.match if budget else None
     if budget is None or match is None:

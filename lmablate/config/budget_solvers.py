@@ -78,8 +78,7 @@ def _both_widths(run: Candidate, target: float) -> RunConfig:
     """Solve d_model and d_ff at the requested ratio, within 5 %.
 
     d_model moves in steps that keep whole heads. Where none of these meets the budget, it moves in steps of 8, 4 and 2, and
-    every head gets the even width nearest to d_model / n_heads. Raises Missed.
-    """
+    every head gets the even width nearest to d_model / n_heads. Raises Missed."""
     m = run.request.model
     plans = [(step, False) for step in run.width_steps]
     if m.n_heads is not None and m.head_dim is None:
@@ -128,8 +127,7 @@ def solve_shape(run: Candidate, ratio: float, target: float, axis: str) -> RunCo
     """Return the run with ``d_model / n_layers`` near `ratio` at a cost near `target`.
 
     The depth is the whole number nearest to the ratio. The width follows from the budget, in steps that keep the head count.
-    d_ff makes up the difference that a step of the width leaves. `axis` names the override in errors. Raises ConfigError.
-    """
+    d_ff makes up the difference that a step of the width leaves. `axis` names the override in errors. Raises ConfigError."""
     m = run.request.model
     if m.n_heads is None:
         step = m.head_dim or 8  # whole heads of the given width

@@ -48,8 +48,7 @@ def _here(name: str = "") -> str:
 def compose(overrides: Iterable[str] = ()) -> RunConfig:
     """Return the RunConfig of overrides such as ``["norm=rms", "model.d_model=64"]``.
 
-    Raises ConfigError for an unknown group, option or key, a wrong type, or an impossible combination.
-    """
+    Raises ConfigError for an unknown group, option or key, a wrong type, or an impossible combination."""
     return to_run_config(_composed(overrides))
 
 
@@ -64,8 +63,7 @@ def request(overrides: Iterable[str]) -> dict[str, Any]:
 def _composed(overrides: Iterable[str]) -> DictConfig:
     """Return Hydra's configuration of `overrides`, with its ``hydra`` node. Raises ConfigError.
 
-    Hydra's own `compose` works through one global object, which another program may hold. The loader below it needs none.
-    """
+    Hydra's own `compose` works through one global object, which another program may hold. The loader below it needs none."""
     with _ONE_AT_A_TIME, _hydra_1_3():
         register_resolvers()
         rewritten = rewrite(list(overrides))
@@ -151,8 +149,7 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
 def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
     """Return the RunConfig of `raw`: check it, resolve its numbers, and build the model without weights.
 
-    `given` maps the keys of the command line to their values. Raises ConfigError.
-    """
+    `given` maps the keys of the command line to their values. Raises ConfigError."""
     raw = without_tokenizer(with_preset(raw, given), given)
     choose_alternatives(raw, given)
     choose_draws(raw, given)

@@ -85,8 +85,7 @@ def owners(key: str) -> list[str]:
 def hint(key: str) -> str:
     """Return ``, did you mean ...?`` for an unknown key, or where the keys are listed.
 
-    Candidates are keys of nearly the same name, keys with the same last part, and names that other libraries use.
-    """
+    Candidates are keys of nearly the same name, keys with the same last part, and names that other libraries use."""
     keys, last = known_keys(), key.rpartition(".")[2]
     named = [SYNONYMS[last]] if last in SYNONYMS else []
     ends = [known for known in keys if known.rpartition(".")[2] == last]
@@ -167,8 +166,7 @@ def refused_key(error: Exception) -> str | None:
 def to_config_error(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
     """Return the ConfigError for an exception of Hydra or OmegaConf, without search paths and advice that does not apply here.
 
-    `overrides` are the overrides that were refused, where they are known.
-    """
+    `overrides` are the overrides that were refused, where they are known."""
     chain = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     if key := refused_key(error):
         return ConfigError(unknown_key(key, overrides))

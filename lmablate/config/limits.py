@@ -45,8 +45,7 @@ def notices(cfg: RunConfig) -> list[str]:
 def check_schedule(schedule: ScheduleSettings, warmup: int, steps: int, lr: float) -> None:
     """Raise ConfigError if the warmup fills the run or overlaps the decay.
 
-    `warmup` and `steps` are final numbers of steps.
-    """
+    `warmup` and `steps` are final numbers of steps."""
     fraction = schedule.warmup_fraction
     shown = (
         f"schedule.warmup_steps={warmup}"

@@ -120,8 +120,7 @@ def _is_off(override: str) -> bool:
 def _with_arrangement(overrides: Sequence[str]) -> list[str]:
     """Return overrides with ``sweep.zip=a,b`` and ``sweep.skip=a=1,b=2`` as the lists that stored sweeps hold.
 
-    Both may be given any number of times. Raises ConfigError.
-    """
+    Both may be given any number of times. Raises ConfigError."""
     lists: dict[str, list[str]] = {ZIP: [], SKIP: []}
     whole: dict[str, str] = {}
     out = []

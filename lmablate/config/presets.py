@@ -45,8 +45,7 @@ class Published(Settings):
 def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return `raw`, the values of a request, with those of its preset.
 
-    `given` maps the keys of the command line to their values. Raises ConfigError.
-    """
+    `given` maps the keys of the command line to their values. Raises ConfigError."""
     name, shrink = raw["choices"].get("preset"), raw["choices"].get("shrink")
     rest = {key: value for key, value in raw.items() if key != "preset"}
     if name is None:
@@ -105,8 +104,8 @@ def published(name: str, node: Any) -> Published:
         return Published.model_validate(node)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"preset={name}: its file has preset.{place}: {first['msg'].lower()}") from None
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"preset={name}: its file has preset.{key}: {first['msg'].lower()}") from None
 
 
 def _given_first(group: str, old: dict[str, Any], new: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -155,8 +154,7 @@ def head_width(sizes: dict[str, Any]) -> int:
 def _heads(width: float, least: int, step: int) -> int:
     """Return how many heads are `width` channels wide together: a multiple of `step`, from `least` to about twice as many.
 
-    The first that meets the width wins, else the first that is near it, else the nearest.
-    """
+    The first that meets the width wins, else the first that is near it, else the nearest."""
 
     def error(n: int) -> float:
         return abs(n * _head_dim(width, n) / width - 1)

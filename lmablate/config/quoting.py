@@ -44,8 +44,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 def as_text(override: str) -> str:
     """Return the override of a text key, with quotes where its value would be read as something else, or not at all.
 
-    Examples: ``trainer.init_from=0123456789e1``, ``results_dir=runs/lr=3e-4``.
-    """
+    Examples: ``trainer.init_from=0123456789e1``, ``results_dir=runs/lr=3e-4``."""
     key, _, value = override.partition("=")
     if not value or value.startswith(("'", '"', "${")):
         return override

@@ -35,8 +35,7 @@ def choose_alternatives(raw: dict[str, Any], given: dict[str, Any]) -> None:
 def choose_draws(raw: dict[str, Any], given: dict[str, Any]) -> None:
     """Turn off the default ``depth_scaled_init`` where ``model.init`` sets the draws of the branches.
 
-    Both together, if given, are refused later (factory.py).
-    """
+    Both together, if given, are refused later (factory.py)."""
     model = raw.get("model")
     if isinstance(model, dict) and model.get("init") is not None and "model.depth_scaled_init" not in given:
         model["depth_scaled_init"] = False
@@ -54,8 +53,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     """Return the RunConfig of `request`, with every open number resolved.
 
     `given` maps the keys of the command line to values. `reference` composes the run whose cost a budget matches.
-    Raises ConfigError for sizes that do not fit together.
-    """
+    Raises ConfigError for sizes that do not fit together."""
     for pair, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
         _exactly_one(group, pair)
     check_seeds(request, given)

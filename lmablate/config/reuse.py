@@ -25,8 +25,7 @@ class CachedComposer:
     """A composer with the results of ``whole(overrides)``, for one list of overrides after another.
 
     Most of Hydra's tenth of a second goes into the options of the groups. Lists that choose the same ones are composed once.
-    Overrides that set a single key (seeds, learning rates) are applied to a copy, as Hydra does in its last step.
-    """
+    Overrides that set a single key (seeds, learning rates) are applied to a copy, as Hydra does in its last step."""
 
     def __init__(self, loader: ConfigLoaderImpl, whole: Callable[[list[str]], DictConfig]) -> None:
         self.whole, self.loader = whole, loader
@@ -61,8 +60,7 @@ class CachedComposer:
     def _set_last(self, parsed: Sequence[Override]) -> list[int]:
         """Return the positions of the overrides that only set a key of what the others compose.
 
-        Hydra sets, adds and deletes keys in order, so these must come after the last one that adds or deletes.
-        """
+        Hydra sets, adds and deletes keys in order, so these must come after the last one that adds or deletes."""
         later: list[int] = []
         for index, override in enumerate(parsed):
             is_group = self._files.group_exists(override.key_or_group)

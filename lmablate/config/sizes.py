@@ -56,8 +56,7 @@ def sizes(request: RunRequest, m: ModelRequest) -> ModelSettings:
 def _vocab_size(request: RunRequest) -> int:
     """Return the vocabulary size: of a preset at its own size, of a task, or of the tokenizer plus the objective's ids.
 
-    1 stands for a tokenizer whose size is known only once it is read.
-    """
+    1 stands for a tokenizer whose size is known only once it is read."""
     if request.published_vocab_size:
         return request.published_vocab_size
     own = request.data.vocabulary if isinstance(request.data, Skill) else None
@@ -75,8 +74,7 @@ def _reserved(request: RunRequest) -> int:
 def _canonical(m: ModelRequest) -> dict[str, Any]:
     """Return the switches of `m` in one canonical form, so that a run has one identity.
 
-    False is null where null is off, a scale of 1 is null, and `bias` is what most layers have.
-    """
+    False is null where null is off, a scale of 1 is null, and `bias` is what most layers have."""
     biases = dict(zip(("qkv_bias", "out_bias", "mlp_bias"), m.biases, strict=False))
     most = sum(biases.values()) >= 2
     overrides = {key: None if own is most else own for key, own in biases.items()}

@@ -11,8 +11,7 @@ from lmablate.schema.tasks import SOURCES, Skill
 def without_tokenizer(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return `raw`, the values of a request, without the default tokenizer if the data are a task with tokens of its own.
 
-    Raises ConfigError if a tokenizer was given; `given` maps the keys of the command line to values.
-    """
+    Raises ConfigError if a tokenizer was given; `given` maps the keys of the command line to values."""
     if raw.get("data", {}).get("source") not in SOURCES:
         return raw
     name = raw["choices"].get("data")

@@ -40,8 +40,7 @@ def check_folders(folders: Iterable[Path], own: Iterable[Path] = ()) -> None:
 def refuse_hidden(given: Mapping[str, Any]) -> None:
     """Raise ConfigError for a chosen option or stored sweep that exists both here and in the project, with other content.
 
-    The project's file is read, so an edit of the other would do nothing. `given` maps override keys to values.
-    """
+    The project's file is read, so an edit of the other would do nothing. `given` maps override keys to values."""
     for group, option in given.items():
         name = f"{option}.yaml" if group == "sweeps" else f"{group}/{option}.yaml"
         home = SWEEPS_DIR if group == "sweeps" else CONF_DIR
@@ -90,7 +89,7 @@ def check_file(path: Path, name: str) -> None:
         _check_targets(path, node, top=True)
     for key, value in node.items() if isinstance(node, dict) else ():
         if str(key).partition(".")[0] == "hydra":
-            wrong = [word for word in value if word not in KEYS] if isinstance(value, dict) else [value]
+            wrong = [name for name in value if name not in KEYS] if isinstance(value, dict) else [value]
             if wrong or str(key) != "hydra":
                 raise ConfigError(f"{path}: sets hydra.{wrong[0] if wrong else key}, which may call anything: {MEND}")
             _check_targets(path, value, top=False)

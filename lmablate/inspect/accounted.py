@@ -57,8 +57,7 @@ def _position_products(cfg: RunConfig) -> tuple[float, float]:
 def visible_products(cfg: RunConfig, *, fused: bool) -> int:
     """Return the accounting's FLOPs of a step's products, as the profiler must count them.
 
-    It sees no product in a fused kernel. Outside one, each query meets all T keys, masked or not.
-    """
+    It sees no product in a fused kernel. Outside one, each query meets all T keys, masked or not."""
     matrices, a_key = forward_products(cfg)
     once, of_positions = _position_products(cfg)
     length, texts = cfg.model.context_length, cfg.trainer.batch_size

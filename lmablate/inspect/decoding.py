@@ -141,8 +141,7 @@ def check_lengths(arms: dict[str, RunConfig], lengths: list[int]) -> None:
 def measure(arms: dict[str, RunConfig], length: int, batch: int, rounds: int) -> pd.DataFrame:
     """Return a row per arm, for `batch` texts of `length` tokens.
 
-    Times are medians over rounds, in each of which every arm has its turn.
-    """
+    Times are medians over rounds, in each of which every arm has its turn."""
     import numpy as np
     import pandas as pd
 
@@ -236,8 +235,7 @@ class _Work:
 def machine_probes(device: str) -> dict[str, tuple[float, Callable[[], Any]]]:
     """Return the probes of the machine: an amount, and the work that it measures.
 
-    They are the bytes of a sum over more memory than the caches hold, and the FLOPs of a square matrix product.
-    """
+    They are the bytes of a sum over more memory than the caches hold, and the FLOPs of a square matrix product."""
     import torch
 
     gpu = device != "cpu"

@@ -129,8 +129,7 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
     """Return one row for each arm, depth, draw and layer (from 1).
 
     `gradient` is the norm of the gradient of the mean loss for the FFN's last matrix. Further columns are the norms over all of
-    attention's and the FFN's weights, and the RMS of the residual stream after the layer and of the branches' outputs.
-    """
+    attention's and the FFN's weights, and the RMS of the residual stream after the layer and of the branches' outputs."""
     import pandas as pd
     import torch
 

@@ -45,8 +45,7 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
     """Return `steps` plain and as many profiled steps of `cfg` in turn; None if `mode` is the same program as eager.
 
     ``attention in products`` has softmax in separate kernels, as the published measurement had. Batches come from
-    `data`. Evaluation and checkpoints are left out.
-    """
+    `data`. Evaluation and checkpoints are left out."""
     from lmablate.budget.trace import trace
 
     work = trace(cfg)

@@ -39,8 +39,7 @@ def measure_parts(
     """Return a row for each configuration, part and mode.
 
     It has median milliseconds over `rounds` and their ratio to the first configuration's, with 95 % bootstrap intervals. A ratio is
-    resampled over rounds, which both shared.
-    """
+    resampled over rounds, which both shared."""
     import torch
 
     timed: list[Timed] = []

@@ -27,8 +27,7 @@ class Event(NamedTuple):
     """An event from `start` to `end` in nanoseconds, on a thread of the host or (`device`) on a GPU.
 
     `sequence` numbers the autograd node that a forward operator made, and that a backward one runs; -1: none. For a GPU kernel,
-    `linked` is the `number` of the operator that launched it. `flops` are the profiler's.
-    """
+    `linked` is the `number` of the operator that launched it. `flops` are the profiler's."""
 
     name: str
     start: int
@@ -52,8 +51,7 @@ class Profiled(NamedTuple):
 class Split(NamedTuple):
     """One step, event by event: names, kinds and nanoseconds.
 
-    `length`: of the whole step, in nanoseconds; `flops`: the profiler's count in tensor contractions.
-    """
+    `length`: of the whole step, in nanoseconds; `flops`: the profiler's count in tensor contractions."""
 
     names: list[str]
     kinds: list[str]

@@ -30,8 +30,7 @@ def from_hf(hf_model: Any) -> TransformerLM:
     """Return our model of a transformers language model, or of a folder or name that ``from_pretrained`` takes.
 
     Weights are converted to fp32, and the model's ``config`` describes it in our options. Dropout is a training setting and is
-    dropped. Raises ConfigError for a class or setting that we cannot express, and for missing or extra weights.
-    """
+    dropped. Raises ConfigError for a class or setting that we cannot express, and for missing or extra weights."""
     if isinstance(hf_model, str | Path):
         hf_model = load(hf_model)
     name = type(hf_model).__name__
@@ -147,8 +146,7 @@ def _best(spec: Spec, cfg: RunConfig, candidates: Sequence[Family]) -> tuple[Fam
 def _configuration(family: Family, spec: Spec) -> Any:
     """Return a configuration of the class as close to `spec` as possible.
 
-    Where a null here must be a number there, the class keeps its default, which is read back as a difference.
-    """
+    Where a null here must be a number there, the class keeps its default, which is read back as a difference."""
     written = family.write(spec)
     try:
         config = _made(family, written)

@@ -37,8 +37,7 @@ def from_electra(generator: Any, discriminator: Any) -> TransformerLM:
     """Return the ``objective=rtd`` model of an ElectraForMaskedLM and an ElectraForPreTraining.
 
     Each is a model, or a folder or name that ``from_pretrained`` takes. Raises ConfigError for sizes that are not one share of the
-    other's, and for embeddings that differ.
-    """
+    other's, and for embeddings that differ."""
     generator, discriminator = (
         load(each) if isinstance(each, str | Path) else each for each in (generator, discriminator)
     )
@@ -71,8 +70,7 @@ def from_electra(generator: Any, discriminator: Any) -> TransformerLM:
 def to_electra(model: TransformerLM) -> tuple[Any, Any]:
     """Return the ElectraForMaskedLM and ElectraForPreTraining of an ``objective=rtd`` model, in fp32 and evaluation mode.
 
-    Raises ConfigError if they do not compute the same.
-    """
+    Raises ConfigError if they do not compute the same."""
     cfg = model.config
     own = None if cfg is None else generator_of(cfg)
     if cfg is None or own is None:

@@ -60,8 +60,7 @@ def models_of(model: TransformerLM, cfg: RunConfig, data: TokenData) -> list[Exp
     """Return the transformers models of a run: one, or generator and discriminator for ``objective=rtd``.
 
     Their special tokens are set. The input is the first validation window as the run's objective reads it. Raises ConfigError for
-    a run that no class expresses.
-    """
+    a run that no class expresses."""
     objective = objective_of(cfg)
     batch = objective.validation(*(torch.from_numpy(x[:1]) for x in data.val_windows(cfg.model.context_length)))
     if isinstance(objective, ReplacedTokens):

@@ -15,8 +15,7 @@ from lmablate.interop.model_spec import Spec, fraction
 class Rope:
     """Rotary positions in ``rope_parameters``.
 
-    `layout` is the order of the channels that are turned together; `partial`: the class can turn only a part of them.
-    """
+    `layout` is the order of the channels that are turned together; `partial`: the class can turn only a part of them."""
 
     layout: str = "halves"
     partial: bool = False

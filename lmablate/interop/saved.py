@@ -28,8 +28,7 @@ def library() -> Any:
 def load(path: str | Path) -> Any:
     """Return the model of a checkpoint.
 
-    Raises ConfigError unless it has every weight of its class and no other, since transformers would draw missing ones.
-    """
+    Raises ConfigError unless it has every weight of its class and no other, since transformers would draw missing ones."""
     try:
         kind = _class_of(str(path))
         model, info = kind.from_pretrained(

@@ -123,8 +123,7 @@ def ends(table: str, head: str, positions: Rule | None = None) -> list[Rule]:
 def translated(name: str, ours: Tensor, spec_here: Spec, spec_there: Spec) -> Tensor:
     """Return one of our weights as a model of `spec_there` stores it.
 
-    Gains are stored as g or as g - 1, and heads are turned in pairs or halves.
-    """
+    Gains are stored as g or as g - 1, and heads are turned in pairs or halves."""
     prefix = "stability.qk_norm" if "_norm.gain" in name and ".branch" in name else "norm"
     if name.endswith("gain.weight"):
         shift = _offset(spec_here, prefix) - _offset(spec_there, prefix)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 def byte_characters() -> list[str]:
     """Return a printable character for each byte, as byte-level BPE writes them (Radford et al. 2019).
 
-    It is the byte's own if Latin-1 has a visible one, otherwise the next from U+0100.
-    """
+    It is the byte's own if Latin-1 has a visible one, otherwise the next from U+0100."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
@@ -54,8 +53,7 @@ def _bytes_json(tokenizer: ByteTokenizer) -> str:
 def as_hf(tokenizer: Tokenizer, context_length: int, special: SpecialTokens | None = None) -> Any:
     """Return the tokenizer as an object of transformers, with the `special` tokens of an objective.
 
-    Like ours, it reads the text of the end token and of special tokens as ordinary text.
-    """
+    Like ours, it reads the text of the end token and of special tokens as ordinary text."""
     from tokenizers import Tokenizer as Inner
 
     text, end = as_json(tokenizer)

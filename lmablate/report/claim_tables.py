@@ -18,8 +18,7 @@ def headline(claims: Sequence[Mapping[str, Any]]) -> str:
     """Return a few sentences on the verdicts.
 
     They give the number of claims by verdict, what changes when all studies are corrected together, and the number of verdicts
-    that no study requested.
-    """
+    that no study requested."""
     requested = [claim for claim in claims if claim["scope"] == "asked"]
     studies = {claim["study"] for claim in requested}
     sentences = [_tally(requested or claims)]
@@ -45,8 +44,7 @@ def by_study(claims: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return the claims grouped by the study that requested them, then those that none did.
 
     Each group has `name` (a stored sweep, or None), `words` (its heading), `asked` (True if requested), and `claims` with their
-    table cells.
-    """
+    table cells."""
     groups: dict[str, Row] = {}
     several = len({claim["study"] for claim in claims if claim["scope"] == "asked"}) > 1
     for claim in claims:
@@ -120,7 +118,9 @@ def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
             numbers = f" ({claim['effect_words']}, 95 % {claim['interval_words']}, {claim['n']} pairs)"
             known = claim["interval_words"] != "–"
             joint = claim["joint"] and claim["joint"]["verdict"]
-            beside = f"; all studies together: {joint}" if joint and joint != claim["verdict"] else ""
+            joint_note = f"; all studies together: {joint}" if joint and joint != claim["verdict"] else ""
             out.append(f"{claim['id']}: {claim['statement']}")
-            out.append(f"    {claim['verdict']}{numbers if known else ''}: {claim['reason']}{beside}".replace("−", "-"))
+            out.append(
+                f"    {claim['verdict']}{numbers if known else ''}: {claim['reason']}{joint_note}".replace("−", "-")
+            )
     return [*out, ""] if out else []

@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html") -> list[str]:
     """Write the whole report into `out`, with the `page` format of PAGES. Return the lines to print.
 
-    Raises ConfigError if there are no finished runs, or `out` cannot be written.
-    """
+    Raises ConfigError if there are no finished runs, or `out` cannot be written."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SkippedFile)
         runs = load_runs(results_dir)

@@ -54,8 +54,7 @@ def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
 def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: bool) -> list[Drawn]:
     """Return the figures of one question, out of `every` finished run.
 
-    If it is not `alone` in its report, the names of the general figures begin with its name.
-    """
+    If it is not `alone` in its report, the names of the general figures begin with its name."""
     from lmablate.analysis.curves import final_losses, loss_curves
     from lmablate.analysis.differences import differences
 
@@ -107,8 +106,7 @@ def inline(drawn: Drawn) -> Markup:
 def inline_svg(figure: Figure, name: str) -> Markup:
     """Return the figure as an SVG element of the page.
 
-    It has no external references, its own ids, and the page's colours, so that it turns dark with the page.
-    """
+    It has no external references, its own ids, and the page's colours, so that it turns dark with the page."""
     from markupsafe import Markup
 
     from lmablate.analysis import _style

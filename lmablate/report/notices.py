@@ -22,8 +22,7 @@ def study_notices(
 ) -> list[str]:
     """Return one sentence per problem, the most serious first.
 
-    `runs`: every finished run; `unfinished` as from load_unfinished; `rates` as from tuned_studies.sensitivities.
-    """
+    `runs`: every finished run; `unfinished` as from load_unfinished; `rates` as from tuned_studies.sensitivities."""
     return [*missing(runs, studies, unfinished), *untrained(rates), *edges(rates)]
 
 
@@ -35,8 +34,7 @@ def missing(
 ) -> list[str]:
     """Return notices on planned runs without a result.
 
-    These are evaluation runs of a study's arms, or runs of other `stages` too (prefixes of a stage's name).
-    """
+    These are evaluation runs of a study's arms, or runs of other `stages` too (prefixes of a stage's name)."""
     done, states = set(runs["run_id"]), {row["run_id"]: row for row in unfinished}
     lines = []
     for study, stage in ((study, stage) for study in studies for stage in stages):

@@ -49,8 +49,7 @@ def content(
     """Return the values that page and Markdown show.
 
     `drawn`: a list of figures for each question. `claims` as from claims.report_verdicts. `every`: finished runs. `notices`: of
-    the report as a whole. `survey` as from lmablate.survey.judged.
-    """
+    the report as a whole. `survey` as from lmablate.survey.judged."""
     sections = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
     alone = sections[0] if len(sections) == 1 else None
     return {

@@ -44,8 +44,7 @@ RUN_COLUMNS = ("run_id", "init_seed", "data_seed", "provenance.overrides", *FIEL
 def page_data(questions: Sequence[Question], history: pd.DataFrame, links: Row) -> Row:
     """Return the data of the page: for each question its arms, its runs (FIELDS) and its grids (steps and tokens of records).
 
-    `links` as from config_links.
-    """
+    `links` as from config_links."""
     total = sum(len(question.runs) + len(question.tuned) for question in questions)
     most = max(FEWEST, BUDGET // max(1, total))
     columns = {name: history[name].to_numpy(dtype=float) for name in ("step", "tokens", *KINDS.values())}
@@ -67,8 +66,7 @@ def config_links(run_ids: Sequence[str], folders: Sequence[str | Path], out: Pat
     """Return for each run the folder of its config.yaml, as a relative link from `out`.
 
     None if there is no such file, or if the results are not beside, inside or around the page, since a moved page would lose
-    them. For a run in several folders, the copy that counts is linked.
-    """
+    them. For a run in several folders, the copy that counts is linked."""
     here, resolved = out.resolve(), [Path(folder).resolve() for folder in folders]
     links: dict[str, str | None] = dict.fromkeys(run_ids)
     counts = counted(resolved)
@@ -104,14 +102,14 @@ def _question(question: Question, records: dict[Any, Records], most: int, folder
     arms = [*shown, *sorted({str(arm) for arm in question.tuned.get("arm", ())} - set(shown))]
     order = {arm: i for i, arm in enumerate(sorted(looks))}
     grids: dict[tuple[tuple[int, ...], tuple[float, ...]], int] = {}
-    word_index: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     numerics: dict[str, int] = {}
     rows = []
     for frame in (question.runs, question.tuned):
         for run in frame[[name for name in RUN_COLUMNS if name in frame]].to_dict("records"):
             curves = [_curve(records.get(run["run_id"]), column, most, grids) for column in KINDS.values()]
             number = numerics.setdefault(str(run.get("numerics")), len(numerics))
-            rows.append(_run(run | {"numerics": number}, arms.index(str(run["arm"])), word_index, folder_of, curves))
+            rows.append(_run(run | {"numerics": number}, arms.index(str(run["arm"])), index_of, folder_of, curves))
     return {
         "arms": [
             {"name": arm, "hue": PALETTE.index(looks[arm].color), "turn": order[arm] // len(PALETTE) % 3, "mean": _number(mean)}
@@ -122,18 +120,18 @@ def _question(question: Question, records: dict[Any, Records], most: int, folder
         "tasks": bool("val_accuracy" in question.arms),
         "grids": [{"steps": steps, "tokens": tokens} for steps, tokens in grids],
         "numerics": list(numerics),  # a column of the table where there are several
-        "words": list(word_index),
+        "words": list(index_of),
         "runs": rows,
     }  # fmt: skip
 
 
-def _run(run: Row, arm: int, word_index: dict[str, int], folder_of: dict[str, int], curves: list[Any]) -> list[Any]:
+def _run(run: Row, arm: int, index_of: dict[str, int], folder_of: dict[str, int], curves: list[Any]) -> list[Any]:
 
     overrides: Any = run.get("provenance.overrides")
-    typed = [] if is_missing(overrides) else [shlex.quote(str(word)) for word in overrides]
+    typed = [] if is_missing(overrides) else [shlex.quote(str(text)) for text in overrides]
     values = {
         "id": run["run_id"], "arm": arm, "seed": seed_label(run), "stage": _text(run.get("stage")), "status": run["status"],
-        "folder": folder_of.get(run["run_id"]), "words": [word_index.setdefault(word, len(word_index)) for word in typed], "curves": curves,
+        "folder": folder_of.get(run["run_id"]), "words": [index_of.setdefault(text, len(index_of)) for text in typed], "curves": curves,
     }  # fmt: skip
     return [values[name] if name in values else _number(run.get(name)) for name in FIELDS]
 

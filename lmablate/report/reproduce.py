@@ -31,16 +31,14 @@ def command(overrides: Any) -> str:
 def commands(runs: pd.DataFrame, results_dir: str | Path = DEFAULT) -> list[str]:
     """Return the commands that train all of `runs` again in `results_dir`.
 
-    There is one for each stored sweep, and a grid for the other runs if they form one.
-    """
+    There is one for each stored sweep, and a grid for the other runs if they form one."""
     return [shlex.join([*TRAIN, *overrides, *_location(results_dir)]) for overrides, _ in _sweep_overrides(runs)]
 
 
 def with_more_seeds(runs: pd.DataFrame, more: int, results_dir: str | Path = DEFAULT) -> str:
     """Return the command that adds `more` seeds to the evaluation of `runs`, which are of one sweep or of none.
 
-    Empty if no single command does it.
-    """
+    Empty if no single command does it."""
     seeds = _seeds(runs)
     sweeps = list(_sweep_overrides(runs))
     if len(sweeps) != 1 or not seeds:

@@ -88,8 +88,7 @@ def questions(
 ) -> list[Question]:
     """Return one question for each sweep of `every` (as from report_verdicts.evidence), by name, and one for runs of none.
 
-    `folders`: the results directories.
-    """
+    `folders`: the results directories."""
     recorded, counts = set(history["run_id"]), counted(folders)
     names = sorted({str(name) for name in keys(every, "sweep") if name is not None})
     out = []

@@ -71,8 +71,7 @@ def varied(runs: pd.DataFrame) -> list[Row]:
 def followed(runs: pd.DataFrame) -> list[Row]:
     """Return the differences that follow: configuration keys that vary without being set, with the option that decides.
 
-    Each row: name, values (pairs of value and the options or arms it belongs to).
-    """
+    Each row: name, values (pairs of value and the options or arms it belongs to)."""
     chosen, rows = arm_columns(runs), []
     for column in axes_that_vary(runs, config=True):
         if column in chosen:
@@ -135,7 +134,7 @@ def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
 def _numerics(runs: pd.DataFrame) -> str:
     """Return the notice that runs differ in their numerics, with the arms that mix them."""
     mixed = [
-        f"arm {arm} has {', '.join(f'{n} {words}' for words, n in sorted(group['numerics'].value_counts().items()))}"
+        f"arm {arm} has {', '.join(f'{n} {kind}' for kind, n in sorted(group['numerics'].value_counts().items()))}"
         for arm, group in runs.groupby("arm")
         if group["numerics"].nunique() > 1
     ]

@@ -26,8 +26,7 @@ def shown(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that a report compares, with a column `arm`.
 
     Evaluated runs of studies (report_verdicts.evidence) are under their arms' names, all others under the columns that tell them
-    apart. If there are only runs that tuned or searched, all of them.
-    """
+    apart. If there are only runs that tuned or searched, all of them."""
     import pandas as pd
 
     if "stage" not in runs or not runs["stage"].isin(EVALUATED).any():
@@ -51,8 +50,7 @@ def shown(runs: pd.DataFrame) -> pd.DataFrame:
 def compared(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Return paired comparisons of `runs` (as from shown): a study's arms against its baseline, others along every column.
 
-    Trials of a search are not compared, since each was chosen from the losses of the others.
-    """
+    Trials of a search are not compared, since each was chosen from the losses of the others."""
     if "stage" in runs and (runs["stage"] == "search").all():
         return []
     if "stage" not in runs or not runs["stage"].isin(EVALUATED).any():

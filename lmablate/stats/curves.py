@@ -14,8 +14,7 @@ class Compute(NamedTuple):
     """A loss difference as compute.
 
     `factor`: the multiple of its own tokens that the baseline needs for the other arm's loss. None if that is too far beyond
-    its curve; `words` says so.
-    """
+    its curve; `words` says so."""
 
     factor: float | None
     words: str
@@ -25,8 +24,7 @@ def lr_sensitivity(losses: Mapping[float, float | None], init_loss: float) -> fl
     """Return the learning-rate sensitivity, in nats (Wortsman et al. 2023, arXiv 2309.14322, section 2.2).
 
     It is the mean over a grid of learning rates of min(final loss, `init_loss`) minus the lowest of them. A run that diverged
-    (None) counts as the loss at initialisation. Raises ValueError for an empty grid.
-    """
+    (None) counts as the loss at initialisation. Raises ValueError for an empty grid."""
     if not losses:
         raise ValueError("a sensitivity needs a grid of learning rates")
     clipped = [init_loss if loss is None else min(loss, init_loss) for loss in losses.values()]

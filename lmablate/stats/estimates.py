@@ -22,8 +22,7 @@ class Pooled(NamedTuple):
     """The spread of runs pooled over arms.
 
     `sd`: of one run after removing the effects of its seed and its arm. `df`: its degrees of freedom. `p_equal`: of the test that
-    the arms' spreads are equal.
-    """
+    the arms' spreads are equal."""
 
     sd: float
     df: int
@@ -35,8 +34,7 @@ def interval(
 ) -> tuple[float, float] | None:
     """Return Student's t interval for the mean of `values`; None for fewer than two.
 
-    `se` and `df` replace the standard error of the mean and its degrees of freedom (a pooled variance).
-    """
+    `se` and `df` replace the standard error of the mean and its degrees of freedom (a pooled variance)."""
     from scipy.special import stdtrit
 
     if se is None or df is None:
@@ -57,8 +55,7 @@ def bootstrap_intervals(samples: Sequence[Sequence[float]], level: float = 0.95)
     """Return bias-corrected and accelerated bootstrap intervals of the means of `samples` (Efron 1987).
 
     None for a sample below three values. They are too narrow for few pairs: Student's interval decides, these show the effect
-    of the normal assumption. Samples of one size use the same resampling indices, alone or together.
-    """
+    of the normal assumption. Samples of one size use the same resampling indices, alone or together."""
     out: list[tuple[float, float] | None] = [None] * len(samples)
     by_size: dict[int, list[int]] = {}
     for i, values in enumerate(samples):
@@ -96,8 +93,7 @@ def _bca(data: np.ndarray, level: float) -> list[tuple[float, float]]:
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """Return the mean along the last axis, summed in one order whatever the memory layout.
 
-    Resamples that tie with the mean of the sample count half, and rounding would break the ties.
-    """
+    Resamples that tie with the mean of the sample count half, and rounding would break the ties."""
     total = values[..., 0]
     for i in range(1, values.shape[-1]):
         total = total + values[..., i]
@@ -118,8 +114,7 @@ def t_test(values: Sequence[float], null: float = 0.0, *, se: float | None = Non
 def sign_flip(values: Sequence[float]) -> float:
     """Return the two-sided p of the permutation test that flips the sign of each difference (Fisher 1935).
 
-    It is exact up to EXACT pairs, else from RESAMPLES random flips plus the observed signs. It cannot fall below 2 / 2^n.
-    """
+    It is exact up to EXACT pairs, else from RESAMPLES random flips plus the observed signs. It cannot fall below 2 / 2^n."""
     data = np.asarray(values, dtype=float)
     n = len(data)
     if not n:

@@ -15,8 +15,7 @@ class Noise(NamedTuple):
     """Standard deviations of the final loss in nats per token; None if the seeds do not determine it.
 
     `init`, `data`: the contributions of the weights' draw and the data's order; `rest`: their interaction; `total`: of a run
-    with both drawn anew. `n`: number of runs. `words`: a sentence for the reader.
-    """
+    with both drawn anew. `n`: number of runs. `words`: a sentence for the reader."""
 
     init: float | None
     data: float | None

@@ -18,8 +18,7 @@ def paired_sd(run_sd: float, correlation: float) -> float:
 def power(effect: float, n: int, alpha: float = 0.05, *, df: int | None = None) -> float:
     """Return the power of the two-sided paired t test at `n` pairs, from the noncentral t.
 
-    `df` replaces n - 1 for a pooled variance.
-    """
+    `df` replaces n - 1 for a pooled variance."""
     from scipy import stats
 
     df = n - 1 if df is None else df
@@ -35,8 +34,7 @@ def tost_power(margin: float, n: int, alpha: float = 0.05, *, effect: float = 0.
     """Return the probability that two one-sided t tests show equivalence within `margin` if the true difference is `effect`.
 
     Given the estimated sd s, the mean must lie within margin - t s / sqrt(n). This is averaged over s, where (n - 1) s^2 is
-    chi-squared with n - 1 degrees of freedom (Owen 1965).
-    """
+    chi-squared with n - 1 degrees of freedom (Owen 1965)."""
     from scipy import stats
 
     if n < 2:

@@ -63,8 +63,7 @@ def _null_p(planned: tuple[int, ...]) -> np.ndarray:
 def normal_boundaries(kind: Kind, planned: tuple[int, ...], alpha: float = 0.05) -> tuple[float, ...]:
     """Return the two-sided p at which each look stops, for a normal statistic of known variance.
 
-    Computed by recursive integration of its joint distribution over the looks (Armitage, McPherson and Rowe 1969).
-    """
+    Computed by recursive integration of its joint distribution over the looks (Armitage, McPherson and Rowe 1969)."""
     from scipy import optimize, stats
 
     times = [n / planned[-1] for n in planned]
@@ -108,8 +107,7 @@ def repeated_p(kind: Kind, planned: Sequence[int], number: int, p: float) -> flo
     """Return the smallest alpha at which the look `number` (from 0), with p value `p`, stops.
 
     It is below the study's alpha exactly if the boundary is crossed (Jennison and Turnbull 2000, section 9.2). Between 1e-4
-    and 0.5, else 1.
-    """
+    and 0.5, else 1."""
     low, high = 1e-4, 0.5  # outside these the simulated factor is too coarse
     if boundaries(kind, tuple(planned), high)[number] < p:
         return 1.0
@@ -145,8 +143,7 @@ def anytime_p(values: Sequence[float], null: float = 0.0) -> float:
 def anytime_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """Return the means whose e-value is below 1 / alpha; None while that is unbounded.
 
-    The interval covers the truth at all times together.
-    """
+    The interval covers the truth at all times together."""
     n = len(values)
     if n < 2:
         return None
@@ -169,8 +166,7 @@ def decide(
 ) -> str | None:
     """Return why to stop after these `values`, at look `number` of `planned`; None to continue.
 
-    With a `margin`, the anytime rule also stops when its interval lies within it.
-    """
+    With a `margin`, the anytime rule also stops when its interval lies within it."""
     n = len(values)
     if kind != "anytime":
         p, bound = t_test(values), boundaries(kind, tuple(planned), alpha)[number]
@@ -190,8 +186,7 @@ def look_rule(
     """Return a stopping rule for a study's looks (sweeper/looks.py): every arm against the first.
 
     Alpha is shared among the planned `comparisons`. A pair with a run that diverged or failed has no difference. An arm with
-    one is not stopped, so that its fraction of diverged runs is known from all planned pairs.
-    """
+    one is not stopped, so that its fraction of diverged runs is known from all planned pairs."""
 
     def rule(look) -> Mapping[str, str]:
         base = look.losses[look.baseline]

@@ -206,8 +206,7 @@ def _add_ratios(row: Row) -> None:
 def by_year(table: Sequence[Row], column: str, *, releases: bool = True) -> list[Row]:
     """Return how often each option of `column` was chosen in each year: ``{year, n, unknown, <option>: count, ...}``.
 
-    `releases` counts each release once, by its largest system.
-    """
+    `releases` counts each release once, by its largest system."""
     rows = [row for row in table if row["stands_for_release"] or not releases]
     options = sorted({value_text(row[column]) for row in rows if row[column] is not None})
     out = []

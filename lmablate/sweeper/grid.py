@@ -49,8 +49,7 @@ def combinations(values: Mapping[str, Sequence[str]], zips: Zips | None, skips: 
     """Return every combination of `values`, with the last key changing fastest.
 
     A zipped key changes with the first key of its list. Raises ConfigError for names that do not vary, lists of unequal
-    lengths, and where no combination is left.
-    """
+    lengths, and where no combination is left."""
     varied = [key for key, own in values.items() if len(own) > 1]
     _check_zips(values, zips or [], varied)
     _check_skips(values, skips or [], varied)

@@ -10,8 +10,7 @@ class Look(NamedTuple):
     """The data available at a look: the `number`-th (from 0) of `planned` numbers of pairs.
 
     `losses`: by arm, the final validation loss of each pair run so far, nats per token; None where it diverged or
-    failed. Entries of two arms at one index share their seeds. The other arms are compared with the first, `baseline`.
-    """
+    failed. Entries of two arms at one index share their seeds. The other arms are compared with the first, `baseline`."""
 
     number: int
     planned: tuple[int, ...]

@@ -44,7 +44,7 @@ class SearchSweeper(StudySweeper):
             raise ConfigError("sweep.arms are the arms of a study: use hydra/sweeper=study, or search without them")
         settings = read_search(raw, typed)
         for key in settings.space:
-            if any(word.lstrip("+").partition("=")[0] == key for word in fixed):
+            if any(override.lstrip("+").partition("=")[0] == key for override in fixed):
                 raise ConfigError(f"{key} stands in hydra.sweeper.space and is set on the command line: say it once")
         stored = self.master.hydra.runtime.choices.get("sweeps")
         question = str(grid.get("question") or "") if isinstance(grid, dict) else ""
@@ -82,8 +82,7 @@ def _dimension(override: Override) -> dict[str, Any]:
     """Return the dimension of an override.
 
     Forms: ``a=1,2``, ``a=choice(1,2)``, ``a=range(1,9,2)``, ``a=interval(0,1)``, ``a=tag(log,interval(1e-4,1e-2))``. The tag
-    int makes an interval of whole numbers. Raises ConfigError.
-    """
+    int makes an interval of whole numbers. Raises ConfigError."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
@@ -94,7 +93,7 @@ def _dimension(override: Override) -> dict[str, Any]:
             low, high = int(low), int(high)
         return {"low": low, "high": high, "log": "log" in value.tags or None}
     if override.is_discrete_sweep():
-        return {"choices": [str(word) for word in override.sweep_string_iterator()]}
+        return {"choices": [str(choice) for choice in override.sweep_string_iterator()]}
     raise ConfigError(
         f"{override.input_line}: give choices (1,2,4), or a range: interval(0,1), tag(log,interval(1e-4,1e-2))"
     )

@@ -93,8 +93,7 @@ class Search:
         """Return the configuration of the command without its space.
 
         If a fixed key belongs to the options of a searched group, the first of them is chosen. Raises ConfigError for an option
-        that lacks the key.
-        """
+        that lacks the key."""
         try:
             return self._compose(self.fixed)
         except ConfigError:

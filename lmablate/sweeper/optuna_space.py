@@ -30,8 +30,7 @@ LENGTHS = ("trainer.steps", "trainer.tokens")
 class RangeSettings(Settings):
     """Numbers from `low` to `high`, both included; whole numbers if both are.
 
-    `log`: uniform in the logarithm. `step`: the spacing of a lattice.
-    """
+    `log`: uniform in the logarithm. `step`: the spacing of a lattice."""
 
     low: Number
     high: Number
@@ -116,8 +115,7 @@ class Dimension:
     def override(self, value: Any) -> str:
         """Return ``key=value`` in Hydra's grammar.
 
-        A drawn number is rounded to DIGITS digits, so that its run has a name that can be typed.
-        """
+        A drawn number is rounded to DIGITS digits, so that its run has a name that can be typed."""
         if value is None:
             return f"{self.key}=null"
         if isinstance(value, bool):

@@ -46,7 +46,7 @@ def trials_table(search: Search) -> Table:
         sd = f"{statistics.stdev(known):.4f}" if len(known) > 1 else "-"
         again = f"the same runs as trial {first[one.words]}" if first[one.words] != one.number else ""
         state = ", ".join(filter(None, (" ".join(filter(None, (one.state, one.note))), again)))
-        values = (word.partition("=")[2] for word in one.words)
+        values = (override.partition("=")[2] for override in one.words)
         rows.append((str(one.number), "-" if one.value is None else f"{one.value:.4f}", *values, sd, state))
     return table(columns, rows)
 

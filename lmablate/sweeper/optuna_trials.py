@@ -72,8 +72,7 @@ def make_sampler(sampler: str, seed: int) -> optuna.samplers.BaseSampler:
 def metric_of(row: RunResult, metric: str) -> float | None:
     """Return a run's metric, or None if it has no finite value.
 
-    For a diverged run this is the loss before training, in the metric's unit. Every run that learns has a lower one.
-    """
+    For a diverged run this is the loss before training, in the metric's unit. Every run that learns has a lower one."""
     if row.status == "completed":
         return float(row[metric])
     start, data = row.init_val_loss, row.data

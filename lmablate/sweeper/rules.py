@@ -10,8 +10,7 @@ from lmablate.sweeper.settings import StudySettings, expand_arms
 def rule_of(settings: StudySettings) -> StoppingRule:
     """Return the stopping rule of a study, at a two-sided 5 % for all its arms together.
 
-    Without `sweep.looks` nothing stops.
-    """
+    Without `sweep.looks` nothing stops."""
     if not settings.looks:
         return never
 

@@ -25,8 +25,7 @@ HELD = 0  # the fixed seed, of the data order in `seeds.mode=init` and of the we
 class SeedSettings(Settings):
     """`values`: the number of seeds (0, 1, ...), or a list of them. `mode`: what a seed changes.
 
-    paired: weights and data order together; init: weights alone; data: the order alone; crossed: every pair of the two.
-    """
+    paired: weights and data order together; init: weights alone; data: the order alone; crossed: every pair of the two."""
 
     values: Annotated[int, Field(gt=0)] | list[Seed]
     mode: Pairing
@@ -36,8 +35,7 @@ class TuneSettings(Settings):
     """How learning rates are chosen.
 
     The grid is `factors` times the arm's own optim.lr. Up to `extend` times a point is added if the best lies at the edge.
-    `cross` maps other keys to values, which are chosen together with the rate.
-    """
+    `cross` maps other keys to values, which are chosen together with the rate."""
 
     mode: Literal["none", "shared", "per_arm", "both"]
     factors: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None

@@ -204,8 +204,7 @@ class Study:
     def _by_generation(self, trials: Sequence[Trial]) -> Iterator[list[Trial]]:
         """Yield the trials that start from nothing, then those that start from these, and so on.
 
-        Trials whose parent has no weights are left out.
-        """
+        Trials whose parent has no weights are left out."""
         starts = self.settings.starts or {}
         generations = [generation(starts, trial.arm) for trial in trials]
         for number in sorted(set(generations)):

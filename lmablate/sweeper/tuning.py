@@ -106,8 +106,7 @@ class Tuning:
     def choice(self, arm: str, *, shared: bool = False) -> tuple[tuple[str, ...], float]:
         """Return the settings and the learning rate at which an arm is evaluated.
 
-        If every rate diverged, it is the lowest one tried, so that the evaluation seeds show the divergence themselves.
-        """
+        If every rate diverged, it is the lowest one tried, so that the evaluation seeds show the divergence themselves."""
         fits = {key: self.fit_shared(key) if shared else self.fit(Cell(arm, key)) for key in self.settings}
         fitted = {settings: fit for settings, fit in fits.items() if fit.lr is not None}
         if not fitted:

@@ -43,8 +43,7 @@ class Family:
     """A class of transformers.
 
     `name` is the class, `config` its configuration's class. `lenses` come after those of every class: `sizes`, the vocabulary and
-    the tied head. `rules` lists the weights of a model of a spec.
-    """
+    the tied head. `rules` lists the weights of a model of a spec."""
 
     name: str
     config: str
@@ -75,8 +74,7 @@ class Family:
     def _refuse_strangers(self, config: Any) -> None:
         """Raise ConfigError for an attribute outside the lenses that differs from its default, since it may change the computation.
 
-        Attributes that the class does not declare have no effect, except those in BORROWED.
-        """
+        Attributes that the class does not declare have no effect, except those in BORROWED."""
         answered = {name for lens in self.all_lenses() for name in lens.theirs} | IDLE
         default = type(config)(bos_token_id=0, eos_token_id=0).to_dict()
         for name, value in config.to_dict().items():
