@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lmablate.analysis._style import GRID, INK, MUTED, PALETTE, PAPER, entitle, message, new_figure, side_column, style
-from lmablate.report.claim_tables import DECIDED, group_words
+from lmablate.report.claim_tables import DECIDED, group_heading
 
 MOST = 40  # tests; the tables have all
 LABEL = 56  # characters of a test's words in a line
@@ -58,7 +58,7 @@ def verdicts(claims: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
 
 def _places(rows: Sequence[tuple[Mapping[str, Any], Any]]) -> tuple[list[float], list[tuple[float, str]]]:
     """Where each row stands, and the headings between them; none where all rows are of one study."""
-    names = [group_words(claim) for claim, _ in rows]
+    names = [group_heading(claim) for claim, _ in rows]
     if len(set(names)) == 1:
         return list(map(float, range(len(rows)))), []
     places: list[float] = []

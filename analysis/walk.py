@@ -97,7 +97,7 @@ class Question:
         if not asked or self.runs.empty:
             return pd.DataFrame(columns=COLUMNS)
         studies = list(load_studies(self.results_dir).values())
-        found = judge(evidence(load_runs(self.results_dir), studies), studies=studies, asked={self.sweep: asked})
+        found = judge(evidence(load_runs(self.results_dir), studies), studies=studies, requested={self.sweep: asked})
         return verdict_table([claim for claim in found if claim["study"] == self.sweep and claim["id"] in asked])[
             COLUMNS
         ]

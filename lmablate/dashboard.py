@@ -124,7 +124,7 @@ def _of_study(study: Study) -> DashboardSweep:
     from lmablate.config.overrides import explicit
 
     study.check()
-    keys = [list(explicit(list(words))) for words in study.words.values()]
+    keys = [list(explicit(list(words))) for words in study.arms.values()]
     configs = study.bases
     varied = _recorded(list(dict.fromkeys(key for own in keys for key in own if key != RATE)), configs)
     tuned = study.tune.mode != "none"

@@ -1,19 +1,19 @@
-"""Every numeric key, and the values at which it loses its effect or contradicts what was asked for.
+"""Every numeric key, and the values at which it loses its effect or contradicts another key.
 
-`says` is a sentence for people. The three lists hold command lines that reach such a value: it is `refused`, it is `said`
-(limits.py), or it makes the `same` run as the command without the key. A key without any acts at every value that its type
-takes. tests/test_limits.py tries them all, and finds the keys in the schema and in the signatures of the parts.
+`effect` is a sentence for readers. The three tuples hold overrides that reach such a value: the command is `refused`, a
+notice is `logged` (limits.py), or the run is the `same` as without the key. A key without any of them acts at every value of
+its type. tests/test_limits.py tries them all, and finds the keys in the schema and in the signatures of the components.
 """
 
 from typing import NamedTuple
 
 
 class Limit(NamedTuple):
-    """Of one key."""
+    """The limits of one numeric key."""
 
-    says: str
+    effect: str
     refused: tuple[str, ...] = ()
-    said: tuple[str, ...] = ()
+    logged: tuple[str, ...] = ()
     same: tuple[str, ...] = ()
 
 
@@ -31,7 +31,7 @@ LIMITS: dict[str, Limit] = {
     # model
     "model.d_model": Limit(_SIZE, refused=("model.d_model=0",)),
     "model.n_layers": Limit(_SIZE, refused=("model.n_layers=0",)),
-    "model.context_length": Limit("of 1 token there is nothing to attend to", said=("model.context_length=1",)),
+    "model.context_length": Limit("of 1 token there is nothing to attend to", logged=("model.context_length=1",)),
     "model.dropout": Limit("0 is none", refused=("model.dropout=1.0",)),
     "model.init_std": Limit("acts on the token tables whatever draws the branches", refused=("model.init_std=0.0",)),
     "model.embedding_scale": Limit("1 is none", same=("model.embedding_scale=1.0",)),
@@ -39,7 +39,7 @@ LIMITS: dict[str, Limit] = {
     "model.n_encoder_layers": Limit(_SIZE),
     "model.n_distinct_layers": Limit("as many as layers is a block a layer", refused=("model.n_distinct_layers=4",)),
     "model.embedding_dim": Limit("as wide as d_model it still adds a matrix"),
-    "model.segments": Limit("only the first kind of text is ever read", said=("model.segments=2",)),
+    "model.segments": Limit("only the first kind of text is ever read", logged=("model.segments=2",)),
     "model.n_heads": Limit(_SIZE, refused=("model.n_heads=0",)),
     "model.n_kv_heads": Limit("as many as query heads is null", same=("model.n_kv_heads=4",)),
     "model.head_dim": Limit("d_model / n_heads is null", same=("model.head_dim=32",)),
@@ -61,11 +61,11 @@ LIMITS: dict[str, Limit] = {
     "attention.window": Limit(
         "as long as a text it reads everything",
         refused=("attention=pattern attention.pattern=g",),
-        said=("attention=sliding_window attention.window=128", "attention=pattern attention.window=500"),
+        logged=("attention=sliding_window attention.window=128", "attention=pattern attention.window=500"),
     ),
     "attention.local_per_global": Limit(
         "as many as layers leave none that reads everything",
-        said=("attention=interleaved attention.local_per_global=4",),
+        logged=("attention=interleaved attention.local_per_global=4",),
     ),
     "attention.kv_rank": Limit(
         "wider than keys and values it still passes a norm", refused=(f"{_MLA} attention.kv_rank=0",)
@@ -77,12 +77,12 @@ LIMITS: dict[str, Limit] = {
     # posemb
     "posemb.rope_theta": Limit(
         "a single pair of channels turns by 1 whatever it is",
-        said=("posemb.rope_theta=500.0 model.head_dim=2",),
+        logged=("posemb.rope_theta=500.0 model.head_dim=2",),
     ),
     "posemb.rotary_fraction": Limit(
         "counts whole channels, in pairs",
         refused=("posemb.rotary_fraction=1.0",),
-        said=("posemb.rotary_fraction=0.26",),
+        logged=("posemb.rotary_fraction=0.26",),
     ),
     "posemb.factor": Limit("1 turns as plain rope does", refused=("posemb=rope_linear posemb.factor=1.0",)),
     "posemb.original_length": Limit(
@@ -103,33 +103,33 @@ LIMITS: dict[str, Limit] = {
     "posemb.high_freq_factor": Limit(
         "at or below low_freq_factor there is no ramp", ("posemb=rope_llama3 posemb.high_freq_factor=1.0",)
     ),
-    "posemb.short_factor": Limit("for texts up to original_length", said=(f"{_LONG} posemb.short_factor=2.0",)),
+    "posemb.short_factor": Limit("for texts up to original_length", logged=(f"{_LONG} posemb.short_factor=2.0",)),
     "posemb.long_factor": Limit(
         "for texts beyond original_length",
-        said=(f"{_LONG} posemb.long_factor=2.0 posemb.original_length=500 posemb.short_factor=3.0",),
+        logged=(f"{_LONG} posemb.long_factor=2.0 posemb.original_length=500 posemb.short_factor=3.0",),
     ),
     "posemb.attention_factor": Limit("null is the published one"),
     "posemb.theta": Limit("acts from the second pair of channels on"),
     "posemb.scale": Limit("acts at every value", refused=("posemb=sinusoidal posemb.scale=0.0",)),
     "posemb.n_buckets": Limit(
         "as many exact ones as tokens leave nothing for the rest",
-        said=(f"{_T5} posemb.n_buckets=256 posemb.max_distance=200",),
+        logged=(f"{_T5} posemb.n_buckets=256 posemb.max_distance=200",),
     ),
     "posemb.max_distance": Limit(
         "not reached where every distance has a bucket of its own",
         refused=(f"{_T5} posemb.max_distance=16",),
-        said=(f"{_T5} posemb.max_distance=200 posemb.n_buckets=256",),
+        logged=(f"{_T5} posemb.max_distance=200 posemb.n_buckets=256",),
     ),
     # ffn
     "ffn.n_experts": Limit(
         "one expert is met by every token",
         refused=(f"{_TOP} ffn.n_experts=1 ffn.k=1 ffn.normalise=false",),
-        said=("ffn=hash ffn.n_experts=1 ffn.k=1",),
+        logged=("ffn=hash ffn.n_experts=1 ffn.k=1",),
     ),
     "ffn.k": Limit(
         "all experts leave no choice, and nothing to balance",
         refused=(f"{_TOP} ffn.k=9", f"{_TOP} ffn.k=1"),
-        said=(f"{_TOP} ffn.k=8", "ffn=hash ffn.k=8"),
+        logged=(f"{_TOP} ffn.k=8", "ffn=hash ffn.k=8"),
     ),
     "ffn.scale": Limit("1 is none", same=(f"{_TOP} ffn.scale=1.0",)),
     "ffn.expert_ratio": Limit("a size; null is 1 / (k + shared)"),
@@ -143,22 +143,24 @@ LIMITS: dict[str, Limit] = {
     "ffn.capacity_factor": Limit(
         "n_experts / k drops nothing; with expert_choice n_experts chooses nothing",
         refused=(f"{_CHOICE} ffn.leaks=true ffn.capacity_factor=9.0",),
-        said=(f"{_TOP} ffn.capacity_factor=4.0", f"{_CHOICE} ffn.leaks=true ffn.capacity_factor=8.0"),
+        logged=(f"{_TOP} ffn.capacity_factor=4.0", f"{_CHOICE} ffn.leaks=true ffn.capacity_factor=8.0"),
     ),
-    "ffn.balance_loss": Limit(_LOSS, (f"{_TOP} ffn.balance_loss=0.0",), said=(f"{_TOP} ffn.balance_loss=0.1 ffn.k=8",)),
+    "ffn.balance_loss": Limit(
+        _LOSS, (f"{_TOP} ffn.balance_loss=0.0",), logged=(f"{_TOP} ffn.balance_loss=0.1 ffn.k=8",)
+    ),
     "ffn.device_loss": Limit(f"{_LOSS}; needs groups", refused=(f"{_TOP} ffn.device_loss=0.1",)),
     "ffn.communication_loss": Limit(f"{_LOSS}; needs groups", refused=(f"{_TOP} ffn.communication_loss=0.1",)),
     "ffn.router_z_loss": Limit(_LOSS, refused=(f"{_TOP} ffn.router_z_loss=0.0",)),
-    "ffn.bias_rate": Limit("null is off", said=("ffn=loss_free ffn.bias_rate=0.1 ffn.k=8",)),
+    "ffn.bias_rate": Limit("null is off", logged=("ffn=loss_free ffn.bias_rate=0.1 ffn.k=8",)),
     # objective
     "objective.prefix_share": Limit(
         "a prefix has 2 tokens or more", ("objective=prefix objective.prefix_share=0.001",)
     ),
-    "objective.mask_share": Limit("hides one token at least", said=("objective=mlm objective.mask_share=0.001",)),
+    "objective.mask_share": Limit("hides one token at least", logged=("objective=mlm objective.mask_share=0.001",)),
     "objective.random_share": Limit("0 is none", refused=("objective=mlm objective.random_share=0.95",)),
     "objective.kept_share": Limit("0 is none", refused=("objective=mlm objective.kept_share=0.95",)),
     "objective.mean_span": Limit(
-        "longer than all that is hidden, it is one span", said=(f"{_SPANS} objective.mean_span=100.0",)
+        "longer than all that is hidden, it is one span", logged=(f"{_SPANS} objective.mean_span=100.0",)
     ),
     "objective.generator_share": Limit(
         "1 is a generator of the model's size", ("objective=rtd objective.generator_share=0.0",)
@@ -170,25 +172,25 @@ LIMITS: dict[str, Limit] = {
     "optim.beta1": Limit("0 is no momentum", refused=("optim.beta1=1.0",)),
     "optim.beta2": Limit("0 is the last gradient alone", refused=("optim.beta2=1.0",)),
     "optim.eps": Limit("acts the less the smaller it is", refused=("optim.eps=0.0",)),
-    "optim.weight_decay": Limit("0 is none", said=("optim.weight_decay=0.0 optim.decay=independent",)),
+    "optim.weight_decay": Limit("0 is none", logged=("optim.weight_decay=0.0 optim.decay=independent",)),
     "optim.grad_clip": Limit(
         "acts where the gradient's norm (grad_norm of the history) exceeds it", ("optim.grad_clip=0.0",)
     ),
     "schedule.warmup_steps": Limit(
         "as long as the run there is nothing else; 0 and 1 warm nothing up",
         refused=("schedule.warmup_steps=400", "schedule=constant schedule.warmup_steps=500"),
-        said=("schedule.warmup_steps=1", "schedule.warmup_steps=399"),
+        logged=("schedule.warmup_steps=1", "schedule.warmup_steps=399"),
     ),
     "schedule.warmup_fraction": Limit(
         "less than a step is none",
         refused=("schedule.warmup_fraction=0.9 trainer.steps=2", "schedule=wsd schedule.warmup_fraction=0.9"),
-        said=("schedule.warmup_fraction=0.001",),
+        logged=("schedule.warmup_fraction=0.001",),
     ),
-    "schedule.final_fraction": Limit("1 is no decay", said=("schedule.final_fraction=1.0",)),
+    "schedule.final_fraction": Limit("1 is no decay", logged=("schedule.final_fraction=1.0",)),
     "schedule.decay_fraction": Limit(
         "0, or less than two steps, is no decay; it begins after the warmup",
         refused=("schedule=wsd schedule.decay_fraction=1.0", "schedule=wsd_branches schedule.decay_fraction=1.0"),
-        said=("schedule=wsd schedule.decay_fraction=0.0",),
+        logged=("schedule=wsd schedule.decay_fraction=0.0",),
     ),
     "schedule.branches": Limit(
         "shares that end at one step are one", ("schedule=wsd_branches schedule.branches=[0.5,0.5001]",)
@@ -197,7 +199,9 @@ LIMITS: dict[str, Limit] = {
     "trainer.tokens": Limit("less than a step is not trained", refused=("trainer.tokens=100",)),
     "trainer.batch_size": Limit("acts at every value", refused=("trainer.batch_size=0",)),
     "trainer.divergence_smoothing": Limit("0 is none", refused=("trainer.divergence_smoothing=1.0",)),
-    "trainer.divergence_patience": Limit("more than the steps never comes", said=("trainer.divergence_patience=401",)),
+    "trainer.divergence_patience": Limit(
+        "more than the steps never comes", logged=("trainer.divergence_patience=401",)
+    ),
     # data and tokenizer
     "data.val_fraction": Limit("acts at every value", refused=("data.val_fraction=1.0",)),
     "data.val_bytes": Limit("more than is held out is not reached, which is said where the text is read"),
@@ -209,7 +213,7 @@ LIMITS: dict[str, Limit] = {
     "data.n_documents": Limit("acts at every value"),
     "data.document_length": Limit("acts at every value"),
     "data.task_seed": Limit(_SEED),
-    "data.n_examples": Limit("as many as a run reads limit nothing", said=("data=mqar data.n_examples=6400",)),
+    "data.n_examples": Limit("as many as a run reads limit nothing", logged=("data=mqar data.n_examples=6400",)),
     "data.n_val": Limit("acts at every value"),
     "data.vocab_size": Limit("acts at every value", refused=("data=mqar data.vocab_size=8",)),
     "data.n_pairs": Limit("acts up to a quarter of the context", refused=("data=mqar data.n_pairs=33",)),
@@ -227,25 +231,27 @@ LIMITS: dict[str, Limit] = {
     # how a run is carried out
     "runtime.threads": Limit("of one run"),
     "runtime.workers": Limit("more than there are runs have nothing to do"),
-    "runtime.microbatch_size": Limit("the whole batch is null", said=("runtime.microbatch_size=16",)),
-    "runtime.log_every": Limit("more than the steps leaves the last record", said=("runtime.log_every=401",)),
-    "runtime.evaluations": Limit("one a step at most", said=("runtime.evaluations=401",)),
+    "runtime.microbatch_size": Limit("the whole batch is null", logged=("runtime.microbatch_size=16",)),
+    "runtime.log_every": Limit("more than the steps leaves the last record", logged=("runtime.log_every=401",)),
+    "runtime.evaluations": Limit("one a step at most", logged=("runtime.evaluations=401",)),
     "runtime.evaluate_lengths": Limit("null is none", refused=("runtime.evaluate_lengths=[]",)),
     "runtime.evaluate_stride": Limit(
         "as long as the longest window, none slides; none without lengths",
         refused=("runtime.evaluate_stride=8",),
-        said=("runtime.evaluate_stride=256 runtime.evaluate_lengths=[2.0]",),
+        logged=("runtime.evaluate_stride=256 runtime.evaluate_lengths=[2.0]",),
     ),
-    "runtime.checkpoint_seconds": Limit("longer than the run never comes", said=("runtime.checkpoint_seconds=1000.0",)),
+    "runtime.checkpoint_seconds": Limit(
+        "longer than the run never comes", logged=("runtime.checkpoint_seconds=1000.0",)
+    ),
     "runtime.keep_checkpoints": Limit("no more than were written"),
     "runtime.nan_restarts": Limit("acts where a loss is not finite; 0 is none"),
     "runtime.time_limit": Limit("acts on what takes longer; null is none"),
     "runtime.retries": Limit("acts where a run fails; 0 is none"),
-    "runtime.gpu_memory": Limit("none on the CPU", said=("runtime.gpu_memory=4.0 runtime.device=cpu",)),
+    "runtime.gpu_memory": Limit("none on the CPU", logged=("runtime.gpu_memory=4.0 runtime.device=cpu",)),
     "diagnostics.every": Limit(
         "more than the steps leaves the first and the last; none without measures",
         refused=("diagnostics.every=5",),
-        said=("diagnostics=standard diagnostics.every=401",),
+        logged=("diagnostics=standard diagnostics.every=401",),
     ),
     "diagnostics.sequences": Limit("none without measures", refused=("diagnostics.sequences=5",)),
     # studies and searches
@@ -257,11 +263,11 @@ LIMITS: dict[str, Limit] = {
     "tune.seeds": Limit("none of the evaluation's", refused=("tune.seeds=[0]",)),
     "tune.extend": Limit("0 is none"),
     "hydra.sweeper.trials": Limit(
-        "a grid has no more than its points", said=("hydra.sweeper.sampler=grid hydra.sweeper.trials=9",)
+        "a grid has no more than its points", logged=("hydra.sweeper.sampler=grid hydra.sweeper.trials=9",)
     ),
     "hydra.sweeper.seed": Limit(_SEED),
     "hydra.sweeper.seeds": Limit("each once", refused=("hydra.sweeper.seeds=[1,1]",)),
-    "hydra.sweeper.batch": Limit("all trials together teach the sampler nothing", said=("hydra.sweeper.batch=20",)),
+    "hydra.sweeper.batch": Limit("all trials together teach the sampler nothing", logged=("hydra.sweeper.batch=20",)),
     "hydra.sweeper.space.step": Limit("none with a logarithm"),
     "hydra.sweeper.halving.rungs": Limit("two or more that rise to 1", refused=("hydra.sweeper.halving.rungs=[1.0]",)),
     "hydra.sweeper.halving.keep": Limit("between none and all", refused=("hydra.sweeper.halving.keep=1.0",)),

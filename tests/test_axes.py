@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 from tiny import option_cases
 
-from lmablate.check import CHECKS, FAILS, NOT_ASKED, PASSES, RUNS, Subject
+from lmablate.check import CHECKS, FAILS, PASSES, RUNS, SKIPPED, Subject
 
 subject = cache(Subject)
 # The only options that a question may be left out for: their shapes, or what a token meets, hang on data.
@@ -16,7 +16,7 @@ def findings(one, checks):
     """What does not hold, by check."""
     found = {each.name: each(one) for each in checks}
     for name, mark in MAY_NOT_BE_ASKED.items():
-        if name in found and found[name].status == NOT_ASKED:
+        if name in found and found[name].status == SKIPPED:
             assert any(getattr(module, mark, False) for module in one.model().modules()), found[name].note
     return {name: finding.note for name, finding in found.items() if finding.status == FAILS}
 

@@ -15,7 +15,7 @@ from lmablate.budget import COSTS, around, forward_products, keys_read, kv_bytes
 from lmablate.budget.flops import spans
 from lmablate.budget.search import Missed
 from lmablate.config import compose
-from lmablate.config.budget_matching import reference_words
+from lmablate.config.budget_matching import reference_overrides
 from lmablate.config.composition import _composed, rewrite, to_request
 from lmablate.config.resolve import resolve
 from lmablate.core.console import VERBOSE
@@ -188,9 +188,9 @@ def test_the_reference_keeps_the_size_and_drops_what_is_ablated():
         "norm=layer",
         "~posemb.layout",
     ]
-    assert reference_words([*words, *changed], None) == words
-    assert reference_words([*words, *changed], ["norm=layer"]) == [*words, "norm=layer"]
-    assert reference_words(["model.n_heads=null", "model.head_dim=64"], None) == []
+    assert reference_overrides([*words, *changed], None) == words
+    assert reference_overrides([*words, *changed], ["norm=layer"]) == [*words, "norm=layer"]
+    assert reference_overrides(["model.n_heads=null", "model.head_dim=64"], None) == []
 
 
 def test_a_run_equal_to_its_reference_stays_as_it_is():

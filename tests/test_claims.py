@@ -43,7 +43,7 @@ def arm(n, effect=0.0, wobble=1.0, /, **columns):
 def verdict(name, *arms, **keywords):
     """The row of one claim, which must be JSON without NaN."""
     frame = made_up.frame(*arms)
-    found = judge(frame, asked={sweep: [name] for sweep in frame["sweep"]}, **keywords)
+    found = judge(frame, requested={sweep: [name] for sweep in frame["sweep"]}, **keywords)
     json.dumps(found, allow_nan=False)
     assert json.dumps(found).find("NaN") < 0
     words = json.dumps(found).lower()
@@ -364,7 +364,7 @@ def test_losses_through_longer_windows_are_evidence_of_what_holds_there(monkeypa
         ]
     ]  # fmt: skip
     monkeypatch.setattr("lmablate.claims.rows.load_evaluations", lambda folders: pd.DataFrame(longer))
-    fails, holds = next(row for row in judge(frame, asked={None: ["R3"]}) if row["id"] == "R3")["tests"]
+    fails, holds = next(row for row in judge(frame, requested={None: ["R3"]}) if row["id"] == "R3")["tests"]
     assert fails["effect"] == pytest.approx(20, abs=0.5) and fails["verdict"] == "supported"
     assert holds["effect"] == pytest.approx(100 * (5 / 4.05 - 1), abs=0.5) and holds["verdict"] == "supported"
 
@@ -510,7 +510,7 @@ def test_runs_that_one_study_tuned_on_are_evidence_in_another():
 
 
 def test_the_table_has_a_row_a_test_and_one_for_a_claim_without():
-    found = judge(made_up.frame(arm(6), arm(6, 3.0, posemb="none")), asked={None: ["A2"]})
+    found = judge(made_up.frame(arm(6), arm(6, 3.0, posemb="none")), requested={None: ["A2"]})
     table = verdict_table(found)
     assert set(table["claim"]) >= {"R2", "A2"}
     r2 = table[table["claim"] == "R2"].iloc[0]

@@ -21,7 +21,7 @@ from lmablate.compare.difference import (
     clusters,
     documents,
     doubling_bins,
-    places,
+    positions,
 )
 from lmablate.compare.examples import strongest, visible
 from lmablate.config import compose
@@ -97,7 +97,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 def test_documents_end_with_their_end_token():
     tokens = np.array([1, 2, EOT, 3, EOT, 4, 5])
     assert documents(tokens, EOT).tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert places(documents(tokens, EOT)).tolist() == [0, 1, 2, 0, 1, 0, 1]
+    assert positions(documents(tokens, EOT)).tolist() == [0, 1, 2, 0, 1, 0, 1]
 
 
 def test_clusters_are_documents_where_there_are_enough_and_blocks_within_them_where_not():

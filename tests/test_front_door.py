@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.version import VersionBase
 
 from lmablate.cli import front_door, usage
-from lmablate.cli.flags import split
+from lmablate.cli.flags import parse_flags
 from lmablate.config import compose
 from lmablate.config.hints import known_keys, unknown_key
 from lmablate.config.overrides import rewrite
@@ -86,7 +86,7 @@ def test_every_command_tells_failures_in_words(name, monkeypatch, capsys):
             raise failure
 
         monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", fail)
-        monkeypatch.setattr(front_door, "split", fail)
+        monkeypatch.setattr(front_door, "parse_flags", fail)
         assert (main() if name == "lmablate.demo" else main(words)) == code
         told = capsys.readouterr().err
         assert told.startswith("error: ") and says in told and told.count("error: ") == 1
@@ -164,9 +164,9 @@ def test_flags_of_other_programs_are_understood(words, says, capsys):
 
 
 def test_flags_are_split_from_overrides_in_any_order():
-    found = split(["norm=rms", "--info", "seed=0", "-m", "--trust=a,b", "--config-dir", "x", "~optim.eps"])
+    found = parse_flags(["norm=rms", "--info", "seed=0", "-m", "--trust=a,b", "--config-dir", "x", "~optim.eps"])
     assert found.overrides == ["norm=rms", "seed=0", "~optim.eps"] and found.trusted == ["a", "b"]
-    assert found.words(found.overrides)[3:] == ["-m", "--info=all", "--config-dir=x"] and found.several
+    assert found.hydra_args(found.overrides)[3:] == ["-m", "--info=all", "--config-dir=x"] and found.multirun
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_a_fixed_key_of_a_group_that_arms_or_trials_choose(tmp_path, monkeypatch
     code, (study,) = asked("sweeps=mine", "posemb.factor=4", *SMALL)
     assert code == 0
     study.check()
-    assert [base.posemb["factor"] for base in study.bases] == [4.0, 4.0] and list(study.words) == ["a", "b"]
+    assert [base.posemb["factor"] for base in study.bases] == [4.0, 4.0] and list(study.arms) == ["a", "b"]
     search = ("hydra/sweeper=optuna", "-m", "posemb.factor=4", *SMALL, f"results_dir={tmp_path}/r")
     for others, says in (("rope_yarn", ""), ("alibi", "posemb=alibi has no such key")):
         code, (found,) = asked(*search, f"posemb=rope_linear,{others}")
@@ -373,7 +373,7 @@ def test_a_stored_grid_and_a_study_are_arranged_alike(tmp_path, monkeypatch):
     assert got == [("rms", 0, "gelu"), ("rms", 0, "silu"), ("layer", 1, "silu")]
     crossed = ("model.d_model=64,128", "model.n_layers=2,3", "sweep.zip=model.d_model,model.n_layers")
     code, (study,) = asked("sweeps=norm", *crossed, "sweep.skip=arm=rms,model.d_model=128")
-    names = list(study.words)
+    names = list(study.arms)
     assert code == 0 and names[0] == "rms, d_model 64, n_layers 2" and "rms, d_model 128, n_layers 3" not in names
     assert len(names) == 2 * len({name.split(",")[0] for name in names}) - 1
 
@@ -465,7 +465,7 @@ def test_a_folder_of_hydras_is_refused_with_ours(tmp_path, monkeypatch, capsys, 
 
 def test_every_command_that_takes_overrides_takes_v(monkeypatch):
     monkeypatch.delenv(VERBOSE, raising=False)
-    assert split(["-v", "norm=layer"]).overrides == ["norm=layer"]
+    assert parse_flags(["-v", "norm=layer"]).overrides == ["norm=layer"]
     assert os.environ.pop(VERBOSE) == "1"
 
 
@@ -524,7 +524,7 @@ def test_help_lists_groups_sweeps_and_options_of_ones_own(tmp_path, monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "conf/norm").mkdir(parents=True)
     (tmp_path / "conf/norm/mine.yaml").write_text("# Mine. norm=mine\n_target_: a.B\n")
-    text = usage.text("lmablate.plan", "prices")
+    text = usage.help_text("lmablate.plan", "prices")
     for part in (
         "preset ",
         "shrink ",
@@ -536,7 +536,7 @@ def test_help_lists_groups_sweeps_and_options_of_ones_own(tmp_path, monkeypatch)
         "[swiglu]",
     ):
         assert part in text, part
-    assert "lmablate.plan: prices" in text and "--all" in text and "--all" not in usage.text("lmablate.train", "")
+    assert "lmablate.plan: prices" in text and "--all" in text and "--all" not in usage.help_text("lmablate.train", "")
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -147,7 +147,7 @@ def test_every_operator_of_every_option_is_known(monkeypatch):
         steps[number](0)
 
     events = profiled(run, len(cases), profiling.time.perf_counter, gpu=False).events
-    with measured._as(WRITTEN_OUT):
+    with measured._mode_context(WRITTEN_OUT):
         events += profiled(run, 1, profiling.time.perf_counter, gpu=False).events
     found = split(events, gpu=False)
     assert len(found) == len(cases) + 1
@@ -266,12 +266,12 @@ def test_parts_are_compared_with_the_first_configuration():
 
 def test_a_part_is_given_what_it_is_given_in_the_model():
     """The block's output and the gradient of its input, against the model's own pass."""
-    from lmablate.inspect.parts_time import _given
+    from lmablate.inspect.parts_time import _recorded_calls
 
     cfg = variant()
     trainer, _ = train_step(cfg, SmallText(), PLAIN)
     block = trainer.model.blocks[0]
-    call = _given(trainer, block, block.attention.norm)["block"]
+    call = _recorded_calls(trainer, block, block.attention.norm)["block"]
     seen = {}
     handle = block.register_forward_hook(lambda module, args, out: seen.update(x=args[0], y=out))
     trainer.model(trainer.rows(0)[:, :-1])

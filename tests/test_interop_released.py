@@ -150,7 +150,7 @@ def test_a_released_configuration_is_its_preset(name):
     config, keys = RELEASED[name]
     family = next(family for family in FAMILIES if family.config == config)
     theirs = family.read(getattr(importlib.import_module("transformers"), config)(**keys))
-    ours = model_spec.of(presets.config(name))
+    ours = model_spec.spec_of(presets.config(name))
     assert differences(ours, theirs) == []
     for key in (*model_spec.BIASES, "norm.bias", "norm.gain", "norm.unit_offset"):
         assert ours[key] == theirs[key], key

@@ -95,7 +95,7 @@ def test_there_and_back_are_the_same_bits_and_the_same_configuration(name):
     again = dict(back.named_parameters())
     assert set(again) == {key for key, _ in model.named_parameters()}
     assert all(torch.equal(value, again[key]) for key, value in model.named_parameters())
-    assert model_spec.of(back.config) == model_spec.of(cfg)
+    assert model_spec.spec_of(back.config) == model_spec.spec_of(cfg)
     for group in ("norm", "norm_position", "posemb", "attention", "block_layout", "activation"):
         assert getattr(back.config, group) == getattr(cfg, group)
 
@@ -291,6 +291,6 @@ def test_a_preset_is_its_published_class(name):
     from lmablate.interop.families import FAMILIES
 
     cfg = presets.config(name)
-    family, config, _ = _best(model_spec.of(cfg), cfg, FAMILIES)
+    family, config, _ = _best(model_spec.spec_of(cfg), cfg, FAMILIES)
     assert family.name == PUBLISHED[name]
     assert config.vocab_size == cfg.model.vocab_size

@@ -27,7 +27,7 @@ SEARCH = {"trials": 20, "sampler": "tpe", "seed": 0, "metric": "val_loss", "seed
 CASES = [
     pytest.param(key, answer, words, id=f"{answer}: {words}")
     for key, limit in LIMITS.items()
-    for answer in ("refused", "said", "same")
+    for answer in ("refused", "logged", "same")
     for words in getattr(limit, answer)
 ]
 
@@ -100,7 +100,7 @@ def test_a_number_without_effect_is_refused_or_said(plain, key, answer, words):
     if answer == "refused":
         with pytest.raises(ConfigError, match=name):
             outcome(plain, words)
-    elif answer == "said":
+    elif answer == "logged":
         assert any(name in line for line in outcome(plain, words)), outcome(plain, words)
     else:
         without = composed(plain, [word for word in words if not word.startswith(f"{key}=")])
@@ -141,8 +141,8 @@ def test_a_warmup_that_a_grid_makes_too_long_names_both_numbers(plain):
 
 
 def test_a_notice_is_told_once_in_a_command(plain, caplog, monkeypatch):
-    monkeypatch.setattr(limits, "_told", set())
+    monkeypatch.setattr(limits, "_logged", set())
     cfg = composed(plain, ["attention=sliding_window", "attention.window=128"])
     with caplog.at_level("INFO"):
-        limits.tell([cfg, cfg.model_copy(update={"init_seed": 1})])
+        limits.log_notices([cfg, cfg.model_copy(update={"init_seed": 1})])
     assert [record.message[:20] for record in caplog.records] == ["attention.window=128"]

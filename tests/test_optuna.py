@@ -140,7 +140,7 @@ def test_a_search_asks_what_optuna_by_itself_would(base, tmp_path, capsys, sampl
         point = {dimension.key: trial._suggest(dimension.key, dimension.distribution()) for dimension in one.space}
         return made_up(
             swapping(base, tmp_path)(
-                [dimension.word(point[dimension.key]) for dimension in one.space] + ["init_seed=1000"]
+                [dimension.override(point[dimension.key]) for dimension in one.space] + ["init_seed=1000"]
             )
         )
 
@@ -329,12 +329,12 @@ def test_drawn_numbers_are_short_and_stay_in_their_range():
     (lr, steps) = dimensions(
         read_search({**SETTINGS, "space": {"a": LR, "b": {"low": 0.0, "high": 0.3, "step": 0.1}}}, {})
     )
-    assert lr.word(0.00312456789) == "a=0.003125"
-    assert lr.word(0.1) == "a=0.1"
-    assert [steps.word(value) for value in steps.lattice()] == ["b=0", "b=0.1", "b=0.2", "b=0.3"]
+    assert lr.override(0.00312456789) == "a=0.003125"
+    assert lr.override(0.1) == "a=0.1"
+    assert [steps.override(value) for value in steps.lattice()] == ["b=0", "b=0.1", "b=0.2", "b=0.3"]
     (odd,) = dimensions(read_search({**SETTINGS, "space": {"a": {"low": 0.123456, "high": 1.0}}}, {}))
-    assert odd.word(0.123457) == "a=0.1235"
-    assert odd.word(0.12341) == "a=0.123456"
+    assert odd.override(0.123457) == "a=0.1235"
+    assert odd.override(0.12341) == "a=0.123456"
     assert (lr.edge(1.1e-4), lr.edge(9e-2), lr.edge(1e-3)) == ("low", "high", None)
 
 

@@ -12,7 +12,7 @@ import pytest
 from test_report import Page, report
 
 from lmablate.report.command import main
-from lmablate.report.figures import STILL_RUNS, Drawn, _few
+from lmablate.report.figures import STILL_RUNS, Drawn, _best_runs
 from lmablate.report.page import content, render_html
 from lmablate.report.page_data import FEWEST, FIELDS, as_json, config_links, page_data
 from lmablate.report.sections import Question
@@ -189,7 +189,7 @@ def test_a_page_of_5000_runs_stays_small(tmp_path):
     assert len(data_of(page)["questions"][0]["runs"]) == 5000
     assert "5,000 runs of 100 arms" in page.text and "the first 200; all stand in tables/runs.csv" in page.text
     assert len(re.findall("<tr", text)) < 500
-    few, words = _few(question)
+    few, words = _best_runs(question)
     assert (
         len(few) == STILL_RUNS and set(few["arm"]) == {f"an arm, number {i}" for i in range(4)} and "of 5,000" in words
     )

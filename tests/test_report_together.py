@@ -100,8 +100,8 @@ def test_claims_that_no_study_asked_for_stand_apart_and_cost_the_others_nothing(
     own = arm(6, sweep="one"), arm(6, 3.0, posemb="none", sweep="one")
     beside = arm(6, 0.2, 2, norm="layer", sweep="one"), arm(6, 1.0, activation="gelu", sweep="two")
     asked = {"one": ["R2"]}
-    (r2,) = judge(made_up.frame(*own), asked=asked)
-    found = judge(made_up.frame(*own, *beside), asked=asked)
+    (r2,) = judge(made_up.frame(*own), requested=asked)
+    found = judge(made_up.frame(*own, *beside), requested=asked)
     places = {claim["id"]: (claim["study"], claim["scope"]) for claim in found}
     assert places["R2"] == ("one", "asked") and places["N7"] == ("one", "not asked")
     again = one(found, "R2")["tests"][0]
@@ -110,7 +110,9 @@ def test_claims_that_no_study_asked_for_stand_apart_and_cost_the_others_nothing(
 
 
 def test_a_claim_that_takes_runs_of_several_studies_says_so():
-    found = judge(made_up.frame(arm(6, sweep="one"), arm(6, 3.0, posemb="none", sweep="two")), asked={"one": ["R2"]})
+    found = judge(
+        made_up.frame(arm(6, sweep="one"), arm(6, 3.0, posemb="none", sweep="two")), requested={"one": ["R2"]}
+    )
     missing, across = (claim for claim in found if claim["id"] == "R2")
     assert (missing["study"], missing["verdict"]) == ("one", "not decided") and "posemb=none" in missing["reason"]
     assert (across["study"], across["scope"], across["verdict"]) == (None, "across studies", "supported")

@@ -90,7 +90,7 @@ def run(t: Tuning, loss) -> int:
     while True:
         batches += 1
         for cell, lr in t.points():
-            t.take(cell, lr, 1000, loss(cell, lr))
+            t.record(cell, lr, 1000, loss(cell, lr))
         if not t.extend():
             return batches
 

@@ -1,10 +1,10 @@
-"""What the project's tests run on its own options, on any option: ``python -m lmablate.check attention=mine``.
+"""The tests of the project's own options, for any option: ``python -m lmablate.check attention=mine``.
 
-A `Subject` is an option in a small model on a small text (small.py); a `Check` asks it one question and gives a `Finding`.
+A `Subject` is an option in a small model on a small text (small.py). A `Check` tests one property of it and returns a `Finding`.
 """
 
 from lmablate.check.elsewhere import compiles, export
-from lmablate.check.finding import FAILS, HOLDS, NOT_ASKED, Check, Finding
+from lmablate.check.finding import FAILS, HOLDS, SKIPPED, Check, Finding
 from lmablate.check.keys import keys
 from lmablate.check.outputs import (
     builds,
@@ -21,7 +21,7 @@ from lmablate.check.subject import Subject, subject_of
 from lmablate.check.training import gang, resume, siblings
 from lmablate.check.weights import counts, draws, first_scale, flops, gradients, layers_apart
 
-# Of one forward or backward pass each, and of training runs.
+# Checks of one forward or backward pass, and checks that train.
 PASSES = (
     *(builds, counts, flops, first_scale, draws, layers_apart, gradients, no_chance, no_memory, inputs_kept, dtypes_kept),
     *(lengths, rows_apart, lead_axes, causal, objectives, two_stacks, bf16, decoding),
@@ -29,4 +29,4 @@ PASSES = (
 RUNS = (resume, gang, siblings, keys)
 CHECKS = {each.name: each for each in (*PASSES, *RUNS, export, compiles)}
 
-__all__ = ["CHECKS", "FAILS", "HOLDS", "NOT_ASKED", "PASSES", "RUNS", "Check", "Finding", "Subject", "subject_of"]
+__all__ = ["CHECKS", "FAILS", "HOLDS", "PASSES", "RUNS", "SKIPPED", "Check", "Finding", "Subject", "subject_of"]

@@ -1,4 +1,4 @@
-"""``python -m lmablate.check attention=mine --trust mypackage``: what holds of an option, what does not, and what that costs."""
+"""``python -m lmablate.check attention=mine --trust mypackage``: run the checks on an option, and explain failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 1 or 2 as the help says."""
+    """Run the checks of a command line. Return 0, 1 or 2 as the help says."""
     args = _parser().parse_intermixed_args(argv)
     import torch
 
@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open(packages: Sequence[str]) -> None:
-    """Let parts of these packages be built, and look at the configuration of the current folder before it is read."""
-
+    """Allow components of these packages, and check the configuration of the current folder before it is read."""
     check_folders([Path.cwd() / "conf", Path.cwd() / "sweeps"], own=(CONF_DIR, SWEEPS_DIR))
     for names in packages:
         trust(*names.split(","))
@@ -70,7 +69,7 @@ def _open(packages: Sequence[str]) -> None:
 
 
 def _run(subject: Subject, checks: Sequence[Check]) -> int:
-    """Print a row a check as it ends, then what fails; returns the exit code."""
+    """Print a row for each check, then the failures. Return the exit code."""
     from lmablate.check import FAILS
 
     print(f"{subject.axis}={subject.option}: {subject.where()}\n")
@@ -101,7 +100,7 @@ def _width() -> int:
 
 
 def _row(name: str, status: str, note: str, *, begun: bool = False) -> None:
-    """A row of the table; `begun` where the name is printed already."""
+    """Print a row of the table; with `begun`, the name is already printed."""
     left = _NAME + (_RESULT if status else 0)
     lines = textwrap.wrap(note, max(20, _width() - left)) or [""]
     head = (status.ljust(_RESULT) if status else "") if begun else name.ljust(_NAME)

@@ -1,4 +1,4 @@
-"""What an option becomes outside of eager training: a transformers class, a compiled graph."""
+"""Checks of an option outside eager training: as a transformers class, and compiled."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import logging
 
 import torch
 
-from lmablate.check.finding import Finding, check, fails, holds, not_asked
-from lmablate.check.outputs import apart, passed
+from lmablate.check.finding import Finding, check, fails, holds, skips
+from lmablate.check.outputs import gap_text, logits_of
 from lmablate.check.small import tokens_for
 from lmablate.check.subject import Subject
 from lmablate.core.errors import ConfigError
 from lmablate.objective import objective_of
 from lmablate.training.compile import compile_blocks
 
-NEAR = 1e-3  # of the largest logit: what two exact programs may differ by in fp32
+NEAR = 1e-3  # of the largest logit: the tolerance between two exact programs in fp32
 
 
 @check(
@@ -32,13 +32,13 @@ def export(subject: Subject) -> Finding:
     except ConfigError as error:
         return holds(f"refused: {str(error).split(';')[0].removeprefix('to_hf: ')}")
     except ImportError:
-        return not_asked("needs pip install 'lmablate[interop]'")
+        return skips("needs pip install 'lmablate[interop]'")
     tokens = subject.tokens(2)
-    ours = passed(model, tokens)
+    ours = logits_of(model, tokens)
     with torch.no_grad():
-        found = theirs(tokens).logits
-    if not torch.allclose(found, ours, rtol=0, atol=NEAR * float(ours.abs().max())):
-        return fails(f"{type(theirs).__name__} gives logits that differ by {apart(found, ours)}")
+        logits = theirs(tokens).logits
+    if not torch.allclose(logits, ours, rtol=0, atol=NEAR * float(ours.abs().max())):
+        return fails(f"{type(theirs).__name__} gives logits that differ by {gap_text(logits, ours)}")
     return holds(type(theirs).__name__)
 
 
@@ -68,7 +68,7 @@ def compiles(subject: Subject) -> Finding:
         log.setLevel(level)
     if why is not None:
         return holds(f"stays eager: {why}")
-    found = step()
-    if abs(found - eager) > 1e-4 * abs(eager):
-        return fails(f"loss {float(found):.5f} compiled, {float(eager):.5f} eager")
+    compiled = step()
+    if abs(compiled - eager) > 1e-4 * abs(eager):
+        return fails(f"loss {float(compiled):.5f} compiled, {float(eager):.5f} eager")
     return holds()

@@ -1,4 +1,4 @@
-"""What a forward pass gives: shapes, numbers, dtypes, and what it may depend on."""
+"""Checks of a forward pass: shapes, numbers, dtypes, and what the logits depend on."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmablate.check.finding import Finding, check, fails, holds, not_asked
+from lmablate.check.finding import Finding, check, fails, holds, skips
 from lmablate.check.subject import Subject
 from lmablate.model.factory import pointwise
 from lmablate.model.transformer import TransformerLM
 
 
-def passed(model: TransformerLM, *given: Tensor) -> Tensor:
-    """The logits, without gradients."""
+def logits_of(model: TransformerLM, *inputs: Tensor) -> Tensor:
+    """Return the logits, without gradients."""
     with torch.no_grad():
-        return model(*given)
+        return model(*inputs)
 
 
-def apart(a: Tensor, b: Tensor) -> str:
-    """How far two tensors are from each other, in words."""
+def gap_text(a: Tensor, b: Tensor) -> str:
+    """Return the largest difference between two tensors, as text."""
     return f"{float((a - b).abs().max()):.2g} (the largest logit is {float(b.abs().max()):.2g})"
 
 
 def _two_stacks(subject: Subject) -> Finding | None:
     if subject.model().encoder is not None:
-        return not_asked("a model of two stacks reads texts of one length")
+        return skips("a model of two stacks reads texts of one length")
     return None
 
 
@@ -38,7 +38,7 @@ def _two_stacks(subject: Subject) -> Finding | None:
 )
 def builds(subject: Subject) -> Finding:
     model, tokens = subject.model(), subject.tokens()
-    logits = passed(model, tokens)
+    logits = logits_of(model, tokens)
     length = tokens.shape[1] - (model.source_length or 0)
     wanted = (len(tokens), length, logits.shape[-1] if model.head.proj is None else subject.cfg.model.vocab_size)
     if logits.shape != wanted:
@@ -55,15 +55,15 @@ def builds(subject: Subject) -> Finding:
     mend="do not squeeze axes, and let nothing depend on x.shape[-2] (posemb: define moves())",
 )
 def lengths(subject: Subject) -> Finding:
-    if said := _two_stacks(subject):
-        return said
+    if skipped := _two_stacks(subject):
+        return skipped
     model, tokens = subject.model(5.0).eval(), subject.tokens(2)
     longest = tokens.shape[1]
-    whole = passed(model, tokens)
+    whole = logits_of(model, tokens)
     alike = not model.reads_all and not any(getattr(m, "reads_whole_texts", False) for m in model.modules())
     for n in (1, 2, longest - 1):
         try:
-            logits = passed(model, tokens[:, :n])
+            logits = logits_of(model, tokens[:, :n])
         except Exception as error:
             raise type(error)(f"at {n} token{'s' * (n > 1)}: {error}") from error
         if logits.shape != (2, n, whole.shape[-1]):
@@ -73,7 +73,7 @@ def lengths(subject: Subject) -> Finding:
         same = torch.allclose(logits, whole[:, :n], rtol=1e-4, atol=1e-5)
         if alike and not model.posemb.moves(n, longest) and not same:
             return fails(
-                f"the logits of {n} tokens alone and at the beginning of {longest} differ by {apart(logits, whole[:, :n])}"
+                f"the logits of {n} tokens alone and at the beginning of {longest} differ by {gap_text(logits, whole[:, :n])}"
             )
     return holds()
 
@@ -87,13 +87,14 @@ def lengths(subject: Subject) -> Finding:
 def lead_axes(subject: Subject) -> Finding:
     model, rows = subject.model().eval(), subject.tokens(4)
     one, two = rows[:2], rows[2:]
-    found, wanted = passed(model, torch.stack((one, two))), torch.stack((passed(model, one), passed(model, two)))
-    if found.shape != wanted.shape:
-        return fails(f"logits have the shape {list(found.shape)}, and {list(wanted.shape)} is asked for")
+    logits = logits_of(model, torch.stack((one, two)))
+    wanted = torch.stack((logits_of(model, one), logits_of(model, two)))
+    if logits.shape != wanted.shape:
+        return fails(f"logits have the shape {list(logits.shape)}, and {list(wanted.shape)} is asked for")
     return (
         holds()
-        if torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
-        else fails(f"logits differ by {apart(found, wanted)}")
+        if torch.allclose(logits, wanted, rtol=1e-5, atol=1e-6)
+        else fails(f"logits differ by {gap_text(logits, wanted)}")
     )
 
 
@@ -105,14 +106,14 @@ def lead_axes(subject: Subject) -> Finding:
 )
 def rows_apart(subject: Subject) -> Finding:
     if subject.cfg.model.dropout:
-        return not_asked("model.dropout is on")
+        return skips("model.dropout is on")
     model, tokens = subject.model(5.0), subject.tokens()
     for mode in (True, False):
-        whole = passed(model.train(mode), tokens)
-        alone = passed(model, tokens[1:2])
+        whole = logits_of(model.train(mode), tokens)
+        alone = logits_of(model, tokens[1:2])
         if not torch.allclose(whole[1:2], alone, rtol=1e-4, atol=1e-5):
             return fails(
-                f"{'in training' if mode else 'in evaluation'}, logits in a batch and alone differ by {apart(whole[1:2], alone)}"
+                f"{'in training' if mode else 'in evaluation'}, logits in a batch and alone differ by {gap_text(whole[1:2], alone)}"
             )
     return holds()
 
@@ -125,13 +126,13 @@ def rows_apart(subject: Subject) -> Finding:
 )
 def no_chance(subject: Subject) -> Finding:
     if subject.cfg.model.dropout:
-        return not_asked("model.dropout is on")
+        return skips("model.dropout is on")
     model, tokens = subject.model(), subject.tokens()
     for mode in (True, False):
         model.train(mode)
-        one, two = passed(model, tokens), passed(model, tokens)
+        one, two = logits_of(model, tokens), logits_of(model, tokens)
         if not torch.equal(one, two):
-            return fails(f"two passes {'in training' if mode else 'in evaluation'} differ by {apart(one, two)}")
+            return fails(f"two passes {'in training' if mode else 'in evaluation'} differ by {gap_text(one, two)}")
     return holds()
 
 
@@ -142,28 +143,28 @@ def no_chance(subject: Subject) -> Finding:
     mend="keep nothing between passes, or make it anew where length, batch or mode differ",
 )
 def no_memory(subject: Subject) -> Finding:
-    if said := _two_stacks(subject):
-        return said
+    if skipped := _two_stacks(subject):
+        return skipped
     fresh, used, tokens = subject.model().eval(), subject.model(), subject.tokens()
-    wanted = passed(fresh, tokens)
+    wanted = logits_of(fresh, tokens)
     other = tokens.flip(0, 1)
     longest = tokens.shape[1] + (0 if used.posemb.bounded else 5)
     for rows in (other[:2, :5], torch.cat((other, other), 1)[:, :longest], other[:, :2]):
         if subject.cfg.model.dropout:
             break
         used.train()(rows).square().mean().backward()
-        passed(used.eval(), rows)
+        logits_of(used.eval(), rows)
     used.zero_grad(set_to_none=True)
-    found = passed(used.eval(), tokens)
-    if torch.equal(found, wanted):
+    logits = logits_of(used.eval(), tokens)
+    if torch.equal(logits, wanted):
         return holds()
     return fails(
-        f"after passes of other lengths, in training, the logits of the same tokens differ by {apart(found, wanted)}"
+        f"after passes of other lengths, in training, the logits of the same tokens differ by {gap_text(logits, wanted)}"
     )
 
 
 class _Watch:
-    """Looks at what goes into and out of every module."""
+    """Hooks that record changes of inputs and dtypes in every module."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.dtype, self.changed, self.strange = dtype, [], []  # type: ignore[var-annotated]
@@ -191,7 +192,7 @@ def _named(module: nn.Module) -> str:
 
 
 class _AsModule(nn.Module):
-    """A function that is no module, so that it can be watched."""
+    """A module around a plain function, so that it can be watched."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -202,11 +203,11 @@ class _AsModule(nn.Module):
 
 
 def _watched(subject: Subject) -> _Watch:
-    """Pass the tokens through the model, and tensors through its functions that are no modules."""
+    """Pass the tokens through the model, and tensors through its plain functions. Return the record."""
     model, cfg = subject.model(), subject.cfg
     watch = _Watch(model, torch.float32)
     try:
-        passed(model, subject.tokens())
+        logits_of(model, subject.tokens())
     except RuntimeError:
         if not watch.strange:  # else it is the reason
             raise
@@ -233,7 +234,7 @@ def _watched(subject: Subject) -> _Watch:
 def inputs_kept(subject: Subject) -> Finding:
     tokens = subject.tokens()
     before = tokens.clone()
-    passed(subject.model(), tokens)
+    logits_of(subject.model(), tokens)
     if not torch.equal(tokens, before):
         return fails("the tokens are changed")
     if changed := _watched(subject).changed:

@@ -1,4 +1,4 @@
-"""Which tokens a position reads, under every objective and in generation."""
+"""Checks of which tokens a position reads, under every objective and in generation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmablate.check.finding import Finding, check, fails, holds, not_asked
-from lmablate.check.outputs import apart, passed
+from lmablate.check.finding import Finding, check, fails, holds, skips
+from lmablate.check.outputs import gap_text, logits_of
 from lmablate.check.small import VOCAB, request, scaled_model, tokens_for
 from lmablate.check.subject import Subject
 from lmablate.core.axes import options
@@ -22,22 +22,22 @@ from lmablate.objective import Batch, objective_of
 from lmablate.schema.run_config import RunConfig
 from lmablate.schema.training_config import ObjectiveSettings
 
-LONG = 33  # beyond the small window, context, and the tokens that scaled positions are good for
+LONG = 33  # beyond the small window, the context, and the range of scaled positions
 CUTS = {
     "whole": [LONG],
-    "pieces": [5, 1, 9, 1, 1, 2, 14],  # below, at and beyond the window, after single tokens and pieces
+    "pieces": [5, 1, 9, 1, 1, 2, 14],  # below, at and beyond the window, after single tokens and chunks
     "tokens": [1] * LONG,
 }
 
 
 def under(cfg: RunConfig, objective: str) -> RunConfig:
-    """The same model under another objective."""
+    """Return the configuration under another objective."""
     settings = ObjectiveSettings(**request(f"objective={objective}")["objective"])
     return cfg.model_copy(update={"objective": settings})
 
 
 def leak(cfg: RunConfig) -> str | None:
-    """What is wrong with the tokens that reach a position, by their gradients, under the objective of `cfg`."""
+    """Return what is wrong with the tokens that reach a position, by their gradients, under the objective of `cfg`, or None."""
     model, rows, length = scaled_model(cfg, 5.0), [], cfg.model.context_length
     tokens = tokens_for(cfg, rows=1)
     batch = objective_of(cfg).validation(tokens[:, :-1], tokens[:, 1:])
@@ -52,22 +52,22 @@ def leak(cfg: RunConfig) -> str | None:
     whole_texts = any(getattr(module, "reads_whole_texts", False) for module in model.modules())
     for t in (length // 4, length // 2, length - 2):
         (gradient,) = torch.autograd.grad(logits[0, t].square().sum(), rows[0], retain_graph=True)
-        if found := _wrong(gradient[0].abs().amax(-1), allowed[t], t):
-            return found
-        if not whole_texts and (found := _told(model, batch, logits[0, t], allowed[t], t)):
-            return found
+        if problem := _wrong(gradient[0].abs().amax(-1), allowed[t], t):
+            return problem
+        if not whole_texts and (problem := _leak_by_change(model, batch, logits[0, t], allowed[t], t)):
+            return problem
     return None
 
 
-def _told(model: TransformerLM, batch: Batch, logits: Tensor, allowed: Tensor, t: int) -> str | None:
-    """Whether other tokens where position t must not read change its logits, which gradients do not say of a choice."""
+def _leak_by_change(model: TransformerLM, batch: Batch, logits: Tensor, allowed: Tensor, t: int) -> str | None:
+    """Return a message if tokens that position t must not read change its logits, else None.
+
+    Gradients do not show this for a discrete choice."""
     other = torch.where(allowed, batch.inputs, (batch.inputs + 7) % (VOCAB // 2))
-    found = passed(model, other) if batch.prefix is None else passed(model, other, batch.prefix)
-    if torch.allclose(found[0, t], logits.detach(), rtol=1e-4, atol=1e-5):
+    logits_of_other = logits_of(model, other) if batch.prefix is None else logits_of(model, other, batch.prefix)
+    if torch.allclose(logits_of_other[0, t], logits.detach(), rtol=1e-4, atol=1e-5):
         return None
-    return (
-        f"the future leaks: other tokens after position {t} change its logits by {apart(found[0, t], logits.detach())}"
-    )
+    return f"the future leaks: other tokens after position {t} change its logits by {gap_text(logits_of_other[0, t], logits.detach())}"
 
 
 def _wrong(reached: Tensor, allowed: Tensor, t: int) -> str | None:
@@ -90,16 +90,16 @@ def _wrong(reached: Tensor, allowed: Tensor, t: int) -> str | None:
 )
 def causal(subject: Subject) -> Finding:
     if subject.cfg.model.n_encoder_layers:
-        return not_asked("of a model with one stack only")
+        return skips("of a model with one stack only")
     refused = []
     for objective in options("objective"):
         try:
-            found = leak(under(subject.cfg, objective))
+            problem = leak(under(subject.cfg, objective))
         except ConfigError as error:
             refused.append(f"objective={objective} is refused: {_first(error)}")
             continue
-        if found:
-            return fails(f"objective={objective}: {found}")
+        if problem:
+            return fails(f"objective={objective}: {problem}")
     return holds("; ".join(refused))
 
 
@@ -114,11 +114,11 @@ def objectives(subject: Subject) -> Finding:
     for objective in options("objective"):
         try:
             cfg = under(subject.cfg, objective)
-            found = _loss(cfg, subject.model(1.0, cfg))
+            loss = _loss(cfg, subject.model(1.0, cfg))
         except ConfigError as error:
             refused.append(f"{objective} is refused: {_first(error)}")
             continue
-        if not math.isfinite(found):
+        if not math.isfinite(loss):
             return fails(f"objective={objective}: loss and gradients are not finite")
     return holds("; ".join(refused))
 
@@ -132,10 +132,10 @@ def objectives(subject: Subject) -> Finding:
 def two_stacks(subject: Subject) -> Finding:
     try:
         cfg = subject.config({"model.n_encoder_layers": 2}, objective="span_corruption")
-        found = _loss(cfg, subject.model(1.0, cfg))
+        loss = _loss(cfg, subject.model(1.0, cfg))
     except ConfigError as error:
-        return not_asked(f"refused: {_first(error)}")
-    return holds() if math.isfinite(found) else fails("loss and gradients are not finite")
+        return skips(f"refused: {_first(error)}")
+    return holds() if math.isfinite(loss) else fails("loss and gradients are not finite")
 
 
 @check(
@@ -157,7 +157,7 @@ def bf16(subject: Subject) -> Finding:
 
 
 def _loss(cfg: RunConfig, model: TransformerLM) -> float:
-    """The loss of a batch, or infinity where a gradient is not finite."""
+    """Return the loss of a batch, or infinity if a gradient is not finite."""
     rows = tokens_for(cfg)
     objective = objective_of(cfg)
     batch = objective.batch(rows[:, :-1], rows[:, 1:], data_seed=cfg.data_seed, step=0)
@@ -168,32 +168,34 @@ def _loss(cfg: RunConfig, model: TransformerLM) -> float:
 
 
 def _first(error: Exception) -> str:
-    """The first clause of a message."""
+    """Return the first clause of a message."""
     return str(error).split(": ")[0].split(", ")[0]
 
 
 def some_tokens(rows: int = 2, length: int = LONG, seed: int = 1) -> Tensor:
-    """Int64 ``[rows, length]``, drawn."""
+    """Return random tokens, int64 ``[rows, length]``."""
     return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def furthest(model: TransformerLM, tokens: Tensor, cuts: Sequence[int], prefix: int | None = None) -> float:
-    """The largest difference between the logits of each piece and those of the whole text so far, over the largest logit."""
+    """Return the largest difference between the logits of each chunk and those of the whole text so far.
+
+    It is relative to the largest logit. `cuts` are the lengths of the chunks, in tokens."""
     decoder = Decoder(model, len(tokens), tokens.shape[1] + 2)
     at, gap = 0, 0.0
     for n in cuts:
-        found = decoder.feed(tokens[:, at : at + n], prefix if not at else None)
-        given = None if prefix is None else torch.full((len(tokens),), prefix)
+        logits = decoder.feed(tokens[:, at : at + n], prefix if not at else None)
+        prefixes = None if prefix is None else torch.full((len(tokens),), prefix)
         with torch.no_grad():
-            wanted = model(tokens[:, : at + n], given)[:, at:]
-        assert found.shape == wanted.shape
-        gap = max(gap, float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max())))
+            wanted = model(tokens[:, : at + n], prefixes)[:, at:]
+        assert logits.shape == wanted.shape
+        gap = max(gap, float((logits - wanted).abs().max()) / max(1.0, float(wanted.abs().max())))
         at += n
     return gap
 
 
 def shortened(cuts: Sequence[int], length: int) -> list[int]:
-    """The same pieces for a text of `length` tokens."""
+    """Return the same chunks for a text of `length` tokens."""
     out: list[int] = []
     for n in cuts:
         out.append(min(n, length - sum(out)))
@@ -201,10 +203,11 @@ def shortened(cuts: Sequence[int], length: int) -> list[int]:
 
 
 def decoded(cfg: RunConfig, prefix: int | None = None, kinds: Sequence[str] = tuple(CUTS)) -> dict[str, float]:
-    """The largest differences of reading piece by piece and at once, by how a text is cut. Raises ConfigError for a model that
-    writes no text."""
+    """Return the largest difference between reading in chunks and at once, for each way of cutting a text (CUTS).
+
+    Raises ConfigError for a model that cannot generate text."""
     model = scaled_model(cfg, 5.0).eval()
-    for name, parameter in model.named_parameters():  # biases and gains that do something
+    for name, parameter in model.named_parameters():  # so that biases and gains have an effect
         if parameter.ndim == 1:
             with torch.no_grad():
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
@@ -223,11 +226,11 @@ def decoding(subject: Subject) -> Finding:
         cfg = subject.config({"model.bias": True})
     except ConfigError:
         cfg = subject.cfg
-    kinds = ("pieces",) if subject.axis == "activation" else tuple(CUTS)  # which keeps nothing
+    kinds = ("pieces",) if subject.axis == "activation" else tuple(CUTS)  # an activation keeps no state
     try:
         gaps = decoded(cfg, kinds=kinds)
     except ConfigError as error:
-        return not_asked(str(error))
+        return skips(str(error))
     worst = max(gaps, key=lambda kind: gaps[kind])
     if not gaps[worst] < 1e-4:
         return fails(f"read as {worst}, logits are {gaps[worst]:.2g} of the largest apart")

@@ -1,4 +1,4 @@
-"""Small configurations, a small text, and the training record of a run: what the checks and the project's tests work on."""
+"""Small configurations, a small text, and the training record of a run, for the checks and the project's tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lmablate.schema.run_config import RunConfig
 from lmablate.training.trainer import Trainer
 
 VOCAB = 64
-# Two layers, and windows and bucket ranges shorter than the text, so that every option has something to do.
+# Two layers, and windows and bucket ranges shorter than the text, so that every option has an effect.
 SMALL = (
     "model.d_model=32",
     "model.n_layers=2",
@@ -51,16 +51,16 @@ def _request(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 def request(*overrides: str) -> dict[str, Any]:
-    """A small RunRequest as plain values, free to be changed. Raises ConfigError for overrides that do not compose."""
+    """Return a small RunRequest as plain values, free to be changed. Raises ConfigError for overrides that do not compose."""
     keys = explicit(overrides)
     shaped = keys.get("aspect_ratio", "none") != "none"
     dropped = {*keys, *(("model.d_model", "model.n_layers") if shaped else ())}
-    sizes = [word for word in SMALL if word.partition("=")[0] not in dropped]
+    sizes = [size for size in SMALL if size.partition("=")[0] not in dropped]
     return copy.deepcopy(_request(Path.cwd(), *sizes, *overrides))
 
 
 def config(*overrides: str, raw: dict[str, Any] | None = None, given: dict[str, Any] | None = None) -> RunConfig:
-    """A small, resolved RunConfig with a vocabulary of VOCAB."""
+    """Return a small, resolved RunConfig with a vocabulary of VOCAB. Raises ConfigError."""
     raw = request(*overrides) if raw is None else raw
     cfg = from_request(raw, explicit(raw["overrides"]) | (given or {}))
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"vocab_size": VOCAB})})
@@ -77,22 +77,24 @@ class SmallText:
         self.val_bytes = 200
 
     def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:
+        """Return the batch of a step: int64 ``[batch_size, context_length + 1]``."""
         starts = np.random.default_rng([data_seed, step]).integers(0, len(self.tokens) - context_length - 1, batch_size)
         return self.tokens[starts[:, None] + np.arange(context_length + 1)]
 
     def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets: int64 ``[2, context_length]`` each."""
         rows = self.tokens[: 2 * context_length + 1]
         return rows[:-1].reshape(2, -1), rows[1:].reshape(2, -1)
 
 
 def tokens_for(cfg: RunConfig, rows: int = 3) -> torch.Tensor:
-    """The first batch of the small text: int64 ``[rows, T + 1]``."""
+    """Return the first batch of the small text: int64 ``[rows, T + 1]``."""
     batch = SmallText().batch(0, data_seed=0, batch_size=rows, context_length=cfg.model.context_length)
     return torch.from_numpy(batch)
 
 
 def scaled_model(cfg: RunConfig, scale: float = 1.0) -> TransformerLM:
-    """A model whose matrices are `scale` times larger than at initialisation."""
+    """Return a model whose matrices are `scale` times larger than at initialisation."""
     model = build_model(cfg)
     with torch.no_grad():
         for module in model.modules():
@@ -102,12 +104,12 @@ def scaled_model(cfg: RunConfig, scale: float = 1.0) -> TransformerLM:
 
 
 def trainer_of(cfg: RunConfig, scale: float = 1.0, folder: Path | None = None) -> Trainer:
-    """A trainer on the small text."""
+    """Return a trainer on the small text."""
     return Trainer(scaled_model(cfg, scale), SmallText(), cfg, folder)  # type: ignore[arg-type]
 
 
 def training_record(cfg: RunConfig, scale: float = 1.0) -> SimpleNamespace:
-    """Loss and gradient norm of every step, the last validation loss and what became of the run."""
+    """Return loss and gradient norm of every step, the last validation loss and the step of divergence."""
     trainer = trainer_of(cfg, scale)
     records = list(trainer.records())
     return SimpleNamespace(
@@ -122,19 +124,19 @@ def _numbers(record: dict[str, Any]) -> list[float]:
 
 
 def differs(cfg: RunConfig, other: SimpleNamespace, scale: float = 1.0) -> bool:
-    """Whether the training record of `cfg` differs from `other` in any bit. Trains up to the first difference."""
+    """Return True if the training record of `cfg` differs from `other` in any bit. Trains up to the first difference."""
     trainer = trainer_of(cfg, scale)
     left, tokens = list(other.numbers), None
     for record in trainer.records():
-        found, tokens = _numbers(record), record.get("tokens")
-        expected, left = left[: len(found)], left[len(found) :]
-        if not np.array_equal(found, expected, equal_nan=True):
+        numbers, tokens = _numbers(record), record.get("tokens")
+        expected, left = left[: len(numbers)], left[len(numbers) :]
+        if not np.array_equal(numbers, expected, equal_nan=True):
             return True
     return bool(left) or trainer.progress.diverged_at_step != other.diverged or tokens != other.tokens
 
 
 def distance(a: SimpleNamespace, b: SimpleNamespace) -> float:
-    """The largest relative difference between two records; infinite if they differ in length or fate."""
+    """Return the largest relative difference between two records; infinite if they differ in length or outcome."""
     if len(a.numbers) != len(b.numbers) or a.diverged != b.diverged or a.tokens != b.tokens:
         return float("inf")
     x, y = np.array(a.numbers, dtype=float), np.array(b.numbers, dtype=float)

@@ -19,30 +19,30 @@ from lmablate.model import components
 from lmablate.model.transformer import TransformerLM
 from lmablate.schema.run_config import RunConfig
 
-# The part of an axis that a class or function computes, where it is not the axis's own.
+# The key of an axis that holds its class or function, where it is not the axis itself.
 _INSIDE = {"activation": "fn", "stability": "qk_norm"}
 
 
 class Subject:
-    """An option of an axis beside other overrides. Every check asks it for configurations and fresh models."""
+    """An option of an axis, with other overrides. Checks get configurations and fresh models from it."""
 
     def __init__(self, axis: str, option: str, overrides: Sequence[str] = ()) -> None:
         self.axis, self.option, self.overrides = axis, option, tuple(overrides)
 
     @cached_property
     def raw(self) -> dict[str, Any]:
-        """The request as plain values; not to be changed."""
+        """Return the request as plain values; not to be changed."""
         return request(f"{self.axis}={self.option}", *self.overrides)
 
     @cached_property
     def cfg(self) -> RunConfig:
-        """The small configuration with the option."""
+        """Return the small configuration with the option."""
         return self.config()
 
     def config(self, keys: Mapping[str, Any] | None = None, **chosen: str) -> RunConfig:
-        """The same with other values of `keys` (dotted paths), and with other options of groups, ``norm_position="sandwich"``.
+        """Return the configuration with other values of `keys` (dotted paths), and other options, ``norm_position="sandwich"``.
 
-        Raises ConfigError where they cannot meet."""
+        Raises ConfigError if they do not fit together."""
         raw = copy.deepcopy(self.raw)
         for group, option in chosen.items():
             raw[group] = request(f"{group}={option}")[group]
@@ -52,31 +52,31 @@ class Subject:
         return config(raw=raw, given=dict(keys or {}))
 
     def model(self, scale: float = 1.0, cfg: RunConfig | None = None) -> TransformerLM:
-        """A fresh model whose matrices are `scale` times larger than at initialisation."""
+        """Return a fresh model whose matrices are `scale` times larger than at initialisation."""
         return scaled_model(cfg or self.cfg, scale)
 
     def tokens(self, rows: int = 3) -> torch.Tensor:
-        """Int64 ``[rows, T]``."""
+        """Return tokens of the small text: int64 ``[rows, T]``."""
         return tokens_for(self.cfg, rows)[:, :-1]
 
     def siblings(self) -> list[str]:
-        """The other options of the axis, those of the current folder among them."""
-        return [word for word in options(self.axis) if word != self.option]
+        """Return the other options of the axis, including those of the current folder."""
+        return [option for option in options(self.axis) if option != self.option]
 
-    def beside(self, sibling: str) -> Subject:
-        """Another option of the axis in the same model."""
-        kept = [word for word in self.overrides if not word.lstrip("+").startswith(f"{self.axis}.")]
+    def with_option(self, sibling: str) -> Subject:
+        """Return the subject with another option of the axis in the same model."""
+        kept = [one for one in self.overrides if not one.lstrip("+").startswith(f"{self.axis}.")]
         return Subject(self.axis, sibling, kept)
 
     def target(self) -> Any:
-        """The class or function of the option; None where it has no code of its own."""
+        """Return the class or function of the option; None if it has no code of its own."""
         node = self.raw[self.axis]
         if inside := _INSIDE.get(self.axis):
             node = node[inside] or {}
         return components.target(node, self.axis) if "_target_" in node else None
 
     def where(self) -> str:
-        """The class of the option and its place in a file."""
+        """Return the class of the option and its file and line."""
         target = self.target()
         if target is None:
             return f"conf/{self.axis}/{self.option}.yaml"
@@ -89,13 +89,13 @@ class Subject:
 
 
 def _near(path: str | None) -> str:
-    """A path from the current folder where it lies below that."""
-    found = Path(path or "")
-    return str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else str(found)
+    """Return a path relative to the current folder if it is inside."""
+    resolved = Path(path or "")
+    return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
 
 
 def get(raw: dict[str, Any], path: str) -> Any:
-    """The value of a dotted path."""
+    """Return the value of a dotted path."""
     for key in path.split("."):
         raw = raw[key]
     return raw
@@ -109,7 +109,7 @@ def put(raw: dict[str, Any], path: str, value: Any) -> None:
 
 
 def subject_of(overrides: Sequence[str]) -> Subject:
-    """The subject that a command line names: its first axis, in a model with the other overrides. Raises ConfigError."""
+    """Return the subject of a command line: its first axis, in a model with the other overrides. Raises ConfigError."""
     given = explicit(overrides)
     if not (axes := [key for key in given if key in AXES]):
         raise ConfigError(
@@ -119,5 +119,5 @@ def subject_of(overrides: Sequence[str]) -> Subject:
     axis, option = axes[0], given[axes[0]]
     if many := [f"{key}={value}" for key, value in given.items() if "," in str(value) and "[" not in str(value)]:
         raise ConfigError(f"{many[0]}: check takes one option at a time; run the command once for each")
-    rest = [word for word in overrides if word.lstrip("+").partition("=")[0] != axis]
+    rest = [one for one in overrides if one.lstrip("+").partition("=")[0] != axis]
     return Subject(axis, str(option), rest)

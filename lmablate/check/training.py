@@ -1,4 +1,4 @@
-"""Short training runs of an option: beside its siblings, in a gang, and stopped after every step."""
+"""Checks that train an option for a few steps: against its siblings, in a gang, and stopped after every step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lmablate.training.trainer import Interrupted, Trainer
 
 SCALES = (1.0, 5.0, 20.0, 60.0)  # of the weights, until an option acts
 STEPS = 10  # of a gang
-MANY = 100  # times the rounding between two exact paths: what is more differs
+MANY = 100  # times the rounding between two exact paths: a larger distance is a difference
 
 
 @cache
@@ -33,7 +33,7 @@ def _record(folder: Path, axis: str, option: str, overrides: tuple[str, ...], sc
 
 
 def record(subject: Subject, scale: float, rows: int | None = None) -> SimpleNamespace:
-    """The training record of a subject at one scale of its weights, `rows` texts at a time."""
+    """Return the training record of a subject at one scale of its weights, with microbatches of `rows` texts."""
     return _record(Path.cwd(), subject.axis, subject.option, subject.overrides, scale, rows)
 
 
@@ -44,7 +44,7 @@ def record(subject: Subject, scale: float, rows: int | None = None) -> SimpleNam
     mend="see that the option's code is reached, and that its first values are no identity",
 )
 def siblings(subject: Subject) -> Finding:
-    left = [other for name in subject.siblings() if (other := _composed(subject.beside(name)))]
+    left = [other for name in subject.siblings() if (other := _composed(subject.with_option(name)))]
     n = len(left)
     for scale in SCALES:
         mine = record(subject, scale)
@@ -56,7 +56,7 @@ def siblings(subject: Subject) -> Finding:
 
 
 def _composed(subject: Subject) -> Subject | None:
-    """None for a sibling that cannot stand in this model."""
+    """Return the subject, or None if this option does not fit the model."""
     try:
         return subject if subject.cfg else None
     except ConfigError:
@@ -64,7 +64,7 @@ def _composed(subject: Subject) -> Subject | None:
 
 
 def members(base: RunConfig, count: int) -> list[RunConfig]:
-    """`count` runs, 4 at most, that differ in whatever a gang may differ in."""
+    """Return `count` runs (at most 4) that differ in everything a gang may differ in."""
     lr, clip = (3e-3, 1e-3, 5e-3, 2e-3), (1.0, 0.3, None, 2.0)
     decay, beta = (0.1, 0.0, 0.3, 0.2), (0.95, 0.9, 0.99, 0.98)
     optims = [{"lr": lr[k], "weight_decay": decay[k], "grad_clip": clip[k], "beta2": beta[k]} for k in range(count)]
@@ -75,14 +75,14 @@ def members(base: RunConfig, count: int) -> list[RunConfig]:
 
 
 def summary(trainer: Trainer, records: list[dict[str, Any]]) -> SimpleNamespace:
-    """Records without what a clock writes, and the weights."""
+    """Return the records without times, the weights, and the step of divergence."""
     timeless = [{k: v for k, v in one.items() if k not in ("seconds", "tokens_per_second")} for one in records]
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     return SimpleNamespace(records=json.dumps(timeless), weights=weights, diverged=trainer.progress.diverged_at_step)
 
 
 def alone(cfg: RunConfig, scale: float = 1.0) -> SimpleNamespace:
-    """A run by itself."""
+    """Return the summary of a run trained by itself."""
     trainer = trainer_of(cfg, scale)
     return summary(trainer, list(trainer.records()))
 
@@ -90,7 +90,7 @@ def alone(cfg: RunConfig, scale: float = 1.0) -> SimpleNamespace:
 def together(
     cfgs: list[RunConfig], size: int | None = None, scale: float = 1.0, *, compiled: bool = False
 ) -> list[SimpleNamespace]:
-    """The same runs as a gang, by position."""
+    """Return the summaries of runs trained as one gang, by position."""
     trainers = {k: trainer_of(cfg, scale) for k, cfg in enumerate(cfgs)}
     records: dict[int, list[Any]] = {k: [] for k in trainers}
     ended = []
@@ -101,7 +101,7 @@ def together(
 
 
 def unlike(a: SimpleNamespace, b: SimpleNamespace) -> str | None:
-    """The first weight in which two summaries differ, or that their records do; None where they agree to the bit."""
+    """Return the first difference of weights or records between two summaries; None if they agree to the bit."""
     for name, weight in a.weights.items():
         if not torch.equal(weight, b.weights[name]):
             return f"{name} is {float((weight - b.weights[name]).abs().max()):.2g} apart"
@@ -122,8 +122,8 @@ def gang(subject: Subject) -> Finding:
         base = subject.config({"trainer.precision": precision, "trainer.steps": STEPS, "runtime.log_every": 5, **whole})
         cfgs = members(base, count=2)
         for mine, cfg in zip(together(cfgs), cfgs, strict=True):
-            if apart := unlike(mine, alone(cfg)):
-                return fails(f"after {STEPS} steps in {precision}, {apart}")
+            if gap := unlike(mine, alone(cfg)):
+                return fails(f"after {STEPS} steps in {precision}, {gap}")
     return holds(f"to the bit after {STEPS} steps, in fp32 and bf16")
 
 
@@ -137,16 +137,16 @@ def resume(subject: Subject) -> Finding:
     cfg = subject.cfg
     straight = trainer_of(cfg)
     wanted = summary(straight, list(straight.records()))
-    with TemporaryDirectory(prefix="lmablate-check-") as place:
+    with TemporaryDirectory(prefix="lmablate-check-") as folder:
         records: list[Any] = []
         for _ in range(cfg.trainer.steps):
-            stopped = Trainer(scaled_model(cfg), SmallText(), cfg, Path(place))  # type: ignore[arg-type]
+            stopped = Trainer(scaled_model(cfg), SmallText(), cfg, Path(folder))  # type: ignore[arg-type]
             try:
                 for entry in stopped.records(lambda: signal.SIGTERM):
                     records.append(entry)
             except Interrupted:
                 continue
             break
-        found = summary(stopped, records)
-    apart = unlike(found, wanted)
-    return fails(f"after {cfg.trainer.steps} steps, {apart}") if apart else holds(f"stopped {cfg.trainer.steps} times")
+        interrupted = summary(stopped, records)
+    gap = unlike(interrupted, wanted)
+    return fails(f"after {cfg.trainer.steps} steps, {gap}") if gap else holds(f"stopped {cfg.trainer.steps} times")

@@ -1,4 +1,4 @@
-"""The weights of an option: how they are drawn, counted and reached by gradients."""
+"""Checks of the weights of an option: how they are drawn, counted and reached by gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmablate.budget import flops_per_token, forward_products, parameters
-from lmablate.check.finding import Finding, check, fails, holds, not_asked
+from lmablate.check.finding import Finding, check, fails, holds, skips
 from lmablate.check.small import tokens_for
 from lmablate.check.subject import Subject
 from lmablate.core.errors import ConfigError
@@ -34,16 +34,16 @@ def counts(subject: Subject) -> Finding:
             continue  # this option takes no biases
         model = build_model(cfg, device="meta")
         total = sum(p.numel() for p in model.parameters())
-        found = parameters(cfg)
-        if found.total != total:
-            return fails(f"predicted {found.total:,}, built {total:,}{' with biases' if keys else ''}")
-        if model.encoder is None and model.generator is None and found.non_embedding != total - _tables(model):
-            return fails(f"predicted {found.non_embedding:,} beside the tables, built {total - _tables(model):,}")
+        predicted = parameters(cfg)
+        if predicted.total != total:
+            return fails(f"predicted {predicted.total:,}, built {total:,}{' with biases' if keys else ''}")
+        if model.encoder is None and model.generator is None and predicted.non_embedding != total - _tables(model):
+            return fails(f"predicted {predicted.non_embedding:,} beside the tables, built {total - _tables(model):,}")
     return holds(f"{parameters(subject.cfg).total:,}")
 
 
 def _tables(model: TransformerLM) -> int:
-    """Learned numbers of tables of tokens, segments and positions, and of the head."""
+    """Return the number of parameters in tables of tokens, segments and positions, and in the head."""
     parts = [model.embedding, model.segments, model.head, model.posemb if model.posemb.is_token_table else None]
     return sum(p.numel() for part in parts if isinstance(part, nn.Module) for p in part.parameters())
 
@@ -60,20 +60,20 @@ def flops(subject: Subject) -> Finding:
         return fails(f"flops_per_token is {flops_per_token(cfg)}")
     model = build_model(cfg, device="meta")
     if any(getattr(module, "shapes_depend_on_data", False) for module in model.modules()):
-        return not_asked("the counter needs shapes that do not depend on data")
+        return skips("the counter needs shapes that do not depend on data")
     if cfg.model.n_encoder_layers or model.generator is not None or model.readout is not None:
-        return not_asked("of a model with one stack only")
+        return skips("of a model with one stack only")
     length = cfg.model.context_length
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros((1, length), dtype=torch.long, device="meta"))
     except (NotImplementedError, RuntimeError) as error:
-        return not_asked(f"does not run on the meta device ({str(error).splitlines()[0]})")
+        return skips(f"does not run on the meta device ({str(error).splitlines()[0]})")
     matrices, a_key = forward_products(cfg)
-    predicted = 2 * (matrices + sum(a_key) * length)  # the counter takes all keys of a query, whatever the mask
-    found = counter.get_total_flops() / length
-    if abs(predicted - found) > 1e-9 * found:
-        return fails(f"{found:,.0f} FLOPs of a forward pass and token, predicted {predicted:,.0f} (over all keys)")
+    predicted = 2 * (matrices + sum(a_key) * length)  # the counter counts all keys of a query, whatever the mask
+    counted = counter.get_total_flops() / length
+    if abs(predicted - counted) > 1e-9 * counted:
+        return fails(f"{counted:,.0f} FLOPs of a forward pass and token, predicted {predicted:,.0f} (over all keys)")
     return holds(f"{flops_per_token(cfg):,} a token in training")
 
 
@@ -94,8 +94,8 @@ def gradients(subject: Subject) -> Finding:
     objective(model, *batch).objective.backward()
     norms = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in model.named_parameters()}
     idle = {
-        f"{place}.{name}" if place else name
-        for place, module in model.named_modules()
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
         for name in getattr(module, "may_be_idle", ())
     }
     floor = 1e-7 * max(norms.values())
@@ -137,8 +137,8 @@ def layers_apart(subject: Subject) -> Finding:
     for i, block in enumerate(subject.model().blocks):
         own = {p.data_ptr(): f"blocks.{i}.{name}" for name, p in block.named_parameters() if p.numel()}
         if again := seen.keys() & own.keys():
-            place = min(again)
-            return fails(f"{own[place]} is the memory of {seen[place]}")
+            pointer = min(again)
+            return fails(f"{own[pointer]} is the memory of {seen[pointer]}")
         seen |= own
     return holds()
 

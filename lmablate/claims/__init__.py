@@ -1,7 +1,7 @@
-"""The lecture's claims as data, and the verdict that finished runs give on each.
+"""The lecture's claims as data, and verdicts on them from finished runs.
 
-`*.yaml` hold the claims, `data.py` reads them, `rows.py`, `matching.py` and `evidence.py` find the runs, `measure.py` estimates,
-`verdict.py` judges, `reading.py` does it for a results directory.
+`*.yaml` hold the claims, `claim.py` reads them. `rows.py`, `predicates.py` and `evidence.py` find the runs, `measure.py`
+estimates, `verdict.py` judges, and `report_verdicts.py` does so for a results directory.
 """
 
 from lmablate.claims.claim import Claim, load_claims

@@ -1,4 +1,4 @@
-"""Claims as data: what is claimed, by whom, and which comparison of arms would show it."""
+"""Claims as data: the statement, its source, and the comparison of arms that would show it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AnyClaim = TypeVar("AnyClaim", bound=Settings)
 
 
 class Published(Settings):
-    """`words`: the numbers as printed; `effect`: the contrast they give, in the test's unit, where they give one."""
+    """A published result. `words`: the numbers as printed; `effect`: their contrast in the test's unit, if there is one."""
 
     words: str
     source: str
@@ -40,10 +40,10 @@ class Published(Settings):
 
 
 class Term(Settings):
-    """Runs by their columns, and how much their mean counts in the contrast.
+    """A selection of runs by their columns, with the weight of their mean in the contrast.
 
-    A column is an axis (`norm`), a configuration key (`optim.weight_decay`), or a shape of claims/matching.py
-    (`shape.ff_ratio`); its value a word, a number (met within 6 %), or a list of them: each listed option that is there
+    A column is an axis (`norm`), a configuration key (`optim.weight_decay`), or a shape of claims/predicates.py
+    (`shape.ff_ratio`). Its value is a word, a number (matched within 6 %), or a list of them: each listed option with runs
     is one arm, and the arms are averaged. A text ``low..high`` is a range of numbers.
     """
 
@@ -54,10 +54,10 @@ class Term(Settings):
 class Hypothesis(Settings):
     """One contrast: the weighted sum of its terms, in per cent of the mean of the terms with negative weight.
 
-    `direction`: what the claim says of it: `lower` or `higher` than 0, `equal` to 0 within `margin`, or `not_higher` than
-    `margin`. `margin`, in per cent, is also the smallest difference that counts in any direction. For `diverged` the
-    contrast is of fractions, in percentage points. `where`: what all its runs are. `follow`: columns that may differ
-    between the arms beside what `terms` name. `matched`: the size that must agree within 1 %.
+    `direction`: the claimed sign: `lower` or `higher` than 0, `equal` to 0 within `margin`, or `not_higher` than `margin`.
+    `margin`, in per cent, is also the smallest difference that counts in any direction. For `diverged` the contrast is of
+    fractions, in percentage points. `where`: conditions on all its runs. `follow`: further columns that may differ
+    between the arms. `matched`: the size that must agree within 1 %. `says`: the hypothesis as a sentence.
     """
 
     says: str
@@ -84,19 +84,22 @@ class Hypothesis(Settings):
 
     @property
     def contrast(self) -> list[Term]:
+        """Return the terms of the contrast."""
         if self.terms is not None:
             return self.terms
         return [Term(arms=self.plus or {}, weight=1.0), Term(arms=self.minus or {}, weight=-1.0)]
 
     @property
     def columns(self) -> list[str]:
-        """The columns that tell its terms apart."""
+        """Return the columns that tell the terms apart."""
         return list(dict.fromkeys(column for term in self.contrast for column in term.arms))
 
 
 class Claim(Settings):
-    """`id`: as in the lecture's list. `pages`: where the lecture says it: pages of its notes, or slides; null: a matter of
-    method. `untested`: why no test of results says anything on it, where none does."""
+    """One claim of the lecture, or of method.
+
+    `id`: as in the lecture's list. `pages`: pages of its notes, or slides; None for a matter of method. `untested`: the reason why
+    no test of results bears on it."""
 
     id: str
     group: str
@@ -122,15 +125,17 @@ class Claim(Settings):
 
 @cache
 def load_claims() -> dict[str, Claim]:
-    """All claims by id, in the order of their files. Raises ConfigError where a file is wrong."""
+    """Return all claims by id, in the order of their files. Raises ConfigError if a file is wrong."""
     return read_claims(sorted(FOLDER.glob("*.yaml")), Claim)
 
 
 def read_claims(paths: Iterable[Path], kind: type[AnyClaim]) -> dict[str, AnyClaim]:
-    """Return the claims of these files by id. Keys beside ``claims`` are those of each. Raises ConfigError with file and claim."""
+    """Return the claims of these files by id.
+
+    Keys next to ``claims`` hold for each of them. Raises ConfigError with file and claim."""
     import yaml
 
-    found: dict[str, AnyClaim] = {}
+    claims: dict[str, AnyClaim] = {}
     for path in paths:
         content = yaml.safe_load(path.read_text())
         for entry in content.pop("claims"):
@@ -138,7 +143,7 @@ def read_claims(paths: Iterable[Path], kind: type[AnyClaim]) -> dict[str, AnyCla
                 claim = kind.model_validate({**content, **entry})
             except ValidationError as error:
                 raise ConfigError(f"{path.name}, claim {entry.get('id')}: {error}") from error
-            if entry["id"] in found:
+            if entry["id"] in claims:
                 raise ConfigError(f"{path.name}: claim {entry['id']} stands there twice")
-            found[entry["id"]] = claim
-    return found
+            claims[entry["id"]] = claim
+    return claims

@@ -1,7 +1,7 @@
-"""Which tests share an error rate: those of one study; beside it those of all studies of a report; and those nobody asked for.
+"""Group tests into families that share an error rate: one study, all studies of a report, and tests that no study planned.
 
-Claims are measured study by study, each on its own runs, so that neither its numbers nor its notes nor its correction depend
-on what else lies in the report.
+Claims are measured study by study, each on its own runs. Neither the numbers nor the notes nor the correction of a claim
+depend on other studies in the report.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lmablate.claims.claim import Claim, Hypothesis
-from lmablate.claims.evidence import Found, Sample, find
+from lmablate.claims.evidence import Sample, SampleSearch, find
 from lmablate.claims.measure import Estimate, Looks, measure
 from lmablate.claims.rows import Table
 from lmablate.results.arms import is_missing
 from lmablate.stats.multiplicity import holm
 
 Scope = Literal["asked", "not asked", "across studies"]
-Asked = Mapping[str | None, Collection[str]]
+Requests = Mapping[str | None, Collection[str]]
 
 
 class Judged(NamedTuple):
-    """A hypothesis in one setting, before the family is corrected; `sample` is null where no runs could be compared."""
+    """A hypothesis in one setting, before correction; `sample` is None if no runs could be compared (`problem` says why)."""
 
     claim: Claim
     test: Hypothesis
@@ -31,7 +31,7 @@ class Judged(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What one study says of claims. `study`: its stored sweep; None for runs of none, and for arms of several studies."""
+    """The tests of one study. `study` is its stored sweep; None for runs of no sweep, and for arms of several studies."""
 
     study: str | None
     scope: Scope
@@ -39,12 +39,12 @@ class Group(NamedTuple):
 
     @property
     def measured(self) -> list[Judged]:
-        """What cannot be measured costs no other test anything."""
+        """Return the tests with an estimate. A test that cannot be measured does not count in the correction."""
         return [one for one in self.tests if one.estimate.effect is not None]
 
 
 class Corrected(NamedTuple):
-    """`p` of no difference and `q` of the one-sided or equivalence test, both by Holm (1979) over `family` tests."""
+    """The p values of a test after Holm (1979) over `family` tests: `p` of no difference, `q` of the claim's own test."""
 
     p: float
     q: float
@@ -52,48 +52,49 @@ class Corrected(NamedTuple):
 
 
 def correct(tests: Sequence[Judged]) -> list[Corrected]:
-    """Holm's correction over all tests of a difference, and over all one-sided and equivalence tests, of one family."""
+    """Return Holm's correction of one family, separately for difference tests and for one-sided and equivalence tests."""
     p = holm([_p_against(one.test, one.estimate) for one in tests])
     q = holm([p_claim(one.test, one.estimate) for one in tests])
     return [Corrected(*both, len(tests)) for both in zip(p, q, strict=True)]
 
 
-def groups(table: Table, known: Mapping[str, Claim], studies: Iterable[Mapping[str, Any]], asked: Asked) -> list[Group]:
-    """The claims that `table` touches or that are asked for, by study: first what studies asked, then what only their runs
-    happen to bear on, then what takes runs of several studies.
+def groups(
+    table: Table, known: Mapping[str, Claim], studies: Iterable[Mapping[str, Any]], wanted: Requests
+) -> list[Group]:
+    """Return the claims that `table` touches or that are requested, by study.
 
-    A claim that no study measured on its own runs is looked for among all runs together.
-    """
+    First come those that studies requested, then those that their runs bear on, then those that need runs of several studies.
+    A claim that no study measured on its own runs is looked for among all runs together."""
     looks = {study["sweep"]: rule for study in studies if (rule := _looks(study))}
-    rows = {sweep: table.of_sweep(sweep) for sweep in _sweeps(table, asked)}
-    found = []
+    rows = {sweep: table.of_sweep(sweep) for sweep in _sweeps(table, wanted)}
+    out = []
     scopes: tuple[Scope, ...] = ("asked", "not asked")
     for scope in scopes:
         for sweep, own in rows.items():
-            claims = [claim for claim in known.values() if (claim.id in asked.get(sweep, ())) == (scope == "asked")]
+            claims = [claim for claim in known.values() if (claim.id in wanted.get(sweep, ())) == (scope == "asked")]
             tests = [one for claim in claims for one in _measure(claim, own, scope == "asked", looks)]
-            found.append(Group(sweep, scope, tests))
-    measured = {one.claim.id for group in found for one in group.tests if one.sample is not None}
+            out.append(Group(sweep, scope, tests))
+    measured = {one.claim.id for group in out for one in group.tests if one.sample is not None}
     if len(rows) > 1:
         whole, left = table.each_run_once(), [claim for claim in known.values() if claim.id not in measured]
         tests = [one for claim in left for one in _measure(claim, whole, False, looks)]
-        # Nobody planned these arms: where several runs could be one, none of them was meant.
-        found.append(Group(None, "across studies", [one for one in tests if one.sample and not one.sample.picked]))
-    return found
+        # These arms were not planned. If several runs could be an arm, it is unknown which one is meant.
+        out.append(Group(None, "across studies", [one for one in tests if one.sample and not one.sample.picked]))
+    return out
 
 
-def _sweeps(table: Table, asked: Asked) -> list[str | None]:
-    """The stored sweeps that there are runs or questions of, by name, and None last."""
-    seen = {None if is_missing(row["sweep"]) else str(row["sweep"]) for row in table.rows} | set(asked)
+def _sweeps(table: Table, requested: Requests) -> list[str | None]:
+    """Return the stored sweeps with runs or requested claims, by name, and None last."""
+    seen = {None if is_missing(row["sweep"]) else str(row["sweep"]) for row in table.rows} | set(requested)
     return sorted(seen, key=lambda sweep: (sweep is None, sweep))
 
 
 def _measure(claim: Claim, runs: Table, named: bool, looks: Mapping[str, Looks]) -> list[Judged]:
-    found: list[tuple[Hypothesis, Found]] = [(test, find(runs, test)) for test in claim.tests]
-    if not named and not any(f.samples for _, f in found):
+    searches: list[tuple[Hypothesis, SampleSearch]] = [(test, find(runs, test)) for test in claim.tests]
+    if not named and not any(f.samples for _, f in searches):
         return []
     out = []
-    for test, f in found:
+    for test, f in searches:
         out += [
             Judged(claim, test, s, measure(s, test, next((looks[x] for x in s.sweeps if x in looks), None)), "")
             for s in f.samples
@@ -104,17 +105,17 @@ def _measure(claim: Claim, runs: Table, named: bool, looks: Mapping[str, Looks])
 
 
 def _looks(study: Mapping[str, Any]) -> Looks | None:
-    asked = study.get("looks") or {}
-    if not asked.get("planned"):
+    looks = study.get("looks") or {}
+    if not looks.get("planned"):
         return None
-    return Looks(asked.get("rule") or "obrien_fleming", tuple(asked["planned"]))
+    return Looks(looks.get("rule") or "obrien_fleming", tuple(looks["planned"]))
 
 
 def _p_against(test: Hypothesis, estimate: Estimate) -> float:
-    """Of what a difference would show: that there is one, or where only one beyond the margin counts, that it lies there."""
+    """Return the p value against the claim: of a difference, or of one beyond the margin if only that counts."""
     return estimate.p_beyond if test.direction in ("equal", "not_higher") else estimate.p
 
 
 def p_claim(test: Hypothesis, estimate: Estimate) -> float:
-    """Of the one-sided test for "no higher", else of equivalence within the margin."""
+    """Return the p value of the one-sided test for "no higher", else of equivalence within the margin."""
     return estimate.p_not_higher if test.direction == "not_higher" else estimate.p_equal

@@ -1,4 +1,4 @@
-"""The runs that bear on a hypothesis: found by what they are, whichever sweep trained them, and paired by their seeds."""
+"""Find the runs that bear on a hypothesis by their columns, whichever sweep trained them, and pair them by seeds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from lmablate.claims.claim import Hypothesis
-from lmablate.claims.predicates import Row, clipped, matches, value_of, words
+from lmablate.claims.predicates import Row, clipped, describe, matches, value_of
 from lmablate.claims.rows import Table
 from lmablate.results.arms import is_missing, show
 
@@ -18,14 +18,14 @@ SIZES = {
     "flops_per_token": "FLOPs per token",
 }
 LR = "optim.lr"
-# May differ between two arms beside what names them: the rate each is best at, the width that a gate changes, and the word
-# that asked for equal sizes, which one run may have from another sweep: the sizes themselves are there to be compared.
+# These may differ between two arms besides their own columns: each arm's best rate, the width that a gate changes, and the
+# option that requested equal sizes, which a run of another sweep may have. The sizes themselves are compared.
 FOLLOW = (LR, "model.d_ff", "provenance.overrides", "preset", "trunk", "budget")
 _STAGES = {"own": ("evaluate",), "shared": ("evaluate_shared",)}
 
 
-class Arm(NamedTuple):
-    """`name` in words, `weight` in the contrast, and its rows by pair (init_seed, data_seed, numerics)."""
+class SampleArm(NamedTuple):
+    """One arm of a sample: its `name`, its `weight` in the contrast, and its rows by pair (init_seed, data_seed, numerics)."""
 
     name: str
     weight: float
@@ -33,86 +33,90 @@ class Arm(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The arms of a hypothesis in one setting. `where`: what tells this setting from others; `notes`: what a reader must
-    know; `sweeps`: who trained the runs; `picked`: an arm had several runs of one seed, of which one was taken."""
+    """The arms of a hypothesis in one setting.
+
+    `where`: the columns that tell this setting from others. `notes`: caveats for the reader. `sweeps`: the sweeps that trained
+    the runs. `picked`: an arm had several runs of one seed, of which one was chosen."""
 
     where: dict[str, str]
-    arms: list[Arm]
+    arms: list[SampleArm]
     notes: list[str]
     sweeps: tuple[str, ...]
     picked: bool
 
     @property
     def pairs(self) -> list[Pair]:
-        """Seeds and numerics that every arm has."""
+        """Return the pairs of seeds and numerics that every arm has."""
         return sorted(set.intersection(*(set(arm.rows) for arm in self.arms)))
 
     @property
     def unpaired(self) -> int:
-        """Runs without a partner in every other arm."""
+        """Return the number of runs without a partner in every other arm."""
         return sum(len(rows) for arm in self.arms for pair, rows in arm.rows.items() if pair not in set(self.pairs))
 
 
-class Found(NamedTuple):
-    """`samples`, one a setting; where there is none, `problem` says why. `touched`: whether each term has any run at all."""
+class SampleSearch(NamedTuple):
+    """The `samples` of a hypothesis, one per setting; without any, `problem` says why. `touched`: some term has runs."""
 
     samples: list[Sample]
     problem: str
     touched: bool
 
 
-def find(runs: Table, test: Hypothesis) -> Found:
-    """The samples of `test` among the finished `runs`; what was picked on a tuning stage or by a search is no evidence."""
+def find(runs: Table, test: Hypothesis) -> SampleSearch:
+    """Return the samples of `test` among finished `runs`. Runs chosen in a tuning stage or by a search are no evidence."""
     rows = [row for row in runs.rows if _is_evidence(row, test)]
     tuned, searched = (sum(row.get("stage") == stage for row in runs.rows) for stage in ("tune", "search"))
     rows = [row for row in rows if matches(row, test.where or {})]
     by_term = [[row for row in rows if matches(row, term.arms)] for term in test.contrast]
-    lacking = [words(term.arms) for term, own in zip(test.contrast, by_term, strict=True) if not own]
+    lacking = [describe(term.arms) for term, own in zip(test.contrast, by_term, strict=True) if not own]
     if lacking:
         aside_of = (("tuning stages", tuned if test.metric != "lr_sensitivity" else 0), ("searches", searched))
         chosen_by = [f"{n} runs of {what}" for what, n in aside_of if n]
         aside = f" ({' and '.join(chosen_by)} are not evidence)" if chosen_by else ""
-        where = f" at {words(test.where)}" if test.where else ""
-        return Found(
+        where = f" at {describe(test.where)}" if test.where else ""
+        return SampleSearch(
             [], f"no finished run with {' and none with '.join(lacking)}{where}{aside}", len(lacking) < len(by_term)
         )
     held = _held(runs, [row for own in by_term for row in own], test)
     settings = [_split(own, held) for own in by_term]
     common = [where for where in settings[0] if all(where in other for other in settings)]
     if not common:
-        return Found([], _never_together(by_term, held, test), True)
-    vary = _telling(common)
+        return SampleSearch([], _never_together(by_term, held, test), True)
+    vary = _distinguishing(common)
     samples = []
     for setting in common:
         named = {held[i]: show(setting[i]) for i in vary}
         samples += _samples(test, [own[setting] for own in settings], named)
     if not samples:
-        return Found(
+        return SampleSearch(
             [], f"no arms with equal {SIZES[test.matched or '']} (within {MATCHED:.0%}): see budget=params", True
         )
-    return Found(samples, "", True)
+    return SampleSearch(samples, "", True)
 
 
-def _telling(settings: Sequence[tuple[Hashable, ...]]) -> list[int]:
-    """The fewest of the held columns that tell the settings apart; the others follow from them."""
+def _distinguishing(settings: Sequence[tuple[Hashable, ...]]) -> list[int]:
+    """Return a minimal list of held columns that tells the settings apart."""
     chosen: list[int] = []
     for i in range(len(settings[0])):
-        told = len({tuple(where[j] for j in chosen) for where in settings})
-        if len({tuple(where[j] for j in (*chosen, i)) for where in settings}) > told:
+        distinct = len({tuple(where[j] for j in chosen) for where in settings})
+        if len({tuple(where[j] for j in (*chosen, i)) for where in settings}) > distinct:
             chosen.append(i)
     return chosen
 
 
 def _is_evidence(row: Row, test: Hypothesis) -> bool:
-    """Rows of no study count in either view. A tuning stage is the whole grid, from which nothing was picked yet: it is what
-    a sensitivity is measured on, and nothing else."""
+    """Return True if a row may serve as evidence for `test`.
+
+    Rows of no study count in either view. A tuning stage is the whole grid before anything was picked; it only serves to
+    measure a sensitivity."""
     stage = row.get("stage")
     stages = ("tune",) if test.metric == "lr_sensitivity" else _STAGES[test.view or "own"]
     return row["status"] != "failed" and (is_missing(stage) or stage in stages)
 
 
 def _held(runs: Table, rows: list[Row], test: Hypothesis) -> list[str]:
-    """What varies among the rows beside the arms themselves, and must be equal within a setting."""
+    """Return the columns that vary besides the arms themselves, and must be equal within a setting."""
     own = {*test.columns, *FOLLOW, *(test.follow or ())}
     prefixes = tuple(f"{column.partition('.')[0]}." for column in test.columns if "." not in column)
     free = [c for c in runs.columns if c not in own and not c.startswith(prefixes or ("\0",))]
@@ -141,7 +145,7 @@ def _never_together(by_term: list[list[Row]], held: Sequence[str], test: Hypothe
 
 
 def _samples(test: Hypothesis, terms: list[list[Row]], where: dict[str, str]) -> list[Sample]:
-    """One setting as samples: a size that must match, and a rate where arms have several, split it further."""
+    """Return one setting as samples, split further by a size that must match and by learning rate."""
     out = []
     for rows, extra in _by_size(test, terms):
         arms = [arm for term, own in zip(test.contrast, rows, strict=True) for arm in _arms(test, term.weight, own)]
@@ -155,7 +159,7 @@ def _samples(test: Hypothesis, terms: list[list[Row]], where: dict[str, str]) ->
             notes.append(
                 f"{clash.name} has several runs of one seed, of which the first is used: they differ in {_differ(clash)}"
             )
-            # What is not used is no part of the sample: it is not counted, named or remarked on.
+            # Unused runs are not part of the sample: they are not counted, named or commented on.
             arms = [arm._replace(rows={pair: own[:1] for pair, own in arm.rows.items()}) for arm in arms]
         sweeps = {
             str(row["sweep"]) for arm in arms for r in arm.rows.values() for row in r if not is_missing(row["sweep"])
@@ -165,7 +169,7 @@ def _samples(test: Hypothesis, terms: list[list[Row]], where: dict[str, str]) ->
 
 
 def _by_size(test: Hypothesis, terms: list[list[Row]]) -> list[tuple[list[list[Row]], dict[str, str]]]:
-    """The terms' rows, in groups of matched size where the hypothesis asks for it."""
+    """Return the terms' rows in groups of matched size, if the hypothesis matches a size."""
     if test.matched is None:
         return [(terms, {})]
     edges: list[float] = []  # the first size of each group
@@ -180,12 +184,12 @@ def _by_size(test: Hypothesis, terms: list[list[Row]]) -> list[tuple[list[list[R
     return groups if len(groups) > 1 else [(inside, {}) for inside, _ in groups]
 
 
-def _arms(test: Hypothesis, weight: float, rows: list[Row]) -> list[Arm]:
-    """The options of a term that are there, each an arm with an equal share of its weight."""
+def _arms(test: Hypothesis, weight: float, rows: list[Row]) -> list[SampleArm]:
+    """Return each option of a term with runs as an arm with an equal share of the weight."""
     columns = [c for c in test.columns if any(value_of(row, c) is not None for row in rows)]
     named: dict[str, list[Row]] = {}
     for row in rows:
-        label = words({c: _round(value_of(row, c)) for c in columns if value_of(row, c) is not None})
+        label = describe({c: _round(value_of(row, c)) for c in columns if value_of(row, c) is not None})
         named.setdefault(label, []).append(row)
     out = []
     for label, own in sorted(named.items()):
@@ -194,24 +198,26 @@ def _arms(test: Hypothesis, weight: float, rows: list[Row]) -> list[Arm]:
             if not (is_missing(row["init_seed"]) or is_missing(row["data_seed"])):
                 pair = (int(row["init_seed"]), int(row["data_seed"]), _numerics(row, test))
                 by_pair.setdefault(pair, []).append(row)
-        out.append(Arm(label, weight / len(named), by_pair))
+        out.append(SampleArm(label, weight / len(named), by_pair))
     return out
 
 
 def _numerics(row: Row, test: Hypothesis) -> str:
-    """What must be equal within a pair; of a test that asks for precisions, all but that."""
-    words = str(row["numerics"]).split()
-    asked = "trainer.precision" in test.columns
-    return " ".join(word for word in words if not (asked and word in ("fp32", "bf16")))
+    """Return the numerics that must be equal within a pair, without the precision if the test compares precisions."""
+    parts = str(row["numerics"]).split()
+    compares_precision = "trainer.precision" in test.columns
+    return " ".join(part for part in parts if not (compares_precision and part in ("fp32", "bf16")))
 
 
 def _round(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
-def _one_rate(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
-    """Where an arm has runs of one seed at several learning rates (a grid that no study tuned), the one rate that is best
-    for the arms together, diverged runs at the loss before training."""
+def _one_rate(arms: list[SampleArm]) -> tuple[list[SampleArm], list[str]]:
+    """Return the arms at one learning rate if they have runs of one seed at several, and notes on it.
+
+    That happens in a grid that no study tuned. The rate is the best for the arms together, with diverged runs at the loss
+    before training."""
     if not any(len({row.get(LR) for row in rows}) > 1 for arm in arms for rows in arm.rows.values()):
         return arms, []
     rates = sorted(set.intersection(*({row[LR] for rows in arm.rows.values() for row in rows} for arm in arms)))
@@ -229,16 +235,16 @@ def _one_rate(arms: list[Arm]) -> tuple[list[Arm], list[str]]:
         return sum(sum(own) / len(own) for own in losses)
 
     best = min(rates, key=mean)
-    said = [
+    notes = [
         f"at the learning rate {best:g}, the best of {len(rates)} for these arms together; no tuning seeds of their own"
     ]
     if len(rates) > 1 and best in (rates[0], rates[-1]):
         side = "lowest" if best == rates[0] else "highest"
-        said.append(f"{best:g} is the {side} learning rate tried, so the best may lie beyond")
-    return kept[best], said
+        notes.append(f"{best:g} is the {side} learning rate tried, so the best may lie beyond")
+    return kept[best], notes
 
 
-def _differ(arm: Arm) -> str:
+def _differ(arm: SampleArm) -> str:
     rows = next(rows for rows in arm.rows.values() if len(rows) > 1)
     differ = [
         k

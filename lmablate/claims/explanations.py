@@ -1,4 +1,4 @@
-"""What stands beside a verdict: what would decide it, and what a reader must know of the runs behind it."""
+"""The notes on a verdict: what would decide it, and caveats about the runs behind it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lmablate.claims.evidence import MATCHED, Sample
 from lmablate.claims.measure import Estimate
 from lmablate.stats import planning
 
-MOST = 200  # more seeds than that are no plan
+MOST = 200  # no plan needs more seeds than that
 CONFIDENT = 0.9
 
 
 def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int | None, str]:
-    """How many more pairs would decide with 90 % power if effect and spread are what they look like, with its words.
+    """Return how many more pairs would decide with 90 % power at the current effect and spread, and a sentence.
 
-    Whichever comes first: enough for a difference, or for its absence within the margin."""
+    The smaller number counts: enough for a difference, or for its absence within the margin."""
     if e.effect is None or e.sd is None or test.metric == "diverged":
         return None, "more seeds would narrow it"
     if any(count for count, _ in e.diverged.values()):
@@ -49,8 +49,8 @@ def _more(n: int) -> str:
     return f"{n} more seed{'s' * (n != 1)}"
 
 
-def diverged_words(diverged: Mapping[str, tuple[int, int]]) -> str:
-    """How many runs of either side diverged; nothing where none did."""
+def diverged_note(diverged: Mapping[str, tuple[int, int]]) -> str:
+    """Return how many runs of either side diverged; empty if none did."""
     (a, n), (b, m) = diverged["plus"], diverged["minus"]
     if not a + b:
         return ""
@@ -59,13 +59,13 @@ def diverged_words(diverged: Mapping[str, tuple[int, int]]) -> str:
 
 
 def no_pair(sample: Sample, e: Estimate) -> str:
-    """Why nothing could be measured: pairs without the metric, no common seed, or seeds in common on other numerics."""
+    """Return why nothing could be measured: pairs without the metric, no common seed, or common seeds on other numerics."""
     if sample.pairs:
         return "; ".join(e.notes) or "no pair of runs has a value to compare"
     seeds = [{pair[:2] for pair in arm.rows} for arm in sample.arms]
     if not set.intersection(*seeds):
         own = [
-            f"{arm.name} has {_seed_words(sorted(mine))}" for arm, mine in zip(sample.arms, seeds, strict=True) if mine
+            f"{arm.name} has {_seeds_text(sorted(mine))}" for arm, mine in zip(sample.arms, seeds, strict=True) if mine
         ]
         return f"the arms have no seed in common, so no two runs are a pair: {'; '.join(own)}"
     where = [f"{arm.name} on {' and '.join(sorted({pair[2] for pair in arm.rows}))}" for arm in sample.arms]
@@ -78,30 +78,30 @@ def no_pair(sample: Sample, e: Estimate) -> str:
 def remarks(
     claim: Claim, test: Hypothesis, sample: Sample | None, e: Estimate, studies: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """What qualifies the verdict, the gravest first."""
+    """Return the caveats of a verdict, the most serious first."""
     if sample is None:
         return _tuning({study["sweep"] for study in studies if claim.id in study.get("claims", ())}, studies)
-    found = _lost(sample)
+    notes = _lost(sample)
     if test.matched is None:
-        found += _unmatched(sample)
+        notes += _unmatched(sample)
     arms = {row.get("arm") for arm in sample.arms for rows in arm.rows.values() for row in rows}
-    found += _tuning(set(sample.sweeps), studies, arms)
+    notes += _tuning(set(sample.sweeps), studies, arms)
     if e.effect is not None and len(e.values) > 1 and e.sd == 0 and not e.pooled:
-        found.append("all pairs agree to the last bit: do the arms really differ?")
+        notes.append("all pairs agree to the last bit: do the arms really differ?")
     if e.pooled:
-        found.append(
+        notes.append(
             f"variance pooled over the arms ({e.pooled.df} degrees of freedom; equal spread: p {e.pooled.p_equal:.2g})"
         )
-    return found
+    return notes
 
 
 def _lost(sample: Sample) -> list[str]:
-    """Runs that are there and not paired: unequal seeds, a missing run, other numerics."""
+    """Return notes on runs that are not paired: unequal seeds, a missing run, other numerics."""
     if not sample.unpaired:
         return []
     seeds = [{pair[:2] for pair in arm.rows} for arm in sample.arms]
     lacking = [
-        f"{arm.name} lacks {_seed_words(missing)}"
+        f"{arm.name} lacks {_seeds_text(missing)}"
         for arm, own in zip(sample.arms, seeds, strict=True)
         if (missing := sorted(set.union(*seeds) - own))
     ]
@@ -114,21 +114,21 @@ def _lost(sample: Sample) -> list[str]:
     ]
 
 
-def _seed_words(seeds: Sequence[tuple[Any, ...]]) -> str:
+def _seeds_text(seeds: Sequence[tuple[Any, ...]]) -> str:
     named = ", ".join(str(i) if i == d else f"{i}/{d}" for i, d in seeds[:6])
     return f"seed{'s' * (len(seeds) > 1)} {named}" + (f" and {len(seeds) - 6} more" if len(seeds) > 6 else "")
 
 
 def _unmatched(sample: Sample) -> list[str]:
-    """Arms whose sizes differ."""
+    """Return a note if the sizes of the arms differ."""
     sizes = [row["n_params"] for arm in sample.arms for rows in arm.rows.values() for row in rows]
     excess = max(sizes) / max(1, min(sizes)) - 1
     return [f"parameters differ by {excess:.1%} between the arms"] if excess > MATCHED else []
 
 
 def _tuning(sweeps: set[str], studies: Sequence[Mapping[str, Any]], arms: Collection[Any] | None = None) -> list[str]:
-    """Learning rates that tuning left at an edge, or never found, in the studies behind the runs; of these `arms` alone."""
-    found = []
+    """Return notes on learning rates that tuning left at an edge or never found, for `arms` alone if given."""
+    notes = []
     for study in studies:
         if study.get("sweep") not in sweeps:
             continue
@@ -138,10 +138,10 @@ def _tuning(sweeps: set[str], studies: Sequence[Mapping[str, Any]], arms: Collec
                 continue
             if fit.get("edge"):
                 side = "lowest" if fit["edge"] == "low" else "highest"
-                found.append(
+                notes.append(
                     f"{name}: its best learning rate, {arm['lr']:g}, is the {side} tried, so its loss may yet fall"
                 )
             elif arm.get("grid") and all(point["loss"] is None for point in arm["grid"]):
                 rates = sorted(point["lr"] for point in arm["grid"])
-                found.append(f"{name}: every learning rate from {rates[0]:g} to {rates[-1]:g} diverged in tuning")
-    return found
+                notes.append(f"{name}: every learning rate from {rates[0]:g} to {rates[-1]:g} diverged in tuning")
+    return notes

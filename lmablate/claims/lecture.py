@@ -34,15 +34,15 @@ is judged in [results/survey](results/survey).
 
 
 def page(results: Path) -> str:
-    """The whole page; `results` holds a folder with ``verdicts.json`` for each published sweep."""
-    found, measured = stored(results), findings(results)
+    """Return the whole page; `results` holds a folder with ``verdicts.json`` for each published sweep."""
+    verdicts, measured = stored(results), findings(results)
     claims = [claim for claim in load_claims().values() if claim.group != "Controls"]
-    rows = [_row(claim, found, measured, results) for claim in sorted(claims, key=_place)]
+    rows = [_row(claim, verdicts, measured, results) for claim in sorted(claims, key=_order)]
     return HEAD + "\n".join(rows) + "\n"
 
 
 def stored(results: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """The verdicts by claim, each with the folder that holds it."""
+    """Return the verdicts by claim, each with the name of the folder that holds it."""
     out: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for path in sorted(results.glob("*/verdicts.json")):
         for verdict in json.loads(path.read_text()):
@@ -50,17 +50,17 @@ def stored(results: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     return out
 
 
-def _place(claim: Claim) -> tuple[int, int, str]:
-    """Pages of the notes first, then slides, then what no page says."""
-    words = claim.pages or ""
-    number = re.search(r"\d+", words)
-    kind = 0 if "notes p" in words else 1 if number else 2
-    first = re.search(r"notes p(\d+)", words) or number
+def _order(claim: Claim) -> tuple[int, int, str]:
+    """Return the sort key: pages of the notes first, then slides, then claims without a page."""
+    pages = claim.pages or ""
+    number = re.search(r"\d+", pages)
+    kind = 0 if "notes p" in pages else 1 if number else 2
+    first = re.search(r"notes p(\d+)", pages) or number
     return kind, int(first[0].removeprefix("notes p")) if first else 0, claim.id
 
 
 def findings(results: Path) -> dict[str, list[tuple[str, str]]]:
-    """What was measured without training runs, by claim: ``findings.json`` of each folder, a sentence a claim."""
+    """Return the results measured without training, by claim: folder and sentence of each ``findings.json``."""
     out: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(results.glob("*/findings.json")):
         for claim, sentence in json.loads(path.read_text(encoding="utf-8")).items():
@@ -70,23 +70,23 @@ def findings(results: Path) -> dict[str, list[tuple[str, str]]]:
 
 def _row(
     claim: Claim,
-    found: Mapping[str, list[tuple[str, dict[str, Any]]]],
+    verdicts: Mapping[str, list[tuple[str, dict[str, Any]]]],
     measured: Mapping[str, list[tuple[str, str]]],
     results: Path,
 ) -> str:
-    own = sorted(found.get(claim.id, []), key=lambda item: item[0] != claim.sweep)
+    own = sorted(verdicts.get(claim.id, []), key=lambda item: item[0] != claim.sweep)
     figures = [f"[{name}](results/{name}/{name}.png)" for name, _ in own if (results / name / f"{name}.png").exists()]
     tested = f"`sweeps={claim.sweep} scale=laptop`" if claim.sweep else "no stored sweep"
-    said = [_verdict(name, verdict) for name, verdict in own]
-    said += [f"[measured](results/{name}): {finding}" for name, finding in measured.get(claim.id, [])]
-    if not said:
-        said = [claim.untested or ("not run yet" if claim.sweep else "no run of it is stored")]
+    cell_lines = [_verdict(name, verdict) for name, verdict in own]
+    cell_lines += [f"[measured](results/{name}): {finding}" for name, finding in measured.get(claim.id, [])]
+    if not cell_lines:
+        cell_lines = [claim.untested or ("not run yet" if claim.sweep else "no run of it is stored")]
     cells = (
         claim.pages or "method",
         f"**{claim.id}** {claim.statement}",
         tested,
         ", ".join(figures) or "none",
-        "<br>".join(said),
+        "<br>".join(cell_lines),
     )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -108,17 +108,17 @@ def _effect(test: Mapping[str, Any]) -> str:
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m lmablate.claims.lecture RESULTS --out FILE``"""
+    """Write the page of the lecture's claims. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.claims.lecture", description=prose(__doc__))
     parser.add_argument(
         "results", type=given_path, help="the folder of published results, with a verdicts.json for each sweep"
     )
     parser.add_argument("--out", type=given_path, required=True, metavar="FILE")
-    words = parser.parse_args(argv)
-    if not words.results.is_dir():
-        raise ConfigError(f"{words.results}: there is no such folder")
-    atomic_write(words.out, page(words.results))
-    print(words.out)
+    args = parser.parse_args(argv)
+    if not args.results.is_dir():
+        raise ConfigError(f"{args.results}: there is no such folder")
+    atomic_write(args.out, page(args.results))
+    print(args.out)
     return 0
 
 

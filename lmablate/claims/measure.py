@@ -1,4 +1,4 @@
-"""One hypothesis in one setting, measured: effect, intervals and p values over its pairs."""
+"""Measure one hypothesis in one setting: effect, intervals and p values over its pairs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lmablate.claims.claim import Hypothesis
-from lmablate.claims.evidence import LR, Arm, Pair, Sample
+from lmablate.claims.evidence import LR, Pair, Sample, SampleArm
 from lmablate.claims.predicates import Row, clipped
 from lmablate.diagnostics.spikes import LEAST
 from lmablate.results.arms import is_missing
 from lmablate.stats import counts, curves, estimates, sequential
 
-# Spreads are pooled unless the test of their equality gives a p below EQUAL or the contrast looks wider than the rest: with
-# the first alone a noisy arm of three gave 12 % false alarms for 5 (docs/results/simulation).
+# Spreads are pooled unless the test of their equality gives a p below EQUAL or the contrast looks wider than the rest. With
+# the first condition alone a noisy arm of three gave 12 % false alarms instead of 5 (docs/results/simulation).
 EQUAL, WIDER = 0.2, 0.5
-_WORDS = {
+_NAMES = {
     "val_loss": "a validation loss", "val_bpb": "bits per byte", "train_loss": "a training loss",
     "lr_sensitivity": "three learning rates in common, one of which trains",
     "loss_spike_score": "a spike score of every step (diagnostics=standard runtime.log_every=1)",
@@ -28,7 +28,7 @@ FEW = 8  # pairs from which an arm's own variance is known well enough
 
 
 class Looks(NamedTuple):
-    """Planned early looks at a study: by which rule, after which numbers of pairs. Its evidence is judged by them."""
+    """The planned interim looks of a study: the rule, and the numbers of pairs. Its evidence is judged by them."""
 
     kind: sequential.Kind
     planned: tuple[int, ...]
@@ -36,12 +36,13 @@ class Looks(NamedTuple):
 
 @dataclass
 class Estimate:
-    """`effect`, `values` (by pair), `interval`, `bootstrap` in the hypothesis' unit: per cent of the arms it is measured
-    against, or percentage points of diverged runs. `scale`: nats (or whatever the metric has) in one per cent.
+    """The result of a measurement.
 
-    `p`: of no difference, two-sided; `p_claim`: of the one-sided or equivalence test where the claim is one, else of
-    equivalence within the margin; `p_beyond`: that the effect lies beyond the margin, two-sided. `sd`: of one pair's
-    value; `se`, `df`: of the mean. `diverged`: by side, how many of how many runs.
+    `effect`, `values` (by pair), `interval` and `bootstrap` are in the hypothesis' unit: per cent of the arms it is measured
+    against, or percentage points of diverged runs. `scale`: nats (or the metric's unit) in one per cent.
+
+    `p`: of no difference, two-sided; `p_equal`: of equivalence within the margin; `p_not_higher`: of the one-sided test;
+    `p_beyond`: that the effect lies beyond the margin, two-sided. `sd`: of one pair's value. `diverged`: by side, (count, runs).
     """
 
     effect: float | None = None
@@ -62,7 +63,7 @@ class Estimate:
 
 
 def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Estimate:
-    """Estimate a hypothesis from its sample."""
+    """Return the estimate of a hypothesis from its sample."""
     out = Estimate(diverged={"plus": _diverged(sample.arms, 1), "minus": _diverged(sample.arms, -1)})
     if test.metric == "diverged":
         return _fractions(out)
@@ -70,7 +71,7 @@ def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Est
     losses = {arm.name: [_value(arm.rows[pair], test, sample.arms) for pair in pairs] for arm in sample.arms}
     lost = [i for i in range(len(pairs)) if any(values[i] is None for values in losses.values())]
     if lost:
-        out.notes.append(f"{len(lost)} of {len(pairs)} pairs have a run without {_WORDS[test.metric]} and are left out")
+        out.notes.append(f"{len(lost)} of {len(pairs)} pairs have a run without {_NAMES[test.metric]} and are left out")
     kept = [i for i in range(len(pairs)) if i not in lost]
     pairs = [pairs[i] for i in kept]
     table = {name: [float(values[i]) for i in kept] for name, values in losses.items()}  # type: ignore[arg-type]
@@ -78,8 +79,8 @@ def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Est
     if not pairs:
         return out
     weights = {arm.name: arm.weight for arm in sample.arms}
-    gone = [any(arm.rows[pair][0]["status"] == "diverged" for arm in sample.arms) for pair in pairs]
-    return _paired(out, table, weights, test, looks, gone)
+    diverged_pairs = [any(arm.rows[pair][0]["status"] == "diverged" for arm in sample.arms) for pair in pairs]
+    return _paired(out, table, weights, test, looks, diverged_pairs)
 
 
 def _paired(
@@ -88,9 +89,9 @@ def _paired(
     weights: dict[str, float],
     test: Hypothesis,
     looks: Looks | None,
-    gone: list[bool],
+    diverged_pairs: list[bool],
 ) -> Estimate:
-    """`gone`: whether a run of each pair diverged."""
+    """Return `out` with the estimates over pairs; `diverged_pairs` is True for each pair with a diverged run."""
     n = len(next(iter(table.values())))
     below = {name: weight for name, weight in weights.items() if weight < 0}
     base = [sum(-w * table[a][i] for a, w in below.items()) / -sum(below.values()) for i in range(n)]
@@ -107,10 +108,10 @@ def _paired(
     out.sd = statistics.stdev(out.values)
     diverged = any(count for count, _ in out.diverged.values())
     own: dict[str, Any] = {}
-    found = estimates.pooled(table) if not diverged and n < FEW else None
-    if found and found.p_equal >= EQUAL and estimates.wider(table, weights, found) >= WIDER:
-        se = found.sd / out.scale * math.sqrt(sum(w * w for w in weights.values()) / n)
-        out.pooled, own, out.sd = found, {"se": se, "df": found.df}, se * math.sqrt(n)
+    pooled = estimates.pooled(table) if not diverged and n < FEW else None
+    if pooled and pooled.p_equal >= EQUAL and estimates.wider(table, weights, pooled) >= WIDER:
+        se = pooled.sd / out.scale * math.sqrt(sum(w * w for w in weights.values()) / n)
+        out.pooled, own, out.sd = pooled, {"se": se, "df": pooled.df}, se * math.sqrt(n)
     out.interval = estimates.interval(out.values, **own)
     out.bootstrap = estimates.bootstrap_intervals([out.values])[0]
     out.p, out.p_sign_flip = estimates.t_test(out.values, **own), estimates.sign_flip(out.values)
@@ -119,10 +120,10 @@ def _paired(
     beyond = min(estimates.not_above([s * v for v in out.values], -test.margin, **own) for s in (1, -1))
     out.p_beyond = min(1.0, 2 * beyond)
     if looks is not None:
-        _looked(out, looks, n, test.margin)
+        _with_looks(out, looks, n, test.margin)
     if diverged:
         _with_divergence(out)
-        finished = [v for v, lost in zip(out.values, gone, strict=True) if not lost]
+        finished = [v for v, lost in zip(out.values, diverged_pairs, strict=True) if not lost]
         if finished and len(finished) < n:
             out.notes.append(
                 f"over the {len(finished)} pairs that finished the effect is {statistics.fmean(finished):+.2f} %"
@@ -131,8 +132,10 @@ def _paired(
 
 
 def _with_divergence(out: Estimate) -> None:
-    """Losses of diverged runs are far from normal: the exact tests decide, of the signs and of the fractions, each at half
-    the level. Nothing is equivalent to an arm that diverges more or less often."""
+    """Replace the p values by exact tests, since losses of diverged runs are far from normal.
+
+    The tests of the signs and of the fractions each get half the level. Nothing is equivalent to an arm that diverges more or
+    less often."""
     (a, n), (b, m) = out.diverged["plus"], out.diverged["minus"]
     assert out.p_sign_flip is not None and out.effect is not None
     p = min(1.0, 2 * min(out.p_sign_flip, counts.fisher((a, n), (b, m))))
@@ -142,12 +145,12 @@ def _with_divergence(out: Estimate) -> None:
     out.notes.append(f"{a} of {n} against {b} of {m} runs diverged; they count with the loss before training")
 
 
-def _looked(out: Estimate, looks: Looks, n: int, margin: float) -> None:
-    """p values and interval for evidence that was looked at before its end; they hold whatever stopped the study at this look.
+def _with_looks(out: Estimate, looks: Looks, n: int, margin: float) -> None:
+    """Replace p values and interval by those that stay valid under interim looks, whatever stopped the study.
 
-    The rules spend their alpha on a difference; one-sided and equivalence tests at one of k looks are Bonferroni's, k times
-    their p, or by the anytime rule those of its interval, which lies where it does at all times together."""
-    own = estimates.t_test(out.values)  # the rule is of an arm's own variance
+    The rules spend their alpha on a difference. The one-sided and equivalence tests at one of k looks are Bonferroni's, k times
+    their p. For the anytime rule they follow from its interval, which covers the truth at all times together."""
+    own = estimates.t_test(out.values)  # the rule assumes the arm's own variance
     out.pooled, out.sd = None, statistics.stdev(out.values)
     if looks.kind == "anytime":
         out.p = sequential.anytime_p(out.values)
@@ -182,13 +185,13 @@ def _fractions(out: Estimate) -> Estimate:
     return out
 
 
-def _diverged(arms: Sequence[Arm], sign: int) -> tuple[int, int]:
+def _diverged(arms: Sequence[SampleArm], sign: int) -> tuple[int, int]:
     rows = [row for arm in arms if arm.weight * sign > 0 for own in arm.rows.values() for row in own]
     return sum(row["status"] == "diverged" for row in rows), len(rows)
 
 
-def _value(rows: list[Row], test: Hypothesis, arms: Sequence[Arm]) -> float | None:
-    """The metric of an arm at one pair."""
+def _value(rows: list[Row], test: Hypothesis, arms: Sequence[SampleArm]) -> float | None:
+    """Return the metric of an arm at one pair, or None."""
     row = rows[0]
     if test.metric == "lr_sensitivity":
         return _sensitivity(rows, arms)
@@ -207,15 +210,17 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[Arm]) -> float | No
 
 
 def _spike_score(row: Row) -> float | None:
-    """Per cent of steps (lmablate/diagnostics/spikes.py); None where records are means over several, which hide a spike."""
+    """Return the per cent of steps with a spike (lmablate/diagnostics/spikes.py).
+
+    None if records are means over several steps, which hide a spike."""
     steps = row["diverged_at_step"] if row["status"] == "diverged" else row["trainer.steps"]
     judged, score = row.get("diagnostics.spike_values"), row.get("diagnostics.loss_spike_score")
     known = not (is_missing(judged) or is_missing(score) or is_missing(steps))
     return float(score) if known and judged >= 0.9 * (steps - LEAST) else None  # type: ignore[arg-type]
 
 
-def _sensitivity(rows: list[Row], arms: Sequence[Arm]) -> float | None:
-    """Over the learning rates that every arm has; None below three."""
+def _sensitivity(rows: list[Row], arms: Sequence[SampleArm]) -> float | None:
+    """Return the sensitivity over the learning rates that every arm has; None below three rates."""
     grids = [{row[LR] for own in arm.rows.values() for row in own} for arm in arms]
     common = set.intersection(*grids)
     mine = {row[LR]: row for row in rows if row[LR] in common}
@@ -231,7 +236,7 @@ def _sensitivity(rows: list[Row], arms: Sequence[Arm]) -> float | None:
 def _one_a_draw(
     pairs: list[Pair], table: dict[str, list[float]], notes: list[str]
 ) -> tuple[list[Pair], dict[str, list[float]]]:
-    """Crossed seeds are not independent pairs: all orders of one draw of the weights are averaged to one."""
+    """Average crossed seeds over the orders of each draw of the weights, since they are not independent pairs."""
     inits, orders = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     if len(set(inits)) == len(pairs) or len(set(orders)) == len(pairs) or min(len(set(inits)), len(set(orders))) < 2:
         return pairs, table

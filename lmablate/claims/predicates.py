@@ -1,4 +1,4 @@
-"""What a run is, as a claim names it: its columns, its shapes, and whether they match."""
+"""Match runs against the columns and shapes that a claim names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lmablate.claims.claim import Arms
 from lmablate.results.arms import is_missing, show
 
 Row = dict[str, Any]
-NEAR = 0.06  # how far a shape may lie from the number a claim names: budgets meet a ratio within 5 %
-SAME = 1e-3  # how far any other number may
+NEAR = 0.06  # relative tolerance of a shape: budgets meet a ratio within 5 %
+SAME = 1e-3  # relative tolerance of any other number
 
 
 def _gated(row: Row) -> bool:
@@ -34,8 +34,8 @@ SHAPES: dict[str, Callable[[Row], float]] = {
 }
 
 
-def words(arms: Mapping[str, Any] | None) -> str:
-    """Columns and values as a reader would type them: ``activation=gelu,silu``."""
+def describe(arms: Mapping[str, Any] | None) -> str:
+    """Return columns and values as a user would type them: ``activation=gelu,silu``."""
     parts = []
     for column, value in (arms or {}).items():
         values = value if isinstance(value, list) else [value]
@@ -44,7 +44,7 @@ def words(arms: Mapping[str, Any] | None) -> str:
 
 
 def value_of(row: Row, column: str) -> Any:
-    """A column or shape of a row; None where it has none."""
+    """Return a column or shape of a row, or None if it has none."""
     if column in SHAPES:
         try:
             return float(SHAPES[column](row))
@@ -55,14 +55,17 @@ def value_of(row: Row, column: str) -> Any:
 
 
 def matches(row: Row, arms: Arms) -> bool:
+    """Return True if a row has all the columns and shapes of `arms`."""
     return all(
         is_wanted(value_of(row, column), wanted, NEAR if column in SHAPES else SAME) for column, wanted in arms.items()
     )
 
 
 def is_wanted(value: Any, wanted: Any, near: float = 0.0) -> bool:
-    """Whether a value is the wanted one: a number within `near` of it (relative) or in its range ``low..high``, or any of a
-    list."""
+    """Return True if a value is the wanted one.
+
+    A number matches within `near` of it (relative) or in its range ``low..high``. A list matches if any of its items does.
+    """
     if isinstance(wanted, list):
         return any(is_wanted(value, one, near) for one in wanted)
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -75,7 +78,8 @@ def is_wanted(value: Any, wanted: Any, near: float = 0.0) -> bool:
 
 
 def clipped(row: Row) -> float:
-    """The final loss, at most that before training; of a run that diverged the loss before training, from which it has
-    nothing to show. Not finite where neither is known."""
+    """Return the final loss, at most the loss before training, which is also that of a diverged run.
+
+    Infinite if neither is known."""
     known = [row[key] for key in ("val_loss", "init_val_loss") if not is_missing(row[key])]
     return float(min(known, default=math.inf))

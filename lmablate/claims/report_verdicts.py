@@ -1,4 +1,4 @@
-"""Verdicts on a results directory: its runs as its studies used them, the verdicts, and what a difference is worth."""
+"""Verdicts on a results directory: its runs as its studies used them, the verdicts, and differences as compute."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ EVALUATED = ("evaluate", "evaluate_shared")
 
 
 def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The claims that the finished `runs` (as from evidence) touch, as from judge; a test of the final loss also has
-    `compute`, its effect as the baseline's tokens."""
+    """Return the verdicts on the claims that finished `runs` touch (`runs` from evidence, rows as from judge).
+
+    A test of the final loss also has `compute`, its effect as the baseline's tokens."""
     sweeps = {name for name in runs["sweep"] if isinstance(name, str)}
-    found = judge(runs, studies=studies, asked={sweep: sweep_claims(sweep) for sweep in sweeps})
-    for claim in found:
+    claims = judge(runs, studies=studies, requested={sweep: sweep_claims(sweep) for sweep in sweeps})
+    for claim in claims:
         for test in claim["tests"]:
             test["compute"] = _compute(test, runs, history)
-    return found
+    return claims
 
 
 def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """`runs`, once for each study and stage that used them, and runs of no study as they are.
+    """Return `runs` once for each study and stage that used them, and runs of no study unchanged.
 
-    What one study tuned on may be evidence in another that evaluates it: there nothing was chosen by it. What a search was
-    trained for never is, since what it found may be an arm here; ``attrs["searched"]`` counts the runs left out for that.
-    """
+    Runs on which one study tuned may be evidence in another that evaluates them, since nothing was chosen by them there. Runs
+    of a search never are, since its best may be an arm here; ``attrs["searched"]`` counts the runs left out for that."""
     import pandas as pd
 
     used = [study_runs(runs, dict(study)) for study in studies]
@@ -54,13 +54,13 @@ def evidence(runs: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> pd.Dat
 
 
 def noise(runs: pd.DataFrame) -> list[Row]:
-    """The spread of every arm of `runs` (with_arms) with two finished seeds or more."""
+    """Return the spread of every arm of `runs` (with_arms) with at least two finished seeds."""
     rows = [{"arm": arm, **seed_noise(own)._asdict()} for arm, own in runs.groupby("arm", sort=True)]
     return [row for row in rows if row["n"] > 1]
 
 
 def _compute(test: Row, runs: pd.DataFrame, history: pd.DataFrame) -> Row | None:
-    """Final loss of the arms claimed about, on the mean curve of the arms they are measured against."""
+    """Return the final loss of the claimed arms on the mean curve of the arms they are measured against, or None."""
     sides = test["runs"]
     simple = test["metric"] == "val_loss" and test["effect"] is not None and sides["plus"] and sides["minus"]
     if not simple or test["diverged"]["plus"][0] or test["diverged"]["minus"][0] or len(test["minus"]) > 1:

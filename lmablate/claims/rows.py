@@ -1,4 +1,4 @@
-"""Finished runs as the rows that claims are held against, with what other files and other runs say of each."""
+"""Finished runs as rows for claims, with values from evaluation files and from other runs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, runs: pd.DataFrame) -> Table:
+        """Return the table of a frame of runs."""
         columns = [*axis_columns(runs), *config_columns(runs), "science_version"]
         rows, longer = runs.to_dict("records"), _through_longer_windows(runs)
         for row in rows:
@@ -29,12 +30,12 @@ class Table(NamedTuple):
         return cls(_with_shares(rows), [column for column in columns if column in runs])
 
     def of_sweep(self, sweep: str | None) -> Table:
-        """The rows of one stored sweep alone (None: of no sweep), as a report on nothing else would have them."""
+        """Return the rows of one stored sweep (None: of no sweep), as in a report on it alone."""
         rows = [row for row in self.rows if (None if is_missing(row["sweep"]) else row["sweep"]) == sweep]
         return Table(_with_shares(rows), self.columns)
 
     def each_run_once(self) -> Table:
-        """The rows without the further ones of runs that several studies share."""
+        """Return the rows without duplicates of runs that several studies share."""
         rows: dict[tuple[str, str], Row] = {}
         for row in self.rows:
             rows.setdefault((row["run_id"], str(row.get("stage"))), row)
@@ -42,7 +43,7 @@ class Table(NamedTuple):
 
 
 def _with_shares(rows: Sequence[Row]) -> list[Row]:
-    """Copies of `rows`; of runs that branch off a trunk with ``trunk_share``, which part of its steps they have."""
+    """Return copies of `rows`. Branches of a trunk get ``trunk_share``, their steps over the longest branch's."""
     longest = _longest(rows)
     shares = [
         {"trunk_share": r["trainer.steps"] / longest[r["trunk"]]} if r.get("trunk") in longest else {} for r in rows
@@ -51,7 +52,7 @@ def _with_shares(rows: Sequence[Row]) -> list[Row]:
 
 
 def _longest(rows: Sequence[Row]) -> dict[str, int]:
-    """The steps of the longest run of every trunk (lmablate/runs/wsd_branches.py)."""
+    """Return the steps of the longest run of every trunk (lmablate/runs/wsd_branches.py)."""
     out: dict[str, int] = {}
     for row in rows:
         if not is_missing(row.get("trunk")):
@@ -60,15 +61,16 @@ def _longest(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _through_longer_windows(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Of each run, ``val_loss_4x`` and the like: nats per token of the validation text through non-overlapping windows of a
-    whole multiple of the training length, the model as it was trained."""
+    """Return ``val_loss_4x`` and the like by run id, in nats per token.
 
+    They come from evaluations of the validation text in non-overlapping windows of a whole multiple of the training length,
+    with the model as trained."""
     folders = runs.attrs.get("folders", [])
-    found = load_evaluations(folders) if folders else None
+    frame = load_evaluations(folders) if folders else None
     out: dict[str, dict[str, float]] = {}
-    if found is None or found.empty:
+    if frame is None or frame.empty:
         return out
-    plain = found[(found["text"] == VALIDATION) & (found["changes"] == "") & ~found["sliding"].astype(bool)]
+    plain = frame[(frame["text"] == VALIDATION) & (frame["changes"] == "") & ~frame["sliding"].astype(bool)]
     for row in plain.to_dict("records"):
         if row["times"] > 1 and float(row["times"]).is_integer():
             out.setdefault(row["run_id"], {})[f"val_loss_{row['times']:.0f}x"] = row["nats_per_token"]

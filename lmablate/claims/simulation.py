@@ -1,4 +1,4 @@
-"""The whole pipeline on made-up results whose truth is known: frames as load_runs gives them, through claims to verdicts."""
+"""Test the pipeline on simulated results with a known truth: frames as from load_runs, through claims to verdicts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ DECIDED = ("supported", "contradicted")
 
 
 class Truth(NamedTuple):
-    """Of one made-up study. `effects`: each arm's mean final loss over the first's, in sd of a paired difference; `sd`: that
-    sd in per cent of the loss; `correlation`: of two arms that share a seed; `diverge`: each arm's chance to diverge."""
+    """The truth of one simulated study.
+
+    `effects`: each arm's mean final loss minus the first arm's, in sd of a paired difference. `sd`: that sd in per cent of the
+    loss. `correlation`: of two arms that share a seed. `diverge`: each arm's probability to diverge."""
 
     effects: Sequence[float] = (0.0, 0.0)
     sd: float = 0.25
@@ -35,7 +37,7 @@ class Truth(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """How often something was seen, with its exact 95 % interval, beside what it should be."""
+    """A frequency with its exact 95 % interval, and its expected value."""
 
     what: str
     setting: str
@@ -48,7 +50,7 @@ class Rate(NamedTuple):
 
 
 def study(truth: Truth, seeds: int, rng: np.random.Generator) -> pd.DataFrame:
-    """One made-up study: arms of the axis `norm`, each with the same `seeds`."""
+    """Return one simulated study: arms of the axis `norm`, each with the same `seeds`."""
     import pandas as pd
 
     run_sd = truth.sd * PERCENT / np.sqrt(2 * (1 - truth.correlation))
@@ -73,7 +75,7 @@ def _row(norm: str, seed: int, loss: float | None) -> dict[str, Any]:
 
 
 def claim(name: str, direction: str, margin: float, *, arm: str = "layer", seeds: int = 2) -> Claim:
-    """A claim of `arm` minus rms."""
+    """Return a claim about `arm` minus rms."""
     test = {"says": name, "plus": {"norm": arm}, "minus": {"norm": "rms"}, "metric": "val_loss", "direction": direction}
     about = dict.fromkeys(("group", "statement", "expected", "smallest_scale", "design"), name)
     entry: dict[str, Any] = {"id": name, "priority": 1, "published": [], "sweep": None, "minimum_seeds": seeds, **about}
@@ -88,44 +90,42 @@ def verdicts(
     seed: int,
     studies: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """The verdicts, by claim, on `sets` made-up studies of the same truth."""
+    """Yield the verdicts, by claim, on `sets` simulated studies of the same truth."""
     rng = np.random.default_rng(seed)
     for _ in progress(range(sets), "made-up studies judged"):
         yield {row["id"]: row for row in judge(study(truth, seeds, rng), claims=claims, studies=studies)}
 
 
 def rate(what: str, setting: str, hits: Sequence[bool], expected: float | None) -> Rate:
-
+    """Return the rate of `hits`, with its exact interval."""
     count, n = int(sum(hits)), len(hits)
     return Rate(what, setting, count, n, count / n, *clopper_pearson(count, n), expected)
 
 
 def false_positives(sets: int, seeds: Sequence[int] = (4, 5, 6, 8, 12), margin: float = 0.01) -> list[Rate]:
-    """A/A studies: how often is a difference claimed? The margin is too small to be shown, so that nothing else can be."""
+    """Return how often A/A studies claim a difference. The margin is too small for anything else to be shown."""
     claims = {"a": claim("a", "lower", margin)}
     out = []
     for n in seeds:
-        found = verdicts(Truth(), n, claims, sets, seed=n)
-        hits = [one["a"]["verdict"] in DECIDED for one in found]
+        results = verdicts(Truth(), n, claims, sets, seed=n)
+        hits = [one["a"]["verdict"] in DECIDED for one in results]
         out.append(rate("A/A: a difference is claimed", f"{n} pairs", hits, 0.05))
     return out
 
 
 def powers(sets: int, table: Mapping[float, int]) -> list[Rate]:
-    """A/B studies: how often is a difference of so many sd found with the pairs that a table gives it?"""
-
+    """Return how often A/B studies find a difference, in sd, with the number of pairs that `table` gives it."""
     claims = {"b": claim("b", "higher", 0.01)}
     out = []
     for effect, n in table.items():
-        found = verdicts(Truth((0.0, effect)), n, claims, sets, seed=round(100 * effect))
-        hits = [one["b"]["verdict"] == "supported" for one in found]
+        results = verdicts(Truth((0.0, effect)), n, claims, sets, seed=round(100 * effect))
+        hits = [one["b"]["verdict"] == "supported" for one in results]
         out.append(rate("A/B: the difference is found", f"{effect:g} sd, {n} pairs", hits, power(effect, n)))
     return out
 
 
 def equivalences(sets: int, table: Mapping[float, int]) -> list[Rate]:
-    """TOST: arms that are equal, and arms that differ by just the margin, which must not be called equal."""
-
+    """Return TOST's rates for equal arms, and for arms that differ by just the margin, which must not be called equal."""
     out = []
     for margin, n in table.items():
         truth = Truth()
@@ -134,36 +134,37 @@ def equivalences(sets: int, table: Mapping[float, int]) -> list[Rate]:
             (0.0, "equal arms are shown to be equal", tost_power(margin, n)),
             (margin, "arms that differ by the margin are called equal", None),
         ):
-            found = verdicts(
+            results = verdicts(
                 truth._replace(effects=(0.0, effect)), n, claims, sets, seed=round(100 * margin) + bool(effect)
             )
-            hits = [one["e"]["verdict"] == "supported" for one in found]
+            hits = [one["e"]["verdict"] == "supported" for one in results]
             out.append(rate(f"TOST: {what}", f"margin {margin:g} sd, {n} pairs", hits, expected or 0.05))
     return out
 
 
 def families(sets: int, size: int = 10, n: int = 6) -> list[Rate]:
-    """Holm: `size` true nulls in one report, and none of them may be refuted more often than in 5 % of reports; and a large
-    effect among nulls."""
+    """Return Holm's error rates: for `size` true nulls in one report, and for nulls next to a large effect.
+
+    Any null may be refuted in at most 5 % of reports."""
     setting = f"{size} claims, {n} pairs"
     nulls, plain = [], []
     for rows in _reports(sets, size, n, 0.0, 1):
         nulls.append(any(row["verdict"] in DECIDED for row in rows))
         plain.append(any(row["tests"][0]["p"] < 0.05 for row in rows))
-    beside, found = [], []
+    neighbours, effects = [], []
     for rows in _reports(sets, size, n, -6.0, 2):
-        beside.append(any(row["verdict"] in DECIDED for row in rows[1:]))
-        found.append(rows[0]["verdict"] in DECIDED)
+        neighbours.append(any(row["verdict"] in DECIDED for row in rows[1:]))
+        effects.append(rows[0]["verdict"] in DECIDED)
     return [
         rate("Holm: any of ten nulls is refuted", setting, nulls, 0.05),
         rate("without Holm: any of ten nulls is refuted", setting, plain, 1 - 0.95**size),
-        rate("Holm: any of nine nulls is refuted beside an effect", setting, beside, 0.05),
-        rate("Holm: the effect of 6 sd is found", setting, found, None),
+        rate("Holm: any of nine nulls is refuted beside an effect", setting, neighbours, 0.05),
+        rate("Holm: the effect of 6 sd is found", setting, effects, None),
     ]
 
 
 def _reports(sets: int, size: int, n: int, effect: float, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Verdicts on `size` claims of one report, each on a study of its own; the first has the `effect`, in sd."""
+    """Yield verdicts on `size` claims of one report, each on its own study; the first has the `effect`, in sd."""
     import pandas as pd
 
     rng = np.random.default_rng(seed)
@@ -181,8 +182,7 @@ def _reports(sets: int, size: int, n: int, effect: float, seed: int) -> Iterator
 
 
 def looks(sets: int, planned: tuple[int, ...] = (4, 6, 8, 10, 12), effect: float = 1.5) -> list[Rate]:
-    """Early looks, pair by pair: error rate, power and the pairs it took; looking without a rule beside them."""
-
+    """Return error rate, power and mean number of pairs of interim looks, also without a stopping rule."""
     rng = np.random.default_rng(7)
     nulls, effects = rng.standard_normal((sets, planned[-1])), effect + rng.standard_normal((sets, planned[-1]))
     setting = f"looks after {', '.join(map(str, planned))} pairs"
@@ -205,14 +205,15 @@ def looks(sets: int, planned: tuple[int, ...] = (4, 6, 8, 10, 12), effect: float
         out.append(rate(f"{name}: false positives", setting, [n > 0 for n in stops(nulls, stop)], expected))
         taken = stops(effects, stop)
         mean = float(np.mean([n or planned[-1] for n in taken]))
-        words = f"{effect:g} sd, {mean:.1f} of {planned[-1]} pairs on average"
-        out.append(rate(f"{name}: power", words, [n > 0 for n in taken], None))
+        label = f"{effect:g} sd, {mean:.1f} of {planned[-1]} pairs on average"
+        out.append(rate(f"{name}: power", label, [n > 0 for n in taken], None))
     return out
 
 
 def pooling(sets: int, n: int = 4) -> list[Rate]:
-    """Three arms whose variance is pooled where their spreads look equal: when they are, and when the arm that is claimed
-    about spreads two or three times as wide, which Levene's test on so few pairs often misses."""
+    """Return the error rates of three arms with pooled variance, for equal spreads and for one wider arm.
+
+    The claimed arm spreads two or three times as wide, which Levene's test on so few pairs often misses."""
     test = {"says": "p", "plus": {"norm": "layer"}, "minus": {"norm": ["rms", "none"]}, "metric": "val_loss"}
     base = claim("p", "lower", 0.01)
     claims = {
@@ -232,8 +233,7 @@ def pooling(sets: int, n: int = 4) -> list[Rate]:
 
 
 def judged_looks(sets: int, planned: tuple[int, ...] = (4, 6, 8)) -> list[Rate]:
-    """A study that stops at the look that decides, judged from its rows as any other: A/A."""
-
+    """Return the error rate of A/A studies that stop at the deciding look and are judged from their rows."""
     claims, out = {"s": claim("s", "lower", 0.01)}, []
     for kind in sequential.KINDS:
         record = {
@@ -249,14 +249,16 @@ def judged_looks(sets: int, planned: tuple[int, ...] = (4, 6, 8)) -> list[Rate]:
             n = next((n for i, n in enumerate(planned) if sequential.decide(kind, planned, i, values[:n])), planned[-1])
             row = judge(frame[frame["init_seed"] < n], claims=claims, studies=[record])[0]
             hits.append(row["verdict"] in DECIDED)
-        words = f"looks after {', '.join(map(str, planned))} pairs"
-        out.append(rate(f"A/A, stopped and judged by {kind}: a difference is claimed", words, hits, 0.05))
+        label = f"looks after {', '.join(map(str, planned))} pairs"
+        out.append(rate(f"A/A, stopped and judged by {kind}: a difference is claimed", label, hits, 0.05))
     return out
 
 
 def divergences(sets: int, n: int = 6) -> list[Rate]:
-    """Runs that diverge: as often in both arms, which is no difference; in one arm alone; and in an arm whose finished runs
-    are the better ones, which must not be called better for it. No pair may be dropped."""
+    """Return the rates with diverging runs. No pair may be dropped.
+
+    Cases: equally often in both arms, which is no difference; in an arm whose finished runs are better, which must not be
+    called better for it; in one arm alone."""
     claims = {"d": claim("d", "higher", 0.01)}
     out = []
     for truth, what, hit, expected in (

@@ -1,4 +1,4 @@
-"""Verdicts as a table."""
+"""Write verdicts as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = (
 
 
 def verdict_table(claims: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row a test of each claim (claims without tests have one row), with the published effect nearest to hand."""
+    """Return one row per test of each claim (one row without tests), with the first published effect."""
     import pandas as pd
 
     rows = []

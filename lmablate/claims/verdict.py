@@ -1,4 +1,4 @@
-"""Verdicts: what finished runs say of each claim, at one error rate for each study, and beside it at one for the report."""
+"""Judge claims from finished runs, at one error rate per study and at one for the whole report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmablate.claims.claim import Claim, Hypothesis, load_claims
-from lmablate.claims.error_rates import Asked, Corrected, Group, Judged, correct, groups, p_claim
+from lmablate.claims.error_rates import Corrected, Group, Judged, Requests, correct, groups, p_claim
 from lmablate.claims.evidence import Sample
-from lmablate.claims.explanations import diverged_words, more_seeds, no_pair, remarks
+from lmablate.claims.explanations import diverged_note, more_seeds, no_pair, remarks
 from lmablate.claims.measure import Estimate
-from lmablate.claims.predicates import words
+from lmablate.claims.predicates import describe
 from lmablate.claims.rows import Table
 from lmablate.results.arms import is_missing
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Verdict = Literal["supported", "contradicted", "no difference", "not decided", "not testable at this scale"]
-# A claim of several tests, or in several settings, is as good as its worst.
+# The verdict on a claim with several tests or settings is the first of these that any of them has.
 GRAVITY: tuple[Verdict, ...] = (
     *("contradicted", "no difference", "not testable at this scale", "not decided", "supported"),
 )
@@ -30,29 +30,29 @@ def judge(
     runs: pd.DataFrame,
     *,
     studies: Iterable[Mapping[str, Any]] = (),
-    asked: Asked | None = None,
+    requested: Requests | None = None,
     claims: Mapping[str, Claim] | None = None,
     alpha: float = ALPHA,
 ) -> list[Row]:
-    """The claims that `runs` (load_runs) touch, each with its verdict and the tests behind it; JSON values only.
+    """Return the claims that `runs` (load_runs) touch, each with its verdict and its tests; JSON values only.
 
-    A row is what one study (stored sweep) says of one claim, on its own runs. `studies`: contents of studies/<sweep>.json,
-    for learning rates at an edge, early looks and the claims that they name; `asked`: more claims by sweep, None for runs
-    of no sweep. Those are judged even without a run that bears on them. Others that the runs touch follow as ``scope``
-    "not asked", and those that only runs of several studies touch as "across studies".
+    A row is the verdict of one study (stored sweep) on one claim, from its own runs. `studies`: contents of
+    studies/<sweep>.json, for learning rates at an edge, interim looks and the claims they name. `requested`: more claims by
+    sweep, None for runs of no sweep. Requested claims are judged even without runs. Others that the runs touch follow as
+    ``scope`` "not asked", and those that only runs of several studies touch as "across studies".
 
     A verdict is corrected by Holm (1979) within its study and scope. ``joint`` is the verdict when all tests that studies
-    asked for are corrected together; it is null for the others, which are no part of that family.
+    requested are corrected together; it is None for the others, which are not part of that family.
     """
     studies = list(studies)
     known = load_claims() if claims is None else claims
-    wanted: dict[str | None, set[str]] = {sweep: set(names) for sweep, names in (asked or {}).items()}
+    wanted: dict[str | None, set[str]] = {sweep: set(names) for sweep, names in (requested or {}).items()}
     for study in studies:
         wanted.setdefault(study["sweep"], set()).update(study.get("claims", ()))
-    found = groups(Table.of(runs), known, studies, wanted)
-    joint = [one for group in found if group.scope == "asked" for one in group.measured]
+    tests = groups(Table.of(runs), known, studies, wanted)
+    joint = [one for group in tests if group.scope == "asked" for one in group.measured]
     corrected = {id(one): ps for one, ps in zip(joint, correct(joint), strict=True)}
-    return [row for group in found for row in _rows(group, known, wanted, corrected, studies, alpha)]
+    return [row for group in tests for row in _rows(group, known, wanted, corrected, studies, alpha)]
 
 
 def _rows(
@@ -63,22 +63,24 @@ def _rows(
     studies: list[Mapping[str, Any]],
     alpha: float,
 ) -> list[Row]:
-    """The claims of one group; `joint` holds the report's correction of what studies asked for, by the id of the test."""
+    """Return the claims of one group; `joint` holds the report's correction by the id of the test."""
     own = {id(one): ps for one, ps in zip(group.measured, correct(group.measured), strict=True)}
     tests: dict[str, list[Row]] = {}
     for one in group.tests:
         row = _row(one, own.get(id(one)), studies, alpha)
         row["joint"] = None if group.scope != "asked" else _joint(one, joint.get(id(one)), alpha)
         tests.setdefault(one.claim.id, []).append(row)
-    asked = wanted.get(group.study, set()) if group.scope == "asked" else set()
-    untested = [claim.id for claim in known.values() if claim.id in asked and claim.untested]
+    requested = wanted.get(group.study, set()) if group.scope == "asked" else set()
+    untested = [claim.id for claim in known.values() if claim.id in requested and claim.untested]
     return [_claim_row(known[name], group, tests.get(name, [])) for name in [*tests, *untested]]
 
 
 def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALPHA) -> tuple[Verdict, str]:
-    """The verdict on a measured hypothesis from its corrected p values, with the reason: `p` of no difference (for `equal`
-    and `not_higher`: of none beyond the margin), `q` of the one-sided test for `not_higher` and of equivalence otherwise.
-    An effect that is there and smaller than the margin is no difference: the margin says what counts."""
+    """Return the verdict on a measured hypothesis from its corrected p values, and the reason.
+
+    `p` is of no difference (for `equal` and `not_higher`: of none beyond the margin). `q` is of the one-sided test for
+    `not_higher`, else of equivalence. An effect smaller than the margin is no difference, since the margin says what counts.
+    """
     assert e.effect is not None
     unit = "points" if test.metric == "diverged" else "%"
     margin = f"{test.margin:g} {unit}"
@@ -110,8 +112,7 @@ def decide(test: Hypothesis, e: Estimate, p: float, q: float, alpha: float = ALP
 
 
 def _verdict(one: Judged, ps: Corrected | None, alpha: float) -> tuple[Verdict, str, int | None]:
-    """The verdict on one test at the p values of a family, its reason, and how many more seeds would decide it."""
-
+    """Return the verdict on one test at the p values of a family, the reason, and how many more seeds would decide."""
     test, e, sample = one.test, one.estimate, one.sample
     n, least = len(e.values), one.claim.minimum_seeds
     if sample is None:
@@ -119,22 +120,22 @@ def _verdict(one: Judged, ps: Corrected | None, alpha: float) -> tuple[Verdict, 
     if ps is None:
         return "not decided", no_pair(sample, e), None
     if one.claim.smallest_params and (size := _size(sample)) < one.claim.smallest_params:
-        said = f"said of models from {one.claim.smallest_params:,} parameters; these have {size:,}"
-        return "not testable at this scale", said, None
+        message = f"said of models from {one.claim.smallest_params:,} parameters; these have {size:,}"
+        return "not testable at this scale", message, None
     if n < least and test.metric != "diverged":
-        said = f"{n} paired seed{'s' * (n != 1)}, of at least {least}: a difference cannot be told from noise"
-        return "not decided", said, least - n
+        message = f"{n} paired seed{'s' * (n != 1)}, of at least {least}: a difference cannot be told from noise"
+        return "not decided", message, least - n
     verdict, reason = decide(test, e, ps.p, ps.q, alpha)
-    if test.metric != "diverged" and (lost := diverged_words(e.diverged)):
+    if test.metric != "diverged" and (lost := diverged_note(e.diverged)):
         reason += f", where {lost}"
     if verdict != "not decided":
         return verdict, reason, None
-    more, said = more_seeds(test, e, n, alpha / ps.family)
-    return verdict, f"{reason}; {said}", more
+    more, message = more_seeds(test, e, n, alpha / ps.family)
+    return verdict, f"{reason}; {message}", more
 
 
 def _joint(one: Judged, ps: Corrected | None, alpha: float) -> Row:
-    """What the verdict on one test is among all that the studies of a report asked for."""
+    """Return the verdict on one test among all requested tests of the report."""
     verdict, reason, more = _verdict(one, ps, alpha)
     return {"verdict": verdict, "reason": reason, "more_seeds": more} | _corrected(ps)
 
@@ -155,7 +156,7 @@ def _row(one: Judged, ps: Corrected | None, studies: list[Mapping[str, Any]], al
     return {
         "says": test.says, "where": sample.where if sample else {}, "metric": test.metric, "direction": test.direction,
         "margin": test.margin, "unit": "percentage points" if test.metric == "diverged" else "per cent",
-        "plus": _side(sample, 1) or words_of(test, 1), "minus": _side(sample, -1) or words_of(test, -1),
+        "plus": _side(sample, 1) or _describe_side(test, 1), "minus": _side(sample, -1) or _describe_side(test, -1),
         "verdict": verdict, "reason": reason, "notes": notes, "more_seeds": more,
         "effect": e.effect, "interval_95": interval, "bootstrap_95": list(e.bootstrap) if e.bootstrap else None,
         "effect_in_units": None if e.effect is None or e.scale is None else e.effect * e.scale,
@@ -183,7 +184,7 @@ def _claim_row(claim: Claim, group: Group, tests: list[Row]) -> Row:
 
 
 def _worst(claim: Claim, tests: Sequence[Row]) -> Row:
-    """The verdict on a claim from those on its tests, with its reason."""
+    """Return the verdict on a claim from those on its tests, with its reason."""
     if not tests:
         return {"verdict": "not testable at this scale", "reason": claim.untested or "", "more_seeds": None}
     verdict = min((test["verdict"] for test in tests), key=GRAVITY.index)
@@ -204,8 +205,8 @@ def _run_ids(sample: Sample | None, sign: int) -> list[str]:
     return sorted({str(row["run_id"]) for arm in arms for rows in arm.rows.values() for row in rows})
 
 
-def words_of(test: Hypothesis, sign: int) -> list[str]:
-    return [words(term.arms) for term in test.contrast if term.weight * sign > 0]
+def _describe_side(test: Hypothesis, sign: int) -> list[str]:
+    return [describe(term.arms) for term in test.contrast if term.weight * sign > 0]
 
 
 def _size(sample: Sample) -> int:

@@ -1,4 +1,4 @@
-"""``python -m lmablate.budget <the words of lmablate.train>``: what each run of a command costs, in every currency."""
+"""``python -m lmablate.budget [overrides]``: the parameters, FLOPs and bytes of each run of a command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTES = (
 
 
 def sheet(cfg: RunConfig) -> list[tuple[str, str]]:
-    """The account of one run: what, and how much."""
+    """Return the account of one run as (quantity, value) rows."""
     from lmablate.budget.trace import all_flops_per_token, trace
 
     n, step, length = parameters(cfg), trace(cfg), cfg.model.context_length
@@ -46,27 +46,24 @@ def sheet(cfg: RunConfig) -> list[tuple[str, str]]:
 
 
 def show(configs: Sequence[RunConfig], launcher: str) -> int:
-    """Print the account of every distinct model of a command; returns the exit code."""
+    """Print the account of every distinct model of a command. Return the exit code."""
     from lmablate.runs.prepared import load_data, with_data
 
-    told: set[str] = set()
+    printed: set[str] = set()
     for cfg in configs:
         final = with_data(cfg, load_data(cfg))
         lines = "\n".join(f"{what:<28}{value}" for what, value in sheet(final))
-        if lines not in told:
-            words = " ".join(
-                word for word in cfg.overrides if not word.startswith(("seed=", "init_seed=", "data_seed="))
-            )
-            print(f"{words or 'defaults'}\n{lines}\n")
-        told.add(lines)
+        if lines not in printed:
+            shown = [key for key in cfg.overrides if not key.startswith(("seed=", "init_seed=", "data_seed="))]
+            print(f"{' '.join(shown) or 'defaults'}\n{lines}\n")
+        printed.add(lines)
     print("\n".join([*(DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops", "kv_cache")), *NOTES]))
     return 0
 
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show the accounts of a command line; returns the exit code."""
-
+    """Print the accounts of the models of a command line. Return the exit code."""
     return front_door("lmablate.budget", "what a run costs, in parameters, FLOPs, bytes", show, argv)
 
 

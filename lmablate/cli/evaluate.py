@@ -1,4 +1,4 @@
-"""``python -m lmablate.evaluate RUN [RUN ...]``: finished runs on any text, at any length, with other positions if asked."""
+"""``python -m lmablate.evaluate RUN [RUN ...]``: evaluate finished runs on any text, at any length, with other positions."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ EXAMPLES = """examples:
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate runs; returns the exit code."""
-    asked = _parser().parse_args(argv)
+    """Evaluate runs. Return the exit code."""
+    args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    _evaluate(asked)
+    _evaluate(args)
     return 0
 
 
@@ -86,33 +86,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(asked: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> None:
     import torch
 
     from lmablate.runs.evaluate_run import evaluate_run
 
-    trust_packages(asked.trust)
-    times = _times(asked.lengths)
-    if asked.threads < 1:
-        raise ConfigError(f"--threads {asked.threads}: give 1 or more")
-    torch.set_num_threads(asked.threads)
+    trust_packages(args.trust)
+    times = _times(args.lengths)
+    if args.threads < 1:
+        raise ConfigError(f"--threads {args.threads}: give 1 or more")
+    torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    folders, searched = _run_folders(asked.runs)
-    for place, key in ((asked.json and asked.json.absolute().parent, "--json"), (asked.out, "--out")):
-        if place:
-            check_writable(place, key)
-    device, done = _device(asked.device), []
+    folders, searched = _run_folders(args.runs)
+    for target, key in ((args.json and args.json.absolute().parent, "--json"), (args.out, "--out")):
+        if target:
+            check_writable(target, key)
+    device, done = _device(args.device), []
     for folder in folders:
         try:
-            if folder.is_dir() and (why := unwritable(folder)):  # a missing one would be made
+            if folder.is_dir() and (why := unwritable(folder)):  # writing to a missing folder would create it
                 raise ConfigError(f"{folder}: an evaluation is kept beside its run ({why})")
             content = evaluate_run(
                 folder,
                 times=times,
-                stride=asked.stride,
-                overrides=asked.set,
-                paths=asked.data,
-                text_field=asked.text_field,
+                stride=args.stride,
+                overrides=args.set,
+                paths=args.data,
+                text_field=args.text_field,
                 device=device,
             )
         except DataError:
@@ -124,43 +124,44 @@ def _evaluate(asked: argparse.Namespace) -> None:
             continue
         path = write_evaluation(folder, content)
         done.append(content)
-        print("\n".join(_lines(content, path, positions=asked.positions)), flush=True)
+        print("\n".join(_lines(content, path, positions=args.positions)), flush=True)
     if not done:
         raise ConfigError("no run could be evaluated so; the reasons stand above")
-    if asked.json:
+    if args.json:
         atomic_write(
-            asked.json, json.dumps(finite([one.model_dump() for one in done]), indent=1, allow_nan=False) + "\n"
+            args.json, json.dumps(finite([one.model_dump() for one in done]), indent=1, allow_nan=False) + "\n"
         )
-    if asked.out:
-        _write_tables(folders, done, asked.out)
+    if args.out:
+        _write_tables(folders, done, args.out)
 
 
-def _times(words: str) -> list[float]:
+def _times(text: str) -> list[float]:
     try:
-        return [float(word) for word in words.split(",") if word.strip()]
+        return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise ConfigError(f"--lengths {words}: give multiples of the training length, e.g. 1,2,4,8,16") from None
+        raise ConfigError(f"--lengths {text}: give multiples of the training length, e.g. 1,2,4,8,16") from None
 
 
-def _device(asked: str) -> str:
+def _device(device: str) -> str:
     import torch
 
-    if asked == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch sees no CUDA GPU: use --device cpu")
-    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
-    """Run directories, all of which are there; a results directory stands for its runs that completed, of which some may be
-    left out."""
+    """Return the run directories, and True if a results directory was searched, whose runs may be left out.
+
+    A results directory stands for its completed runs. Raises ConfigError for a directory that does not exist or has none."""
     from lmablate.runs.load import existing_run
 
-    found: list[Path] = []
+    folders: list[Path] = []
     searched = False
     for folder in given:
         if access.there(folder / "config.yaml") is not False or not folder.is_dir():
             existing_run(folder)
-            found.append(folder)
+            folders.append(folder)
             continue
         completed = []
         for path, why in access.folders(folder):
@@ -173,13 +174,13 @@ def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:
             raise ConfigError(
                 f"{folder}: no run is there that completed; give RESULTS_DIR/<run_id>, or RESULTS_DIR{lower}"
             )
-        found += completed
+        folders += completed
         searched = True
-    return list(dict.fromkeys(found)), searched
+    return list(dict.fromkeys(folders)), searched
 
 
 def _lines(content: EvaluationFile, path: Path, *, positions: bool) -> list[str]:
-    """What one evaluation says, as text."""
+    """Return the printed lines of one evaluation."""
     text, entries = content.text, content.results
     changes = f", with {' '.join(content.changes)}" if content.changes else ""
     lines = [
@@ -192,21 +193,21 @@ def _lines(content: EvaluationFile, path: Path, *, positions: bool) -> list[str]
         change = "" if base is None or loss is None else f"{loss - base:+.4f}"
         ece = "-" if entry.ece is None else f"{entry.ece:.4f}"
         sliding = "-" if entry.stride == entry.length else str(entry.stride)
-        said = "-" if loss is None else f"{loss:.4f}"
+        shown = "-" if loss is None else f"{loss:.4f}"
         lines.append(
-            f"  {entry.length / content.train_length:5g}   {entry.length:6d}   {sliding:>6}   {said:>10}  {change:>7}   "
+            f"  {entry.length / content.train_length:5g}   {entry.length:6d}   {sliding:>6}   {shown:>10}  {change:>7}   "
             f"{entry.bits_per_byte:9.4f}   {entry.accuracy:8.4f}   {ece:>5}"
         )
     if positions:
         for entry in entries:
             lines.append(f"  loss by position, windows of {entry.length} that move on by {entry.stride}:")
-            for place in entry.positions:
-                lines.append(f"    {place.start:6d} to {place.end - 1:6d}   {place.nats_per_token:8.4f}")
+            for window in entry.positions:
+                lines.append(f"    {window.start:6d} to {window.end - 1:6d}   {window.nats_per_token:8.4f}")
     return [*lines, f"  {path}"]
 
 
 def _write_tables(folders: Sequence[Path], done: Sequence[EvaluationFile], out: Path) -> None:
-    """The evaluations of this command as tables and a figure."""
+    """Write the evaluations of this command as CSV tables and a figure."""
     from lmablate.analysis._style import save
     from lmablate.analysis.length import by_length
 

@@ -1,4 +1,4 @@
-"""``python -m lmablate.interop RUN_DIR --out DIR``: a trained run as a folder that transformers loads."""
+"""``python -m lmablate.interop RUN_DIR --out DIR``: export a trained run as a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmablate.runs.run_directory import run_path
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export one run, and push it where that is asked for; returns the exit code."""
+    """Export one run, and upload it if ``--push`` is given. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lmablate.interop",
         description="Write a trained run as a folder that transformers loads: AutoTokenizer and, by its objective, AutoModelForCausalLM, "
@@ -26,21 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub too, as a private model")
     parser.add_argument("--public", action="store_true", help="with --push: as a public model")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="with parts of your own")
-    asked = parser.parse_args(argv)
-    trust_packages(asked.trust)
+    args = parser.parse_args(argv)
+    trust_packages(args.trust)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if asked.public and not asked.push:
+    if args.public and not args.push:
         raise ConfigError("--public says how to push, and --push is not given: add --push USER/NAME, or leave it out")
     from lmablate.interop.export import check_name, export_run, push
     from lmablate.interop.saved import library
 
-    if asked.push:
-        check_name(asked.push)
+    if args.push:
+        check_name(args.push)
     library().utils.logging.disable_progress_bar()
-    done = export_run(asked.run_dir, asked.out)
+    done = export_run(args.run_dir, args.out)
     print(f"{done.folder}: {done.architecture}, logits within {done.difference:.1e} of the run's")
-    if asked.push:
-        print(push(done.folder, asked.push, private=not asked.public))
+    if args.push:
+        print(push(done.folder, args.push, private=not args.public))
     return 0
 
 

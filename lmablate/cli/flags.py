@@ -1,4 +1,4 @@
-"""The words of a command line that begin with dashes: ours, Hydra's, and what was meant by others."""
+"""Parse the flags of a command line that begin with dashes: ours, Hydra's, and likely mistakes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VALUED = {
     **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
     **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
 }
-OPTIONAL = ("--info", "-i")  # their value may be left out
+OPTIONAL = ("--info", "-i")  # flags whose value may be left out
 NAMES = {
     "-c": "--cfg",
     "-i": "--info",
@@ -28,7 +28,7 @@ NAMES = {
 
 
 class Flags(NamedTuple):
-    """A command line in its parts. `valued` are Hydra's flags by their long names."""
+    """A parsed command line. `valued` maps Hydra's flags, by their long names, to values."""
 
     overrides: list[str]
     switches: list[str]
@@ -36,50 +36,52 @@ class Flags(NamedTuple):
     trusted: list[str]
 
     @property
-    def several(self) -> bool:
-        """Was a grid asked for?"""
+    def multirun(self) -> bool:
+        """Return True if several runs were requested with ``-m``."""
         return any(flag in MULTIRUN for flag in self.switches)
 
-    def words(self, overrides: Sequence[str]) -> list[str]:
-        """As Hydra reads them: its parser wants all overrides side by side, and a flag whose value may be left out last."""
+    def hydra_args(self, overrides: Sequence[str]) -> list[str]:
+        """Return the arguments in the order that Hydra's parser needs.
+
+        All overrides come together, and a flag whose value may be left out comes last."""
         return [*overrides, *self.switches, *(f"{name}={value}" for name, value in self.valued.items())]
 
 
-def split(words: Sequence[str]) -> Flags:
-    """Take a command line apart, whatever the order. Raises ConfigError for a flag that nobody knows."""
-    found = Flags([], [], {}, [])
-    rest = list(words)
+def parse_flags(args: Sequence[str]) -> Flags:
+    """Parse a command line, in any order. Raises ConfigError for an unknown flag."""
+    flags = Flags([], [], {}, [])
+    rest = list(args)
     while rest:
-        word = rest.pop(0)
-        name, equals, value = word.partition("=")
+        arg = rest.pop(0)
+        name, equals, value = arg.partition("=")
         if name == "--trust":
             package = value or (rest.pop(0) if rest and not equals else "")
             if not package:
                 raise ConfigError("--trust needs the name of a package, e.g. --trust mypackage")
-            found.trusted.extend(package.split(","))
-        elif word in ("-v", "--verbose"):
+            flags.trusted.extend(package.split(","))
+        elif arg in ("-v", "--verbose"):
             os.environ[VERBOSE] = "1"
-        elif word == "--again":
-            found.overrides.append("runtime.again=true")
-        elif word in SWITCHES:
-            found.switches.append(word)
+        elif arg == "--again":
+            flags.overrides.append("runtime.again=true")
+        elif arg in SWITCHES:
+            flags.switches.append(arg)
         elif name in VALUED:
             if not equals and rest and _is_value(rest[0], name):
                 value = rest.pop(0)
-            found.valued[NAMES.get(name, name)] = _checked(name, value)
+            flags.valued[NAMES.get(name, name)] = _checked(name, value)
         elif name == "--experimental-rerun":
             raise ConfigError(
                 "--experimental-rerun reads a pickle, which runs what it holds: give the overrides again instead"
             )
-        elif word.startswith("-"):
-            raise ConfigError(_unknown(word, rest))
+        elif arg.startswith("-"):
+            raise ConfigError(_unknown(arg, rest))
         else:
-            found.overrides.append(word)
-    return found
+            flags.overrides.append(arg)
+    return flags
 
 
-def _is_value(word: str, flag: str) -> bool:
-    return word in VALUED[flag] if flag in OPTIONAL else not word.startswith("-")
+def _is_value(arg: str, flag: str) -> bool:
+    return arg in VALUED[flag] if flag in OPTIONAL else not arg.startswith("-")
 
 
 def _checked(flag: str, value: str) -> str:
@@ -94,18 +96,18 @@ def _checked(flag: str, value: str) -> str:
     return value
 
 
-def _unknown(word: str, rest: Sequence[str]) -> str:
-    """``--norm rms`` and ``--norm=rms`` are overrides with dashes; others are no options at all."""
+def _unknown(arg: str, rest: Sequence[str]) -> str:
+    """Return the error message for ``--norm rms`` and ``--norm=rms``, overrides with dashes, and for unknown flags."""
     from lmablate.config.hints import hint, known_keys, options_of
 
-    name, equals, value = word.lstrip("-").partition("=")
+    name, equals, value = arg.lstrip("-").partition("=")
     key = next((k for k in (name, name.replace("-", "_")) if k in known_keys() or options_of(k)), "")
     if key:
         follows = rest[0] if rest and not equals and "=" not in rest[0] and not rest[0].startswith("-") else ""
-        return f"{f'{word} {follows}'.strip()}: overrides have no dashes: write {key}={value or follows or 'VALUE'}"
+        return f"{f'{arg} {follows}'.strip()}: overrides have no dashes: write {key}={value or follows or 'VALUE'}"
     meant = hint(name.replace("-", "_"))
     nearest = meant if meant.startswith(", did") else ""
     return (
-        f"{word}: no such option{nearest or ';'} there are -m (a grid), --cfg job (show the configuration), --trust PACKAGE, --again, -v "
+        f"{arg}: no such option{nearest or ';'} there are -m (a grid), --cfg job (show the configuration), --trust PACKAGE, --again, -v "
         "and --help; everything else is key=value"
     )

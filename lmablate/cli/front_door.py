@@ -1,4 +1,4 @@
-"""The front door: Hydra's command line, with our exit codes and our words.
+"""Run Hydra's command line with our exit codes and error messages.
 
 0: every job completed or diverged. 1: a job failed, after the others ran. 2: the command cannot be run, and nothing was.
 143 (130): stopped by SIGTERM (SIGINT), checkpoints written.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmablate.cli.flags import Flags, split
+from lmablate.cli.flags import Flags, parse_flags
 from lmablate.core.errors import FULL_TRACE, ConfigError, exit_on_config_error
 from lmablate.core.logging import configure_logging
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
-# Takes the jobs of one command and the word of the launcher; returns the exit code.
+# Takes the jobs of one command and the name of the launcher; returns the exit code.
 Action = Callable[[Sequence["RunConfig"], str], int]
-# The same for a study, whose later jobs hang on the results of earlier ones.
+# Takes a study, whose later jobs depend on the results of earlier ones.
 StudyAction = Callable[["Study", str], int]
 
 
@@ -34,19 +34,21 @@ StudyAction = Callable[["Study", str], int]
 def main(
     module: str, purpose: str, action: Action, argv: Sequence[str] | None = None, *, study: StudyAction | None = None
 ) -> int:
-    """Run one command line; returns its exit code and prints errors of the user's in words."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run one command line. Return its exit code, and print a user's error without a traceback.
+
+    `action` gets the jobs, `study` the study of a command. `module` and `purpose` head the help."""
+    args = list(sys.argv[1:] if argv is None else argv)
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         raise ConfigError(
             f"lmablate needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: Hydra 1.3 does not start on newer ones"
         )
     configure_logging()
-    if "--help" in words or "-h" in words:
-        from lmablate.cli.usage import text
+    if "--help" in args or "-h" in args:
+        from lmablate.cli.usage import help_text
 
-        print(text(module, purpose))
+        print(help_text(module, purpose))
         return 0
-    flags = split(words)
+    flags = parse_flags(args)
     trust_packages(flags.trusted)
     from lmablate.config.overrides import rewrite
 
@@ -54,7 +56,7 @@ def main(
 
 
 def trust_packages(packages: Sequence[str]) -> None:
-    """Open a user's own packages, which may stand in the current folder."""
+    """Allow components from a user's own packages, which may be in the current folder."""
     if packages:
         from lmablate.model.components import trust
 
@@ -63,22 +65,22 @@ def trust_packages(packages: Sequence[str]) -> None:
 
 
 def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction | None) -> int:
-    """Compose every job of a command, check them all, and hand them to `action`."""
+    """Compose and check every job of a command, and pass them to `action`."""
     from lmablate.config.composition import to_run_config
     from lmablate.launcher.hydra_launchers import launcher_of
     from lmablate.runs.wsd_branches import expand
     from lmablate.sweeper.plugin import StudySweeper
 
     shows = "--cfg" in flags.valued
-    if shows and flags.several:  # Hydra shows one configuration, and of a grid nothing
+    if shows and flags.multirun:  # Hydra shows a single configuration, and nothing of a grid
         flags = flags._replace(switches=[], valued={} if _is_grid(overrides) else flags.valued)
         if not flags.valued:
-            return _show(_composed(flags._replace(switches=["-m"]), overrides))
-    composed = _composed(flags, overrides)
-    if StudySweeper.asked is not None:
+            return _show(_compose(flags._replace(switches=["-m"]), overrides))
+    composed = _compose(flags, overrides)
+    if StudySweeper.captured is not None:
         if study is None:
             raise ConfigError("a study (hydra/sweeper=study) needs python -m lmablate.train or lmablate.plan")
-        return study(StudySweeper.asked.study(), StudySweeper.asked.launcher_word)
+        return study(StudySweeper.captured.study(), StudySweeper.captured.launcher_name)
     if composed and (sweeper := composed[0].hydra.runtime.choices["hydra/sweeper"]) in ("study", "optuna"):
         raise ConfigError(f"hydra/sweeper={sweeper} trains several runs: add -m in front of the overrides")
     configs = expand([to_run_config(job) for job in composed])
@@ -92,7 +94,7 @@ def _is_grid(overrides: Sequence[str]) -> bool:
 
 
 def _show(jobs: Sequence[DictConfig]) -> int:
-    """``-m ... --cfg job``: the configuration of every job, under its overrides."""
+    """Print the configuration of every job under its overrides (``-m ... --cfg job``)."""
     from omegaconf import OmegaConf
 
     for job in jobs:
@@ -101,8 +103,8 @@ def _show(jobs: Sequence[DictConfig]) -> int:
     return 0
 
 
-def _composed(flags: Flags, overrides: list[str]) -> list[DictConfig]:
-    """What Hydra makes of a command line: its jobs, or none where a study is left in ``StudySweeper.asked``."""
+def _compose(flags: Flags, overrides: list[str]) -> list[DictConfig]:
+    """Return the jobs that Hydra composes; none if a study is left in ``StudySweeper.captured``."""
     from hydra.errors import HydraException
 
     from lmablate.config import hints
@@ -111,44 +113,44 @@ def _composed(flags: Flags, overrides: list[str]) -> list[DictConfig]:
     from lmablate.launcher.hydra_launchers import LocalLauncher, register
     from lmablate.sweeper.plugin import StudySweeper, register_sweeper
 
-    words = flags.words(overrides)
-    here = [Path.cwd() / "conf", Path.cwd() / "sweeps", *named_folders(words)]
+    args = flags.hydra_args(overrides)
+    here = [Path.cwd() / "conf", Path.cwd() / "sweeps", *named_folders(args)]
     check_folders(here, own=(CONF_DIR, SWEEPS_DIR))
     register_resolvers()
     register()
     register_sweeper()
     composed: list[DictConfig] = []
     LocalLauncher.collected = composed
-    StudySweeper.asked = None
+    StudySweeper.captured = None
     try:
-        _hydra(words, composed)
+        _run_hydra(args, composed)
     except HydraException as error:
         group = (hints.refused_key(error) or "").rpartition(".")[0]
-        deferred = [_for_each_job(word) if _sets(word, group) else word for word in overrides]
-        several = flags.several or any(word.startswith(("sweeps=", "hydra.mode=")) for word in overrides)
-        if not several or deferred == overrides:
-            raise hints.in_words(error, overrides) from error
-        # A fixed key of a group whose option each job chooses: the sweep's own configuration, which has the default, may lack it.
+        deferred = [_for_each_job(override) if _sets(override, group) else override for override in overrides]
+        multirun = flags.multirun or any(override.startswith(("sweeps=", "hydra.mode=")) for override in overrides)
+        if not multirun or deferred == overrides:
+            raise hints.to_config_error(error, overrides) from error
+        # A fixed key of a group whose option varies: the sweep's own configuration has the default, which may lack the key.
         try:
-            return _composed(flags, deferred)
+            return _compose(flags, deferred)
         except HydraException as again:
-            raise hints.in_words(again, overrides) from again
+            raise hints.to_config_error(again, overrides) from again
     return composed
 
 
-def _sets(word: str, group: str) -> bool:
-    """Does an override set one value of a key in `group`?"""
-    return bool(group) and word.startswith(f"{group}.") and not word.partition("=")[2].startswith("choice(")
+def _sets(override: str, group: str) -> bool:
+    """Return True if an override sets a single value of a key in `group`."""
+    return bool(group) and override.startswith(f"{group}.") and not override.partition("=")[2].startswith("choice(")
 
 
-def _for_each_job(word: str) -> str:
-    """The override as a sweep over its one value, which Hydra leaves to the jobs."""
-    key, _, value = word.partition("=")
+def _for_each_job(override: str) -> str:
+    """Return the override as a sweep over its one value, which Hydra resolves for each job."""
+    key, _, value = override.partition("=")
     return f"{key}=choice({value})"
 
 
-def _hydra(words: list[str], composed: list[DictConfig]) -> None:
-    """Have Hydra read `words`; a single run ends up in `composed`, a grid in the launcher, a study in the sweeper."""
+def _run_hydra(args: list[str], composed: list[DictConfig]) -> None:
+    """Run Hydra on `args`. A single run ends in `composed`, a grid in the launcher, a study in the sweeper."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
@@ -160,19 +162,19 @@ def _hydra(words: list[str], composed: list[DictConfig]) -> None:
         whole.hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
         composed.append(whole)
 
-    with _as_command_line(words):
+    with _as_command_line(args):
         task()
 
 
 @contextmanager
-def _as_command_line(words: Sequence[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, and lets exceptions out, so that they end in our words and exit codes."""
-    before, asked = sys.argv, os.environ.get(FULL_TRACE)
-    sys.argv = [before[0], *words]
+def _as_command_line(args: Sequence[str]) -> Iterator[None]:
+    """Set ``sys.argv`` for Hydra, and let its exceptions through, so that we print the message and set the exit code."""
+    before_argv, before_trace = sys.argv, os.environ.get(FULL_TRACE)
+    sys.argv = [before_argv[0], *args]
     os.environ[FULL_TRACE] = "1"
     try:
         yield
     finally:
-        sys.argv = before
-        if asked is None:
+        sys.argv = before_argv
+        if before_trace is None:
             os.environ.pop(FULL_TRACE, None)

@@ -1,4 +1,4 @@
-"""``python -m lmablate.plan --all scale=laptop``: every stored sweep checked and priced, what several ask for counted once."""
+"""``python -m lmablate.plan --all scale=laptop``: check and price every stored sweep, and count shared runs once."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Collected:
-    """The jobs of one sweep: known ones by run id, later ones (their learning rate is still to be found) by the id they would
-    have at the rate of the configuration, which tells equal ones apart from others as well."""
+class SweepJobs:
+    """The jobs of one sweep.
+
+    `known` jobs are keyed by run id. `later` jobs have a learning rate that is still to be chosen. They are keyed by the id at
+    the configured rate, which is enough to tell equal ones apart from others."""
 
     known: dict[str, Job] = field(default_factory=dict)
     later: dict[str, Job] = field(default_factory=dict)
     data: dict[str, TokenData] = field(default_factory=dict)
 
     def grid(self, configs: Sequence[RunConfig], launcher: str) -> int:
+        """Collect the jobs of a grid. Return the exit code."""
         from lmablate.launcher.jobs import prepare_jobs
 
         jobs, self.data = prepare_jobs(configs)
@@ -37,6 +40,7 @@ class Collected:
         return 0
 
     def study(self, study: Study, launcher: str) -> int:
+        """Collect the jobs of a study. Return the exit code."""
         from lmablate.sweeper.outlook import known_and_later
 
         self.known, later, self.data = known_and_later(study)
@@ -44,28 +48,27 @@ class Collected:
         return 0
 
 
-def plan_all(words: Sequence[str]) -> int:
-    """Print a line a sweep and the whole; the first sweep that cannot be run ends it with its error and exit code 2."""
-
-    found: dict[str, Collected] = {}
+def plan_all(overrides: Sequence[str]) -> int:
+    """Print a line for each stored sweep and the total. The first that cannot run ends it with its error and exit code 2."""
+    sweeps: dict[str, SweepJobs] = {}
     for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
-        one = found[sweep] = Collected()
-        command = [f"sweeps={sweep}", *words]
-        if code := front_door("lmablate.plan", "price", one.grid, command, study=one.study):
+        jobs = sweeps[sweep] = SweepJobs()
+        command = [f"sweeps={sweep}", *overrides]
+        if code := front_door("lmablate.plan", "price", jobs.grid, command, study=jobs.study):
             print(f"in sweeps={sweep}", file=sys.stderr)
             return code
-    show(found)
+    show(sweeps)
     return 0
 
 
-def show(found: Mapping[str, Collected]) -> None:
-    """The table, and what it comes to."""
+def show(sweeps: Mapping[str, SweepJobs]) -> None:
+    """Print the table of sweeps, and the total number of runs and time."""
     from lmablate.launcher.scheduler import slot_count
 
     rows: list[tuple[str, ...]] = []
     seen: set[str] = set()
     total, every = 0.0, 0
-    for sweep, one in found.items():
+    for sweep, one in sweeps.items():
         jobs = {**one.known, **{f"later {run_id}": job for run_id, job in one.later.items()}}
         done = {key for key, job in one.known.items() if job.done}
         shared = jobs.keys() & seen

@@ -1,4 +1,4 @@
-"""``--help`` of the commands that take overrides: what they do, the groups with their options, and the stored sweeps."""
+"""``--help`` of the commands that take overrides: their purpose, the groups with their options, the stored sweeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from lmablate.core import axes
 from lmablate.core.paths import SWEEPS_DIR
 
-# What the examples of a command are called; a command that is not listed is shown lmablate.train's.
+# Captions of the examples by command. A command that is not listed gets those of lmablate.train.
 EXAMPLES = {
     "lmablate.train": ("one run", "a grid: every combination", "a stored question, at one of its sizes"),
     "lmablate.plan": (
@@ -51,8 +51,8 @@ Say more: -v.
 """
 
 
-def text(module: str, purpose: str) -> str:
-    """Return the help of a command."""
+def help_text(module: str, purpose: str) -> str:
+    """Return the help text of a command."""
     single, grid, stored = EXAMPLES.get(module, EXAMPLES["lmablate.train"])
     more = MORE.get(module, "")
     return HELP.format(
@@ -69,23 +69,23 @@ def text(module: str, purpose: str) -> str:
 
 
 def _groups() -> str:
-    """One line a group, the default in brackets, and which options are of the current folder."""
+    """Return one line a group, with the default in brackets and the options of the current folder."""
     lines = []
     for group, default in axes.groups().items():
         own = _of_this_folder(group)
         options = list(axes.options(group))
         if group == "preset":
-            said = f"{', '.join(options[:4])} ... (none by default)"
+            shown = f"{', '.join(options[:4])} ... (none by default)"
         else:
-            said = " ".join(f"[{option}]" if option == default else option for option in options)
+            shown = " ".join(f"[{option}]" if option == default else option for option in options)
         mine = f"  yours: {' '.join(own)}" if own else ""
-        lines.append(_wrapped(group, 15, f"{said}{mine}"))
+        lines.append(_wrapped(group, 15, f"{shown}{mine}"))
     return "\n".join(lines)
 
 
-def _wrapped(name: str, width: int, said: str) -> str:
-    """A name and what is said of it, as wide as the terminal."""
-    lines = textwrap.wrap(said, max(40, shutil.get_terminal_size().columns - width - 4), break_on_hyphens=False)
+def _wrapped(name: str, width: int, text: str) -> str:
+    """Return a name and its text, wrapped to the width of the terminal."""
+    lines = textwrap.wrap(text, max(40, shutil.get_terminal_size().columns - width - 4), break_on_hyphens=False)
     return "\n".join(f"  {name if not i else '':<{width}} {line}" for i, line in enumerate(lines or [""]))
 
 
@@ -97,18 +97,18 @@ def _of_this_folder(group: str) -> list[str]:
 
 
 def _sweeps() -> str:
-    """One line a stored sweep: its name and its question, as the file begins."""
-    places = [
+    """Return one line a stored sweep: its name and its question."""
+    folders = [
         SWEEPS_DIR,
         *([Path.cwd() / "sweeps"] if (Path.cwd() / "sweeps").resolve() != SWEEPS_DIR.resolve() else []),
     ]
     return "\n".join(
-        _wrapped(path.stem, 20, _question(path)) for folder in places for path in sorted(folder.glob("*.yaml"))
+        _wrapped(path.stem, 20, _question(path)) for folder in folders for path in sorted(folder.glob("*.yaml"))
     )
 
 
 def _question(path: Path) -> str:
-    """The comment below the first line, up to its question mark."""
+    """Return the first comment of a sweep's file, up to its question mark."""
     comments = [
         line[1:].strip()
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()

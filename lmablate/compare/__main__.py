@@ -1,4 +1,4 @@
-"""``python -m lmablate.compare RUN_A RUN_B``: the loss of two finished runs on the same tokens, one token at a time."""
+"""``python -m lmablate.compare RUN_A RUN_B``: compare the loss of two finished runs on the same tokens, token by token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.cli.front_door import trust_packages
-from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, places
+from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, positions
 from lmablate.compare.examples import examples, visible
 from lmablate.compare.scores import score_pair
 from lmablate.core.errors import ConfigError, exit_on_config_error
@@ -36,11 +36,11 @@ BY = {
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare two runs; returns the exit code."""
-    asked = _parser().parse_args(argv)
-    trust_packages(asked.trust)
+    """Compare two runs. Return the exit code."""
+    args = _parser().parse_args(argv)
+    trust_packages(args.trust)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    print("\n".join(compare(asked)))
+    print("\n".join(compare(args)))
     return 0
 
 
@@ -73,48 +73,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def compare(asked: argparse.Namespace) -> list[str]:
-    """Do what the command line asks; returns what it prints. Raises ConfigError."""
+def compare(args: argparse.Namespace) -> list[str]:
+    """Compare the runs of a command line. Return the lines to print. Raises ConfigError."""
     import numpy as np
     import torch
 
-    if asked.examples < 0:
-        raise ConfigError(f"--examples {asked.examples}: must be 0 or more")
-    check_writable(asked.out, "--out")
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    if args.examples < 0:
+        raise ConfigError(f"--examples {args.examples}: must be 0 or more")
+    check_writable(args.out, "--out")
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu")
-    device = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    pair = score_pair(asked.run_a, asked.run_b, asked.data, asked.text_field, device)
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    pair = score_pair(args.run_a, args.run_b, args.data, args.text_field, device)
     tokens = pair.text.tokens
     document = documents(tokens, pair.data.eot_id)
     cluster, what = clusters(tokens, pair.data.eot_id, pair.window)
-    found = clustered_mean(pair.b.nats - pair.a.nats, cluster)
+    mean = clustered_mean(pair.b.nats - pair.a.nats, cluster)
     counts = np.bincount(np.asarray(pair.data.train), minlength=pair.data.vocab_size)
-    values = {"frequency": counts[tokens], "document": places(document), "window": pair.a.position}
+    values = {"frequency": counts[tokens], "document": positions(document), "window": pair.a.position}
     groups = {by: by_bin(pair.a.nats, pair.b.nats, value, cluster) for by, value in values.items()}
-    shown = examples(pair, document, asked.examples)
-    return _write(asked.out, pair, found, what, groups, shown)
+    shown = examples(pair, document, args.examples)
+    return _write(args.out, pair, mean, what, groups, shown)
 
 
 def _write(
     out: Path,
     pair: Pair,
-    found: Mean,
+    mean: Mean,
     what: str,
     groups: dict[str, list[dict[str, Any]]],
     shown: tuple[list[Any], list[Any]],
 ) -> list[str]:
-    """The page, the tables and the numbers; returns what is printed."""
+    """Write the page, the tables and the numbers. Return the lines to print."""
     import pandas as pd
 
     from lmablate.analysis.token_differences import figure
 
-    answer, method = _answer(pair, found), _method(pair, found, what)
+    answer, method = _answer(pair, mean), _method(pair, mean, what)
     table = pd.DataFrame([{"by": by} | row for by, rows in groups.items() for row in rows])
     summary = {
         "run_a": pair.names[0], "run_b": pair.names[1], "text": pair.text.name, "fingerprint": pair.text.fingerprint,
         "window": pair.window, "nats_a": float(pair.a.nats.mean(dtype="f8")), "nats_b": float(pair.b.nats.mean(dtype="f8")),
-        "clusters_are": what, **{f"difference_{key}": value for key, value in found._asdict().items()},
+        "clusters_are": what, **{f"difference_{key}": value for key, value in mean._asdict().items()},
     }  # fmt: skip
     atomic_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     atomic_write(out / "groups.csv", table.to_csv(index=False, float_format="%.6g"))
@@ -125,7 +125,7 @@ def _write(
     return [answer, method, f"wrote {out / 'index.html'}, groups.csv, examples.csv, summary.json"]
 
 
-_MINUS = re.compile(r"(?<=[ (])-(?=\d)")  # of a number in a sentence, which a page sets as a minus
+_MINUS = re.compile(r"(?<=[ (])-(?=\d)")  # of a number in a sentence; a page shows a minus sign
 
 
 class _Empty:
@@ -148,7 +148,7 @@ def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[A
     environment.filters["signed"] = signed
     return environment.get_template("compare.html").render(
         names=pair.names,
-        words=pair.words,
+        words=pair.differences,
         answer=_MINUS.sub("\N{MINUS SIGN}", answer),
         method=method,
         figure=inline_svg(drawn, "differences"),
@@ -157,21 +157,21 @@ def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[A
     )
 
 
-def _answer(pair: Pair, found: Mean) -> str:
+def _answer(pair: Pair, mean: Mean) -> str:
     a, b = (float(own.nats.mean(dtype="f8")) for own in (pair.a, pair.b))
-    band = "" if found.low is None else f" (95 % interval {found.low:+.4f} to {found.high:+.4f})"
-    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+    band = "" if mean.low is None else f" (95 % interval {mean.low:+.4f} to {mean.high:+.4f})"
+    if mean.low is None or mean.high is None or mean.low <= 0 <= mean.high:
         verdict = "these tokens do not tell them apart"
     else:
-        verdict = f"{'A' if found.mean > 0 else 'B'} predicts this text better"
-    where = f"{found.tokens:,} tokens of {pair.text.name}"
-    return f"A {a:.4f}, B {b:.4f} nats a token on {where}: B less A is {found.mean:+.4f}{band}; {verdict}."
+        verdict = f"{'A' if mean.mean > 0 else 'B'} predicts this text better"
+    where = f"{mean.tokens:,} tokens of {pair.text.name}"
+    return f"A {a:.4f}, B {b:.4f} nats a token on {where}: B less A is {mean.mean:+.4f}{band}; {verdict}."
 
 
-def _method(pair: Pair, found: Mean, what: str) -> str:
+def _method(pair: Pair, mean: Mean, what: str) -> str:
     wider = ""
-    if found.se and found.naive_se:
-        wider = f" It is {found.se / found.naive_se:.1f} times as wide as if tokens were independent."
+    if mean.se and mean.naive_se:
+        wider = f" It is {mean.se / mean.naive_se:.1f} times as wide as if tokens were independent."
     return (
         f"Both read windows of {pair.window:,} tokens that do not overlap. The interval's standard error is clustered by {what} "
         f"(arXiv 2411.00640, section 2.2).{wider} It is about this text, for these two trained models; what other seeds would give, "

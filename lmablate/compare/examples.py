@@ -1,4 +1,4 @@
-"""The tokens on which two runs differ most, each with the text before it."""
+"""The tokens on which two runs differ most, each with its context."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from lmablate.compare.scores import Pair
 
-BEFORE, AFTER = 48, 8  # tokens shown around
+BEFORE, AFTER = 48, 8  # tokens of context shown
 
 
 class Example(NamedTuple):
@@ -26,7 +26,9 @@ class Example(NamedTuple):
 
 
 def strongest(difference: np.ndarray, count: int, apart: int) -> list[int]:
-    """Where `difference` is largest, largest first, no two closer than `apart` tokens: neighbours tell one story."""
+    """Return the indices of the largest differences, largest first.
+
+    No two are closer than `apart` tokens, since neighbours have the same cause."""
     chosen: list[int] = []
     free = np.ones(len(difference), dtype=bool)
     for at in np.argsort(-difference, kind="stable"):
@@ -39,7 +41,7 @@ def strongest(difference: np.ndarray, count: int, apart: int) -> list[int]:
 
 
 def examples(pair: Pair, document: np.ndarray, count: int) -> tuple[list[Example], list[Example]]:
-    """The `count` tokens that run a predicts better, and those that run b does."""
+    """Return the `count` tokens that run a predicts better, and those that run b predicts better."""
     difference = pair.b.nats - pair.a.nats
     apart = BEFORE + AFTER
     better_a, better_b = (strongest(sign * difference, count, apart) for sign in (1, -1))
@@ -48,7 +50,7 @@ def examples(pair: Pair, document: np.ndarray, count: int) -> tuple[list[Example
 
 def _example(pair: Pair, document: np.ndarray, at: int) -> Example:
     tokens, decode = pair.text.tokens, pair.data.decode
-    # What is read begins with the window and the document; nothing before them is context.
+    # Context begins with the window and the document.
     start = max(0, at - min(BEFORE, int(pair.a.position[at])))
     a, b = float(pair.a.nats[at]), float(pair.b.nats[at])
     return Example(
@@ -58,7 +60,7 @@ def _example(pair: Pair, document: np.ndarray, at: int) -> Example:
 
 
 def visible(token: str) -> str:
-    """A token as it is shown: white space and the unreadable get a sign."""
+    """Return a token as text, with signs for white space and unprintable tokens."""
     signs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
     if token.strip() and token.strip() == token:
         return token

@@ -1,4 +1,4 @@
-"""Both runs read the same tokens through the same windows."""
+"""Score the same tokens under two runs, through the same windows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 PASS_TOKENS = 4096
-_SILENT = ("runtime.", "results_dir=", "hydra")  # words that change no number
+_SILENT = ("runtime.", "results_dir=", "hydra")  # overrides that change no number
 
 
 class Pair(NamedTuple):
-    """`text` under the runs a and b: their scores, token by token. `window`: how many tokens they read at a time; `words`:
-    what each run's options have that the other's have not; `data`: of run a."""
+    """A `text` scored under the runs a and b, token by token.
+
+    `window`: tokens read at a time. `differences`: the options of each run that the other does not have. `data`: of run a.
+    """
 
     names: tuple[str, str]
-    words: tuple[str, str]
+    differences: tuple[str, str]
     text: Text
     window: int
     a: Scored
@@ -43,18 +45,18 @@ class _Run(NamedTuple):
 
 
 def score_pair(run_a: Path, run_b: Path, paths: str | None, text_field: str, device: str) -> Pair:
-    """Score the validation text, or the files of `paths`, under both runs. Raises ConfigError for runs that cannot meet.
+    """Return the scores of the validation text, or of the files of `paths`, under both runs.
 
-    Windows have the shorter of the two training lengths and do not overlap: at every token both runs have read the same.
-    """
+    Windows have the shorter of the two training lengths and do not overlap, so that both runs have read the same at every token.
+    Raises ConfigError for runs that cannot be compared."""
     from lmablate.evaluate.text import read_text, validation_text
 
     a, b = _load(run_a, device), _load(run_b, device)
     _check(a, b, validation=paths is None)
     text = validation_text(a.data) if paths is None else read_text(paths, a.data, text_field)
     window = min(a.cfg.model.context_length, b.cfg.model.context_length)
-    words = _words(a.cfg, b.cfg)
-    return Pair((a.name, b.name), words, text, window, _score(a, text, window), _score(b, text, window), a.data)
+    differences = _differences(a.cfg, b.cfg)
+    return Pair((a.name, b.name), differences, text, window, _score(a, text, window), _score(b, text, window), a.data)
 
 
 def _load(run_dir: Path, device: str) -> _Run:
@@ -67,7 +69,6 @@ def _load(run_dir: Path, device: str) -> _Run:
 
 
 def _check(a: _Run, b: _Run, *, validation: bool) -> None:
-
     for run in (a, b):
         if isinstance(run.data, TaskData):
             raise ConfigError(
@@ -79,9 +80,9 @@ def _check(a: _Run, b: _Run, *, validation: bool) -> None:
                 "of another question: compare runs of objective=causal"
             )
     if a.data.tokenizer_fingerprint != b.data.tokenizer_fingerprint:
-        said = " and ".join(f"{run.cfg.choices.get('tokenizer')} with {run.data.vocab_size:,} ids" for run in (a, b))
+        both = " and ".join(f"{run.cfg.choices.get('tokenizer')} with {run.data.vocab_size:,} ids" for run in (a, b))
         raise ConfigError(
-            f"{a.name} and {b.name} have different tokenizers ({said}), so that no token of one is a token of the other: compare them "
+            f"{a.name} and {b.name} have different tokenizers ({both}), so that no token of one is a token of the other: compare them "
             "in bits per byte, with python -m lmablate.evaluate RUN_A RUN_B --data FILE"
         )
     if validation and a.data.fingerprint != b.data.fingerprint:
@@ -90,9 +91,8 @@ def _check(a: _Run, b: _Run, *, validation: bool) -> None:
         )
 
 
-def _words(a: RunConfig, b: RunConfig) -> tuple[str, str]:
-    """What tells the two apart: options, then the seed and the keys of the command line."""
-
+def _differences(a: RunConfig, b: RunConfig) -> tuple[str, str]:
+    """Return what differs between the two: options, then the seed and other overrides."""
     known = default_choices()
     ours, theirs = a.choices, b.choices
     axes = sorted(
@@ -100,10 +100,10 @@ def _words(a: RunConfig, b: RunConfig) -> tuple[str, str]:
     )
     both = []
     for own, other, choices in ((a, b, ours), (b, a, theirs)):
-        words = [f"{axis}={choices.get(axis, known.get(axis))}" for axis in axes]
-        told = (word for word in own.overrides if not word.lstrip("+").startswith(_SILENT))
-        words += [word for word in told if word not in other.overrides and word.split("=")[0] not in axes]
-        both.append(" ".join(words))
+        parts = [f"{axis}={choices.get(axis, known.get(axis))}" for axis in axes]
+        acting = (one for one in own.overrides if not one.lstrip("+").startswith(_SILENT))
+        parts += [one for one in acting if one not in other.overrides and one.split("=")[0] not in axes]
+        both.append(" ".join(parts))
     return both[0], both[1]
 
 
@@ -113,7 +113,7 @@ def _score(run: _Run, text: Text, window: int) -> Scored:
 
     device = run.model.embedding.weight.device.type
     with precision(run.cfg, run.model):
-        found = score(
+        scored = score(
             run.model,
             text.tokens,
             first=run.data.eot_id,
@@ -123,6 +123,6 @@ def _score(run: _Run, text: Text, window: int) -> Scored:
             device=device,
             what=f"{run.name}, passes",
         )
-    if not np.isfinite(found.nats).all():
+    if not np.isfinite(scored.nats).all():
         raise ConfigError(f"{run.name}: its loss on {text.name} is not finite, so that there is nothing to compare")
-    return found
+    return scored

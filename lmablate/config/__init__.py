@@ -1,4 +1,4 @@
-"""Configuration: ``compose(["norm=rms", ...])`` gives a checked, resolved RunConfig."""
+"""Configuration: ``compose(["norm=rms", ...])`` returns a checked, resolved RunConfig."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["compose"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import compose when it is asked for: it brings Hydra and torch, and the other modules of this room do without them."""
+    """Import `compose` on first use. It brings Hydra and torch, which the other modules of this package do not need."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lmablate.config.composition import compose

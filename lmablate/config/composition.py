@@ -1,4 +1,4 @@
-"""Hydra composes: from override strings to a checked RunConfig."""
+"""Compose override strings into a checked RunConfig with Hydra."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from lmablate.budget.agreement import check
-from lmablate.config.budget_matching import reference_words
-from lmablate.config.hints import explain, in_words
+from lmablate.config.budget_matching import reference_overrides
+from lmablate.config.hints import explain, to_config_error
 from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite
 from lmablate.config.presets import with_preset
 from lmablate.config.resolve import choose_alternatives, choose_draws, resolve
-from lmablate.config.reuse import Loader, Reuse
+from lmablate.config.reuse import CachedComposer, Loader
 from lmablate.config.task_constraints import without_tokenizer
 from lmablate.config.untrusted_yaml import refuse_hidden
 from lmablate.core import secrets
@@ -31,11 +31,11 @@ from lmablate.evaluate.reach import check_requested
 from lmablate.model.own_code import code_of
 from lmablate.schema.run_config import RunConfig, RunRequest
 
-_ONE_AT_A_TIME = threading.RLock()  # Hydra and OmegaConf keep what they know in globals
+_ONE_AT_A_TIME = threading.RLock()  # Hydra and OmegaConf keep state in globals
 
 
 def register_resolvers() -> None:
-    """Make ``${lmablate_root:}`` and ``${lmablate_here:...}`` known; train.yaml finds sweeps/ and a user's conf/ with them."""
+    """Register ``${lmablate_root:}`` and ``${lmablate_here:...}``, by which train.yaml finds sweeps/ and a user's conf/."""
     OmegaConf.register_new_resolver("lmablate_root", lambda: str(ROOT), replace=True)
     OmegaConf.register_new_resolver("lmablate_here", _here, replace=True)
 
@@ -46,62 +46,60 @@ def _here(name: str = "") -> str:
 
 
 def compose(overrides: Iterable[str] = ()) -> RunConfig:
-    """The RunConfig of a command line such as ``["norm=rms", "model.d_model=64"]``.
+    """Return the RunConfig of overrides such as ``["norm=rms", "model.d_model=64"]``.
 
-    Raises ConfigError, in words, for an unknown group, option or key, a wrong type, or an impossible combination.
-    """
+    Raises ConfigError for an unknown group, option or key, a wrong type, or an impossible combination."""
     return to_run_config(_composed(overrides))
 
 
-def request(words: Iterable[str]) -> dict[str, Any]:
-    """What a command line asks for as plain values, in the shape of a RunRequest but not yet checked. Raises ConfigError."""
+def request(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return the values that overrides set, in the shape of a RunRequest but not yet checked. Raises ConfigError."""
     try:
-        return to_request(_composed(words))
+        return to_request(_composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise in_words(error) from error
+        raise to_config_error(error) from error
 
 
-def _composed(words: Iterable[str]) -> DictConfig:
-    """What Hydra makes of override words, with its own node. Raises ConfigError.
+def _composed(overrides: Iterable[str]) -> DictConfig:
+    """Return Hydra's configuration of `overrides`, with its ``hydra`` node. Raises ConfigError.
 
-    Hydra's own `compose` works through one global object, which another program may hold; the loader below it needs none.
-    """
-    with _ONE_AT_A_TIME, _our_version():
+    Hydra's own `compose` works through one global object, which another program may hold. The loader below it needs none."""
+    with _ONE_AT_A_TIME, _hydra_1_3():
         register_resolvers()
-        overrides = rewrite(list(words))
+        rewritten = rewrite(list(overrides))
         try:
-            return _reuse()(overrides)
+            return _composer()(rewritten)
         except (HydraException, OmegaConfBaseException) as error:
-            raise in_words(error, overrides) from error
-        except Exception as error:  # of the YAML that was read, or a plain one of Hydra's
-            if (said := explained(error)) is None:
+            raise to_config_error(error, rewritten) from error
+        except Exception as error:  # a YAML error, or a plain exception from Hydra
+            if (message := explained(error)) is None:
                 raise
-            raise ConfigError(said) from error
+            raise ConfigError(message) from error
 
 
-def _reuse() -> Reuse:
-    """What composes in the current folder, with what it has composed before as long as no file has changed."""
-    loader, reuse = _reuse_in(str(CONF_DIR), _here(), _here("conf"))
+def _composer() -> CachedComposer:
+    """Return the composer of the current folder, with its cache unless a file has changed."""
+    loader, composer = _composer_in(str(CONF_DIR), _here(), _here("conf"))
     if not loader.is_current():
-        _reuse_in.cache_clear()
-        _, reuse = _reuse_in(str(CONF_DIR), _here(), _here("conf"))
-    return reuse
+        _composer_in.cache_clear()
+        _, composer = _composer_in(str(CONF_DIR), _here(), _here("conf"))
+    return composer
 
 
 @lru_cache(maxsize=4)
-def _reuse_in(*folders: str) -> tuple[Loader, Reuse]:
-    """`folders` are those that Hydra searches, the project's own first."""
+def _composer_in(*folders: str) -> tuple[Loader, CachedComposer]:
+    """Return the loader and composer of `folders`, which Hydra searches in this order."""
     loader = Loader(create_config_search_path(folders[0]))
 
     def whole(overrides: list[str]) -> DictConfig:
         return loader.load_configuration("train", overrides, RunMode.RUN, from_shell=False)
 
-    return loader, Reuse(loader, whole)
+    return loader, CachedComposer(loader, whole)
 
 
 @contextmanager
-def _our_version() -> Iterator[None]:
-    """Hydra behaves as in 1.3 inside the block, and afterwards as whoever else uses it has asked for."""
+def _hydra_1_3() -> Iterator[None]:
+    """Let Hydra behave as version 1.3 inside the block, and restore the caller's version after it."""
     version = VersionBase.instance()
     before = version.version_base
     setbase("1.3")
@@ -112,18 +110,18 @@ def _our_version() -> Iterator[None]:
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """Check and resolve what Hydra composed (with its ``hydra`` node, which holds the chosen options)."""
+    """Return the checked and resolved RunConfig of what Hydra composed, which includes its ``hydra`` node. Raises ConfigError."""
     raw = to_request(composed)
     return from_request(raw, explicit(raw["overrides"]))
 
 
 def to_request(composed: DictConfig) -> dict[str, Any]:
-    """What Hydra composed as plain values, in the shape of a RunRequest but not yet checked."""
+    """Return what Hydra composed as plain values, in the shape of a RunRequest but not yet checked. Raises ConfigError."""
     try:
-        words = list(composed.hydra.overrides.task)
-        refuse_hidden(explicit(words))
+        overrides = list(composed.hydra.overrides.task)
+        refuse_hidden(explicit(overrides))
         choices = dict(composed.hydra.runtime.choices)
-        if stray := {ZIP, SKIP} & explicit(words).keys():  # a grid has taken out its own
+        if stray := {ZIP, SKIP} & explicit(overrides).keys():  # a grid removes these before its jobs are composed
             raise ConfigError(
                 f"{min(stray)} arranges a grid, and this is one run: add -m and several values, or leave it out"
             )
@@ -137,20 +135,21 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
         )
         raw = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise in_words(error) from error
+        raise to_config_error(error) from error
     assert isinstance(raw, dict)
-    secrets.refuse([raw, words])
+    secrets.refuse([raw, overrides])
     groups = {
         group: option
         for group, option in choices.items()
         if option and "/" not in group and group not in ("sweeps", "tune", "diagnostics")
     }
-    return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": words}
+    return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": overrides}
 
 
 def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
-    """Check, resolve, and try the model without its weights; `given` are the keys that were asked for explicitly."""
+    """Return the RunConfig of `raw`: check it, resolve its numbers, and build the model without weights.
 
+    `given` maps the keys of the command line to their values. Raises ConfigError."""
     raw = without_tokenizer(with_preset(raw, given), given)
     choose_alternatives(raw, given)
     choose_draws(raw, given)
@@ -165,14 +164,14 @@ def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
 
 
 def _reference(raw: dict[str, Any]) -> RunConfig:
-    """The run that the budget of `raw` matches."""
-    return _reference_of(tuple(reference_words(raw["overrides"], raw["budget"]["reference"])))
+    """Return the run that the budget of `raw` matches."""
+    return _reference_of(tuple(reference_overrides(raw["overrides"], raw["budget"]["reference"])))
 
 
 @lru_cache(maxsize=64)
-def _reference_of(words: tuple[str, ...]) -> RunConfig:
+def _reference_of(overrides: tuple[str, ...]) -> RunConfig:
     try:
-        raw = to_request(_composed(words))
+        raw = to_request(_composed(overrides))
         return from_request({**raw, "budget": None}, explicit(raw["overrides"]))
     except ConfigError as error:
-        raise ConfigError(f"the reference of the budget, {' '.join(words) or 'the defaults'}: {error}") from error
+        raise ConfigError(f"the reference of the budget, {' '.join(overrides) or 'the defaults'}: {error}") from error

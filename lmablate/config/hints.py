@@ -1,4 +1,4 @@
-"""What the user meant: the nearest key or option, and Hydra's and OmegaConf's refusals in words."""
+"""Suggest the nearest key or option, and turn errors of Hydra, OmegaConf and pydantic into a ConfigError."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 from lmablate.schema.tasks import SOURCES
 
 MULTIRUN = "-m"
-MOST_OPTIONS = 16  # that a message lists; of more, the nearest
+MOST_OPTIONS = 16  # listed in a message; of more options only the nearest are shown
 
 
 def options_of(group: str) -> list[str]:
-    """Return the options of a group, those of the current folder among them; empty where there is no such group."""
+    """Return the options of a group, including those of the current folder. Empty if there is no such group."""
     if not re.fullmatch(r"[\w/-]+", group):
         return []
-    places = [SWEEPS_DIR if group == "sweeps" else CONF_DIR / group, Path.cwd() / "conf" / group, Path.cwd() / group]
-    return sorted({path.stem for folder in places[: 3 if group == "sweeps" else 2] for path in folder.glob("*.yaml")})
+    folders = [SWEEPS_DIR if group == "sweeps" else CONF_DIR / group, Path.cwd() / "conf" / group, Path.cwd() / group]
+    return sorted({path.stem for folder in folders[: 3 if group == "sweeps" else 2] for path in folder.glob("*.yaml")})
 
 
 @cache
 def off_groups() -> frozenset[str]:
-    """Return the groups of which no option is chosen by default."""
+    """Return the groups without an option by default."""
     entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text(encoding="utf-8"))["defaults"]
     return frozenset(
         key for entry in entries if isinstance(entry, dict) for key, value in entry.items() if value is None
@@ -39,7 +39,7 @@ def off_groups() -> frozenset[str]:
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
-    """Say that a group has no such option, and which it has."""
+    """Return the error message for an option that its group does not have, with the options it has."""
     near = difflib.get_close_matches(option, options, n=5, cutoff=0.5)
     if option in ("null", "false", "False", "off") and "none" in options:
         near = ["none"]
@@ -68,14 +68,14 @@ def known_keys() -> tuple[str, ...]:
 
 
 def _keys_of(path: Path, group: str) -> dict[str, Any]:
-    """The keys an option's file sets in its own group."""
+    """Return the keys that an option's file sets in its own group."""
     node = yaml.safe_load(path.read_text(encoding="utf-8"))
     own = node.get(group, node) if isinstance(node, dict) else None
     return {str(name): value for name, value in own.items()} if isinstance(own, dict) else {}
 
 
 def owners(key: str) -> list[str]:
-    """Return the options of the key's group that have it."""
+    """Return the options of the key's group that have the key."""
     group, _, name = key.rpartition(".")
     if not group or not options_of(group):
         return []
@@ -83,8 +83,9 @@ def owners(key: str) -> list[str]:
 
 
 def hint(key: str) -> str:
-    """Return ``, did you mean ...?`` for a key that is none of ours: one that is nearly the same, the keys that end so, and what
-    others call so; else where the keys are listed."""
+    """Return ``, did you mean ...?`` for an unknown key, or where the keys are listed.
+
+    Candidates are keys of nearly the same name, keys with the same last part, and names that other libraries use."""
     keys, last = known_keys(), key.rpartition(".")[2]
     named = [SYNONYMS[last]] if last in SYNONYMS else []
     ends = [known for known in keys if known.rpartition(".")[2] == last]
@@ -95,15 +96,15 @@ def hint(key: str) -> str:
         SYNONYMS[name] for name in nearly if name in SYNONYMS
     ]
     loose = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
-    for found in (named if key == last else [], ends, whole, named, similar, loose):
-        if found := [name for name in found if name != key]:
-            return f", did you mean {' or '.join(found[:3])}?"
+    for candidates in (named if key == last else [], ends, whole, named, similar, loose):
+        if candidates := [name for name in candidates if name != key]:
+            return f", did you mean {' or '.join(candidates[:3])}?"
     return "; --help lists the groups, and --cfg job every key"
 
 
-def unknown_key(key: str, words: Sequence[str] = ()) -> str:
-    """Say what is wrong with a key that the configuration has not; `words` are the overrides it stands among."""
-    chosen = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+def unknown_key(key: str, overrides: Sequence[str] = ()) -> str:
+    """Return the error message for a key that the configuration does not have; `overrides` is the command line."""
+    chosen = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
     group = key.rpartition(".")[0]
     if group in ("sweep", "tune") or group.startswith(("sweep.", "tune.")):
         return _unknown_of_study(key, chosen.get("sweeps"))
@@ -115,7 +116,7 @@ def unknown_key(key: str, words: Sequence[str] = ()) -> str:
 
 
 def _unknown_of_study(key: str, sweep: str | None) -> str:
-    """Keys of studies, set where there is none, or misspelt."""
+    """Return the error message for a key of studies that is misspelt, or set where there is no study."""
     path = next(
         (p for p in (SWEEPS_DIR / f"{sweep}.yaml", Path.cwd() / "sweeps" / f"{sweep}.yaml") if p.is_file()), None
     )
@@ -129,65 +130,66 @@ def _unknown_of_study(key: str, sweep: str | None) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """Return all of pydantic's findings, one a line, with dotted keys."""
+    """Return all errors of a pydantic validation, one a line, with dotted keys."""
     lines = []
     for item in error.errors():
-        place = ".".join(
+        key = ".".join(
             str(step)
             for step in item["loc"]
             if step not in ("kjv", "files", "hub", "synthetic", "bpe", "bytes", "pretrained", *SOURCES)
         )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            having = owners(place)
-            group = place.rpartition(".")[0]
-            mend = f" in the option chosen; {group}={' or '.join(having)} has it" if having else hint(place)
-            if place == "sweeps":
+            having = owners(key)
+            group = key.rpartition(".")[0]
+            mend = f" in the option chosen; {group}={' or '.join(having)} has it" if having else hint(key)
+            if key == "sweeps":
                 mend = "; the file of a stored sweep begins with the line # @package _global_"
-            lines.append(f"{place}: unknown key{mend}")
+            lines.append(f"{key}: unknown key{mend}")
         elif item["type"] == "missing":
-            lines.append(f"{place}: missing, and every run needs it: give {place}=VALUE")
+            lines.append(f"{key}: missing, and every run needs it: give {key}=VALUE")
         elif item["type"] == "value_error":
-            lines.append(message if not place or message.startswith(place) else f"{place}: {message}")
+            lines.append(message if not key or message.startswith(key) else f"{key}: {message}")
         else:
-            lines.append(f"{place}={item['input']}: {message[0].lower()}{message[1:]}")
+            lines.append(f"{key}={item['input']}: {message[0].lower()}{message[1:]}")
     return "\n".join(lines)
 
 
 def refused_key(error: Exception) -> str | None:
-    """Return the key that Hydra would not set, since the configuration has none of its name."""
-    found = re.search(
+    """Return the key that Hydra would not set because the configuration has none of its name."""
+    match = re.search(
         r"Could not override '([^']+)'", " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     )
-    return found[1] if found else None
+    return match[1] if match else None
 
 
-def in_words(error: Exception, words: Sequence[str] = ()) -> ConfigError:
-    """Put Hydra's and OmegaConf's refusals in words, without search paths and without advice that would not help here. `words`: the
-    overrides that were refused, where they are known."""
+def to_config_error(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
+    """Return the ConfigError for an exception of Hydra or OmegaConf, without search paths and advice that does not apply here.
+
+    `overrides` are the overrides that were refused, where they are known."""
     chain = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     if key := refused_key(error):
-        return ConfigError(unknown_key(key, words))
-    if found := re.search(r"Ambiguous value for argument '([^\n]+)'\n", chain):
+        return ConfigError(unknown_key(key, overrides))
+    if match := re.search(r"Ambiguous value for argument '([^\n]+)'\n", chain):
         from lmablate.config.overrides import several_values
 
-        return ConfigError(several_values(found[1]))
-    if found := re.search(r"Sweep parameters '(.+?)' requires --multirun", chain):
-        return ConfigError(f"{found[1]}: several values make a grid: add {MULTIRUN} in front of the overrides")
-    if found := re.search(
+        return ConfigError(several_values(match[1]))
+    if match := re.search(r"Sweep parameters '(.+?)' requires --multirun", chain):
+        return ConfigError(f"{match[1]}: several values make a grid: add {MULTIRUN} in front of the overrides")
+    if match := re.search(
         r"Could not find '([^']+)'\s+Available options in '([^']+)':((?:\s+\S+)*?)\s*(?:Config search path|$)", chain
     ):
-        group, options = found[2], found[3].split()
-        return ConfigError(no_option(group, found[1].removeprefix(f"{group}/"), options))
-    if found := re.search(r"Could not find '([^']+)'", chain):
-        return ConfigError(f"{found[1]}: no such group or option{hint(found[1].partition('/')[0])}")
-    if found := re.search(r"Missing mandatory value: (\S+)", chain):
-        return ConfigError(f"{found[1]}: needs a value; give it on the command line")
-    said = (
+        group, options = match[2], match[3].split()
+        return ConfigError(no_option(group, match[1].removeprefix(f"{group}/"), options))
+    if match := re.search(r"Could not find '([^']+)'", chain):
+        return ConfigError(f"{match[1]}: no such group or option{hint(match[1].partition('/')[0])}")
+    if match := re.search(r"Missing mandatory value: (\S+)", chain):
+        return ConfigError(f"{match[1]}: needs a value; give it on the command line")
+    message = (
         (str(error) or str(error.__cause__ or "")).split("Config search path")[0].split("See https://hydra")[0].strip()
     )
-    said = re.sub(r"\s*\n\s*full_key: (.*)", r" (\1)", re.sub(r"\n\s*object_type=.*", "", said))
-    return ConfigError(said or f"{type(error).__name__} of the configuration; HYDRA_FULL_ERROR=1 shows where")
+    message = re.sub(r"\s*\n\s*full_key: (.*)", r" (\1)", re.sub(r"\n\s*object_type=.*", "", message))
+    return ConfigError(message or f"{type(error).__name__} of the configuration; HYDRA_FULL_ERROR=1 shows where")
 
 
-EXPLAINERS.update(dict.fromkeys(("hydra", "omegaconf", "antlr4"), in_words))
+EXPLAINERS.update(dict.fromkeys(("hydra", "omegaconf", "antlr4"), to_config_error))

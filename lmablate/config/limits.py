@@ -1,10 +1,10 @@
-"""Numbers that lose their effect where they stand: each is said once, before anything is trained.
+"""Notices about numbers without an effect, logged once before training.
 
-Design rule 11 for values. A value that contradicts what was asked for is refused where it is resolved (resolve.py, the parts);
-one that a grid may well have as an end point, such as a window as long as the text, is told here in a line.
-`tests/limits_table.py` lists every numeric key with the values at which this happens, and a test holds the two together.
+This is design rule 11 for values. A value that contradicts another is refused where it is resolved (resolve.py, the
+components). A value that may be an end point of a grid, such as a window as long as the text, gets a notice here.
+`tests/limits_table.py` lists every numeric key with the values at which this happens. A test holds the two together.
 
-Most sentences are about keys that the user gave: a default that a short run never comes to is no mistake.
+Most notices are about keys that the user gave. A default that a short run never reaches is no mistake.
 """
 
 from __future__ import annotations
@@ -22,51 +22,52 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Given = frozenset[str]
-Sentences = Iterator[str]
-_told: set[str] = set()
-NEVER = 3.0  # times the guessed length of a run: a checkpoint interval beyond that does not come
+Notices = Iterator[str]
+_logged: set[str] = set()
+NEVER = 3.0  # times the estimated length of a run: a longer checkpoint interval never ends
 
 
-def tell(configs: Sequence[RunConfig]) -> None:
-    """Log each notice on these runs, once in a command."""
+def log_notices(configs: Sequence[RunConfig]) -> None:
+    """Log the notices on these runs, each once per command."""
     for cfg in configs:
         for line in notices(cfg):
-            if line not in _told:
-                _told.add(line)
+            if line not in _logged:
+                _logged.add(line)
                 log.info("%s", line)
 
 
 def notices(cfg: RunConfig) -> list[str]:
-    """What a user should know of the numbers of `cfg` that change nothing, each sentence beginning with its key."""
-    given = frozenset(word.lstrip("+").partition("=")[0] for word in cfg.overrides)
+    """Return the notices on the numbers of `cfg` that change nothing. Each begins with its key."""
+    given = frozenset(override.lstrip("+").partition("=")[0] for override in cfg.overrides)
     return [line for rule in RULES for line in rule(cfg, given)]
 
 
-def check_schedule(asked: ScheduleSettings, warmup: int, steps: int, lr: float) -> None:
-    """Raise ConfigError for a warmup that leaves nothing of the run, or of the decay that was asked for; `warmup` and `steps` are
-    final numbers of steps."""
-    fraction = asked.warmup_fraction
-    word = (
+def check_schedule(schedule: ScheduleSettings, warmup: int, steps: int, lr: float) -> None:
+    """Raise ConfigError if the warmup fills the run or overlaps the decay.
+
+    `warmup` and `steps` are final numbers of steps."""
+    fraction = schedule.warmup_fraction
+    shown = (
         f"schedule.warmup_steps={warmup}"
         if fraction is None
         else f"schedule.warmup_fraction={fraction:g} ({warmup} steps)"
     )
     if warmup >= steps:
         raise ConfigError(
-            f"{word} is as long as the run or longer (trainer.steps={steps}): optim.lr={lr:g} would be reached with the last step at "
-            f"best, and schedule={asked.kind} would never begin: give a shorter warmup, or train for more steps"
+            f"{shown} is as long as the run or longer (trainer.steps={steps}): optim.lr={lr:g} would be reached with the last step at "
+            f"best, and schedule={schedule.kind} would never begin: give a shorter warmup, or train for more steps"
         )
     exact = warmup if fraction is None else fraction * steps
-    decay = (asked.decay_fraction or 0.0) * steps
-    if asked.kind == "wsd" and exact + decay > steps * (1 + 1e-9) + 0.5:
+    decay = (schedule.decay_fraction or 0.0) * steps
+    if schedule.kind == "wsd" and exact + decay > steps * (1 + 1e-9) + 0.5:
         raise ConfigError(
-            f"{word} and schedule.decay_fraction={asked.decay_fraction:g} ({round(decay)} steps) overlap in trainer.steps={steps}: give "
-            f"schedule.decay_fraction={1 - exact / steps:.3g} at most, or a shorter warmup"
+            f"{shown} and schedule.decay_fraction={schedule.decay_fraction:g} ({round(decay)} steps) overlap in trainer.steps={steps}: "
+            f"give schedule.decay_fraction={1 - exact / steps:.3g} at most, or a shorter warmup"
         )
 
 
 def check_seeds(request: RunRequest, given: dict[str, Any]) -> None:
-    """Raise ConfigError for a seed that both of its parts override."""
+    """Raise ConfigError for a seed that `init_seed` and `data_seed` both override."""
     if all(given.get(key) is not None for key in ("seed", "init_seed", "data_seed")):
         raise ConfigError(
             f"seed={request.seed} has no effect beside init_seed={request.init_seed} and data_seed={request.data_seed}, which "
@@ -74,7 +75,7 @@ def check_seeds(request: RunRequest, given: dict[str, Any]) -> None:
         )
 
 
-def _schedule(cfg: RunConfig, given: Given) -> Sentences:
+def _schedule(cfg: RunConfig, given: Given) -> Notices:
     own, steps = cfg.schedule, cfg.trainer.steps
     warmup, group = own.warmup_steps or 0, f"schedule={own.kind}"
     if "schedule.warmup_steps" in given and warmup == 1:
@@ -96,7 +97,7 @@ def _schedule(cfg: RunConfig, given: Given) -> Sentences:
         )
 
 
-def _optim(cfg: RunConfig, given: Given) -> Sentences:
+def _optim(cfg: RunConfig, given: Given) -> Notices:
     if cfg.optim.decay is not None and cfg.optim.weight_decay == 0:
         yield f"optim.weight_decay=0: nothing decays, and optim.decay={cfg.optim.decay} has no effect"
     t = cfg.trainer
@@ -107,7 +108,7 @@ def _optim(cfg: RunConfig, given: Given) -> Sentences:
         )
 
 
-def _model(cfg: RunConfig, given: Given) -> Sentences:
+def _model(cfg: RunConfig, given: Given) -> Notices:
     m = cfg.model
     if m.context_length == 1:
         yield "model.context_length=1: a token reads itself alone, so attention and posemb have nothing to choose from"
@@ -116,7 +117,7 @@ def _model(cfg: RunConfig, given: Given) -> Sentences:
 
 
 def longest_text(cfg: RunConfig) -> int:
-    """Tokens of the longest text that a stack reads at once; of two stacks, each reads a part."""
+    """Return the longest sequence that one stack reads, in tokens. Of two stacks, each reads a part of the text."""
     from lmablate.model.multi_stack import source_length
 
     length = cfg.model.context_length
@@ -125,7 +126,7 @@ def longest_text(cfg: RunConfig) -> int:
     return max(source_length(cfg), length - source_length(cfg))
 
 
-def _attention(cfg: RunConfig, given: Given) -> Sentences:
+def _attention(cfg: RunConfig, given: Given) -> Notices:
     option, length = cfg.choices.get("attention"), longest_text(cfg)
     window, pattern = cfg.attention.get("window"), cfg.attention.get("pattern", "l")
     if window is not None and window >= length and "l" in pattern:
@@ -141,7 +142,7 @@ def _attention(cfg: RunConfig, given: Given) -> Sentences:
         )
 
 
-def _posemb(cfg: RunConfig, given: Given) -> Sentences:
+def _posemb(cfg: RunConfig, given: Given) -> Notices:
     from lmablate.model.dims import position_shape
 
     own, shape = cfg.posemb, position_shape(cfg)
@@ -166,15 +167,15 @@ def _posemb(cfg: RunConfig, given: Given) -> Sentences:
                 f"(posemb.original_length={own['original_length']}): it has no effect in training"
             )
     exact = own.get("n_buckets", 0) // 2 // (1 + shape.looks_ahead)
-    asked = sorted({"posemb.n_buckets", "posemb.max_distance"} & given)
-    if asked and "max_distance" in own and shape.context_length <= exact:
+    keys = sorted({"posemb.n_buckets", "posemb.max_distance"} & given)
+    if keys and "max_distance" in own and shape.context_length <= exact:
         yield (
-            f"{asked[0]}={own[asked[0].removeprefix('posemb.')]}: every distance within model.context_length={shape.context_length} has a "
+            f"{keys[0]}={own[keys[0].removeprefix('posemb.')]}: every distance within model.context_length={shape.context_length} has a "
             f"bucket of its own, so that neither posemb.max_distance nor posemb.n_buckets beyond {2 * exact} has an effect"
         )
 
 
-def _ffn(cfg: RunConfig, given: Given) -> Sentences:
+def _ffn(cfg: RunConfig, given: Given) -> Notices:
     own = cfg.ffn or {}
     n, k, capacity = own.get("n_experts"), own.get("k"), own.get("capacity_factor")
     if n is None:
@@ -190,7 +191,7 @@ def _ffn(cfg: RunConfig, given: Given) -> Sentences:
         yield f"ffn.capacity_factor={capacity:g} with ffn.n_experts={n}: {what}"
 
 
-def _objective(cfg: RunConfig, given: Given) -> Sentences:
+def _objective(cfg: RunConfig, given: Given) -> Notices:
     from lmablate.objective.masking import count
 
     own, length = cfg.objective, cfg.model.context_length
@@ -215,7 +216,7 @@ def _objective(cfg: RunConfig, given: Given) -> Sentences:
         )
 
 
-def _data(cfg: RunConfig, given: Given) -> Sentences:
+def _data(cfg: RunConfig, given: Given) -> Notices:
     examples, read = getattr(cfg.data, "n_examples", None), cfg.trainer.steps * cfg.trainer.batch_size
     if examples is not None and examples >= read:
         yield (
@@ -224,12 +225,12 @@ def _data(cfg: RunConfig, given: Given) -> Sentences:
         )
 
 
-def _runtime(cfg: RunConfig, given: Given) -> Sentences:
-    how, t = cfg.runtime, cfg.trainer
-    if (how.microbatch_size or 0) >= t.batch_size:
-        yield f"runtime.microbatch_size={how.microbatch_size}: the whole batch (trainer.batch_size={t.batch_size}) is one pass"
+def _runtime(cfg: RunConfig, given: Given) -> Notices:
+    runtime, t = cfg.runtime, cfg.trainer
+    if (runtime.microbatch_size or 0) >= t.batch_size:
+        yield f"runtime.microbatch_size={runtime.microbatch_size}: the whole batch (trainer.batch_size={t.batch_size}) is one pass"
     for key in ("log_every", "evaluations"):
-        value = getattr(how, key)
+        value = getattr(runtime, key)
         if f"runtime.{key}" in given and value > t.steps:
             what = (
                 "records come with evaluations and the last step alone"
@@ -237,25 +238,25 @@ def _runtime(cfg: RunConfig, given: Given) -> Sentences:
                 else f"there are {t.steps}, one a step"
             )
             yield f"runtime.{key}={value} is more than trainer.steps={t.steps}: {what}"
-    longest = max(how.evaluate_lengths or [0]) * cfg.model.context_length
-    if "runtime.evaluate_stride" in given and (how.evaluate_stride or 0) >= longest:
-        yield f"runtime.evaluate_stride={how.evaluate_stride} is as long as the longest window, so none slides"
-    if how.gpu_memory is not None and how.device == "cpu":
-        yield f"runtime.gpu_memory={how.gpu_memory:g} has no effect on the CPU"
-    asked = how.checkpoint_seconds if "runtime.checkpoint_seconds" in given else 0
-    if asked and (guess := estimated_seconds(cfg)) * NEVER < asked:
+    longest = max(runtime.evaluate_lengths or [0]) * cfg.model.context_length
+    if "runtime.evaluate_stride" in given and (runtime.evaluate_stride or 0) >= longest:
+        yield f"runtime.evaluate_stride={runtime.evaluate_stride} is as long as the longest window, so none slides"
+    if runtime.gpu_memory is not None and runtime.device == "cpu":
+        yield f"runtime.gpu_memory={runtime.gpu_memory:g} has no effect on the CPU"
+    interval = runtime.checkpoint_seconds if "runtime.checkpoint_seconds" in given else 0
+    if interval and (guess := estimated_seconds(cfg)) * NEVER < interval:
         yield (
-            f"runtime.checkpoint_seconds={asked:g}: a run of about {guess:.0f} s has no checkpoint before its end, "
+            f"runtime.checkpoint_seconds={interval:g}: a run of about {guess:.0f} s has no checkpoint before its end, "
             "and one that is killed begins anew"
         )
 
 
-def _diagnostics(cfg: RunConfig, given: Given) -> Sentences:
-    asked, steps = cfg.diagnostics, cfg.trainer.steps
-    if asked is not None and "diagnostics.every" in given and (asked.every or 0) > steps:
-        yield f"diagnostics.every={asked.every} is more than trainer.steps={steps}: measured before the first step and after the last"
+def _diagnostics(cfg: RunConfig, given: Given) -> Notices:
+    diagnostics, steps = cfg.diagnostics, cfg.trainer.steps
+    if diagnostics is not None and "diagnostics.every" in given and (diagnostics.every or 0) > steps:
+        yield f"diagnostics.every={diagnostics.every} is more than trainer.steps={steps}: measured before the first step and after the last"
 
 
-RULES: tuple[Callable[[RunConfig, Given], Sentences], ...] = (
+RULES: tuple[Callable[[RunConfig, Given], Notices], ...] = (
     *(_schedule, _optim, _model, _attention, _posemb, _ffn, _objective, _data, _runtime, _diagnostics),
 )

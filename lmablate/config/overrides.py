@@ -1,7 +1,7 @@
-"""The house's own grammar of overrides, brought into Hydra's before Hydra reads them, and what no grammar can read.
+"""Translate our grammar of overrides into Hydra's, and refuse what no grammar can read.
 
 ``scale=`` picks the size of a stored sweep, ``double`` is ``sandwich``, keys that hold text need no quotes, and ``sweep.zip``
-and ``sweep.skip`` arrange a grid. Each override is parsed here once, so that a mistake is told of the override it is in.
+and ``sweep.skip`` arrange a grid. Each override is parsed here once, so that an error names the override it is in.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lmablate.config.quoting import as_text, parsed, text_keys
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import SWEEPS_DIR
 
-# What a keyboard or a word processor writes for signs of the grammar.
-LOOKALIKES = {chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)} | {  # of full width, and others
+# Signs that a keyboard or a word processor writes instead of those of the grammar.
+LOOKALIKES = {chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)} | {  # full-width forms, and others
     "、": ",",
     "“": '"',
     "”": '"',
@@ -36,20 +36,20 @@ LOOKALIKES = {chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)} | {  
 }
 ZIP, SKIP = "sweep.zip", "sweep.skip"
 
-# Where Hydra would make folders of its own, which stay empty.
+# Hydra would create these folders, and they would stay empty.
 HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 
 
-def explicit(words: Sequence[str]) -> dict[str, Any]:
-    """Return the keys set by override strings, with their values as text; a value of null counts as not set."""
-    pairs = (word.lstrip("+").partition("=") for word in words if not word.startswith("~"))
+def explicit(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the keys that overrides set, with their values as text; None stands for null and an empty value."""
+    pairs = (override.lstrip("+").partition("=") for override in overrides if not override.startswith("~"))
     return {key: None if value in ("null", "") else value for key, _, value in pairs}
 
 
-def rewrite(words: list[str]) -> list[str]:
-    """Return overrides in Hydra's grammar, each of which parses. Raises ConfigError that names the override."""
-    _check_spaces(words)
-    keys = explicit(words)
+def rewrite(overrides: list[str]) -> list[str]:
+    """Return the overrides in Hydra's grammar. Raises ConfigError, naming the override, for one that cannot be parsed."""
+    _check_spaces(overrides)
+    keys = explicit(overrides)
     sweeps, scale = keys.get("sweeps"), keys.get("scale")
     if sweeps and re.search(r"[,(\[]", str(sweeps)):
         raise ConfigError(
@@ -62,82 +62,84 @@ def rewrite(words: list[str]) -> list[str]:
             )
         if key in HYDRAS_FOLDERS:
             raise ConfigError(f"{key}: nothing is kept there, runs are in results_dir/<run_id>; write results_dir=PATH")
-    out = [_own(word) for word in _arrangement(words) if not _is_off(word)]
+    out = [_own(override) for override in _with_arrangement(overrides) if not _is_off(override)]
     if "scale" in keys:
-        out = [word for word in out if not word.startswith("scale=")]
-        # in front, so that what the user types has the last word
+        out = [override for override in out if not override.startswith("scale=")]
+        # in front, so that the user's overrides win
         out = _scale_overrides(sweeps, scale) + out
-    for word in out:
-        _check(word)
+    for override in out:
+        _check(override)
     return out
 
 
-def _own(word: str) -> str:
-    """One override, with what the house allows and Hydra does not."""
-    key = word.lstrip("+").partition("=")[0]
+def _own(override: str) -> str:
+    """Return the override with our extensions translated for Hydra."""
+    key = override.lstrip("+").partition("=")[0]
     if key == "norm_position":
-        return re.sub(r"\bdouble\b", "sandwich", word)
-    return as_text(word) if key in text_keys() else word
+        return re.sub(r"\bdouble\b", "sandwich", override)
+    return as_text(override) if key in text_keys() else override
 
 
-def _check_spaces(words: Sequence[str]) -> None:
-    """Refuse what the shell has taken apart: ``norm = rms``, ``norm=rms, layer``; and show it whole."""
-    for i, word in enumerate(words):
-        if "=" in word.strip("=") and not word.startswith("="):
+def _check_spaces(args: Sequence[str]) -> None:
+    """Raise ConfigError for overrides that the shell has split, such as ``norm = rms`` or ``norm=rms, layer``."""
+    for i, arg in enumerate(args):
+        if "=" in arg.strip("=") and not arg.startswith("="):
             continue
-        before, after = words[i - 1] if i else "", words[i + 1] if i + 1 < len(words) else ""
-        if word == "=" and before and after:
+        before, after = args[i - 1] if i else "", args[i + 1] if i + 1 < len(args) else ""
+        if arg == "=" and before and after:
             raise ConfigError(f"{before} = {after}: an override has no spaces: write {before}={after}")
-        if word.startswith("=") and before:
-            raise ConfigError(f"{before} {word}: an override has no spaces: write {before}{word}")
-        if word.endswith("=") and after and "=" not in after:
-            raise ConfigError(f"{word} {after}: an override has no spaces: write {word}{after}")
-        if word.endswith("=") or word.startswith("~"):
+        if arg.startswith("=") and before:
+            raise ConfigError(f"{before} {arg}: an override has no spaces: write {before}{arg}")
+        if arg.endswith("=") and after and "=" not in after:
+            raise ConfigError(f"{arg} {after}: an override has no spaces: write {arg}{after}")
+        if arg.endswith("=") or arg.startswith("~"):
             continue
-        if before.endswith(",") or word.startswith(","):
+        if before.endswith(",") or arg.startswith(","):
             raise ConfigError(
-                f"{before} {word}: the space ends the override: write {before}{word}, or put quotes around it"
+                f"{before} {arg}: the space ends the override: write {before}{arg}, or put quotes around it"
             )
         if "=" in after[:1] or (before == "=" and i > 1):
-            continue  # its neighbour is told
-        raise ConfigError(f"{word or '(nothing)'}: an override is key=value, such as norm=layer{_meant(word)}")
+            continue  # the error is raised for its neighbour
+        raise ConfigError(f"{arg or '(nothing)'}: an override is key=value, such as norm=layer{_meant(arg)}")
 
 
-def _meant(word: str) -> str:
-    """What a word without a value was likely to be."""
-    if "＝" in word:
-        return f"; {_lookalikes(word)}"
+def _meant(arg: str) -> str:
+    """Return a suggestion for an argument without a value."""
+    if "＝" in arg:
+        return f"; {_lookalikes(arg)}"
 
-    return hint(word.lstrip("+"))
+    return hint(arg.lstrip("+"))
 
 
-def _is_off(word: str) -> bool:
-    """``preset=null``: a group that is off by default, left off."""
-    key, _, value = word.partition("=")
+def _is_off(override: str) -> bool:
+    """Return True for ``preset=null``, where the group is off by default."""
+    key, _, value = override.partition("=")
     return value.lower() == "null" and key in off_groups()
 
 
-def _arrangement(words: Sequence[str]) -> list[str]:
-    """``sweep.zip=a,b`` and ``sweep.skip=a=1,b=2``, given any number of times, as the lists that stored sweeps hold."""
-    found: dict[str, list[str]] = {ZIP: [], SKIP: []}
+def _with_arrangement(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with ``sweep.zip=a,b`` and ``sweep.skip=a=1,b=2`` as the lists that stored sweeps hold.
+
+    Both may be given any number of times. Raises ConfigError."""
+    lists: dict[str, list[str]] = {ZIP: [], SKIP: []}
     whole: dict[str, str] = {}
     out = []
-    for word in words:
-        key, _, value = word.lstrip("+").partition("=")
-        if key not in found:
-            out.append(word)
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key not in lists:
+            out.append(override)
         elif value.startswith("["):
             whole[key] = value
         elif key == ZIP:
-            found[key].append(f"[{','.join(_parts(word, value))}]")
+            lists[key].append(f"[{','.join(_parts(override, value))}]")
         else:
-            pairs = [part.partition("=") for part in _parts(word, value)]
+            pairs = [part.partition("=") for part in _parts(override, value)]
             if not all(name and equals for name, equals, _ in pairs):
                 raise ConfigError(
-                    f"{word}: name what is left out by its values, e.g. {SKIP}=norm=layer,activation=gelu"
+                    f"{override}: name what is left out by its values, e.g. {SKIP}=norm=layer,activation=gelu"
                 )
-            found[key].append("{" + ",".join(f"{name}:{option}" for name, _, option in pairs) + "}")
-    for key, items in found.items():
+            lists[key].append("{" + ",".join(f"{name}:{option}" for name, _, option in pairs) + "}")
+    for key, items in lists.items():
         if key in whole and items:
             raise ConfigError(f"{key} is given as a list and by itself: use one of the two forms")
         if key in whole or items:
@@ -145,42 +147,42 @@ def _arrangement(words: Sequence[str]) -> list[str]:
     return out
 
 
-def _parts(word: str, value: str) -> list[str]:
+def _parts(override: str, value: str) -> list[str]:
     parts = [part.strip() for part in value.split(",")]
     if not all(parts):
-        raise ConfigError(f"{word}: empty between its commas; give e.g. {ZIP}=model.d_model,model.n_layers")
+        raise ConfigError(f"{override}: empty between its commas; give e.g. {ZIP}=model.d_model,model.n_layers")
     return parts
 
 
-def _check(word: str) -> None:
-    """Raise ConfigError for an override that does not parse, or for an option that is no word."""
-    override = parsed(word)
-    if override is None:
-        raise ConfigError(f"{word}: {_unreadable(word)}")
-    group = override.key_or_group
-    if override.is_delete() and group not in off_groups() and (options := options_of(group)):
+def _check(override: str) -> None:
+    """Raise ConfigError for an override that cannot be parsed, or for an option that is not a name."""
+    parse = parsed(override)
+    if parse is None:
+        raise ConfigError(f"{override}: {_unreadable(override)}")
+    group = parse.key_or_group
+    if parse.is_delete() and group not in off_groups() and (options := options_of(group)):
         raise ConfigError(
-            f"{word}: a run has one option of each group; choose another of {group}: {', '.join(options)}"
+            f"{override}: a run has one option of each group; choose another of {group}: {', '.join(options)}"
         )
-    if override.is_delete() or not (options := options_of(group)):
+    if parse.is_delete() or not (options := options_of(group)):
         return
-    value = override.value()
+    value = parse.value()
     for option in value.list if isinstance(value, ChoiceSweep) else [value]:
         if isinstance(option, list):
             raise ConfigError(
-                f"{group}={word.partition('=')[2]}: a run has one option of {group}; several make a grid: "
+                f"{group}={override.partition('=')[2]}: a run has one option of {group}; several make a grid: "
                 f"-m {group}={','.join(map(str, option))}"
             )
         if not isinstance(option, str | QuotedString):
-            typed = word.partition("=")[2]
-            said = "null" if option is None else str(option).lower() if "," in typed else typed
-            raise ConfigError(no_option(group, said, options))
+            typed = override.partition("=")[2]
+            shown = "null" if option is None else str(option).lower() if "," in typed else typed
+            raise ConfigError(no_option(group, shown, options))
 
 
-def _unreadable(word: str) -> str:
-    if any(sign in word for sign in LOOKALIKES):
-        return _lookalikes(word)
-    key, _, value = word.partition("=")
+def _unreadable(override: str) -> str:
+    if any(sign in override for sign in LOOKALIKES):
+        return _lookalikes(override)
+    key, _, value = override.partition("=")
     name = key.lstrip("+~")
     if not re.fullmatch(r"[\w$@./:-]+", name):
         return f"{name!r} is not the name of a key: an override is key=value, such as norm=layer"
@@ -191,16 +193,16 @@ def _unreadable(word: str) -> str:
     )
 
 
-def _lookalikes(word: str) -> str:
-    """What to type where a sign is not the one it looks like."""
-    found = sorted({sign for sign in word if sign in LOOKALIKES})
-    meant = "".join(LOOKALIKES.get(sign, sign) for sign in word)
-    said = ", ".join(f"{sign!r} is not {LOOKALIKES[sign]!r}" for sign in found)
-    return f"{said}: write {meant}, or quotes around a value that has such a sign"
+def _lookalikes(override: str) -> str:
+    """Return what to type instead of signs that only look like those of the grammar."""
+    signs = sorted({sign for sign in override if sign in LOOKALIKES})
+    meant = "".join(LOOKALIKES.get(sign, sign) for sign in override)
+    problem = ", ".join(f"{sign!r} is not {LOOKALIKES[sign]!r}" for sign in signs)
+    return f"{problem}: write {meant}, or quotes around a value that has such a sign"
 
 
 def sweep_file(name: str) -> Path:
-    """Return the YAML of a stored sweep, of this project or of the current folder."""
+    """Return the YAML file of a stored sweep, from this project or the current folder. Raises ConfigError if there is none."""
     for folder in (SWEEPS_DIR, Path.cwd() / "sweeps"):
         inside = Path(os.path.normpath(folder / f"{name}.yaml")).is_relative_to(folder)
         if inside and (folder / f"{name}.yaml").is_file():
@@ -221,13 +223,13 @@ def _scale_overrides(sweeps: str | None, scale: str | None) -> list[str]:
     sizes = OmegaConf.select(node, "sweep.scales") or {}
     if scale not in sizes:
         raise ConfigError(f"scale={scale}: sweeps={sweeps} has the sizes {', '.join(map(str, sizes)) or '(none)'}")
-    return [str(word) for word in sizes[scale]]
+    return [str(override) for override in sizes[scale]]
 
 
-def several_values(word: str) -> str:
-    """Say what to do about ``norm=rms,layer`` where one run is made."""
-    key, _, value = word.partition("=")
-    said = f"{word}: several values make a grid: add {MULTIRUN} in front of the overrides (in Python, compose each one)"
+def several_values(override: str) -> str:
+    """Return the error message for ``norm=rms,layer`` where a single run is composed."""
+    key, _, value = override.partition("=")
+    message = f"{override}: several values make a grid: add {MULTIRUN} in front of the overrides (in Python, compose each one)"
     if options_of(key):
-        return said
-    return f"{said}. A list is written {key}=[{value}], text with a comma \"{key}='{value}'\""
+        return message
+    return f"{message}. A list is written {key}=[{value}], text with a comma \"{key}='{value}'\""

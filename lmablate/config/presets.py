@@ -1,8 +1,7 @@
 """Groups ``preset`` and ``shrink``: the sizes and settings of a published system, at its own size or at a trainable one.
 
-A preset's file overrides the choices of the axis groups through Hydra, and says under ``settings`` what to set within
-them. A word of the command line goes before both: a key that was given is left alone, and an option that was chosen there
-comes with its own settings, as it does without a preset.
+A preset's file overrides the choices of the axis groups through Hydra, and lists under ``settings`` what to set within
+them. The command line wins over both: a given key is left alone, and an option chosen there comes with its own settings.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 
-TOKENS = ("window", "original_length")  # settings counted in tokens, which shrink with the context
+TOKENS = ("window", "original_length")  # settings in tokens, which shrink with the context
 LAYERS = ("first_dense",)  # in layers, which shrink with the depth
 WIDTHS = ("q_rank", "kv_rank")  # in channels, which shrink with the width
 OF_A_HEAD = ("rope_head_dim", "v_head_dim")  # in channels, which shrink with those of a head
@@ -23,9 +22,12 @@ NEAR = 0.03  # of the width of all heads over d_model, below which a shape count
 
 
 class Published(Settings):
-    """What a file of conf/preset says. `announced` is the count its authors give, often a rounded name;
-    `published_params` the count of the released shape, `uncounted` how many learned numbers the shape here has more (or, with
-    a minus, fewer) than that count, and `unconfirmed` says what of the sizes is not certain."""
+    """The content of a file of conf/preset.
+
+    `announced` is the parameter count that the authors give, often rounded. `published_params` is the count of the released
+    shape. `uncounted` is how many learned numbers the shape here has more (negative: fewer) than that count. `unconfirmed` says
+    which sizes are uncertain.
+    """
 
     system: str
     year: int
@@ -41,7 +43,9 @@ class Published(Settings):
 
 
 def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`raw`, the values of a request, with those of its preset; `given` maps the keys of the command line to values."""
+    """Return `raw`, the values of a request, with those of its preset.
+
+    `given` maps the keys of the command line to their values. Raises ConfigError."""
     name, shrink = raw["choices"].get("preset"), raw["choices"].get("shrink")
     rest = {key: value for key, value in raw.items() if key != "preset"}
     if name is None:
@@ -58,7 +62,7 @@ def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             f"to that size with shrink={given['model']}"
         )
     sizes = dict(preset.settings.get("model", {}))
-    if "attention" in given:  # whose options set it
+    if "attention" in given:  # the options of attention set n_kv_heads themselves
         sizes.pop("n_kv_heads", None)
     factors: dict[str, float] = {}
     if shrink is None:
@@ -70,7 +74,7 @@ def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         factors = _factors(raw["model"], rest["model"], preset.settings["model"])
     for group, values in preset.settings.items():
         if group != "model" and group not in given:
-            # An id of the published tokenizer means nothing to another one.
+            # An id of the published tokenizer has no meaning in another one.
             kept = {key: v for key, v in values.items() if shrink is None or key != "special_id"}
             fitted = {key: v if v is None else _in_proportion(key, v, factors) for key, v in kept.items()}
             rest[group] = _given_first(group, raw[group], fitted, given)
@@ -79,9 +83,9 @@ def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _factors(asked: dict[str, Any], model: dict[str, Any], whole: dict[str, Any]) -> dict[str, float]:
-    """By what the settings shrink that are counted in something that shrinks."""
-    tokens, depth = (asked[key] / whole[key] for key in ("context_length", "n_layers"))
+def _factors(target: dict[str, Any], model: dict[str, Any], whole: dict[str, Any]) -> dict[str, float]:
+    """Return the factor by which each setting shrinks that is counted in tokens, layers or channels."""
+    tokens, depth = (target[key] / whole[key] for key in ("context_length", "n_layers"))
     width, head = model["d_model"] / whole["d_model"], head_width(model) / head_width(whole)
     counted = ((TOKENS, tokens), (LAYERS, depth), (WIDTHS, width), (OF_A_HEAD, head))
     return {key: factor for keys, factor in counted for key in keys}
@@ -95,13 +99,13 @@ def _in_proportion(key: str, value: Any, factors: dict[str, float]) -> Any:
 
 
 def published(name: str, node: Any) -> Published:
-    """The facts in the file of a preset. Raises ConfigError for a file that lacks some."""
+    """Return the checked content of a preset's file. Raises ConfigError if a field is missing or wrong."""
     try:
         return Published.model_validate(node)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"preset={name}: its file has preset.{place}: {first['msg'].lower()}") from None
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"preset={name}: its file has preset.{key}: {first['msg'].lower()}") from None
 
 
 def _given_first(group: str, old: dict[str, Any], new: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _given_first(group: str, old: dict[str, Any], new: dict[str, Any], given: di
 
 
 def _ffn(preset: Published, raw: dict[str, Any], given: dict[str, Any], shrink: str | None) -> dict[str, Any]:
-    """The published d_ff; where something else moves, the ratio of a plain FFN with its parameters (see ff_width)."""
+    """Return the published d_ff, or, where another size moves, the ratio of a plain FFN with its parameters (see ff_width)."""
     sizes = preset.settings["model"]
     same = raw["activation"]["gated"] == preset.gated and raw["aspect_ratio"]["ratio"] is None
     if same and shrink is None and given.get("model.gated_scale") is None:
@@ -118,14 +122,14 @@ def _ffn(preset: Published, raw: dict[str, Any], given: dict[str, Any], shrink: 
 
 
 def _shrunk(sizes: dict[str, Any], raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The published switches with the width, depth and context of the model group, and heads in the published ratios."""
+    """Return the published switches at the width, depth and context of the model group, with heads in the published ratios."""
     target = raw["model"]
     kept = {key: value for key, value in sizes.items() if key not in ("d_model", "n_layers", "context_length", "d_ff")}
     width = target["d_model"] * sizes["n_heads"] * head_width(sizes) / sizes["d_model"]  # of all heads together
     shared = sizes["n_heads"] // (sizes.get("n_kv_heads") or sizes["n_heads"])  # query heads to a key/value head
     one = shared == sizes["n_heads"]
     fixed = target["n_heads"] if given.get("model.n_heads") is not None else None
-    if "attention" in given:  # an option that says how many key/value heads there are
+    if "attention" in given:  # the option sets the number of key/value heads
         n_heads = _heads(width, target["n_heads"], target["n_kv_heads"] or 1) if fixed is None else fixed
     elif one or shared == 1:
         n_heads = _heads(width, target["n_heads"], 1) if fixed is None else fixed
@@ -143,13 +147,14 @@ def _shrunk(sizes: dict[str, Any], raw: dict[str, Any], given: dict[str, Any]) -
 
 
 def head_width(sizes: dict[str, Any]) -> int:
-    """Channels of a head, given or d_model / n_heads."""
+    """Return the channels of a head, given or d_model / n_heads."""
     return sizes.get("head_dim") or sizes["d_model"] // sizes["n_heads"]
 
 
 def _heads(width: float, least: int, step: int) -> int:
-    """How many heads are `width` wide together: a multiple of `step` from `least` on, at most twice as many; the first that
-    meets the width, else the first that comes near it, else the one that comes nearest."""
+    """Return how many heads are `width` channels wide together: a multiple of `step`, from `least` to about twice as many.
+
+    The first that meets the width wins, else the first that is near it, else the nearest."""
 
     def error(n: int) -> float:
         return abs(n * _head_dim(width, n) / width - 1)
@@ -160,5 +165,5 @@ def _heads(width: float, least: int, step: int) -> int:
 
 
 def _head_dim(width: float, n_heads: int) -> int:
-    """A multiple of 4, so that half of a head can be rotated in pairs."""
+    """Return the width of a head, a multiple of 4, so that half of it can be rotated in pairs."""
     return max(4, 4 * round(width / n_heads / 4))

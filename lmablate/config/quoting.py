@@ -1,4 +1,4 @@
-"""Quotes for the keys of the schema that hold text (paths, names), so that nobody has to type them."""
+"""Quote the values of keys that hold text (paths, names), so that users need not."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lmablate.schema.run_config import RunRequest
 
 @cache
 def text_keys() -> frozenset[str]:
-    """Return the keys of the schema that hold free text (paths, names): their values need no quotes."""
+    """Return the keys of the schema that hold free text (paths, names). Their values need no quotes."""
     return frozenset(_texts(RunRequest, ""))
 
 
-def _texts(model: type[BaseModel], place: str) -> Iterator[str]:
+def _texts(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         kinds = list(_kinds(field.annotation))
-        if str in kinds and (place or name == "results_dir" or name not in BOOKKEEPING):
-            yield f"{place}{name}"
+        if str in kinds and (prefix or name == "results_dir" or name not in BOOKKEEPING):
+            yield f"{prefix}{name}"
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _texts(kind, f"{place}{name}.")
+                yield from _texts(kind, f"{prefix}{name}.")
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation allows, of values and of the items of lists."""
+    """Yield the types that an annotation allows, of values and of the items of lists."""
     if not (inner := get_args(annotation)):
         yield annotation
     elif getattr(annotation, "__origin__", None) is not dict:
@@ -41,36 +41,37 @@ def _kinds(annotation: Any) -> Iterator[Any]:
             yield from _kinds(part)
 
 
-def as_text(word: str) -> str:
-    """Return the override of a key that holds text, with quotes where its value would be read as something else, or not at all:
-    ``trainer.init_from=0123456789e1``, ``results_dir=runs/lr=3e-4``."""
-    key, _, value = word.partition("=")
+def as_text(override: str) -> str:
+    """Return the override of a text key, with quotes where its value would be read as something else, or not at all.
+
+    Examples: ``trainer.init_from=0123456789e1``, ``results_dir=runs/lr=3e-4``."""
+    key, _, value = override.partition("=")
     if not value or value.startswith(("'", '"', "${")):
-        return word
+        return override
     if value.startswith("[") and value.endswith("]"):
-        return word if parsed(word) else f"{key}=[{','.join(_quoted(item) for item in value[1:-1].split(','))}]"
-    override = parsed(word)
-    if override is not None and override.is_sweep_override() and not isinstance(override.value(), ChoiceSweep):
-        return word
-    if override is not None and re.match(r"(choice|shuffle|sort|range|glob|str)\(", value):
-        return word
+        return override if parsed(override) else f"{key}=[{','.join(_quoted(item) for item in value[1:-1].split(','))}]"
+    parse = parsed(override)
+    if parse is not None and parse.is_sweep_override() and not isinstance(parse.value(), ChoiceSweep):
+        return override
+    if parse is not None and re.match(r"(choice|shuffle|sort|range|glob|str)\(", value):
+        return override
     return f"{key}={','.join(_quoted(item) for item in value.split(','))}"
 
 
 def _quoted(item: str) -> str:
-    """Text that Hydra reads as text: in quotes unless it is that already."""
+    """Return `item` as Hydra reads text: in quotes unless it is text already."""
     item = item.strip()
-    override = parsed(f"text={item}")
-    if item.lower() == "null" or (override is not None and isinstance(override.value(), str)):
+    parse = parsed(f"text={item}")
+    if item.lower() == "null" or (parse is not None and isinstance(parse.value(), str)):
         return item
-    slashes = "\\" * (len(item) - len(item.rstrip("\\")))  # at the end, where one would take the quote with it
+    slashes = "\\" * (len(item) - len(item.rstrip("\\")))  # at the end, where a backslash would escape the quote
     return "'" + item.replace("'", "\\'") + slashes + "'"
 
 
 @lru_cache(maxsize=4096)
-def parsed(word: str) -> Override | None:
-    """Return what Hydra's grammar makes of an override; None where it makes nothing."""
+def parsed(override: str) -> Override | None:
+    """Return Hydra's parse of an override, or None if it cannot be parsed."""
     try:
-        return OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(override)
     except HydraException:
         return None

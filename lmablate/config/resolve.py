@@ -1,4 +1,4 @@
-"""From what was asked for to final numbers: heads, widths, depth, steps, warmup, seeds, precision."""
+"""Resolve a request into final numbers: heads, widths, depth, steps, warmup, seeds, precision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from lmablate.core.hardware import bf16_is_faster
 from lmablate.schema.run_config import RunConfig, RunRequest
 from lmablate.schema.training_config import ScheduleSettings, TrainerSettings
 
-# Two ways to say one thing: the one given on the command line replaces the other's default, and both are refused.
+# Two keys for one quantity: the one given on the command line replaces the other's default, and both are refused.
 ALTERNATIVES = (
     ("model.d_ff", "model.ff_ratio"),
     ("trainer.steps", "trainer.tokens"),
@@ -22,18 +22,20 @@ ALTERNATIVES = (
 
 
 def choose_alternatives(raw: dict[str, Any], given: dict[str, Any]) -> None:
-    """Clear the default of the alternative that was not asked for; `given` maps explicit override keys to values."""
+    """Clear the default of the alternative that was not given; `given` maps the keys of the command line to values."""
     for pair in ALTERNATIVES:
-        asked = [key for key in pair if given.get(key) is not None]
-        if len(asked) == 1:
-            other = pair[1 - pair.index(asked[0])]
+        chosen = [key for key in pair if given.get(key) is not None]
+        if len(chosen) == 1:
+            other = pair[1 - pair.index(chosen[0])]
             group, name = other.split(".")
             if isinstance(raw.get(group), dict) and other not in given:
                 raw[group][name] = None
 
 
 def choose_draws(raw: dict[str, Any], given: dict[str, Any]) -> None:
-    """A rule for the draws of the branches replaces the default of the other one; asked for, both are refused (factory.py)."""
+    """Turn off the default ``depth_scaled_init`` where ``model.init`` sets the draws of the branches.
+
+    Both together, if given, are refused later (factory.py)."""
     model = raw.get("model")
     if isinstance(model, dict) and model.get("init") is not None and "model.depth_scaled_init" not in given:
         model["depth_scaled_init"] = False
@@ -48,10 +50,10 @@ def _exactly_one(group: Any, pair: tuple[str, str]) -> None:
 
 
 def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], RunConfig]) -> RunConfig:
-    """Close every open number of `request`; `reference` composes the run whose cost a budget matches.
+    """Return the RunConfig of `request`, with every open number resolved.
 
-    Raises ConfigError for sizes that do not fit together.
-    """
+    `given` maps the keys of the command line to values. `reference` composes the run whose cost a budget matches.
+    Raises ConfigError for sizes that do not fit together."""
     for pair, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
         _exactly_one(group, pair)
     check_seeds(request, given)
@@ -62,7 +64,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     common["data_seed"] = request.seed if request.data_seed is None else request.data_seed
     common["model"] = sizes(request, request.model)
     common["ffn"] = _experts(request)
-    if request.optim.decay == "coupled":  # the one default, in one way
+    if request.optim.decay == "coupled":  # the default is stored as null
         common["optim"] = request.optim.model_copy(update={"decay": None})
     common["trainer"] = _trainer(request)
     if request.diagnostics is not None and not request.diagnostics.on:
@@ -74,7 +76,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
 
 
 def _experts(request: RunRequest) -> dict[str, Any] | None:
-    """The feed-forward option, null for the dense network, which runs had before there were others. Raises ConfigError."""
+    """Return the feed-forward option, or null for the dense network, which older runs have no key for. Raises ConfigError."""
     from lmablate.model import components
 
     if request.ffn is None or components.target(request.ffn, "ffn").is_dense:
@@ -87,14 +89,14 @@ def _experts(request: RunRequest) -> dict[str, Any] | None:
     return {**request.ffn, "scale": None} if request.ffn.get("scale") == 1 else request.ffn
 
 
-def _schedule(asked: ScheduleSettings, trainer: TrainerSettings, lr: float) -> dict[str, Any]:
-    """What the schedule makes of the final number of steps. Raises ConfigError for a warmup that leaves nothing of it."""
-    warmup = asked.warmup_steps
+def _schedule(schedule: ScheduleSettings, trainer: TrainerSettings, lr: float) -> dict[str, Any]:
+    """Return the fields that follow from the final number of steps. Raises ConfigError for a warmup that fills the run."""
+    warmup = schedule.warmup_steps
     if warmup is None:
-        warmup = round((asked.warmup_fraction or 0.0) * trainer.steps)
-    check_schedule(asked, warmup, trainer.steps, lr)
-    schedule = asked.model_copy(update={"warmup_steps": warmup, "warmup_fraction": None})
-    return _longest_branch(schedule, trainer) if schedule.kind == "wsd_branches" else {"schedule": schedule}
+        warmup = round((schedule.warmup_fraction or 0.0) * trainer.steps)
+    check_schedule(schedule, warmup, trainer.steps, lr)
+    final = schedule.model_copy(update={"warmup_steps": warmup, "warmup_fraction": None})
+    return _longest_branch(final, trainer) if final.kind == "wsd_branches" else {"schedule": final}
 
 
 def _check_scale(request: RunRequest) -> None:
@@ -131,7 +133,7 @@ def _trainer(request: RunRequest) -> TrainerSettings:
 
 
 def _longest_branch(schedule: ScheduleSettings, trainer: TrainerSettings) -> dict[str, Any]:
-    """What differs between ``wsd_branches`` and the run of its largest budget, an ordinary ``wsd``; and where all end."""
+    """Return the fields of the run with the largest budget, an ordinary ``wsd``, and the steps at which the branches end."""
     steps = sorted({round(share * trainer.steps) for share in schedule.branches or ()})
     first = steps[0] if steps else 0
     warmup = schedule.warmup_steps or 0
@@ -151,17 +153,17 @@ def _longest_branch(schedule: ScheduleSettings, trainer: TrainerSettings) -> dic
     return {"schedule": schedule.model_copy(update=plain), "trainer": longest, "branches": steps}
 
 
-def _device(asked: str) -> str:
-    if asked == "mps":
+def _device(device: str) -> str:
+    if device == "mps":
         raise ConfigError(
             "runtime.device=mps: Apple's GPU is not supported, since its kernels were never checked against the CPU's here: "
             "use runtime.device=cpu, which works on macOS"
         )
-    if asked == "cpu":
+    if device == "cpu":
         return "cpu"
     import torch
 
-    if asked == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "runtime.device=cuda, but torch sees no CUDA GPU: use runtime.device=cpu, or install a CUDA build of torch"
         )
@@ -169,7 +171,7 @@ def _device(asked: str) -> str:
 
 
 def _native_precision(request: RunRequest) -> Literal["fp32", "bf16"]:
-    """bf16 where this machine multiplies bf16 matrices faster; without instructions for them it is slower than fp32."""
+    """Return bf16 where this machine multiplies bf16 matrices faster than fp32 ones, else fp32."""
     if _device(request.runtime.device) == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""Hydra's composition, without doing again what two lists of overrides share."""
+"""Cache Hydra's compositions, so that the part that lists of overrides share is composed once."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ from hydra.plugins.config_source import ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-KEPT = 64  # configurations, of about a megabyte each
+CACHED = 64  # configurations, of about a megabyte each
 _Stamp = tuple[int, int]
 
 
-class Reuse:
-    """Gives what ``whole(overrides)`` gives, for one list of overrides after another.
+class CachedComposer:
+    """A composer with the results of ``whole(overrides)``, for one list of overrides after another.
 
-    Most of Hydra's tenth of a second goes into the options of the groups. Lists that choose the same ones are composed once;
-    overrides that set a single key (seeds, learning rates) are applied to a copy, as Hydra does in its last step.
-    """
+    Most of Hydra's tenth of a second goes into the options of the groups. Lists that choose the same ones are composed once.
+    Overrides that set a single key (seeds, learning rates) are applied to a copy, as Hydra does in its last step."""
 
     def __init__(self, loader: ConfigLoaderImpl, whole: Callable[[list[str]], DictConfig]) -> None:
         self.whole, self.loader = whole, loader
         self.parser = OverridesParser.create(config_loader=loader)
-        self._base = lru_cache(maxsize=KEPT)(lambda overrides: whole(list(overrides)))
+        self._base = lru_cache(maxsize=CACHED)(lambda overrides: whole(list(overrides)))
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose one list of overrides. Raises what Hydra raises."""
+        """Compose one list of overrides. Raises the exceptions of Hydra."""
         parsed = self.parser.parse_overrides(list(overrides))
         later = self._set_last(parsed)
         if any(override.is_sweep_override() or override.is_hydra_override() for override in parsed):
             return self.whole(list(overrides))
-        base = tuple(word for index, word in enumerate(overrides) if index not in later)
+        base = tuple(override for index, override in enumerate(overrides) if index not in later)
         config = copy.deepcopy(self._base(base))
         try:
             for index in later:
                 OmegaConf.update(config, parsed[index].key_or_group, parsed[index].value(), merge=True)
-        except OmegaConfBaseException:  # Hydra has the words for what is wrong
+        except OmegaConfBaseException:  # Hydra explains what is wrong
             return self.whole(list(overrides))
         config.hydra.overrides.task = [override.input_line for override in parsed]
         shape = config.hydra.job.config.override_dirname
@@ -55,14 +54,13 @@ class Reuse:
 
     @cached_property
     def _files(self) -> CachingConfigRepository:
-        """What Hydra finds in all folders that it searches."""
+        """Return the configuration files in all folders that Hydra searches."""
         return self.loader._parse_overrides_and_create_caching_repo("train", [])[1]
 
     def _set_last(self, parsed: Sequence[Override]) -> list[int]:
-        """The positions of the overrides that set a key of what the others compose.
+        """Return the positions of the overrides that only set a key of what the others compose.
 
-        Hydra sets, adds and deletes keys in their order, so these stand behind the last one that is added or deleted.
-        """
+        Hydra sets, adds and deletes keys in order, so these must come after the last one that adds or deletes."""
         later: list[int] = []
         for index, override in enumerate(parsed):
             is_group = self._files.group_exists(override.key_or_group)
@@ -74,14 +72,14 @@ class Reuse:
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's loader, which knows the files that it has read."""
+    """Hydra's loader, with a record of the files that it has read."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self._stamps: dict[str, _Stamp | None] = {}
 
     def is_current(self) -> bool:
-        """Whether each file that was read is as it was, and Hydra would still read it."""
+        """Return True if every file that was read is unchanged and Hydra would still read it."""
         return all(_stamp(path) == stamp for path, stamp in self._stamps.items())
 
     def _parse_overrides_and_create_caching_repo(
@@ -102,14 +100,14 @@ class Loader(ConfigLoaderImpl):
 
 
 def _file(source: ConfigSource, config_path: str) -> str:
-    """The file of a configuration in a source; a path to nothing where that is no folder."""
+    """Return the path of a configuration in a source, or a path to nothing if the source is no folder."""
     return os.path.join(source.path if source.scheme() == "file" else os.devnull, f"{config_path}.yaml")
 
 
 def _stamp(path: str) -> _Stamp | None:
-    """The time of the last change of a file, and its size; None where there is none."""
+    """Return a file's time of change (ns) and size (bytes), or None if there is no file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size

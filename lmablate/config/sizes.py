@@ -1,4 +1,4 @@
-"""Heads and widths from what was given of them."""
+"""Resolve the heads and widths of a model from those given."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lmablate.schema.tasks import Skill
 
 
 def _heads(m: ModelRequest) -> tuple[int, int, int]:
-    """(n_heads, n_kv_heads, head_dim) from what was given of them."""
+    """Return (n_heads, n_kv_heads, head_dim). Raises ConfigError if they do not fit together."""
     n_heads, head_dim = m.n_heads, m.head_dim
     if n_heads is None and head_dim is None:
         raise ConfigError("give model.n_heads or model.head_dim (or both)")
@@ -38,7 +38,7 @@ def _heads(m: ModelRequest) -> tuple[int, int, int]:
 
 
 def sizes(request: RunRequest, m: ModelRequest) -> ModelSettings:
-    """The final sizes of `m`, a version of ``request.model``. Raises ConfigError for heads that do not fit."""
+    """Return the final sizes of `m`, a version of ``request.model``. Raises ConfigError for heads that do not fit."""
     n_heads, n_kv_heads, head_dim = _heads(m)
     d_ff = m.d_ff or ff_width(
         m.d_model,
@@ -48,14 +48,15 @@ def sizes(request: RunRequest, m: ModelRequest) -> ModelSettings:
         gated_scale=m.gated_scale,
     )
     same = {name: getattr(m, name) for name in ModelSettings.model_fields if name in ModelRequest.model_fields}
-    same |= _in_one_way(m)
-    found = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
-    return ModelSettings(**{**same, **found, "vocab_size": _vocab_size(request)})
+    same |= _canonical(m)
+    heads = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
+    return ModelSettings(**{**same, **heads, "vocab_size": _vocab_size(request)})
 
 
 def _vocab_size(request: RunRequest) -> int:
-    """That of a preset at its own size, of a task, or of the tokenizer with what the objective adds; for a tokenizer that tells
-    its size when it is read, 1 stands for it."""
+    """Return the vocabulary size: of a preset at its own size, of a task, or of the tokenizer plus the objective's ids.
+
+    1 stands for a tokenizer whose size is known only once it is read."""
     if request.published_vocab_size:
         return request.published_vocab_size
     own = request.data.vocabulary if isinstance(request.data, Skill) else None
@@ -63,18 +64,19 @@ def _vocab_size(request: RunRequest) -> int:
 
 
 def _reserved(request: RunRequest) -> int:
-    """Ids that the objective has beside those of the tokenizer."""
+    """Return how many ids the objective adds to those of the tokenizer."""
     from lmablate.objective import reserved_ids
 
     own = request.objective
     return reserved_ids(own.kind, own.model_dump(), request.model.context_length)
 
 
-def _in_one_way(m: ModelRequest) -> dict[str, Any]:
-    """The switches of `m` as one run has them, however they were written, so that it has one identity: false is null where
-    null is off, a scale of 1 is none, and `bias` is what most places have."""
-    places = dict(zip(("qkv_bias", "out_bias", "mlp_bias"), m.biases, strict=False))
-    most = sum(places.values()) >= 2
-    kept = {key: None if own is most else own for key, own in places.items()}
+def _canonical(m: ModelRequest) -> dict[str, Any]:
+    """Return the switches of `m` in one canonical form, so that a run has one identity.
+
+    False is null where null is off, a scale of 1 is null, and `bias` is what most layers have."""
+    biases = dict(zip(("qkv_bias", "out_bias", "mlp_bias"), m.biases, strict=False))
+    most = sum(biases.values()) >= 2
+    overrides = {key: None if own is most else own for key, own in biases.items()}
     scales = {key: None if (value := getattr(m, key)) == 1 else value for key in ("embedding_scale", "logit_scale")}
-    return {**kept, **scales, "bias": most, "head_bias": m.head_bias or None}
+    return {**overrides, **scales, "bias": most, "head_bias": m.head_bias or None}

@@ -1,4 +1,4 @@
-"""How the field, and other libraries, call our keys and groups."""
+"""Names that the field and other libraries use for our keys and groups."""
 
 _THEIRS = {
     "optim.lr": "learning_rate max_lr lr_max peak_lr base_lr eta",

@@ -1,4 +1,4 @@
-"""What a task (``data=mqar``) asks of the rest of a configuration: no tokenizer, a context that fits, left to right."""
+"""Constraints of a task (``data=mqar``) on the configuration: no tokenizer, a context that fits, left to right."""
 
 from typing import Any
 
@@ -9,10 +9,9 @@ from lmablate.schema.tasks import SOURCES, Skill
 
 
 def without_tokenizer(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`raw`, the values of a request, without the default tokenizer where the data are a task, which has tokens of its own.
+    """Return `raw`, the values of a request, without the default tokenizer if the data are a task with tokens of its own.
 
-    Raises ConfigError if a tokenizer was asked for.
-    """
+    Raises ConfigError if a tokenizer was given; `given` maps the keys of the command line to values."""
     if raw.get("data", {}).get("source") not in SOURCES:
         return raw
     name = raw["choices"].get("data")
@@ -27,7 +26,7 @@ def without_tokenizer(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, A
 
 
 def check_task(request: RunRequest) -> None:
-    """Raise ConfigError if the examples of a task do not fit the context or the objective, or a text has no tokenizer."""
+    """Raise ConfigError if a task's examples do not fit the context or the objective, or a text has no tokenizer."""
     data = request.data
     if not isinstance(data, Skill):
         if request.tokenizer is None:

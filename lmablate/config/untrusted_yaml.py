@@ -1,8 +1,8 @@
-"""YAML of others: ``conf/`` and ``sweeps/`` of the current folder, which may have come with somebody's code or results.
+"""Check YAML of others: ``conf/`` and ``sweeps/`` of the current folder, which may have come with somebody's code or results.
 
-A part names its class in ``_target_``, which model/parts.py allows or not. Hydra's own tree has further places that name
-what is called (callbacks, handlers of its logging), before any check of ours: from such a folder nothing is taken for it but
-options of a launcher or sweeper, and the parameters of a sweep.
+A component names its class in ``_target_``, which model/components.py allows or not. Hydra's own tree has more keys that name
+what is called (callbacks, handlers of its logging), before any check of ours. From such a folder it may only take the options
+of a launcher or sweeper, and the parameters of a sweep.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 
 MOST_BYTES = 1 << 20  # of a file
-MOST_ALIASES = 100  # of a file: each may stand for all that was said before
+MOST_ALIASES = 100  # of a file: each may expand to everything above it
 MOST_DEPTH = 30  # levels of lists and mappings
 GROUPS = ("hydra/launcher/", "hydra/sweeper/")
 OURS = "hydra_plugins.lmablate."
-KEYS = ("launcher", "sweeper", "mode")  # that may be set in the hydra node
+KEYS = ("launcher", "sweeper", "mode")  # allowed in the hydra node
 FLAGS = ("-cd", "--config-dir", "-cp", "--config-path")
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 
 
 def check_folders(folders: Iterable[Path], own: Iterable[Path] = ()) -> None:
-    """Raise ConfigError for a YAML file in one of `folders` that would have Hydra call something. `own` are not looked at."""
+    """Raise ConfigError for a YAML file in `folders` that would make Hydra call something. Folders in `own` are trusted."""
     known = {path.resolve() for path in own}
     for folder in folders:
         if folder.is_dir() and folder.resolve() not in known:
@@ -38,8 +38,9 @@ def check_folders(folders: Iterable[Path], own: Iterable[Path] = ()) -> None:
 
 
 def refuse_hidden(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an option or stored sweep that was asked for and stands both here and in the project, whose own is the
-    one that is read: an edit of the other would do nothing. `given` maps override keys to values."""
+    """Raise ConfigError for a chosen option or stored sweep that exists both here and in the project, with other content.
+
+    The project's file is read, so an edit of the other would do nothing. `given` maps override keys to values."""
     for group, option in given.items():
         name = f"{option}.yaml" if group == "sweeps" else f"{group}/{option}.yaml"
         home = SWEEPS_DIR if group == "sweeps" else CONF_DIR
@@ -50,18 +51,18 @@ def refuse_hidden(given: Mapping[str, Any]) -> None:
             )
 
 
-def named_folders(words: Sequence[str]) -> list[Path]:
-    """The folders of configurations that a command line names."""
-    found = []
-    for flag, after in zip(words, [*words, ""][1:], strict=True):
+def named_folders(args: Sequence[str]) -> list[Path]:
+    """Return the configuration folders that a command line names."""
+    folders = []
+    for flag, after in zip(args, [*args, ""][1:], strict=True):
         name, _, value = flag.partition("=")
         if name in FLAGS:
-            found.append(Path(value or after).expanduser().absolute())
-    return found
+            folders.append(Path(value or after).expanduser().absolute())
+    return folders
 
 
 def check_file(path: Path, name: str) -> None:
-    """`name` is the place of `path` below its folder: the group and the option."""
+    """Raise ConfigError for a YAML file that is unsafe; `name` is its path below the folder, ``group/option.yaml``."""
     if path.stat().st_size > MOST_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size:,} bytes, and a configuration has {MOST_BYTES:,} at most")
     try:
@@ -74,9 +75,9 @@ def check_file(path: Path, name: str) -> None:
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        return  # Hydra says it better, if anybody asks for this file
+        return  # Hydra explains it better, if the file is used at all
     in_group = name.startswith(GROUPS)
-    packages = [found for found in _PACKAGE.findall(text) if re.search(r"\bhydra\b", found)]
+    packages = [package for package in _PACKAGE.findall(text) if re.search(r"\bhydra\b", package)]
     packages += [entry for entry in _defaults(node) if re.search(r"@[^@]*\bhydra\b", entry)]
     if packages or (name.startswith("hydra/") and not in_group):
         raise ConfigError(
@@ -88,14 +89,14 @@ def check_file(path: Path, name: str) -> None:
         _check_targets(path, node, top=True)
     for key, value in node.items() if isinstance(node, dict) else ():
         if str(key).partition(".")[0] == "hydra":
-            wrong = [word for word in value if word not in KEYS] if isinstance(value, dict) else [value]
+            wrong = [name for name in value if name not in KEYS] if isinstance(value, dict) else [value]
             if wrong or str(key) != "hydra":
                 raise ConfigError(f"{path}: sets hydra.{wrong[0] if wrong else key}, which may call anything: {MEND}")
             _check_targets(path, value, top=False)
 
 
 def _check_shape(path: Path, text: str) -> None:
-    """Raise ConfigError for what would grow in memory, or nests deeper than whoever reads it next can follow."""
+    """Raise ConfigError for YAML that expands in memory, or nests deeper than later readers can follow."""
     aliases = depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         aliases += isinstance(event, yaml.AliasEvent)
@@ -110,7 +111,7 @@ MEND = "take that out, or start the command in another folder"
 
 
 def _check_targets(path: Path, node: Any, *, top: bool) -> None:
-    """Only our own plugins may be named, and only where a plugin is."""
+    """Raise ConfigError for a ``_target_`` that is not our plugin, or is not where a plugin belongs."""
     if "${" in str(node):
         raise ConfigError(f"{path}: an interpolation in Hydra's own tree may stand for anything: {MEND}")
     for depth, target in _targets(node):
@@ -131,9 +132,9 @@ def _targets(node: Any, depth: int = 0) -> Iterator[tuple[int, Any]]:
 
 
 def _defaults(node: Any) -> list[str]:
-    """The words of a defaults list."""
+    """Return the entries of a defaults list."""
     entries = node.get("defaults") if isinstance(node, dict) else None
-    words: list[str] = []
+    names: list[str] = []
     for entry in entries if isinstance(entries, list) else ():
-        words += [str(key) for key in entry] if isinstance(entry, dict) else [str(entry)]
-    return words
+        names += [str(key) for key in entry] if isinstance(entry, dict) else [str(entry)]
+    return names

@@ -1,1 +1,1 @@
-"""Looking inside a model without an ablation: at initialisation, at where a step's time goes, at decoding."""
+"""Inspect a model without an ablation: at initialisation, the time of a training step, and decoding."""

@@ -1,4 +1,4 @@
-"""``python -m lmablate.inspect VIEW ...``: one look inside a model."""
+"""``python -m lmablate.inspect VIEW ...``: inspect one aspect of a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lmablate.core.errors import ConfigError, exit_on_config_error
 
-# The view's word, the module whose main(argv) shows it, and what it shows.
+# By name of the view: the module whose main(argv) runs it, and a description.
 VIEWS = {
     "init": ("lmablate.inspect.initialisation", "gradients and signals through the stack before any training"),
     "time": ("lmablate.inspect.step_time", "where the time of a training step goes"),
@@ -18,17 +18,17 @@ VIEWS = {
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand the words to the view; returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run the view that the first argument names. Return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
     listed = "\n".join(f"  {view:<8}{what}" for view, (_, what) in VIEWS.items())
-    if not words or words[0] in ("-h", "--help"):
+    if not args or args[0] in ("-h", "--help"):
         print(
             f"lmablate.inspect: one look inside a model\n\n{listed}\n\npython -m lmablate.inspect VIEW --help says more."
         )
         return 0
-    if words[0] not in VIEWS:
-        raise ConfigError(f"there is no view {words[0]!r}; there are\n{listed}")
-    code: int = importlib.import_module(VIEWS[words[0]][0]).main(words[1:])
+    if args[0] not in VIEWS:
+        raise ConfigError(f"there is no view {args[0]!r}; there are\n{listed}")
+    code: int = importlib.import_module(VIEWS[args[0]][0]).main(args[1:])
     return code
 
 

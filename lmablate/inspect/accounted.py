@@ -1,4 +1,4 @@
-"""What the accounting (lmablate.budget) says of a step: FLOPs by kind of work, and those of products that a profiler can see."""
+"""Predict a step from the accounting (lmablate.budget): FLOPs by kind of work, and the products that a profiler sees."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from lmablate.budget.trace import Step
     from lmablate.schema.run_config import RunConfig
 
-# How a step is run.
+# Modes of a step.
 PLAIN, WRITTEN_OUT, COMPILED = "eager", "eager, attention in products", "compiled"
 
 
 def flops_by_kind(cfg: RunConfig, work: Step, mode: str) -> dict[str, float]:
-    """Training FLOPs of one text by kind, as the accounting has them: products over the keys that are read, and one for
-    each element that any other operation works on, copies included. The optimizer's are not among them."""
+    """Return the training FLOPs of one text by kind, from the accounting.
 
+    Products count the keys that are read. Any other operation counts one per element, copies included. The optimizer is left out.
+    """
     length = cfg.model.context_length
     flops: dict[str, float] = dict.fromkeys(
         (kinds.CONTRACTIONS, kinds.NORMALISATION, kinds.POINTWISE, kinds.MOVEMENT), 0
@@ -40,9 +41,7 @@ def flops_by_kind(cfg: RunConfig, work: Step, mode: str) -> dict[str, float]:
 
 
 def _attention_products(cfg: RunConfig) -> float:
-    """FLOPs of one text's fused attention: the accounting's products over keys, without those of the positions, which no
-    fused kernel does."""
-
+    """Return the FLOPs of one text's fused attention, without the products of positions, which no fused kernel does."""
     _, a_key = forward_products(cfg)
     of_positions = _position_products(cfg)[1]
     length = cfg.model.context_length
@@ -51,19 +50,18 @@ def _attention_products(cfg: RunConfig) -> float:
 
 
 def _position_products(cfg: RunConfig) -> tuple[float, float]:
-    """Multiply-adds of position embeddings: with matrices, which a batch does once; for each pair of query and key."""
-
+    """Return the multiply-adds of position embeddings: with matrices, once a batch; and per pair of query and key."""
     return position_work(cfg)
 
 
 def visible_products(cfg: RunConfig, *, fused: bool) -> int:
-    """The accounting's FLOPs of a step's products, as the profiler must count them: it sees no product in a fused kernel,
-    and outside one each query meets all T keys, masked or not."""
+    """Return the accounting's FLOPs of a step's products, as the profiler must count them.
 
+    It sees no product in a fused kernel. Outside one, each query meets all T keys, masked or not."""
     matrices, a_key = forward_products(cfg)
     once, of_positions = _position_products(cfg)
     length, texts = cfg.model.context_length, cfg.trainer.batch_size
     passes = -(-texts // (cfg.runtime.microbatch_size or texts))
     pairs = of_positions * len(a_key) if fused else sum(a_key)
-    # A table of positions is no parameter: its projection has one product backward, not two.
+    # A table of positions is not a parameter: its projection has one product backward, not two.
     return round(2 * length * (3 * texts * (matrices - once) + 2 * passes * once + 3 * texts * length * pairs))

@@ -1,7 +1,7 @@
-"""``python -m lmablate.inspect decode``: how fast a model reads a prompt and writes after it, beside what its bytes predict.
+"""``python -m lmablate.inspect decode``: measure prefill and decode speed, next to the prediction from bytes.
 
-Every arm reads a prompt of each length and then writes token after token, the arms in turn. In the same rounds the machine's
-memory bandwidth and its rate of matrix products are measured, and with them goes the prediction (lmablate/decoding/roofline.py).
+Every arm reads a prompt of each length and then writes token after token, the arms in turn. The same rounds measure the
+machine's memory bandwidth and its rate of matrix products, which give the prediction (lmablate/decoding/roofline.py).
 """
 
 from __future__ import annotations
@@ -45,44 +45,43 @@ MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is no
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-
+    """Measure the decoding of the arms of a command line. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.inspect decode", add_help=False, allow_abbrev=False)
     parser.add_argument("--arm", action="append", default=[])
     parser.add_argument("--lengths", default="128,512,2048")
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--rounds", default=str(ROUNDS))
     parser.add_argument("--out", type=given_path, default=Path("decode"))
-    own, words = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
-    if "--help" in words or "-h" in words:
+    args, overrides = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    if "--help" in overrides or "-h" in overrides:
         print(HELP.format(rounds=ROUNDS, most=MOST_PREFILL))
         return 0
 
     def show(configs: Sequence[RunConfig], launcher: str) -> int:
-        if own.arm:
+        if args.arm:
             from lmablate.config.composition import compose
 
             if len(configs) > 1:
                 raise ConfigError("--arm says what the arms are, and so does a grid of words: use one of them")
-            configs = [compose([*configs[0].overrides, *arm.split()]) for arm in own.arm]
-        lengths, batches = numbers("--lengths", own.lengths, 2), numbers("--batch", own.batch, 1)
-        (rounds,) = numbers("--rounds", own.rounds, 3)
-        return inspect(configs, lengths, batches, rounds, own.out)
+            configs = [compose([*configs[0].overrides, *arm.split()]) for arm in args.arm]
+        lengths, batches = numbers("--lengths", args.lengths, 2), numbers("--batch", args.batch, 1)
+        (rounds,) = numbers("--rounds", args.rounds, 3)
+        return inspect(configs, lengths, batches, rounds, args.out)
 
-    grid = ["-m"] if any("," in word.partition("=")[2].strip("[") for word in words) and "-m" not in words else []
-    return front_door("lmablate.inspect decode", "how fast a model reads and writes", show, [*grid, *words])
+    grid = ["-m"] if any("," in one.partition("=")[2].strip("[") for one in overrides) and "-m" not in overrides else []
+    return front_door("lmablate.inspect decode", "how fast a model reads and writes", show, [*grid, *overrides])
 
 
-def numbers(key: str, words: str, least: int) -> list[int]:
-    """``1,8`` as numbers. Raises ConfigError."""
-    parts = [word.strip() for word in words.split(",")]
-    if not all(word.isdigit() and int(word) >= least for word in parts):
-        raise ConfigError(f"{key} {words}: give whole numbers from {least} on, with commas between them")
-    return [int(word) for word in parts]
+def numbers(key: str, text: str, least: int) -> list[int]:
+    """Return ``1,8`` as numbers. Raises ConfigError for anything but whole numbers from `least` on."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) >= least for part in parts):
+        raise ConfigError(f"{key} {text}: give whole numbers from {least} on, with commas between them")
+    return [int(part) for part in parts]
 
 
 def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int], rounds: int, out: Path) -> int:
-    """Measure `configs`, print what was found, and write it to `out`; returns the exit code."""
+    """Measure `configs`, print the results, and write them to `out`. Return the exit code."""
     import pandas as pd
     import torch
 
@@ -99,7 +98,7 @@ def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int]
     for batch in batches:
         for length in lengths:
             cell = measure(arms, length, batch, rounds)
-            print(told(cell), flush=True)
+            print(cell_text(cell), flush=True)
             tables.append(cell)
     table = pd.concat(tables, ignore_index=True)
     atomic_write(out / "decode.csv", table.to_csv(index=False, float_format="%.6g"))
@@ -109,19 +108,19 @@ def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int]
 
 
 def labels(configs: Sequence[RunConfig]) -> list[str]:
-    """What tells the arms apart: the words that not all of them have."""
-    words = [cfg.overrides for cfg in configs]
-    shared = set(words[0]).intersection(*words) if len(words) > 1 else set()
-    found = [" ".join(word for word in own if word not in shared) or "defaults" for own in words]
-    if len(set(found)) < len(found):
-        raise ConfigError(f"two arms are the same ({', '.join(found)}): give each one that differs")
-    if len(found) > 1 and all(name.startswith("attention=") for name in found):
-        found = [name.removeprefix("attention=").replace(" attention.", " ").replace(" model.", " ") for name in found]
-    return found
+    """Return a label for each arm: the overrides that not all arms have. Raises ConfigError for equal arms."""
+    overrides = [cfg.overrides for cfg in configs]
+    shared = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
+    names = [" ".join(override for override in own if override not in shared) or "defaults" for own in overrides]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two arms are the same ({', '.join(names)}): give each one that differs")
+    if len(names) > 1 and all(name.startswith("attention=") for name in names):
+        names = [name.removeprefix("attention=").replace(" attention.", " ").replace(" model.", " ") for name in names]
+    return names
 
 
 def check_lengths(arms: dict[str, RunConfig], lengths: list[int]) -> None:
-    """Refuse positions that a text of these lengths has not, and those that the next token moves."""
+    """Raise ConfigError for lengths that the positions do not have, and positions that the next token moves."""
     from lmablate.model import build_model
 
     for name, cfg in arms.items():
@@ -140,7 +139,9 @@ def check_lengths(arms: dict[str, RunConfig], lengths: list[int]) -> None:
 
 
 def measure(arms: dict[str, RunConfig], length: int, batch: int, rounds: int) -> pd.DataFrame:
-    """A row an arm: `batch` texts of `length` tokens. Times are medians over rounds, in each of which every arm has its turn."""
+    """Return a row per arm, for `batch` texts of `length` tokens.
+
+    Times are medians over rounds, in each of which every arm has its turn."""
     import numpy as np
     import pandas as pd
 
@@ -156,7 +157,7 @@ def measure(arms: dict[str, RunConfig], length: int, batch: int, rounds: int) ->
         for turn in range(1 + max(1, min(rounds, 4096 // (batch * length)))):
             for name in _turned(list(arms), turn):
                 seconds = timed(work[name].read)
-                if turn or batch * length > 1024:  # long texts warm themselves
+                if turn or batch * length > 1024:  # long texts need no warm-up
                     prefill[name].append(seconds)
     steps: dict[str, list[float]] = {name: [] for name in (*arms, *probes)}
     for one in work.values():
@@ -215,25 +216,26 @@ class _Work:
         self.decoder = Decoder(self.model, batch, length)
 
     def read(self) -> None:
-        """The prompts, at once."""
+        """Read all prompts at once."""
         self.decoder.start = 0
         self.decoder.next_logits(self.prompt)
 
     def fill(self) -> None:
-        """A number into every place of the cache: which one does not change the time of a step."""
+        """Fill the whole cache with a number; its value does not change the time of a step."""
         for cache in self.decoder.caches:
             for tensor in cache.tensors:
                 tensor.fill_(0.5)
 
     def step(self) -> None:
-        """One token more, the last of `length`."""
+        """Write one token, the last of `length`."""
         self.decoder.start = self.prompt.shape[1] - 1
         self.decoder.next_logits(self.prompt[:, -1:])
 
 
 def machine_probes(device: str) -> dict[str, tuple[float, Callable[[], Any]]]:
-    """An amount and the work it is of: bytes that are read in order (a sum over more than the processor's caches hold), and
-    the FLOPs of a square matrix product."""
+    """Return the probes of the machine: an amount, and the work that it measures.
+
+    They are the bytes of a sum over more memory than the caches hold, and the FLOPs of a square matrix product."""
     import torch
 
     gpu = device != "cpu"
@@ -247,7 +249,7 @@ def machine_probes(device: str) -> dict[str, tuple[float, Callable[[], Any]]]:
 
 
 def _clocked(cfg: RunConfig) -> Callable[[Callable[[], Any]], float]:
-    """Seconds of some work."""
+    """Return a function that gives the seconds of some work."""
     import torch
 
     clock = step_clock(cfg)
@@ -266,13 +268,13 @@ def _clocked(cfg: RunConfig) -> Callable[[Callable[[], Any]], float]:
 
 
 def _turned(names: list[str], turn: int) -> list[str]:
-    """The names from another one on each time, so that none always follows the same neighbour."""
+    """Return the names in an order rotated by `turn`, so that none always follows the same neighbour."""
     shift = turn % len(names)
     return names[shift:] + names[:shift]
 
 
-def told(cell: pd.DataFrame) -> str:
-    """One batch and length in words."""
+def cell_text(cell: pd.DataFrame) -> str:
+    """Return one batch and length as text."""
     first, wide = cell.iloc[0], max(map(len, cell["arm"])) + 2
     lines = [
         f"batch {first.batch}, {first.length:,} tokens; {first.bandwidth / 1e9:.1f} GB/s, {first.peak / 1e9:.0f} GFLOP/s",

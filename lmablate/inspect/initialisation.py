@@ -1,8 +1,8 @@
 """``python -m lmablate.inspect init``: gradients and signals through the stack before any training.
 
-Every arm is a combination of the words given (``norm_position=pre,post norm=rms,layer``); each is built at several depths and
-with several draws of its weights, reads the batch of a run's first step, and says how large the gradients and the
-activations of each layer are. Nothing is trained. The question is Xiong et al. 2020's (arXiv 2002.04745).
+Every arm is a combination of the given overrides (``norm_position=pre,post norm=rms,layer``). Each is built at several depths
+and with several draws of its weights, and reads the batch of a run's first step. The output is the size of the gradients and
+the activations of each layer. Nothing is trained. The question is Xiong et al. 2020's (arXiv 2002.04745).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DEPTHS, INITS = (6, 12, 18, 24, 32), 20
 DEFAULT = "norm_position=pre,post"
 TAKEN = {"model.n_layers": "--depths", "seed": "--inits", "init_seed": "--inits"}
-# What is measured of each layer: the column, and the name of the number in lmablate/diagnostics.
+# Measured for each layer: the column, and the name of the number in lmablate/diagnostics.
 MEASURES = {
     "attn_gradient": "attn/grad_norm",
     "ffn_gradient": "ffn/grad_norm",
@@ -49,11 +49,11 @@ GRADIENT = "gradient"  # of the FFN's last matrix, which the theorem is about
 
 @exit_on_config_error
 def main(argv: Sequence[str]) -> int:
-    """The command line; 0, or 2 when it was asked for what cannot be measured."""
-    words, unknown = _parser().parse_known_args(argv)
+    """Measure the arms of a command line. Return 0. Raises ConfigError."""
+    args, unknown = _parser().parse_known_args(argv)
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such option; overrides are key=value, and --help lists the rest")
-    print("\n".join(inspect(words)))
+    print("\n".join(inspect(args)))
     return 0
 
 
@@ -73,16 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def inspect(words: argparse.Namespace) -> list[str]:
-    """Measure, write, and say what was found. Raises ConfigError before anything is computed."""
-
-    depths = _depths(words.depths)
-    if words.inits < 2:
-        raise ConfigError(f"--inits {words.inits}: an interval needs at least 2 draws")
-    configs = {arm: [_config(overrides, depth) for depth in depths] for arm, overrides in arms(words.overrides).items()}
-    check_writable(words.out, "--out")
-    table = measure(configs, words.inits)
-    return write(by_layer(table), summarise(table), words.out)
+def inspect(args: argparse.Namespace) -> list[str]:
+    """Measure the arms, write the results, and return the lines to print. Raises ConfigError before any computation."""
+    depths = _depths(args.depths)
+    if args.inits < 2:
+        raise ConfigError(f"--inits {args.inits}: an interval needs at least 2 draws")
+    configs = {arm: [_config(overrides, depth) for depth in depths] for arm, overrides in arms(args.overrides).items()}
+    check_writable(args.out, "--out")
+    table = measure(configs, args.inits)
+    return write(by_layer(table), summarise(table), args.out)
 
 
 def _depths(text: str) -> list[int]:
@@ -93,44 +92,44 @@ def _depths(text: str) -> list[int]:
 
 
 def arms(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Every combination of the values given, by a name made of what varies."""
+    """Return the overrides of every combination of values, by a name made of those that vary. Raises ConfigError."""
     keys: dict[str, list[str]] = {}
-    for word in overrides:
-        key, equals, value = word.partition("=")
+    for override in overrides:
+        key, equals, value = override.partition("=")
         if not equals:
-            raise ConfigError(f"{word}: overrides are key=value")
+            raise ConfigError(f"{override}: overrides are key=value")
         if key in TAKEN:
-            raise ConfigError(f"{word}: {TAKEN[key]} says that here")
+            raise ConfigError(f"{override}: {TAKEN[key]} says that here")
         keys[key] = [value] if value[:1] in "[{'\"" else value.split(",")
     if "norm_position" not in keys:
         keys["norm_position"] = DEFAULT.partition("=")[2].split(",")
-    found = {}
+    combinations = {}
     for values in itertools.product(*keys.values()):
         pairs = dict(zip(keys, values, strict=True))
-        name = ", ".join(_said(key, pairs[key]) for key in keys if len(keys[key]) > 1)
-        found[name or pairs["norm_position"]] = [f"{key}={value}" for key, value in pairs.items()]
-    return found
+        name = ", ".join(_value_name(key, pairs[key]) for key in keys if len(keys[key]) > 1)
+        combinations[name or pairs["norm_position"]] = [f"{key}={value}" for key, value in pairs.items()]
+    return combinations
 
 
-def _said(key: str, value: str) -> str:
-    """A value says enough for itself where its key is an axis; ``init default``, ``n_heads 4`` elsewhere."""
+def _value_name(key: str, value: str) -> str:
+    """Return the value alone if its key is an axis, else with the key: ``init default``, ``n_heads 4``."""
     name = key.rpartition(".")[2]
     return value if "." not in key else f"{name} {'default' if value == 'null' else value}"
 
 
 def _config(overrides: Sequence[str], depth: int) -> RunConfig:
-    """With an encoder beside it (``model.n_encoder_layers``) both stacks have `depth` layers, and the decoder's are measured."""
-
-    precision = [] if any(word.startswith("trainer.precision=") for word in overrides) else ["trainer.precision=fp32"]
-    words = [*overrides, *precision, f"model.n_layers={depth}", "runtime.wandb=disabled"]
-    two = [word for word in overrides if word.startswith("model.n_encoder_layers=") and not word.endswith("=null")]
-    return compose([*words, f"model.n_encoder_layers={depth}"] if two else words)
+    """Return the configuration of an arm. With an encoder, both stacks have `depth` layers, and the decoder is measured."""
+    precision = [] if any(one.startswith("trainer.precision=") for one in overrides) else ["trainer.precision=fp32"]
+    whole = [*overrides, *precision, f"model.n_layers={depth}", "runtime.wandb=disabled"]
+    two = [one for one in overrides if one.startswith("model.n_encoder_layers=") and not one.endswith("=null")]
+    return compose([*whole, f"model.n_encoder_layers={depth}"] if two else whole)
 
 
 def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
-    """One row for each arm, depth, draw and layer (from 1): `gradient`, the norm of the gradient of the mean loss for the
-    FFN's last matrix; the norms over all of attention's and the FFN's; and the RMS of the residual stream after the layer
-    and of what the branches add."""
+    """Return one row for each arm, depth, draw and layer (from 1).
+
+    `gradient` is the norm of the gradient of the mean loss for the FFN's last matrix. Further columns are the norms over all of
+    attention's and the FFN's weights, and the RMS of the residual stream after the layer and of the branches' outputs."""
     import pandas as pd
     import torch
 
@@ -147,9 +146,9 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
                 final = with_data(cfg, data)
                 for init in range(inits):
                     own = final.model_copy(update={"init_seed": init})
-                    place = {"arm": arm, "depth": cfg.model.n_layers, "init": init}
+                    where = {"arm": arm, "depth": cfg.model.n_layers, "init": init}
                     line.update("layers measured", done, total)
-                    rows += [{**place, **layer} for layer in one(own, data)]
+                    rows += [{**where, **layer} for layer in one(own, data)]
                     done += cfg.model.n_layers
     finally:
         line.end()
@@ -158,7 +157,7 @@ def measure(configs: dict[str, list[RunConfig]], inits: int) -> pd.DataFrame:
 
 
 def one(cfg: RunConfig, data: TokenData) -> list[dict[str, Any]]:
-    """The layers of one untrained model, on the batch of a run's first step."""
+    """Return the rows of one untrained model's layers, on the batch of a run's first step."""
     from lmablate.diagnostics import activations
     from lmablate.diagnostics.gradients import gradient_norms
     from lmablate.diagnostics.module_names import Measurements, branches, groups, layers
@@ -166,21 +165,21 @@ def one(cfg: RunConfig, data: TokenData) -> list[dict[str, Any]]:
     from lmablate.training.trainer import Trainer
 
     trainer = Trainer(build_model(cfg), data, cfg, folder=None)
-    found: Measurements = {}
-    with activations.watching(trainer.model, found, stream=True, units=False):
+    numbers: Measurements = {}
+    with activations.watching(trainer.model, numbers, stream=True, units=False):
         trainer.backward(trainer.rows(0))
-    found |= gradient_norms(groups(trainer.model))
+    numbers |= gradient_norms(groups(trainer.model))
     rows = []
     for number, (layer, block) in enumerate(layers(trainer.model), 1):
-        (ffn,) = (branch for word, branch in branches(block) if word == "ffn")
+        (ffn,) = (branch for name, branch in branches(block) if name == "ffn")
         last = gradient_norms({layer: [ffn.out_proj.weight]})[f"{layer}/grad_norm"]  # type: ignore[union-attr,list-item]
-        own = {column: float(found[f"{layer}/{name}"]) for column, name in MEASURES.items()}
+        own = {column: float(numbers[f"{layer}/{name}"]) for column, name in MEASURES.items()}
         rows.append({"layer": number, GRADIENT: float(last), **own})
     return rows
 
 
 def by_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """For each arm, depth and layer: the geometric mean over draws of every measure, and of the gradient its 95 % interval."""
+    """Return for each arm, depth and layer the geometric mean over draws of every measure, with the gradient's 95 % interval."""
     import numpy as np
     import pandas as pd
 
@@ -189,13 +188,13 @@ def by_layer(table: pd.DataFrame) -> pd.DataFrame:
         logs = np.log(some[[GRADIENT, *MEASURES]])
         means = {column: math.exp(logs[column].mean()) for column in logs}
         low, high = (math.exp(bound) for bound in interval(logs[GRADIENT].tolist()) or (math.nan, math.nan))
-        place = {"arm": arm, "depth": depth, "layer": layer, "inits": len(some)}
-        rows.append({**place, GRADIENT: means.pop(GRADIENT), "low": low, "high": high, **means})
+        where = {"arm": arm, "depth": depth, "layer": layer, "inits": len(some)}
+        rows.append({**where, GRADIENT: means.pop(GRADIENT), "low": low, "high": high, **means})
     return pd.DataFrame(rows)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """What the claim is about, each the mean over draws with its 95 % t interval, every draw giving one number:
+    """Return the quantities of the claim: means over draws with 95 % t intervals, one number per draw.
 
     ``slope`` (of one depth): of the least-squares line of log gradient norm on layer index; ``last over first``: the
     gradient norm of the last layer over the first one's; ``stream growth``: the residual stream's RMS after the last
@@ -222,17 +221,16 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(arm: Any, depth: Any, quantity: str, values: list[float], *, exponential: bool = False) -> dict[str, Any]:
-
     low, high = interval(values) or (math.nan, math.nan)
     numbers = [sum(values) / len(values), low, high]
     if exponential:
         numbers = [math.exp(number) for number in numbers]
-    place = {"arm": arm, "depth": depth, "quantity": quantity}
-    return {**place, **dict(zip(("estimate", "low", "high"), numbers, strict=True))}
+    where = {"arm": arm, "depth": depth, "quantity": quantity}
+    return {**where, **dict(zip(("estimate", "low", "high"), numbers, strict=True))}
 
 
 def write(layers: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[str]:
-    """Write the tables and the figure; returns the findings as text."""
+    """Write the tables and the figure. Return the results as lines."""
     import logging
 
     from lmablate.analysis._style import save

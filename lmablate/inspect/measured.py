@@ -1,4 +1,4 @@
-"""A training step of one configuration: its time by kind of work, as the profiler saw it, and its FLOPs by kind."""
+"""Measure a training step of one configuration: its time by kind of work from the profiler, and its FLOPs by kind."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ if TYPE_CHECKING:
 
 BLOCK = 10  # steps between two turns of the profiler
 WARM = 3
-DRAWS = 2000  # of the bootstrap
-EVENT_DRAWS = 200  # where each draw goes through thousands of events
-LONGER, SLICE = 1.5, 0.2  # times an event's shortest, plus milliseconds: above that it was interrupted
-LONG = 1.0  # milliseconds of an event's shortest, from which on no step may be without interruption
-SMALLEST = 0.02  # share of a core that is taken for possible
+DRAWS = 2000  # bootstrap draws
+EVENT_DRAWS = 200  # bootstrap draws over thousands of events each
+LONGER, SLICE = 1.5, 0.2  # times an event's shortest, plus milliseconds: a longer event was interrupted
+LONG = 1.0  # milliseconds: longer events may be interrupted in every step
+SMALLEST = 0.02  # smallest plausible share of a core
 
 
 @dataclass
 class Measured:
-    """`split`: a row a kind; `step`: what is known of the step as a whole."""
+    """A measured step. `split`: a row per kind of work; `step`: numbers of the whole step."""
 
     split: pd.DataFrame
     step: dict[str, Any]
 
 
 def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured | None:
-    """`steps` plain and as many profiled steps of `cfg` in turn; None if `mode` is no other program than eager.
+    """Return `steps` plain and as many profiled steps of `cfg` in turn; None if `mode` is the same program as eager.
 
-    ``attention in products`` has softmax in kernels of its own, as the published measurement had. Batches come from
-    `data`, evaluation and checkpoints are left out.
-    """
+    ``attention in products`` has softmax in separate kernels, as the published measurement had. Batches come from
+    `data`. Evaluation and checkpoints are left out."""
     from lmablate.budget.trace import trace
 
     work = trace(cfg)
@@ -54,7 +53,7 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
         return None
     gpu = cfg.runtime.device != "cpu"
     clock = step_clock(cfg)
-    with _as(mode):
+    with _mode_context(mode):
         trainer, step = train_step(cfg, data, mode)
         for number in range(WARM):
             step(number)
@@ -73,17 +72,17 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
                 step(number)
                 plain.append(clock() - began)
             with marked(norms):
-                found = profiled(step, turn, clock, gpu=gpu)
-            own = split(found.events, gpu=gpu)
-            under += found.seconds
-            wall += found.wall
-            whole += [sum(s.nanoseconds) / 1e9 / seconds for s, seconds in zip(own, found.wall, strict=True)]
+                profile = profiled(step, turn, clock, gpu=gpu)
+            own = split(profile.events, gpu=gpu)
+            under += profile.seconds
+            wall += profile.wall
+            whole += [sum(s.nanoseconds) / 1e9 / seconds for s, seconds in zip(own, profile.wall, strict=True)]
             splits += own
         line.end()
         counted = split(profiled(step, 1, clock, gpu=gpu, flops=True).events, gpu=gpu)[0].flops
     table = _table(alike(splits), flops_by_kind(cfg, work, mode), 1e3 * np.median(plain), 1e3 * np.median(under))
     low, high = bootstrap(np.asarray(plain), np.median)
-    facts = {
+    step_numbers = {
         "device": cfg.runtime.device,
         "threads": cfg.runtime.threads,
         "precision": cfg.trainer.precision,
@@ -97,17 +96,17 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
         "products_counted": counted,
         "products_expected": visible_products(cfg, fused=work.fused and mode != WRITTEN_OUT),
     }
-    return Measured(table, facts)
+    return Measured(table, step_numbers)
 
 
 def step_clock(cfg: RunConfig) -> Callable[[], float]:
-    """Seconds: of one thread on a CPU its own, which a busy machine does not move; else those of the wall."""
+    """Return a clock in seconds: of the thread's own time for one thread on a CPU, which other load does not change, else wall time."""
     return time.thread_time if cfg.runtime.device == "cpu" and cfg.runtime.threads == 1 else time.perf_counter
 
 
 @contextlib.contextmanager
-def _as(mode: str) -> Any:
-    """The setting in which a mode's graphs are made and run."""
+def _mode_context(mode: str) -> Any:
+    """Set up the context in which a mode's graphs are built and run."""
     if mode == WRITTEN_OUT:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -125,7 +124,7 @@ def _as(mode: str) -> Any:
 
 
 def train_step(cfg: RunConfig, data: TokenData, mode: str) -> tuple[Trainer, Callable[[int], None]]:
-    """A trainer and its step, which ends when the device has done it."""
+    """Return a trainer and its step, which returns when the device has finished."""
     from torch.profiler import record_function
 
     from lmablate.model import build_model
@@ -145,7 +144,7 @@ def train_step(cfg: RunConfig, data: TokenData, mode: str) -> tuple[Trainer, Cal
 
 
 def _norms(trainer: Trainer, cfg: RunConfig, mode: str) -> list[Any]:
-    """The norms that can be marked: inside a compiled block none can, and the names of its kernels tell."""
+    """Return the norms that can be marked. None inside a compiled block can; there the kernels' names identify them."""
     from lmablate.budget.trace import norm_modules
 
     norms = norm_modules(trainer.model, cfg)
@@ -156,11 +155,11 @@ def _norms(trainer: Trainer, cfg: RunConfig, mode: str) -> list[Any]:
 
 
 def _table(steps: list[Split], flops: dict[str, float], plain: float, profiled: float) -> pd.DataFrame:
-    """A row a kind: its share of the FLOPs and of the time, with the interval over steps. `plain` and `profiled` are a
-    step's milliseconds by the clock of the caller, without and with the profiler.
+    """Return a row per kind: its share of the FLOPs and of the time, with the interval over steps.
 
-    The profiler makes every event longer by about the same, so an equal part of the difference for each event is taken off
-    a kind's time under the profiler, the column `profiled`, to make that of the plain step, `milliseconds`.
+    `plain` and `profiled` are a step's milliseconds by the caller's clock, without and with the profiler. The profiler makes
+    every event longer by about the same. An equal part of the difference per event is subtracted from a kind's profiled time (the
+    column `profiled`) to get that of the plain step, `milliseconds`.
     """
     import pandas as pd
 
@@ -195,12 +194,12 @@ def _table(steps: list[Split], flops: dict[str, float], plain: float, profiled: 
 
 
 def own_times(each: np.ndarray, least: np.ndarray, whole: float) -> np.ndarray:
-    """Milliseconds ``[events]`` from those of the same events in several steps ``[steps, events]``, `least` the shortest of
-    each, in steps that took `whole` by their own clock.
+    """Return milliseconds ``[events]`` from those of the same events in several steps ``[steps, events]``.
 
-    The profiler's clock runs on while another process has the core, which then keeps it for a millisecond or more. A short
-    event is seldom interrupted, and steps in which it was are left out. A long one may be interrupted in every step, but in
-    proportion to its length: the long ones share in their measured proportions what the short ones leave of `whole`.
+    `least` is the shortest of each, in steps that took `whole` by their own clock. The profiler's clock also runs while another
+    process has the core, for a millisecond or more. A short event is seldom interrupted, and steps in which it was are left out.
+    A long one may be interrupted in every step, in proportion to its length: long events share what the short ones leave of
+    `whole` in their measured proportions.
     """
     free = each <= LONGER * least + SLICE
     seen = free.sum(axis=0)
@@ -215,7 +214,7 @@ def own_times(each: np.ndarray, least: np.ndarray, whole: float) -> np.ndarray:
 def bootstrap(
     rows: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], draws: int = DRAWS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of a `statistic` of ``[steps, columns]``, the steps drawn anew."""
+    """Return the 95 % percentile interval of a `statistic` of ``[steps, columns]``, with resampled steps."""
     picks = np.random.default_rng(0).integers(0, len(rows), (draws, len(rows)))
     low, high = np.percentile([statistic(rows[pick]) for pick in picks], (2.5, 97.5), axis=0)
     return low, high

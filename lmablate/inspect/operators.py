@@ -1,9 +1,9 @@
-"""Which kind of work an operator of a training step is: the table behind ``python -m lmablate.inspect time``.
+"""The kind of work of each operator of a training step: the table behind ``python -m lmablate.inspect time``.
 
 The kinds are those of Ivanov et al. 2021 (arXiv 2007.00072, table 1): tensor contractions, statistical normalisation
-(softmax and norms), element-wise; beside them what that table leaves out. Operators go by their name. Two facts are no
-matter of names, and :mod:`lmablate.inspect.profiling` sees to them: element-wise work inside a norm is normalisation, and
-all of the optimizer is the optimizer's.
+(softmax and norms), element-wise; and further ones that the table leaves out. Operators are classified by name. Two cases do
+not depend on names, and :mod:`lmablate.inspect.profiling` handles them: element-wise work inside a norm is normalisation, and
+all work of the optimizer is the optimizer's.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ _NAMES = {
         binary_cross_entropy_with_logits conv1d conv2d conv_depthwise is_pinned pin_memory
     """,
 }
-_KIND = {word: kind for kind, words in reversed(_NAMES.items()) for word in words.split()}
+_KIND = {name: kind for kind, names in reversed(_NAMES.items()) for name in names.split()}
 
-# What is no operator of a library, by pattern; the first that matches decides.
+# Patterns for everything but library operators; the first that matches decides.
 _PATTERNS = (
     (MOVEMENT, r"Memcpy|Memset"),
     (OPTIMIZER, r"Optimizer\.(step|zero_grad)#"),
@@ -102,16 +102,16 @@ _PATTERNS = (
     (HOST, r"_[A-Z]\w*$|[A-Z]\w*Function$"),  # a torch.autograd.Function of ours: Python around its operators
 )
 _FUSED = re.compile(r"(?:graph_\d+_)?(?:cpp|triton_[a-z]+)_fused_(\w+?)_\d+$")
-_NORM_WORDS = re.compile(r"rms_norm|layer_norm|softmax|cross_entropy|logsumexp|var_mean")
-# Of a kernel made of these alone; "linear" stands for the view that a product's result is given.
-_MOVING_WORDS = re.compile(
+_NORM_PARTS = re.compile(r"rms_norm|layer_norm|softmax|cross_entropy|logsumexp|var_mean")
+# A kernel of these alone only moves data. "linear" is the view of a product's result.
+_MOVING_PARTS = re.compile(
     r"scaled_dot_product_attention|transpose|unflatten|flatten|unsqueeze|squeeze|expand|reshape|contiguous|clone|chunk|split|slice"
     r"|narrow|permute|view|linear|embedding|getitem|stack|cat|copy|flip|select|pad|movedim|mT|zeros|to|t"
 )
 
 
 def kind_of(name: str) -> str:
-    """The kind of an operator, a function of autograd's, a kernel of the compiler's or a call of the runtime's."""
+    """Return the kind of an operator, an autograd function, a compiled kernel or a runtime call."""
     if fused := _FUSED.match(name):
         return _fused_kind(fused[1])
     bare = name.removeprefix("aten::")
@@ -122,17 +122,19 @@ def kind_of(name: str) -> str:
     return next((kind for kind, pattern in _PATTERNS if re.match(pattern, name)), OTHER)
 
 
-def _is_pointwise(word: str) -> bool:
-    """Whether torch itself says so of an operator that the table does not name, as a part of a user's own may have."""
+def _is_pointwise(name: str) -> bool:
+    """Return True if torch tags an operator as pointwise; it may be missing from the table, as in a user's own component."""
     import torch
 
-    found = getattr(torch.ops.aten, word, None)
-    return found is not None and any(torch.Tag.pointwise in getattr(found, own).tags for own in found.overloads())
+    op = getattr(torch.ops.aten, name, None)
+    return op is not None and any(torch.Tag.pointwise in getattr(op, own).tags for own in op.overloads())
 
 
-def _fused_kind(words: str) -> str:
-    """Of a kernel that the compiler fused, named after what went into it: with a reduction of a norm or a softmax it is
-    normalisation, element-wise companions included; of copies alone it is movement."""
-    if _NORM_WORDS.search(words):
+def _fused_kind(name: str) -> str:
+    """Return the kind of a kernel that the compiler fused, from the operators in its name.
+
+    With a reduction of a norm or a softmax it is normalisation, element-wise parts included; with copies alone it is movement.
+    """
+    if _NORM_PARTS.search(name):
         return NORMALISATION
-    return POINTWISE if _MOVING_WORDS.sub("", words.replace("backward", "")).strip("_0123456789") else MOVEMENT
+    return POINTWISE if _MOVING_PARTS.sub("", name.replace("backward", "")).strip("_0123456789") else MOVEMENT

@@ -1,4 +1,4 @@
-"""A norm alone, a block, the whole step: the time of each configuration, taken in turns so that what disturbs one disturbs all."""
+"""Time a norm, a block and a whole step of each configuration, in turns, so that disturbances affect all alike."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 PARTS = ("norm", "block", "step")
 WARM = 3
-SPAN = 2e-3  # seconds that one timing lasts at least, so that a norm's are many passes
+SPAN = 2e-3  # least seconds of one timing, so that a norm's consists of many passes
 
 
 class Timed(NamedTuple):
-    """What is timed: forward and backward pass of a part, or a step with the optimizer's."""
+    """A timed unit: forward and backward pass of a part, or a step with the optimizer."""
 
     config: str
     part: str
@@ -36,8 +36,10 @@ class Timed(NamedTuple):
 def measure_parts(
     configs: Mapping[str, RunConfig], data: Sequence[TokenData], rounds: int, *, compiled: bool
 ) -> pd.DataFrame:
-    """A row for each configuration, part and mode: median milliseconds over `rounds`, and their ratio to the first
-    configuration's, both with 95 % bootstrap intervals; of a ratio over rounds, which both shared."""
+    """Return a row for each configuration, part and mode.
+
+    It has median milliseconds over `rounds` and their ratio to the first configuration's, with 95 % bootstrap intervals. A ratio is
+    resampled over rounds, which both shared."""
     import torch
 
     timed: list[Timed] = []
@@ -54,30 +56,30 @@ def measure_parts(
 
 
 def _parts(label: str, cfg: RunConfig, data: TokenData, mode: str) -> list[Timed]:
-    """The first norm and the first block, given what they are given in the model, and the step."""
+    """Return the first norm and the first block, with their inputs in the model, and the step."""
     from lmablate.budget.trace import norm_modules
 
     trainer, step = train_step(cfg, data, mode)
     block = trainer.model.blocks[0]
-    # What a model without norms calls its norm is a module that returns its input.
+    # In a model without norms, the norm is a module that returns its input.
     norm = norm_modules(block, cfg)[0]
     if mode == COMPILED:
         norm.compile()
-    given = _given(trainer, block, norm)
-    passes = [Timed(label, name, mode, _both_passes(trainer, given[name])) for name in ("norm", "block")]
+    calls = _recorded_calls(trainer, block, norm)
+    passes = [Timed(label, name, mode, _both_passes(trainer, calls[name])) for name in ("norm", "block")]
     return [*passes, Timed(label, "step", mode, lambda: step(0))]
 
 
 class _Call(NamedTuple):
-    """A module and the arguments it got, taken out of their graph."""
+    """A module and its arguments, detached from their graph."""
 
     module: nn.Module
     args: tuple[Any, ...]
     like: Tensor
 
 
-def _given(trainer: Trainer, block: nn.Module, norm: nn.Module) -> dict[str, _Call]:
-    """What the block and its norm are called with in a training step."""
+def _recorded_calls(trainer: Trainer, block: nn.Module, norm: nn.Module) -> dict[str, _Call]:
+    """Return the calls of the block and its norm in a training step."""
     import torch
     from torch.utils._pytree import tree_map_only
 
@@ -109,14 +111,14 @@ def _both_passes(trainer: Trainer, call: _Call) -> Callable[[], object]:
     def run() -> object:
         with trainer.precision():
             out = call.module(*call.args)
-        # A part that hands its input on has no graph of its own.
+        # A part that returns its input has no graph of its own.
         return None if out is call.args[0] else torch.autograd.grad(out, wanted, call.like, allow_unused=True)
 
     return run
 
 
 def _in_turn(timed: Sequence[Timed], rounds: int, clock: Callable[[], float], wait: Callable[[], object]) -> np.ndarray:
-    """Seconds ``[rounds, len(timed)]``: one timing of each in turn, the order moved by one from round to round."""
+    """Return seconds ``[rounds, len(timed)]``: one timing of each in turn, in an order rotated from round to round."""
 
     def once(run: Callable[[], object], times: int) -> float:
         wait()
@@ -132,8 +134,8 @@ def _in_turn(timed: Sequence[Timed], rounds: int, clock: Callable[[], float], wa
         repeats.append(max(1, int(SPAN / max(once(part.run, 1), 1e-9))) if part.part != "step" else 1)
     seconds = np.empty((rounds, len(timed)))
     for turn in progress(range(rounds), "rounds of timing"):
-        for place in range(len(timed)):
-            i = (place + turn) % len(timed)
+        for position in range(len(timed)):
+            i = (position + turn) % len(timed)
             seconds[turn, i] = once(timed[i].run, repeats[i])
     return seconds
 
@@ -148,11 +150,11 @@ def _table(timed: Sequence[Timed], seconds: np.ndarray, first: str) -> pd.DataFr
         )
         pair = 1e3 * seconds[:, [i, base]]
 
-        def told(x: np.ndarray) -> np.ndarray:
+        def median_and_ratio(x: np.ndarray) -> np.ndarray:
             middle = np.median(x, axis=0)
             return np.array((middle[0], middle[0] / middle[1]))
 
-        middle, (low, high) = told(pair), bootstrap(pair, told)
+        middle, (low, high) = median_and_ratio(pair), bootstrap(pair, median_and_ratio)
         rows.append(
             {
                 "config": part.config, "part": part.part, "mode": part.mode, "rounds": len(seconds),

@@ -1,7 +1,7 @@
-"""From a profiler's events to the time of each kind of work in each step.
+"""Convert a profiler's events into the time of each kind of work in each step.
 
-On a CPU an operator's time is that of its event without the events inside it, so that the kinds divide a step without rest.
-On a GPU it is that of the kernels it launched; what is left of the step, in which the GPU waits, is the host's.
+On a CPU an operator's time is that of its event without nested events, so that the kinds add up to the step.
+On a GPU it is that of the kernels it launched; the rest of the step, in which the GPU waits, is the host's.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from lmablate.inspect.operators import CONTRACTIONS, HOST, MOVEMENT, NORMALISATI
 if TYPE_CHECKING:
     from torch import nn
 
-STEP, NORM, UPDATE = "lmablate::step", "lmablate::norm", "lmablate::optimizer"  # marks among the events
+STEP, NORM, UPDATE = "lmablate::step", "lmablate::norm", "lmablate::optimizer"  # names of our own events
 WARM = 2
 _BACKWARD = "autograd::engine::evaluate_function: "
 
 
 class Event(NamedTuple):
-    """What happened, from `start` to `end` in nanoseconds, on a thread of the host or (`device`) on a GPU.
+    """An event from `start` to `end` in nanoseconds, on a thread of the host or (`device`) on a GPU.
 
-    `sequence` numbers the autograd node that a forward operator made, and that a backward one runs; -1: none. A GPU's
-    kernel names in `linked` the `number` of the operator that launched it. `flops` are the profiler's.
-    """
+    `sequence` numbers the autograd node that a forward operator made, and that a backward one runs; -1: none. For a GPU kernel,
+    `linked` is the `number` of the operator that launched it. `flops` are the profiler's."""
 
     name: str
     start: int
@@ -42,7 +41,7 @@ class Event(NamedTuple):
 
 
 class Profiled(NamedTuple):
-    """The events of some steps, and for each the seconds of a wall clock around it and those of the caller's clock."""
+    """The events of some steps, and for each the seconds by a wall clock and by the caller's clock."""
 
     events: list[Event]
     wall: list[float]
@@ -50,8 +49,9 @@ class Profiled(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One step, event by event: names, kinds and nanoseconds; its whole length, and the FLOPs that the profiler counted in
-    tensor contractions."""
+    """One step, event by event: names, kinds and nanoseconds.
+
+    `length`: of the whole step, in nanoseconds; `flops`: the profiler's count in tensor contractions."""
 
     names: list[str]
     kinds: list[str]
@@ -60,12 +60,13 @@ class Split(NamedTuple):
     flops: int
 
     def add(self, name: str, kind: str, nanoseconds: int) -> None:
+        """Append one event."""
         self.names.append(name)
         self.kinds.append(kind)
         self.nanoseconds.append(nanoseconds)
 
     def by_kind(self) -> Counter[str]:
-        """Nanoseconds of each kind."""
+        """Return the nanoseconds of each kind."""
         total: Counter[str] = Counter()
         for kind, own in zip(self.kinds, self.nanoseconds, strict=True):
             total[kind] += own
@@ -75,12 +76,12 @@ class Split(NamedTuple):
 def profiled(
     step: Callable[[int], None], steps: int, clock: Callable[[], float], *, gpu: bool, flops: bool = False
 ) -> Profiled:
-    """Run ``step(number)`` under torch's profiler, after steps that warm it up: its memory is new each time."""
+    """Run ``step(number)`` under torch's profiler, after warm-up steps, since its memory is new each time."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     wall, seconds = [], []
-    with profile(activities=activities, with_flops=flops) as found:
+    with profile(activities=activities, with_flops=flops) as run:
         for number in range(WARM):
             step(number)
         for number in range(steps):
@@ -90,12 +91,12 @@ def profiled(
                 step(number)
                 wall.append(time.perf_counter() - began)
             seconds.append(clock() - ticked)
-    assert found.profiler is not None
-    return Profiled([_event(e) for e in found.profiler.kineto_results.events() if not _mirrored(e)], wall, seconds)
+    assert run.profiler is not None
+    return Profiled([_event(e) for e in run.profiler.kineto_results.events() if not _mirrored(e)], wall, seconds)
 
 
 def _event(e: Any) -> Event:
-    """Torch's own list, `found.events()`, takes a hundred times as long to make."""
+    """Return an event of kineto. Torch's own list, ``events()``, takes a hundred times as long to build."""
     device = e.device_type().name != "CPU"
     return Event(
         e.name(), e.start_ns(), e.start_ns() + e.duration_ns(), e.start_thread_id(), device, e.sequence_nr(),
@@ -104,13 +105,13 @@ def _event(e: Any) -> Event:
 
 
 def _mirrored(e: Any) -> bool:
-    """A mark of the host's, drawn a second time on the GPU's line."""
+    """Return True for a host annotation that is repeated on the GPU's timeline."""
     return bool(e.is_user_annotation()) and e.device_type().name != "CPU"
 
 
 @contextmanager
 def marked(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Marks the forward passes of `norms` among the events."""
+    """Mark the forward passes of `norms` among the events."""
     import torch
 
     open_: list[torch.profiler.record_function] = []
@@ -133,12 +134,12 @@ def marked(norms: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def split(events: Sequence[Event], *, gpu: bool) -> list[Split]:
-    """The steps among `events`, in their order."""
+    """Return the steps among `events`, in order."""
     host = sorted(
         (e for e in events if not e.device and not e.linked), key=lambda e: (e.thread, e.start, -e.end, e.number)
     )
     parents, own = _nest(host)
-    kinds = [_kind(e.name, place) for e, place in zip(host, _places(host, parents), strict=True)]
+    kinds = [_kind(e.name, region) for e, region in zip(host, _regions(host, parents), strict=True)]
     marks = sorted((e for e in host if e.name == STEP), key=lambda e: e.start)
     if gpu:
         launched = {e.number: kind for e, kind in zip(host, kinds, strict=True)}
@@ -153,7 +154,7 @@ def split(events: Sequence[Event], *, gpu: bool) -> list[Split]:
         if at >= 0 and e.start <= marks[at].end:
             steps[at].add(e.name, kind, nanoseconds)
     for i, step in enumerate(steps):
-        if gpu:  # kernels follow one another on one stream, so that what is left is waiting
+        if gpu:  # kernels follow one another on one stream, so the rest is waiting
             step.add("waiting", HOST, max(0, step.length - sum(step.nanoseconds)))
         inside = (e for e, kind in zip(host, kinds, strict=True) if kind == CONTRACTIONS)
         flops = sum(e.flops for e in inside if starts[i] <= e.start <= marks[i].end)
@@ -162,13 +163,13 @@ def split(events: Sequence[Event], *, gpu: bool) -> list[Split]:
 
 
 def alike(steps: Sequence[Split]) -> list[Split]:
-    """The steps that went through the same events, which nearly all do; the others are left out."""
+    """Return the steps with the most common sequence of events; few steps differ."""
     usual, _ = Counter(tuple(step.names) for step in steps).most_common(1)[0]
     return [step for step in steps if tuple(step.names) == usual]
 
 
 def _nest(host: Sequence[Event]) -> tuple[list[int], list[int]]:
-    """The place of the event around each (-1: none), and each one's time without the events in it."""
+    """Return the index of the event around each (-1: none), and each one's time without nested events."""
     parents, own, around = [], [e.end - e.start for e in host], list[int]()
     for i, e in enumerate(host):
         while around and (host[around[-1]].thread != e.thread or host[around[-1]].end <= e.start):
@@ -180,35 +181,37 @@ def _nest(host: Sequence[Event]) -> tuple[list[int], list[int]]:
     return parents, own
 
 
-def _places(host: Sequence[Event], parents: Sequence[int]) -> list[str | None]:
-    """Is an event in a norm (NORM), in the optimizer (UPDATE), or neither? A backward operator is where the forward
-    operator was that made its node: the last to begin of those that carry its number."""
-    places: list[str | None] = []
+def _regions(host: Sequence[Event], parents: Sequence[int]) -> list[str | None]:
+    """Return for each event the region it is in: a norm (NORM), the optimizer (UPDATE), or None.
+
+    A backward operator belongs to the region of the forward operator that made its node: the last to begin with its number.
+    """
+    regions: list[str | None] = []
     backward: list[bool] = []
     forward: dict[int, str | None] = {}
     for e, parent in zip(host, parents, strict=True):
         backward.append(e.name.startswith(_BACKWARD) or (parent >= 0 and backward[parent]))
-        around = places[parent] if parent >= 0 else None
-        places.append(e.name if e.name in (NORM, UPDATE) else around)
+        around = regions[parent] if parent >= 0 else None
+        regions.append(e.name if e.name in (NORM, UPDATE) else around)
         if e.sequence >= 0 and not backward[-1]:
-            forward[e.sequence] = places[-1]
+            forward[e.sequence] = regions[-1]
     for i, (e, parent) in enumerate(zip(host, parents, strict=True)):
         if e.name.startswith(_BACKWARD):
-            places[i] = forward.get(e.sequence)
+            regions[i] = forward.get(e.sequence)
         elif backward[i]:
-            places[i] = places[parent]
-    return places
+            regions[i] = regions[parent]
+    return regions
 
 
-def _kind(name: str, place: str | None) -> str:
+def _kind(name: str, region: str | None) -> str:
     kind = kind_of(name)
-    if place == UPDATE:
+    if region == UPDATE:
         return OPTIMIZER
-    return NORMALISATION if place == NORM and kind in (POINTWISE, MOVEMENT) else kind
+    return NORMALISATION if region == NORM and kind in (POINTWISE, MOVEMENT) else kind
 
 
 def _kernel_kind(kernel: Event, launched: Mapping[int, str]) -> str:
-    """That of the operator that launched it; where none did, or one that is only a wrapper, that of its own name."""
+    """Return the kind of the operator that launched a kernel; if there is none, or a mere wrapper, that of the kernel's name."""
     kind = launched.get(kernel.linked, OTHER)
     if kind not in (HOST, OTHER):
         return kind

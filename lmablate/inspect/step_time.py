@@ -1,7 +1,7 @@
-"""``python -m lmablate.inspect time``: where the time of a training step goes, beside where its FLOPs go.
+"""``python -m lmablate.inspect time``: measure the time of a training step by kind of work, next to its FLOPs.
 
-Each configuration is trained for some steps, plain and under torch's profiler in turn. The profiler's operators are put
-into kinds (:mod:`lmablate.inspect.operators`), whose times add up to the step; the FLOPs of the kinds are those of the
+Each configuration is trained for some steps, plain and under torch's profiler in turn. The profiler's operators are sorted
+into kinds (:mod:`lmablate.inspect.operators`), whose times add up to the step. The FLOPs of the kinds are those of the
 accounting (``python -m lmablate.budget``).
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 STEPS = 30
-NEAR = 0.05  # of a step, by which the kinds may miss its measured time
+NEAR = 0.05  # of a step: the tolerance between its time and the sum of its kinds
 
 HELP = """lmablate.inspect time: where the time of a training step goes, and where its FLOPs
 
@@ -48,30 +48,30 @@ Times are of one machine; run nothing beside it. runtime.device=cuda times a GPU
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells stderr each time that it starts and stops
+    """Time the steps of the configurations of a command line. Return the exit code."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs to stderr at each start and stop
 
     parser = argparse.ArgumentParser(prog="python -m lmablate.inspect time", add_help=False, allow_abbrev=False)
     parser.add_argument("--steps", default=str(STEPS))
     parser.add_argument("--out", type=given_path, default=Path("step_time"))
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--parts", action="store_true")
-    own, words = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
-    if "--help" in words or "-h" in words:
+    args, overrides = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    if "--help" in overrides or "-h" in overrides:
         print(HELP.format(steps=STEPS))
         return 0
 
     def show(configs: Sequence[RunConfig], launcher: str) -> int:
-        if not own.steps.isdigit() or int(own.steps) < 3:
-            raise ConfigError(f"--steps {own.steps}: must be a whole number from 3 on, e.g. --steps {STEPS}")
-        return inspect(configs, int(own.steps), own.out, compiled=own.compiled, parts=own.parts)
+        if not args.steps.isdigit() or int(args.steps) < 3:
+            raise ConfigError(f"--steps {args.steps}: must be a whole number from 3 on, e.g. --steps {STEPS}")
+        return inspect(configs, int(args.steps), args.out, compiled=args.compiled, parts=args.parts)
 
-    grid = ["-m"] if any("," in word.partition("=")[2].strip("[") for word in words) and "-m" not in words else []
-    return front_door("lmablate.inspect time", "where the time of a training step goes", show, [*grid, *words])
+    grid = ["-m"] if any("," in one.partition("=")[2].strip("[") for one in overrides) and "-m" not in overrides else []
+    return front_door("lmablate.inspect time", "where the time of a training step goes", show, [*grid, *overrides])
 
 
 def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bool, parts: bool) -> int:
-    """Measure `configs`, print what was found, and write it to `out`; returns the exit code."""
+    """Measure `configs`, print the results, and write them to `out`. Return the exit code."""
     import pandas as pd
     import torch
 
@@ -89,15 +89,15 @@ def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bo
     splits, lines = [], []
     for label, cfg, text in zip(labels, final, data, strict=True):
         for mode in (PLAIN, WRITTEN_OUT, *([COMPILED] if compiled else [])):
-            found = measure(cfg, text, mode, steps)
-            if found is not None:
-                splits.append(found.split.assign(config=label, mode=mode))
-                lines.append(found.step | {"config": label, "mode": mode})
-                print(_told(label, mode, found.split, found.step), flush=True)
+            measured = measure(cfg, text, mode, steps)
+            if measured is not None:
+                splits.append(measured.split.assign(config=label, mode=mode))
+                lines.append(measured.step | {"config": label, "mode": mode})
+                print(_step_text(label, mode, measured.split, measured.step), flush=True)
     tables = {"split": pd.concat(splits, ignore_index=True), "steps": pd.DataFrame(lines)}
     if parts:
         tables["parts"] = measure_parts(dict(zip(labels, final, strict=True)), data, steps, compiled=compiled)
-        print(_parts_told(tables["parts"]), flush=True)
+        print(_parts_text(tables["parts"]), flush=True)
     _write(out, tables)
     return 0
 
@@ -115,14 +115,14 @@ def _write(out: Path, tables: dict[str, pd.DataFrame]) -> None:
 
 
 def _labels(configs: Sequence[RunConfig]) -> list[str]:
-    """What tells the configurations apart: the words that not all of them have."""
-    words = [cfg.overrides for cfg in configs]
-    shared = set(words[0]).intersection(*words) if len(words) > 1 else set()
-    return [" ".join(word for word in own if word not in shared) or "defaults" for own in words]
+    """Return a label for each configuration: the overrides that not all of them have."""
+    overrides = [cfg.overrides for cfg in configs]
+    shared = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
+    return [" ".join(override for override in own if override not in shared) or "defaults" for own in overrides]
 
 
-def _told(label: str, mode: str, split: pd.DataFrame, step: dict[str, float | int | str]) -> str:
-    """One configuration in words."""
+def _step_text(label: str, mode: str, split: pd.DataFrame, step: dict[str, float | int | str]) -> str:
+    """Return one configuration's step as text."""
     lines = [f"{label} · {mode}: {step['milliseconds']:.4g} ms a step ({step['low']:.4g} to {step['high']:.4g})"]
     lines.append(f"{'':<26}{'FLOPs':>9}{'time':>9}{'95 %':>16}{'ms':>9}{'events':>8}")
     for row in split.itertuples():
@@ -147,7 +147,7 @@ def _told(label: str, mode: str, split: pd.DataFrame, step: dict[str, float | in
     return "\n".join(lines) + "\n"
 
 
-def _parts_told(parts: pd.DataFrame) -> str:
+def _parts_text(parts: pd.DataFrame) -> str:
     lines = [f"{'':<44}{'ms':>9}{'95 %':>18}{'to the first':>14}{'95 %':>16}"]
     for row in parts.itertuples():
         band, ratio = f"{row.low:.4g} to {row.high:.4g}", f"{row.ratio_low:.3f} to {row.ratio_high:.3f}"

@@ -1,4 +1,4 @@
-"""Models of Hugging Face transformers in and out: ``from_hf(hf_model)`` and ``to_hf(model)``.
+"""Exchange models with Hugging Face transformers: ``from_hf(hf_model)`` and ``to_hf(model)``.
 
 ELECTRA is two models there: ``from_electra(generator, discriminator)`` and ``to_electra(model)`` in lmablate.interop.electra.
 

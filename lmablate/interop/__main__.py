@@ -1,4 +1,4 @@
-"""``python -m lmablate.interop``: the command of this room, which stands above it in lmablate/cli/export.py."""
+"""``python -m lmablate.interop``: run the export command, which is in lmablate/cli/export.py."""
 
 import runpy
 

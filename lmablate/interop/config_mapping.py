@@ -1,8 +1,8 @@
-"""Two-way views of a transformers configuration.
+"""Two-way mappings between a transformers configuration and a model spec.
 
-A lens reads some of our facts (facts.py) off a configuration and writes them as keyword arguments of one; a family is a
-list of lenses. What a lens reads of an option that we do not have is a ConfigError; what it cannot write it leaves out, and
-reading back what was written then shows the difference.
+A lens reads part of our spec (model_spec.py) from a configuration and writes it as keyword arguments of one. A family is a
+list of lenses. Reading an option that we do not have raises ConfigError. A lens leaves out what it cannot write; reading the
+written configuration back then shows the difference.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lmablate.core.errors import ConfigError
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 
 PLAIN_ACTIVATIONS = {
     "relu": "relu",
@@ -40,40 +40,40 @@ _SYNONYMS = {
 
 
 def refuse(config: Any, attribute: str, value: Any, allowed: str) -> ConfigError:
-    """What to raise for a value of theirs that no option of ours gives."""
+    """Return the ConfigError for a value of a transformers attribute that no option of ours expresses."""
     return ConfigError(
         f"from_hf: {type(config).__name__}.{attribute}={value!r} cannot be expressed here: allowed is {allowed}"
     )
 
 
 class Lens(Protocol):
-    """`theirs`: the attributes of a configuration that it answers for."""
+    """A two-way mapping of a part of a configuration. `theirs`: the attributes of the configuration that it covers."""
 
     @property
     def theirs(self) -> tuple[str, ...]: ...
 
     def read(self, config: Any) -> dict[str, Any]: ...
 
-    def write(self, facts: Facts) -> dict[str, Any]: ...
+    def write(self, spec: Spec) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
-class Given:
-    """Facts that a class has by nature."""
+class Fixed:
+    """Entries of the spec that every model of a class has."""
 
-    facts: Facts
+    spec: Spec
     theirs: tuple[str, ...] = ()
 
     def read(self, config: Any) -> dict[str, Any]:
-        return dict(self.facts)
+        return dict(self.spec)
 
-    def write(self, facts: Facts) -> dict[str, Any]:
+    def write(self, spec: Spec) -> dict[str, Any]:
         return {}
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Facts that an attribute holds as they are; None stands for what is plain."""
+    """Entries of the spec stored unchanged in an attribute; None stands for the default."""
 
     names: Mapping[str, str]
 
@@ -82,16 +82,16 @@ class Keys:
         return tuple(self.names.values())
 
     def read(self, config: Any) -> dict[str, Any]:
-        found = {ours: getattr(config, theirs) for ours, theirs in self.names.items()}
-        return {key: value for key, value in found.items() if value is not None}
+        values = {ours: getattr(config, theirs) for ours, theirs in self.names.items()}
+        return {key: value for key, value in values.items() if value is not None}
 
-    def write(self, facts: Facts) -> dict[str, Any]:
-        return {theirs: facts[ours] for ours, theirs in self.names.items() if ours in facts}
+    def write(self, spec: Spec) -> dict[str, Any]:
+        return {theirs: spec[ours] for ours, theirs in self.names.items() if ours in spec}
 
 
 @dataclass(frozen=True)
 class Only:
-    """Attributes whose other values change what is computed in a way that we do not have: name to the value there may be."""
+    """Attributes with a single supported value, since other values change the computation in a way that we do not have."""
 
     values: Mapping[str, Any]
 
@@ -105,31 +105,31 @@ class Only:
                 raise refuse(config, name, got, repr(value))
         return {}
 
-    def write(self, facts: Facts) -> dict[str, Any]:
+    def write(self, spec: Spec) -> dict[str, Any]:
         return dict(self.values)
 
 
 @dataclass(frozen=True)
 class Via:
-    """Anything else, by a function each way."""
+    """A mapping by two functions, `reader` and `writer`."""
 
     theirs: tuple[str, ...]
     reader: Callable[[Any], dict[str, Any]]
-    writer: Callable[[Facts], dict[str, Any]]
+    writer: Callable[[Spec], dict[str, Any]]
 
     def read(self, config: Any) -> dict[str, Any]:
         return self.reader(config)
 
-    def write(self, facts: Facts) -> dict[str, Any]:
-        return self.writer(facts)
+    def write(self, spec: Spec) -> dict[str, Any]:
+        return self.writer(spec)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """The pointwise function by its name there."""
+    """The pointwise function by its transformers name. `options` maps our options to these names."""
 
     attribute: str
-    words: Mapping[str, str] = field(default_factory=lambda: PLAIN_ACTIVATIONS)
+    options: Mapping[str, str] = field(default_factory=lambda: PLAIN_ACTIVATIONS)
     synonyms: Mapping[str, str] = field(default_factory=lambda: _SYNONYMS)
 
     @property
@@ -139,11 +139,11 @@ class Activation:
     def read(self, config: Any) -> dict[str, Any]:
         name = getattr(config, self.attribute)
         name = self.synonyms.get(name, name)
-        for word, known in self.words.items():
+        for option, known in self.options.items():
             if known == name:
-                return {"activation": word}
-        raise refuse(config, self.attribute, name, ", ".join(self.words.values()))
+                return {"activation": option}
+        raise refuse(config, self.attribute, name, ", ".join(self.options.values()))
 
-    def write(self, facts: Facts) -> dict[str, Any]:
-        name = self.words.get(facts["activation"])
+    def write(self, spec: Spec) -> dict[str, Any]:
+        name = self.options.get(spec["activation"])
         return {} if name is None else {self.attribute: name}

@@ -1,4 +1,4 @@
-"""Models of transformers as models of ours, and back, with their weights."""
+"""Convert models of transformers into ours, and back, with their weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from lmablate.core.errors import ConfigError
-from lmablate.interop import model_spec as known
 from lmablate.interop.configure import configure
 from lmablate.interop.families import FAMILIES, Family, differences, idle_weights
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec, spec_of
 from lmablate.interop.saved import DISCRIMINATOR, few, library, load
 from lmablate.interop.tensors import Rule, expand, neutral, translated
 from lmablate.model import build_model
@@ -22,18 +21,16 @@ from lmablate.model.transformer import TransformerLM
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-# Of numbers in the rows of experts: their grouped product needs rows of whole 16 bytes, in bf16 too, and fails without.
+# Rows of experts must be a multiple of this: their grouped product needs rows of whole 16 bytes, also in bf16.
 ROW = 8
-NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)  # until there is a tokenizer
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)  # before a tokenizer sets them
 
 
 def from_hf(hf_model: Any) -> TransformerLM:
-    """Our model of a transformers language model, or of a folder or name that ``from_pretrained`` takes.
+    """Return our model of a transformers language model, or of a folder or name that ``from_pretrained`` takes.
 
-    Weights come over in fp32; the model's ``config`` says what it is in our words. Dropout is a setting of training and
-    stays behind. Raises ConfigError for a class or a setting that is not expressed here, and for weights that are missing
-    or too many.
-    """
+    Weights are converted to fp32, and the model's ``config`` describes it in our options. Dropout is a training setting and is
+    dropped. Raises ConfigError for a class or setting that we cannot express, and for missing or extra weights."""
     if isinstance(hf_model, str | Path):
         hf_model = load(hf_model)
     name = type(hf_model).__name__
@@ -44,35 +41,35 @@ def from_hf(hf_model: Any) -> TransformerLM:
         )
     if family is None:
         raise ConfigError(f"from_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
-    facts = family.read(hf_model.config)
-    model = build_model(configure(facts))
-    rules = family.rules(facts)
-    values = _ours(rules, _tensors(hf_model, rules, facts), facts, name)
+    spec = family.read(hf_model.config)
+    model = build_model(configure(spec))
+    rules = family.rules(spec)
+    values = _ours(rules, _tensors(hf_model, rules, spec), spec, name)
     fill(model, values, name)
     return model
 
 
-def _tensors(theirs: Any, rules: Sequence[Rule], facts: Facts) -> dict[str, Tensor]:
-    """Their parameters, and those of their buffers that hold what is a weight here."""
-    known_there = expand(rules, facts["model.n_layers"])
-    buffers = {key: value for key, value in theirs.named_buffers() if key in known_there}
+def _tensors(theirs: Any, rules: Sequence[Rule], spec: Spec) -> dict[str, Tensor]:
+    """Return the parameters of a transformers model, and those of its buffers that are weights here."""
+    rules_by_name = expand(rules, spec["model.n_layers"])
+    buffers = {key: value for key, value in theirs.named_buffers() if key in rules_by_name}
     return {key: value.detach() for key, value in theirs.named_parameters()} | buffers
 
 
-def _ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], facts: Facts, name: str) -> dict[str, Tensor]:
-    """Their weights under our names."""
-    every = expand(rules, facts["model.n_layers"])
+def _ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], spec: Spec, name: str) -> dict[str, Tensor]:
+    """Return the weights of a transformers model under our names. Raises ConfigError for unknown weights."""
+    every = expand(rules, spec["model.n_layers"])
     if extra := sorted(set(theirs) - set(every)):
         raise ConfigError(f"from_hf: this {name} has weights that its configuration says nothing of: {few(extra)}")
     values: dict[str, Tensor] = {}
     for key, whole in theirs.items():
         rule = every[key]
-        values |= zip(rule.ours, rule.form.unpack(whole.float(), facts), strict=True)
+        values |= zip(rule.ours, rule.form.unpack(whole.float(), spec), strict=True)
     return values
 
 
 def fill(model: TransformerLM, values: Mapping[str, Tensor], name: str) -> None:
-    """Give every parameter of `model` its value, of the model of theirs that messages call `name`."""
+    """Set every parameter of `model` from `values`. Raises ConfigError, naming the class `name`, if they do not match."""
     targets = dict(model.named_parameters())
     if missing := sorted(set(targets) - set(values)):
         raise ConfigError(f"from_hf: this {name} lacks the weights of {few(missing)}")
@@ -89,11 +86,11 @@ def fill(model: TransformerLM, values: Mapping[str, Tensor], name: str) -> None:
 
 
 def to_hf(model: TransformerLM, name: str | None = None) -> Any:
-    """The transformers model that computes what `model` computes, with its weights, in fp32 and evaluation mode.
+    """Return the transformers model that computes the same as `model`, with its weights, in fp32 and evaluation mode.
 
-    `name` asks for a class, such as ``OPTForCausalLM``; without it the first that can express the model is taken, before
-    those that would hold weights at rest (biases of 0, gains of 1). Rotary channels are reordered and gains stored as the
-    class wants them. Raises ConfigError, which names the options, when no class computes the same.
+    `name` selects a class, such as ``OPTForCausalLM``. Without it the first class that can express the model is chosen, with
+    preference for classes without idle weights (biases of 0, gains of 1). Rotary channels are reordered and gains stored as the
+    class needs them. Raises ConfigError, naming the options, if no class computes the same.
     """
     cfg = getattr(model, "config", None)
     if not isinstance(model, TransformerLM) or cfg is None:
@@ -107,17 +104,17 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
             "to_hf: objective=rtd trains two models, and transformers has a class for each: use "
             "lmablate.interop.electra.to_electra, or python -m lmablate.interop"
         )
-    facts = known.of(cfg)
-    among = [family for family in FAMILIES if name in (None, family.name)]
-    if not among:
+    spec = spec_of(cfg)
+    candidates = [family for family in FAMILIES if name in (None, family.name)]
+    if not candidates:
         raise ConfigError(f"to_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
-    family, config, offered = _best(facts, cfg, among)
-    if facts["ffn"] == "tokens" and any(facts[width] % ROW for width in ("ffn.width", "model.d_model")):
+    family, config, offered = _best(spec, cfg, candidates)
+    if spec["ffn"] == "tokens" and any(spec[width] % ROW for width in ("ffn.width", "model.d_model")):
         config._experts_implementation = "eager"
     theirs = getattr(library(), family.name)(config).float()
     rules = family.rules(offered)
-    targets = _tensors(theirs, rules, facts)
-    values = _theirs(rules, model, facts, offered, targets)
+    targets = _tensors(theirs, rules, spec)
+    values = _theirs(rules, model, spec, offered, targets)
     with torch.no_grad():
         for key, target in targets.items():
             target.copy_(values[key])
@@ -125,31 +122,32 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
     return theirs.eval()
 
 
-def _best(facts: Facts, cfg: RunConfig, among: Sequence[Family]) -> tuple[Family, Any, Facts]:
-    """The class that expresses `facts` with the fewest idle and rewritten weights, its configuration, and its facts."""
-    found: list[tuple[Any, Family, Any, Facts]] = []
+def _best(spec: Spec, cfg: RunConfig, candidates: Sequence[Family]) -> tuple[Family, Any, Spec]:
+    """Return the class that expresses `spec` with the fewest idle and rewritten weights, its configuration and spec."""
+    matches: list[tuple[Any, Family, Any, Spec]] = []
     failed: dict[str, Any] = {}
-    for order, family in enumerate(among):
+    for order, family in enumerate(candidates):
         try:
-            config = _configuration(family, facts)
+            config = _configuration(family, spec)
             offered = family.read(config)
         except ConfigError as error:
             failed[family.name] = str(error)
             continue
-        if wrong := differences(facts, offered):
+        if wrong := differences(spec, offered):
             failed[family.name] = wrong
         else:
-            rewritten = [offered.get(key) != facts.get(key) for key in ("norm.unit_offset", "posemb.layout")]
-            found.append(((idle_weights(facts, offered), rewritten, order), family, config, offered))
-    if not found:
-        raise ConfigError(_nothing(facts, cfg, failed))
-    return min(found, key=lambda item: item[0])[1:]
+            rewritten = [offered.get(key) != spec.get(key) for key in ("norm.unit_offset", "posemb.layout")]
+            matches.append(((idle_weights(spec, offered), rewritten, order), family, config, offered))
+    if not matches:
+        raise ConfigError(_nothing(spec, cfg, failed))
+    return min(matches, key=lambda item: item[0])[1:]
 
 
-def _configuration(family: Family, facts: Facts) -> Any:
-    """One that comes as near to `facts` as the class can: what is null here and must be a number there keeps its default, which is read
-    back as a difference."""
-    written = family.write(facts)
+def _configuration(family: Family, spec: Spec) -> Any:
+    """Return a configuration of the class as close to `spec` as possible.
+
+    Where a null here must be a number there, the class keeps its default, which is read back as a difference."""
+    written = family.write(spec)
     try:
         config = _made(family, written)
     except ConfigError:
@@ -174,18 +172,18 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
 
 
-def _nothing(facts: Facts, cfg: RunConfig, failed: Mapping[str, Any]) -> str:
-    """Which options stand in the way: those of the nearest class, and how many classes have each alone."""
+def _nothing(spec: Spec, cfg: RunConfig, failed: Mapping[str, Any]) -> str:
+    """Return the error message: the options that the nearest classes lack, and those that no class has."""
     near = sorted((wrong, name) for name, wrong in failed.items() if isinstance(wrong, list))
-    if facts["objective"] == "causal":  # what an encoder has helps no decoder
+    if spec["objective"] == "causal":  # an encoder does not help a decoder
         near = [one for one in near if "objective" not in one[0]]
-    least = min((len(_words(wrong, facts, cfg)) for wrong, _ in near), default=0)
-    nearest = [(name, wrong) for wrong, name in near if len(_words(wrong, facts, cfg)) == least]
-    never = [word for word in _words(_common(near), facts, cfg) if word]
+    least = min((len(_as_overrides(wrong, spec, cfg)) for wrong, _ in near), default=0)
+    nearest = [(name, wrong) for wrong, name in near if len(_as_overrides(wrong, spec, cfg)) == least]
+    never = list(filter(None, _as_overrides(_common(near), spec, cfg)))
     lines = ["to_hf: no transformers class known here computes what this model computes"]
     if never:
         lines.append(f"none has {', '.join(never)}")
-    lines += [f"{name} would, but for {', '.join(_words(wrong, facts, cfg))}" for name, wrong in nearest[:3]]
+    lines += [f"{name} would, but for {', '.join(_as_overrides(wrong, spec, cfg))}" for name, wrong in nearest[:3]]
     refused: dict[str, list[str]] = {}
     for name, text in failed.items():
         if isinstance(text, str):
@@ -198,16 +196,16 @@ def _common(near: Sequence[tuple[list[str], str]]) -> list[str]:
     return [key for key in (near[0][0] if near else []) if all(key in wrong for wrong, _ in near)]
 
 
-def _words(keys: Sequence[str], facts: Facts, cfg: RunConfig) -> list[str]:
-    """Facts as the command line says them, each once."""
-    words = []
+def _as_overrides(keys: Sequence[str], spec: Spec, cfg: RunConfig) -> list[str]:
+    """Return entries of the spec as overrides, each once."""
+    overrides = []
     for key in keys:
         group = key.partition(".")[0]
-        if key in facts and (group in ("model", "stability") or (_is_number(key) and group not in keys)):
-            words.append(f"{key}={facts[key]}")
+        if key in spec and (group in ("model", "stability") or (_is_number(key) and group not in keys)):
+            overrides.append(f"{key}={spec[key]}")
         else:
-            words.append(f"{group}={cfg.choices.get(group)}")
-    return list(dict.fromkeys(words))
+            overrides.append(f"{group}={cfg.choices.get(group)}")
+    return list(dict.fromkeys(overrides))
 
 
 def _is_number(key: str) -> bool:
@@ -215,9 +213,9 @@ def _is_number(key: str) -> bool:
 
 
 def _theirs(
-    rules: Sequence[Rule], model: TransformerLM, here: Facts, there: Facts, targets: Mapping[str, Tensor]
+    rules: Sequence[Rule], model: TransformerLM, here: Spec, there: Spec, targets: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Our weights under their names; what we have none of is at rest there."""
+    """Return our weights under their names. Weights that we do not have get neutral values."""
     ours = {key: translated(key, value.detach(), here, there) for key, value in model.named_parameters()}
     every = expand(rules, here["model.n_layers"])
     values: dict[str, Tensor] = {}

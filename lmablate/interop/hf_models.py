@@ -1,4 +1,4 @@
-"""The models of transformers that a run is written as, and what each is compared with the run on."""
+"""The transformers models that a run is exported as, and the logits that each must reproduce."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"  # as T5 names them
 
 
-class Loads(NamedTuple):
-    """What loads a class of this `ending`, and what it does in the words of the Hub, where it has one."""
+class AutoClass(NamedTuple):
+    """The auto class that loads a class with this `ending`, and its task on the Hub, if it has one."""
 
     ending: str
     auto: str
@@ -30,57 +30,61 @@ class Loads(NamedTuple):
 
 
 KINDS = (
-    Loads("ForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
-    Loads("ForPreTraining", "AutoModelForPreTraining", None),
-    Loads("ForConditionalGeneration", "AutoModelForSeq2SeqLM", None),
-    Loads("", "AutoModelForCausalLM", "text-generation"),
+    AutoClass("ForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
+    AutoClass("ForPreTraining", "AutoModelForPreTraining", None),
+    AutoClass("ForConditionalGeneration", "AutoModelForSeq2SeqLM", None),
+    AutoClass("", "AutoModelForCausalLM", "text-generation"),
 )
 
 
-class Piece(NamedTuple):
-    """A model of theirs; its folder below the exported one, "" for that itself; and on what input it is compared with which
-    logits of the run."""
+class ExportModel(NamedTuple):
+    """A transformers model of an export.
+
+    `subfolder`: below the exported folder ("" for that itself). `inputs`: a window. `expected`: the logits of the run on it.
+    """
 
     theirs: Any
-    place: str
-    given: Mapping[str, Tensor]
+    subfolder: str
+    inputs: Mapping[str, Tensor]
     expected: Tensor
 
     @property
-    def loads(self) -> Loads:
+    def loads(self) -> AutoClass:
+        """Return the auto class that loads this model."""
         name = type(self.theirs).__name__
         return next(kind for kind in KINDS if name.endswith(kind.ending))
 
 
 @torch.no_grad()
-def pieces_of(model: TransformerLM, cfg: RunConfig, data: TokenData) -> list[Piece]:
-    """One model; of ``objective=rtd`` two, the generator and the discriminator. Their tokens are set, and the input is the first
-    validation window as the objective of the run reads it. Raises ConfigError for a run that no class expresses."""
+def models_of(model: TransformerLM, cfg: RunConfig, data: TokenData) -> list[ExportModel]:
+    """Return the transformers models of a run: one, or generator and discriminator for ``objective=rtd``.
 
+    Their special tokens are set. The input is the first validation window as the run's objective reads it. Raises ConfigError for
+    a run that no class expresses."""
     objective = objective_of(cfg)
     batch = objective.validation(*(torch.from_numpy(x[:1]) for x in data.val_windows(cfg.model.context_length)))
     if isinstance(objective, ReplacedTokens):
         generator, discriminator = to_electra(model)
         everywhere = torch.arange(batch.inputs.shape[-1])[None]
         text = objective.filled(model, batch.inputs, batch.targets, batch.noise).text
-        found = [
-            Piece(
+        models = [
+            ExportModel(
                 generator, "generator", {"input_ids": batch.inputs}, model.generator_logits(batch.inputs, everywhere)
             ),
-            Piece(discriminator, "discriminator", {"input_ids": text}, model(text).squeeze(-1)),
+            ExportModel(discriminator, "discriminator", {"input_ids": text}, model(text).squeeze(-1)),
         ]
     else:
-        given = {"input_ids": batch.inputs}
+        inputs = {"input_ids": batch.inputs}
         if (split := model.source_length) is not None:
-            given = {"input_ids": batch.inputs[:, :split], "decoder_input_ids": batch.inputs[:, split:]}
-        found = [Piece(to_hf(model), "", given, model(batch.inputs))]
-    for piece in found:
-        _set_tokens(piece.theirs, objective, data.eot_id, cfg.model.context_length)
-    return found
+            inputs = {"input_ids": batch.inputs[:, :split], "decoder_input_ids": batch.inputs[:, split:]}
+        models = [ExportModel(to_hf(model), "", inputs, model(batch.inputs))]
+    for exported in models:
+        _set_tokens(exported.theirs, objective, data.eot_id, cfg.model.context_length)
+    return models
 
 
 def _set_tokens(theirs: Any, objective: Objective, end: int, length: int) -> None:
-    """The end token; and of spans the sentinel that opens them, which a decoder starts with, and the one that ends them."""
+    """Set the end token, and for spans the sentinel that starts the decoder and the one that ends the text."""
     for settings in (theirs.config, getattr(theirs, "generation_config", None)):
         if settings is None:
             continue
@@ -91,15 +95,14 @@ def _set_tokens(theirs: Any, objective: Objective, end: int, length: int) -> Non
 
 
 class SpecialTokens(NamedTuple):
-    """Of an objective: `new` ids above the tokenizer's, upwards, and what they are called in an exported tokenizer; and which id is the
-    mask, where there is one."""
+    """Extra tokens of an objective: `new` ids above the tokenizer's with their names, and the id of the mask or None."""
 
     new: Mapping[int, str]
     mask: int | None
 
 
 def special_tokens(cfg: RunConfig) -> SpecialTokens:
-    """What the objective of a run reads beside its tokenizer's tokens."""
+    """Return the tokens that the objective of a run reads besides its tokenizer's."""
     objective = objective_of(cfg)
     own = objective.reserved(cfg.model.context_length) > 0
     if isinstance(objective, SpanCorruption):

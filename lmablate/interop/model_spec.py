@@ -1,9 +1,8 @@
-"""What a model computes, as flat facts: ``{"norm": "rms", "norm.eps": 1e-6, "model.d_model": 128, ...}``.
+"""The flat spec of a model's computation: ``{"norm": "rms", "norm.eps": 1e-6, "model.d_model": 128, ...}``.
 
-Every key is there and every number final, so that two configurations of one function have the same facts however they were
-written: scores have the scale they are multiplied by, rotary positions the width they turn, layers a letter each for what
-they read. Dropout and z-loss are of training and no fact. ``of(cfg)`` reads them off a configuration;
-configure.py is the way back.
+Every key is present and every number final, so that two configurations of one function have the same spec: scores have their
+scale, rotary positions the width they turn, layers a letter each for the span they read. Dropout and z-loss affect training
+only and are not compared. ``spec_of(cfg)`` reads the spec of a configuration; configure.py is the way back.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from lmablate.model.posemb import Rotary
 if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
-Facts = Mapping[str, Any]
+Spec = Mapping[str, Any]
 SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "context_length")
 BIASES = ("model.qkv_bias", "model.out_bias", "model.mlp_bias", "model.head_bias")
 STACKS = tuple(f"model.{key}" for key in ("n_encoder_layers", "n_distinct_layers", "embedding_dim", "segments"))
-# What holds where nothing else is said.
+# Default entries.
 PLAIN: dict[str, Any] = {
     "objective": "causal",
     "model.readout": False,
@@ -57,7 +56,7 @@ PLAIN: dict[str, Any] = {
     "stability.v_norm": None,
     "stability.qk_norm_over": None,
 }
-# The same of a mixture whose tokens choose their experts; `width` is that of an expert, and balancing is of training and no fact.
+# Default entries of a token-choice mixture. `width` is that of an expert. Balancing affects training only and is left out.
 PLAIN_EXPERTS: dict[str, Any] = {
     "ffn.scores": "softmax",
     "ffn.normalise": True,
@@ -75,9 +74,9 @@ PLAIN_EXPERTS: dict[str, Any] = {
 NORMS = {"RMSNorm": "rms", "LayerNorm": "layer", "NoNorm": "none"}
 
 
-def complete(facts: Facts) -> dict[str, Any]:
-    """`facts` with what follows from them, and what is plain, filled in."""
-    out = PLAIN | dict(facts)
+def complete(spec: Spec) -> dict[str, Any]:
+    """Return `spec` with derived and default entries filled in."""
+    out = PLAIN | dict(spec)
     out.setdefault("model.head_dim", out["model.d_model"] // out["model.n_heads"])
     out.setdefault("model.n_kv_heads", out["model.n_heads"])
     out.setdefault("attention.scale", out["model.head_dim"] ** -0.5)
@@ -91,62 +90,60 @@ def complete(facts: Facts) -> dict[str, Any]:
     return out
 
 
-def of(cfg: RunConfig) -> dict[str, Any]:
-    """The facts of a configuration. Raises ConfigError for parts of a user's own, which no class of theirs computes."""
-
+def spec_of(cfg: RunConfig) -> dict[str, Any]:
+    """Return the spec of a configuration. Raises ConfigError for a user's own components, which no transformers class has."""
     if own := own_parts(cfg):
         raise ConfigError(f"{', '.join(own)}: a part of your own, which no class of transformers computes")
     m, s = cfg.model, cfg.stability
-    # What a token may read, and what the head gives: with two stacks the same whatever splits the texts.
-    facts: dict[str, Any] = {"objective": "span_corruption" if m.n_encoder_layers else cfg.objective.kind}
-    facts |= {key: getattr(m, key.removeprefix("model.")) for key in STACKS}
-    facts["model.head_transform"] = bool(m.head_transform)
-    facts["model.readout"] = has_readout(cfg)
-    facts |= {f"model.{size}": getattr(m, size) for size in SIZES}
-    facts |= {"model.tie_embeddings": m.tie_embeddings, **dict(zip(BIASES, m.biases, strict=True))}
+    # The objective decides the visible tokens and the head's output; with two stacks it does not matter how texts are split.
+    spec: dict[str, Any] = {"objective": "span_corruption" if m.n_encoder_layers else cfg.objective.kind}
+    spec |= {key: getattr(m, key.removeprefix("model.")) for key in STACKS}
+    spec["model.head_transform"] = bool(m.head_transform)
+    spec["model.readout"] = has_readout(cfg)
+    spec |= {f"model.{size}": getattr(m, size) for size in SIZES}
+    spec |= {"model.tie_embeddings": m.tie_embeddings, **dict(zip(BIASES, m.biases, strict=True))}
     scale = m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale
-    facts |= {"model.embedding_scale": scale or 1.0, "model.embedding_norm": bool(m.embedding_norm)}
-    facts |= {"model.final_norm": has_final_norm(cfg), "model.logit_scale": logit_scale(cfg) or 1.0}
-    facts |= _norm("norm", cfg.norm) | _norm("stability.qk_norm", s.qk_norm) | _norm("stability.v_norm", s.v_norm)
-    facts |= {f"stability.{key}": getattr(s, key) for key in ("qk_norm_over", "attention_soft_cap", "final_soft_cap")}
-    facts["activation"] = _activation(cfg)
+    spec |= {"model.embedding_scale": scale or 1.0, "model.embedding_norm": bool(m.embedding_norm)}
+    spec |= {"model.final_norm": has_final_norm(cfg), "model.logit_scale": logit_scale(cfg) or 1.0}
+    spec |= _norm("norm", cfg.norm) | _norm("stability.qk_norm", s.qk_norm) | _norm("stability.v_norm", s.v_norm)
+    spec |= {f"stability.{key}": getattr(s, key) for key in ("qk_norm_over", "attention_soft_cap", "final_soft_cap")}
+    spec["activation"] = _activation(cfg)
     for group in ("norm_position", "block_layout"):
-        facts[group] = cfg.choices[group]
-        facts |= _settings(group, getattr(cfg, group))
-    return complete(facts | _attention(cfg) | _posemb(cfg) | _experts(cfg))
+        spec[group] = cfg.choices[group]
+        spec |= _settings(group, getattr(cfg, group))
+    return complete(spec | _attention(cfg) | _posemb(cfg) | _experts(cfg))
 
 
 def _settings(group: str, part: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}.{key}": value for key, value in part.items() if key != "_target_"}
 
 
-def _norm(place: str, part: Mapping[str, Any] | None) -> dict[str, Any]:
+def _norm(prefix: str, part: Mapping[str, Any] | None) -> dict[str, Any]:
     if part is None:
         return {}
     given = {key: value for key, value in part.items() if key != "_target_"}
     given |= {"gain": given.get("gain") is None, "unit_offset": bool(given.get("unit_offset"))}
     name = part["_target_"].rpartition(".")[2]
-    return {place: NORMS.get(name, name), f"{place}.bias": False} | {f"{place}.{k}": v for k, v in given.items()}
+    return {prefix: NORMS.get(name, name), f"{prefix}.bias": False} | {f"{prefix}.{k}": v for k, v in given.items()}
 
 
 @cache
 def activations() -> dict[str, dict[str, Any]]:
-    """The options of the axis and what their files say."""
+    """Return the options of the axis and the content of their files."""
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF_DIR / "activation").glob("*.yaml"))}
 
 
 def _activation(cfg: RunConfig) -> str:
-    """The word of the option that computes this, whatever word was typed."""
+    """Return the option that computes this activation, whatever name was used."""
     own = cfg.activation.model_dump()
-    word = cfg.choices["activation"]
+    option = cfg.choices["activation"]
     return next(
-        (name for name, option in activations().items() if option == own),
-        word + "".join(f" activation.fn.{k}={v}" for k, v in own["fn"].items() if k != "_target_"),
+        (name for name, content in activations().items() if content == own),
+        option + "".join(f" activation.fn.{k}={v}" for k, v in own["fn"].items() if k != "_target_"),
     )
 
 
 def _attention(cfg: RunConfig) -> dict[str, Any]:
-
     option, settings = components.resolve(cfg.attention, "attention")
     given = _settings("attention", settings)
     width = cfg.model.head_dim
@@ -164,50 +161,47 @@ def _attention(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _experts(cfg: RunConfig) -> dict[str, Any]:
-
     if cfg.ffn is None:
         return {}
     option = ffn_option(cfg)
     if not isinstance(option, TokenChoice):
         return {} if option.is_dense else {"ffn": cfg.choices["ffn"]}
     given = components.resolve(cfg.ffn, "ffn")[1]
-    facts = {key: given[key.partition(".")[2]] for key in PLAIN_EXPERTS if key != "ffn.biased"}
-    facts = {key: PLAIN_EXPERTS[key] if value is None else value for key, value in facts.items()}
+    spec = {key: given[key.partition(".")[2]] for key in PLAIN_EXPERTS if key != "ffn.biased"}
+    spec = {key: PLAIN_EXPERTS[key] if value is None else value for key, value in spec.items()}
     if given["group_k"] is None:
-        facts["ffn.groups"] = None
+        spec["ffn.groups"] = None
     elif given["group_best"] is None:
-        facts["ffn.group_best"] = 1
-    facts |= {f"ffn.{key}": given[key] for key in ("n_experts", "k")}
-    return facts | {"ffn": "tokens", "ffn.width": option.width(ffn_shape(cfg)), "ffn.biased": bool(given["bias_rate"])}
+        spec["ffn.group_best"] = 1
+    spec |= {f"ffn.{key}": given[key] for key in ("n_experts", "k")}
+    return spec | {"ffn": "tokens", "ffn.width": option.width(ffn_shape(cfg)), "ffn.biased": bool(given["bias_rate"])}
 
 
 def _posemb(cfg: RunConfig) -> dict[str, Any]:
-
     option, settings = components.resolve(cfg.posemb, "posemb")
-    word = cfg.choices["posemb"]
-    facts = {"posemb": word, **_settings("posemb", settings)}
+    spec = {"posemb": cfg.choices["posemb"], **_settings("posemb", settings)}
     if not issubclass(option, Rotary):
-        return facts
-    fraction = facts.pop("posemb.rotary_fraction")
+        return spec
+    fraction = spec.pop("posemb.rotary_fraction")
     turned = position_shape(cfg).head_dim
-    facts |= {"posemb.width": int(turned * (fraction or 1)), "posemb.layout": settings["layout"] or "halves"}
+    spec |= {"posemb.width": int(turned * (fraction or 1)), "posemb.layout": settings["layout"] or "halves"}
     for key in ("short_factor", "long_factor"):  # one number for all pairs, or one a pair
         if isinstance(number := settings.get(key), int | float):
-            facts[f"posemb.{key}"] = [float(number)] * (facts["posemb.width"] // 2)
+            spec[f"posemb.{key}"] = [float(number)] * (spec["posemb.width"] // 2)
     if "attention_factor" in settings:
-        facts["posemb.attention_factor"] = settings["attention_factor"] or amplitude(facts, cfg.model.context_length)
-    return facts
+        spec["posemb.attention_factor"] = settings["attention_factor"] or amplitude(spec, cfg.model.context_length)
+    return spec
 
 
-def amplitude(facts: Facts, context_length: int) -> float:
-    """What YaRN and LongRoPE multiply the rotated channels by where no number is given (see model/posemb/scaled.py)."""
-    if "posemb.factor" in facts:
-        return 0.1 * math.log(facts["posemb.factor"]) + 1.0 if facts["posemb.factor"] > 1 else 1.0
-    length = facts["posemb.original_length"]
+def amplitude(spec: Spec, context_length: int) -> float:
+    """Return the default factor of the rotated channels in YaRN and LongRoPE (see model/posemb/scaled.py)."""
+    if "posemb.factor" in spec:
+        return 0.1 * math.log(spec["posemb.factor"]) + 1.0 if spec["posemb.factor"] > 1 else 1.0
+    length = spec["posemb.original_length"]
     return math.sqrt(1 + math.log(max(1.0, context_length / length)) / math.log(length))
 
 
 def fraction(width: int, whole: int) -> float:
-    """A share of `whole` channels that ``int`` brings back to `width`."""
+    """Return a share of `whole` channels that ``int`` maps back to `width`."""
     share = width / whole
     return share if int(whole * share) == width else math.nextafter(share, 1.0)

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers, and the package itself."""
+"""Load checkpoints of transformers, and the package itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DISCRIMINATOR = "ElectraForPreTraining"  # one of two models (electra.py)
 
 
 def library() -> Any:
-    """The transformers package. Raises ConfigError where it is not installed."""
+    """Return the transformers package. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module("transformers")
     except ImportError:
@@ -25,33 +25,40 @@ def library() -> Any:
         ) from None
 
 
-def load(place: str | Path) -> Any:
-    """A checkpoint, which must have every weight of its class and no other: transformers would draw what is missing."""
+def load(path: str | Path) -> Any:
+    """Return the model of a checkpoint.
+
+    Raises ConfigError unless it has every weight of its class and no other, since transformers would draw missing ones."""
     try:
-        kind = _class_of(str(place))
-        model, found = kind.from_pretrained(
-            str(place), output_loading_info=True, dtype=torch.float32, trust_remote_code=False, weights_only=True
+        kind = _class_of(str(path))
+        model, info = kind.from_pretrained(
+            str(path), output_loading_info=True, dtype=torch.float32, trust_remote_code=False, weights_only=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"from_hf: cannot load {place}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"from_hf: cannot load {path}: {str(error).splitlines()[0]}") from error
     wrong = []
-    for kind, word in (("missing_keys", "lacks"), ("unexpected_keys", "has besides"), ("mismatched_keys", "misshapes")):
-        if names := sorted(str(name) for name in found.get(kind) or ()):
-            wrong.append(f"{word} {few(names)}")
+    for kind, problem in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has besides"),
+        ("mismatched_keys", "misshapes"),
+    ):
+        if names := sorted(str(name) for name in info.get(kind) or ()):
+            wrong.append(f"{problem} {few(names)}")
     if wrong:
         raise ConfigError(
-            f"from_hf: the checkpoint {place} is not one of {type(model).__name__}: it {'; it '.join(wrong)}"
+            f"from_hf: the checkpoint {path} is not one of {type(model).__name__}: it {'; it '.join(wrong)}"
         )
     return model
 
 
-def _class_of(place: str) -> Any:
-    """The class that a checkpoint was saved from, where it is one that is known here."""
-    saved = getattr(library().AutoConfig.from_pretrained(place, trust_remote_code=False), "architectures", None) or [""]
+def _class_of(path: str) -> Any:
+    """Return the class that a checkpoint was saved from, if it is supported, else the auto class of causal models."""
+    saved = getattr(library().AutoConfig.from_pretrained(path, trust_remote_code=False), "architectures", None) or [""]
     known_here = {family.name for family in FAMILIES} | {DISCRIMINATOR}
     return getattr(library(), saved[0]) if saved[0] in known_here else library().AutoModelForCausalLM
 
 
 def few(names: Sequence[str], most: int = 6) -> str:
+    """Return the first `most` names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""How weights here become weights there, and back: names, and the order of the numbers."""
+"""Map our weights to theirs and back: names, and the order of the numbers."""
 
 from __future__ import annotations
 
@@ -8,73 +8,74 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.model.posemb import halves_to_pairs, pairs_to_halves
 
 
 @dataclass(frozen=True)
 class Form:
-    """`pack` makes one tensor of theirs from some of ours, `unpack` undoes it; both are given the facts for the sizes."""
+    """A layout of numbers. `pack` makes one tensor of theirs from some of ours, `unpack` undoes it; the spec gives the sizes."""
 
-    pack: Callable[[Sequence[Tensor], Facts], Tensor]
-    unpack: Callable[[Tensor, Facts], Sequence[Tensor]]
+    pack: Callable[[Sequence[Tensor], Spec], Tensor]
+    unpack: Callable[[Tensor, Spec], Sequence[Tensor]]
 
 
 def _transposed(t: Tensor) -> Tensor:
     return t.T.contiguous() if t.ndim == 2 else t
 
 
-def _qkv_rows(facts: Facts) -> list[int]:
-    kv = facts["model.n_kv_heads"] * facts["model.head_dim"]
-    return [facts["model.n_heads"] * facts["model.head_dim"], kv, kv]
+def _qkv_rows(spec: Spec) -> list[int]:
+    kv = spec["model.n_kv_heads"] * spec["model.head_dim"]
+    return [spec["model.n_heads"] * spec["model.head_dim"], kv, kv]
 
 
-def _groups(parts: Sequence[Tensor], facts: Facts) -> Tensor:
-    """Query, key and value rows as ``[groups, queries a group + 2, head_dim, ...]``."""
-    groups, width = facts["model.n_kv_heads"], facts["model.head_dim"]
+def _groups(parts: Sequence[Tensor], spec: Spec) -> Tensor:
+    """Return query, key and value rows as ``[groups, queries a group + 2, head_dim, ...]``, flattened."""
+    groups, width = spec["model.n_kv_heads"], spec["model.head_dim"]
     return torch.cat([part.unflatten(0, (groups, -1, width)) for part in parts], 1).flatten(0, 2)
 
 
-def _ungroup(whole: Tensor, facts: Facts) -> list[Tensor]:
-    groups, width = facts["model.n_kv_heads"], facts["model.head_dim"]
+def _ungroup(whole: Tensor, spec: Spec) -> list[Tensor]:
+    groups, width = spec["model.n_kv_heads"], spec["model.head_dim"]
     whole = whole.unflatten(0, (groups, -1, width))
     return [part.flatten(0, 2) for part in whole.split([whole.shape[1] - 2, 1, 1], 1)]
 
 
 def conv1d(form: Form) -> Form:
-    """The same for weights stored as [in, out] (GPT and GPT-2)."""
+    """Return the form for weights stored as [in, out] (GPT and GPT-2)."""
     return Form(
-        lambda parts, facts: _transposed(form.pack(parts, facts)),
-        lambda whole, facts: form.unpack(_transposed(whole), facts),
+        lambda parts, spec: _transposed(form.pack(parts, spec)),
+        lambda whole, spec: form.unpack(_transposed(whole), spec),
     )
 
 
-SAME = Form(lambda parts, facts: parts[0], lambda whole, facts: [whole])
-ROWS = Form(lambda parts, facts: torch.cat(list(parts)), lambda whole, facts: whole.split(_qkv_rows(facts)))
-HALVES = Form(lambda parts, facts: torch.cat(list(parts)), lambda whole, facts: whole.chunk(2))
-EXPERT_HALVES = Form(lambda parts, facts: torch.cat(list(parts), 1), lambda whole, facts: whole.chunk(2, 1))  # [E, ...]
+SAME = Form(lambda parts, spec: parts[0], lambda whole, spec: [whole])
+ROWS = Form(lambda parts, spec: torch.cat(list(parts)), lambda whole, spec: whole.split(_qkv_rows(spec)))
+HALVES = Form(lambda parts, spec: torch.cat(list(parts)), lambda whole, spec: whole.chunk(2))
+EXPERT_HALVES = Form(lambda parts, spec: torch.cat(list(parts), 1), lambda whole, spec: whole.chunk(2, 1))  # [E, ...]
 GROUPS = Form(_groups, _ungroup)
 CONV1D = conv1d(SAME)
 CONV1D_ROWS = conv1d(ROWS)
 
 
 def rows_before(count: int) -> Form:
-    """A table whose first rows are never read (OPT: positions start at row 2)."""
+    """Return the form of a table whose first rows are never read (OPT: positions start at row 2)."""
     return Form(
-        lambda parts, facts: torch.cat((parts[0].new_zeros(count, parts[0].shape[1]), parts[0])),
-        lambda whole, facts: [whole[count:]],
+        lambda parts, spec: torch.cat((parts[0].new_zeros(count, parts[0].shape[1]), parts[0])),
+        lambda whole, spec: [whole[count:]],
     )
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights `ours` make up the weight `theirs`; ``{i}`` in both stands for every layer."""
+    """A rule that our weights `ours` make up their weight `theirs`; ``{i}`` in both stands for every layer."""
 
     ours: tuple[str, ...]
     theirs: str
     form: Form = SAME
 
     def layers(self, n_layers: int) -> list[Rule]:
+        """Return the rule for each layer."""
         if "{i}" not in self.theirs:
             return [self]
         return [
@@ -84,7 +85,7 @@ class Rule:
 
 
 def linear(ours: str | tuple[str, ...], theirs: str, form: Form = SAME) -> list[Rule]:
-    """Weight and bias of a linear layer."""
+    """Return the rules of weight and bias of a linear layer."""
     names = (ours,) if isinstance(ours, str) else ours
     return [
         Rule(tuple(f"{name}.weight" for name in names), f"{theirs}.weight", form),
@@ -93,7 +94,7 @@ def linear(ours: str | tuple[str, ...], theirs: str, form: Form = SAME) -> list[
 
 
 def experts(ours: str, theirs: str, shared: str | None) -> list[Rule]:
-    """The router, the gated experts, and the shared ones, called `shared` there."""
+    """Return the rules of the router, the gated experts, and the shared ones (`shared` is their name in transformers)."""
     out = [
         Rule((f"{ours}.router.proj.weight",), f"{theirs}.gate.weight"),
         Rule((f"{ours}.router.bias",), f"{theirs}.gate.e_score_correction_bias"),
@@ -108,34 +109,35 @@ def experts(ours: str, theirs: str, shared: str | None) -> list[Rule]:
 
 
 def norm(ours: str, theirs: str) -> list[Rule]:
-    """Gain and bias of a norm."""
+    """Return the rules of gain and bias of a norm."""
     return [Rule((f"{ours}.gain.weight",), f"{theirs}.weight"), Rule((f"{ours}.bias.weight",), f"{theirs}.bias")]
 
 
 def ends(table: str, head: str, positions: Rule | None = None) -> list[Rule]:
-    """The token table and the head, and a table of positions."""
+    """Return the rules of the token table, the head, and a table of positions."""
     rules = [Rule(("embedding.weight",), table), Rule(("head.proj.weight",), f"{head}.weight")]
     rules.append(Rule(("head.bias.weight",), f"{head}.bias"))
     return rules if positions is None else [*rules, positions]
 
 
-def translated(name: str, ours: Tensor, facts_here: Facts, facts_there: Facts) -> Tensor:
-    """One of our weights as a model of `facts_there` has it: gains stored as g or as g - 1, heads turned in pairs or halves."""
-    place = "stability.qk_norm" if "_norm.gain" in name and ".branch" in name else "norm"
+def translated(name: str, ours: Tensor, spec_here: Spec, spec_there: Spec) -> Tensor:
+    """Return one of our weights as a model of `spec_there` stores it.
+
+    Gains are stored as g or as g - 1, and heads are turned in pairs or halves."""
+    prefix = "stability.qk_norm" if "_norm.gain" in name and ".branch" in name else "norm"
     if name.endswith("gain.weight"):
-        shift = _offset(facts_here, place) - _offset(facts_there, place)
+        shift = _offset(spec_here, prefix) - _offset(spec_there, prefix)
         ours = ours if not shift else ours + shift
-    part = name.split(".")
-    if any(word in ("q_proj", "k_proj", "q_norm", "k_norm") for word in part):
-        ours = _turned(ours, facts_here, facts_there)
+    if {"q_proj", "k_proj", "q_norm", "k_norm"} & set(name.split(".")):
+        ours = _turned(ours, spec_here, spec_there)
     return ours
 
 
-def _offset(facts: Facts, place: str) -> int:
-    return int(bool(facts.get(f"{place}.unit_offset")))
+def _offset(spec: Spec, prefix: str) -> int:
+    return int(bool(spec.get(f"{prefix}.unit_offset")))
 
 
-def _turned(rows: Tensor, here: Facts, there: Facts) -> Tensor:
+def _turned(rows: Tensor, here: Spec, there: Spec) -> Tensor:
     layouts = here.get("posemb.layout"), there.get("posemb.layout")
     if layouts[0] == layouts[1] or None in layouts or here["attention"] != "heads":
         return rows
@@ -143,13 +145,13 @@ def _turned(rows: Tensor, here: Facts, there: Facts) -> Tensor:
     return change(rows, head_dim=here["model.head_dim"], width=here["posemb.width"])
 
 
-def neutral(name: str, like: Tensor, facts_there: Facts) -> Tensor:
-    """The weight of theirs that changes nothing where we have none: a bias of 0, a gain of 1."""
+def neutral(name: str, like: Tensor, spec_there: Spec) -> Tensor:
+    """Return a weight without effect for a parameter that we do not have: a bias of 0, a gain of 1."""
     if name.endswith(("bias.weight", "router.bias")):
         return torch.zeros_like(like)
-    return torch.full_like(like, 1.0 - _offset(facts_there, "norm"))
+    return torch.full_like(like, 1.0 - _offset(spec_there, "norm"))
 
 
 def expand(rules: Sequence[Rule], n_layers: int) -> Mapping[str, Rule]:
-    """The rules of all layers, by their name."""
+    """Return the rules of all layers by the name of their weight."""
     return {rule.theirs: rule for pattern in rules for rule in pattern.layers(n_layers)}

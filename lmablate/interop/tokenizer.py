@@ -1,4 +1,4 @@
-"""The tokenizer of a run as transformers loads it: the same ids for the same text, and the end token as its bos and eos."""
+"""Export a run's tokenizer to transformers: the same ids for the same text, with the end token as bos and eos."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 
 def byte_characters() -> list[str]:
-    """A printable character for each byte, as byte-level BPE writes them (Radford et al. 2019): the byte's own where Latin-1
-    has a visible one, otherwise the next of U+0100 onwards."""
+    """Return a printable character for each byte, as byte-level BPE writes them (Radford et al. 2019).
+
+    It is the byte's own if Latin-1 has a visible one, otherwise the next from U+0100."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
 def as_json(tokenizer: Tokenizer) -> tuple[str, str]:
-    """The text of a tokenizer.json, and the end token."""
+    """Return the text of a tokenizer.json, and the end token."""
     if isinstance(tokenizer, ByteTokenizer):
         return _bytes_json(tokenizer), END
     content = json.loads(tokenizer.dumps())
-    # what a saved tokenizer puts around a text was not there in training
+    # training did not add the tokens that a saved tokenizer puts around a text
     content |= {"post_processor": None, "padding": None, "truncation": None}
     from tokenizers import Tokenizer as Inner
 
@@ -37,7 +38,7 @@ def as_json(tokenizer: Tokenizer) -> tuple[str, str]:
 
 
 def _bytes_json(tokenizer: ByteTokenizer) -> str:
-    """Byte-level BPE with 256 tokens and no merge: a byte is its own id."""
+    """Return byte-level BPE with 256 tokens and no merges, where a byte is its own id."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Inner
 
@@ -50,8 +51,9 @@ def _bytes_json(tokenizer: ByteTokenizer) -> str:
 
 
 def as_hf(tokenizer: Tokenizer, context_length: int, special: SpecialTokens | None = None) -> Any:
-    """The tokenizer as an object of transformers, with the `special` tokens of an objective. Like ours, it reads the words of the
-    end token, and those of theirs, as ordinary text."""
+    """Return the tokenizer as an object of transformers, with the `special` tokens of an objective.
+
+    Like ours, it reads the text of the end token and of special tokens as ordinary text."""
     from tokenizers import Tokenizer as Inner
 
     text, end = as_json(tokenizer)
@@ -64,7 +66,7 @@ def as_hf(tokenizer: Tokenizer, context_length: int, special: SpecialTokens | No
         bos_token=end,
         eos_token=end,
         **({} if mask is None else {"mask_token": mask}),
-        extra_special_tokens=[word for word in new.values() if word != mask],
+        extra_special_tokens=[name for name in new.values() if name != mask],
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         model_max_length=context_length,
@@ -72,14 +74,14 @@ def as_hf(tokenizer: Tokenizer, context_length: int, special: SpecialTokens | No
 
 
 def _add(inner: Any, new: Mapping[int, str], vocab_size: int) -> None:
-    """Give the ids `new` their words, and words that no text has to those between them and the tokenizer's `vocab_size`."""
+    """Add the tokens `new` by id, and unused tokens for the ids between them and the tokenizer's `vocab_size`."""
     from tokenizers import AddedToken
 
     for number in range(vocab_size, max(new, default=-1) + 1):
-        word = new.get(number, f"<|unused_{number}|>")
-        inner.add_special_tokens([AddedToken(word, special=True, normalized=False)])
-        if inner.token_to_id(word) != number:
+        name = new.get(number, f"<|unused_{number}|>")
+        inner.add_special_tokens([AddedToken(name, special=True, normalized=False)])
+        if inner.token_to_id(name) != number:
             raise ConfigError(
-                f"the objective reads token {number}, and the tokenizer would give {word} the id {inner.token_to_id(word)}: a tokenizer "
+                f"the objective reads token {number}, and the tokenizer would give {name} the id {inner.token_to_id(name)}: a tokenizer "
                 "with gaps between its ids, or with this word, cannot be exported with it"
             )

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lmablate.config.reuse import Reuse
+from lmablate.config.reuse import CachedComposer
 
 
-class Composer(Reuse):
+class Composer(CachedComposer):
     """A cached ``loader.load_sweep_config(master, overrides)`` for one job after another."""
 
     def __init__(self, loader: Any, master: DictConfig) -> None:

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmablate.config.hints import in_words
+from lmablate.config.hints import to_config_error
 from lmablate.launcher import engine
 from lmablate.launcher.composer import Composer
 
@@ -39,7 +39,7 @@ class LocalLauncher(Launcher):
             try:
                 self.collected.append(compose(overrides))
             except (HydraException, OmegaConfBaseException) as error:
-                raise in_words(error, overrides) from error  # the message needs the options of this job
+                raise to_config_error(error, overrides) from error  # the message needs the options of this job
         return []
 
 

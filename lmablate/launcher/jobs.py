@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.budget import flops_per_token
-from lmablate.config.limits import tell
+from lmablate.config.limits import log_notices
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, LockHeld
@@ -175,7 +175,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     label_jobs(made)
     log_solved(made)
     log_code(made)
-    tell([job.cfg for job in made])
+    log_notices([job.cfg for job in made])
     return made, data_of
 
 

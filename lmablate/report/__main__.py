@@ -1,4 +1,4 @@
-"""``python -m lmablate.report``."""
+"""``python -m lmablate.report``: write a report on finished runs."""
 
 import sys
 

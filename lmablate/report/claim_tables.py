@@ -1,4 +1,4 @@
-"""What a report says of claims: one sentence, the claims by study, and what the cells of their tables say."""
+"""The claims of a report: a headline, the claims by study, and the cells of their tables."""
 
 from __future__ import annotations
 
@@ -11,47 +11,51 @@ from lmablate.results.arms import show
 Row = dict[str, Any]
 ORDER = ("supported", "contradicted", "no difference", "not decided", "not testable at this scale")
 DECIDED = ORDER[:3]
-NAMED = 6  # claims that a sentence names
+NAMED = 6  # most claims named in a sentence
 
 
 def headline(claims: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence or a few: how many claims got which verdict, what changes when all studies are corrected together, and
-    how many verdicts nobody asked for."""
-    asked = [claim for claim in claims if claim["scope"] == "asked"]
-    studies = {claim["study"] for claim in asked}
-    said = [_tally(asked or claims)]
+    """Return a few sentences on the verdicts.
+
+    They give the number of claims by verdict, what changes when all studies are corrected together, and the number of verdicts
+    that no study requested."""
+    requested = [claim for claim in claims if claim["scope"] == "asked"]
+    studies = {claim["study"] for claim in requested}
+    sentences = [_tally(requested or claims)]
     if len(studies) > 1:
-        moved = [claim for claim in asked if claim["joint"]["verdict"] != claim["verdict"]]
-        family = max((test["joint"]["family"] or 0 for claim in asked for test in claim["tests"]), default=0)
+        moved = [claim for claim in requested if claim["joint"]["verdict"] != claim["verdict"]]
+        family = max((test["joint"]["family"] or 0 for claim in requested for test in claim["tests"]), default=0)
         what = f"all {family} tests of the {len(studies)} studies corrected together"
         named = ", ".join(f"{claim['id']} ({claim['study']}) is {claim['joint']['verdict']}" for claim in moved[:NAMED])
         more = f" and {len(moved) - NAMED} more change" if len(moved) > NAMED else ""
-        said.append(f"With {what}, {named}{more}." if moved else f"With {what}, no verdict changes.")
-    if asked and (rest := len(claims) - len(asked)):
-        said.append(f"{rest} more {'is' if rest == 1 else 'are'} judged that these studies did not ask for.")
-    return " ".join(said)
+        sentences.append(f"With {what}, {named}{more}." if moved else f"With {what}, no verdict changes.")
+    if requested and (rest := len(claims) - len(requested)):
+        sentences.append(f"{rest} more {'is' if rest == 1 else 'are'} judged that these studies did not ask for.")
+    return " ".join(sentences)
 
 
 def _tally(claims: Sequence[Mapping[str, Any]]) -> str:
-    words = [claim["verdict"] for claim in claims]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in ORDER if word in words)
+    verdicts = [claim["verdict"] for claim in claims]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ORDER if verdict in verdicts)
     return f"Of {len(claims)} claims: {counts}." if len(claims) > 1 else f"One claim: {counts.removeprefix('1 ')}."
 
 
 def by_study(claims: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The claims under the name of the study that asked for them, then those that none asked for: `name` (a stored sweep, or
-    None), `words` of the heading, `asked`, and `claims` with what their cells say."""
-    found: dict[str, Row] = {}
+    """Return the claims grouped by the study that requested them, then those that none did.
+
+    Each group has `name` (a stored sweep, or None), `words` (its heading), `asked` (True if requested), and `claims` with their
+    table cells."""
+    groups: dict[str, Row] = {}
     several = len({claim["study"] for claim in claims if claim["scope"] == "asked"}) > 1
     for claim in claims:
-        words, asked = group_words(claim), claim["scope"] == "asked"
-        group = found.setdefault(words, {"name": claim["study"], "words": words, "asked": asked, "claims": []})
-        group["claims"].append({**claim, **_claim_words(claim, several)})
-    return list(found.values())
+        heading, requested = group_heading(claim), claim["scope"] == "asked"
+        group = groups.setdefault(heading, {"name": claim["study"], "words": heading, "asked": requested, "claims": []})
+        group["claims"].append({**claim, **_claim_cells(claim, several)})
+    return list(groups.values())
 
 
-def group_words(claim: Mapping[str, Any]) -> str:
-    """The heading under which a claim's verdict stands: the study that asked, or that none did."""
+def group_heading(claim: Mapping[str, Any]) -> str:
+    """Return the heading of a claim's verdict: the study that requested it, or that none did."""
     if claim["scope"] == "asked":
         return str(claim["study"] or "runs of no stored sweep")
     behind = claim["study"] or (
@@ -60,9 +64,9 @@ def group_words(claim: Mapping[str, Any]) -> str:
     return f"{behind}, not asked"
 
 
-def _claim_words(claim: Mapping[str, Any], several: bool) -> Row:
-    """`joint_words`, and of the test that decided `effect_words`, `interval_words`, `n`; `tests` with their cells."""
-    tests = [_test_words(claim, test) for test in claim["tests"]]
+def _claim_cells(claim: Mapping[str, Any], several: bool) -> Row:
+    """Return `joint_words`, the cells of the deciding test (`effect_words`, `interval_words`, `n`), and `tests` with cells."""
+    tests = [_test_cells(claim, test) for test in claim["tests"]]
     deciding = [test for test in tests if test["verdict"] == claim["verdict"] and test["effect"] is not None]
     one = next(iter(deciding or tests), None)
     return {
@@ -74,8 +78,8 @@ def _claim_words(claim: Mapping[str, Any], several: bool) -> Row:
     }
 
 
-def _test_words(claim: Mapping[str, Any], test: Row) -> Row:
-    """A test of a claim with what its table cells say; published effects are of a claim's first test."""
+def _test_cells(claim: Mapping[str, Any], test: Row) -> Row:
+    """Return a test of a claim with its table cells. Published effects belong to a claim's first test."""
     unit = "%" if test["unit"] == "per cent" else "points"
     first = test["says"] == claim["tests"][0]["says"]
     published = [one for one in claim["published"] if one["effect"] is not None] if first else []
@@ -92,18 +96,20 @@ def _test_words(claim: Mapping[str, Any], test: Row) -> Row:
 
 
 def signed(value: Any, digits: int = 4) -> str:
-    """A number with its sign, a minus being a minus and no hyphen."""
+    """Return a number with its sign, with a minus sign instead of a hyphen."""
     return "–" if show(value) == "-" else minus(f"{value:+.{digits}f}")
 
 
 def minus(text: Any) -> str:
-    """`text` with a minus sign before numbers where a hyphen stands for one."""
+    """Return `text` with a minus sign instead of a hyphen in front of numbers."""
     return re.sub(r"(?<![\w.+\-\u2212])-(?=\.?\d)", "−", str(text))
 
 
 def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The verdicts for a terminal: a heading for each study where there are several, and for each claim its code and
-    statement, the verdict with its numbers, and the reason."""
+    """Return the verdicts as lines for a terminal.
+
+    Each study has a heading if there are several. A claim has its code and statement, the verdict with its numbers, and the reason.
+    """
     groups = by_study(claims)
     out = [headline(claims)] if claims else []
     for group in groups:
@@ -112,7 +118,9 @@ def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
             numbers = f" ({claim['effect_words']}, 95 % {claim['interval_words']}, {claim['n']} pairs)"
             known = claim["interval_words"] != "–"
             joint = claim["joint"] and claim["joint"]["verdict"]
-            beside = f"; all studies together: {joint}" if joint and joint != claim["verdict"] else ""
+            joint_note = f"; all studies together: {joint}" if joint and joint != claim["verdict"] else ""
             out.append(f"{claim['id']}: {claim['statement']}")
-            out.append(f"    {claim['verdict']}{numbers if known else ''}: {claim['reason']}{beside}".replace("−", "-"))
+            out.append(
+                f"    {claim['verdict']}{numbers if known else ''}: {claim['reason']}{joint_note}".replace("−", "-")
+            )
     return [*out, ""] if out else []

@@ -1,6 +1,6 @@
-"""``python -m lmablate.report RESULTS_DIR --out DIR``: one page, figures, tables and comparisons from finished runs.
+"""``python -m lmablate.report RESULTS_DIR --out DIR``: write a page, figures, tables and comparisons from finished runs.
 
-Writes ``index.html`` (self-contained: it opens anywhere without a network; with ``--format markdown`` it is ``report.md``),
+Writes ``index.html`` (self-contained: it opens without a network; with ``--format markdown`` it is ``report.md``),
 ``figures/*.png`` and ``*.svg``, ``tables/runs.csv``, ``tables/arms.csv`` and ``tables/verdicts.csv``, and ``verdicts.json``:
 the claims of lmablate/claims that the runs touch, each with its verdict, every comparison of two arms, and the noise floor.
 """
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from lmablate.report.sections import Question
 
 VERDICTS_SCHEMA = 3
-KEPT = 4  # columns of the table of arms that the narrowest terminal shows
+LEAST_COLUMNS = 4  # of the table of arms, in the narrowest terminal
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0 when the report was written, 2 when there is nothing to report on."""
+    """Write a report. Return 0, or 2 if there is nothing to report on."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")
     parser.add_argument(
         "results_dir",
@@ -67,17 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--format", choices=PAGES, default="html", help="a page for a browser, or report.md for a README or paper"
     )
-    words = parser.parse_args(argv)
-    print(plain("\n".join(write_report(words.results_dir, words.out, words.format))))
+    args = parser.parse_args(argv)
+    print(plain("\n".join(write_report(args.results_dir, args.out, args.format))))
     return 0
 
 
 def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html") -> list[str]:
-    """Write the whole report into `out`, its `page` being of PAGES; returns what there is to say about it, line by line.
+    """Write the whole report into `out`, with the `page` format of PAGES. Return the lines to print.
 
-    Raises ConfigError where there are no finished runs, or `out` cannot be written.
-    """
-
+    Raises ConfigError if there are no finished runs, or `out` cannot be written."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SkippedFile)
         runs = load_runs(results_dir)
@@ -94,35 +92,35 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     every = evidence(runs, studies)
     claims = judged(every, history, studies)
     runs = on_common_targets(shown(every))
-    asked = questions(every, studies, unfinished, history, claims, folders)
-    notices = [*without_runs(studies, asked), *skipped]
+    sections = questions(every, studies, unfinished, history, claims, folders)
+    notices = [*without_runs(studies, sections), *skipped]
     _write_tables(runs, every, claims, out / "tables")
     verdicts = {
         "schema": VERDICTS_SCHEMA,
         "claims": claims,
-        "comparisons": _comparisons(asked),
-        "learning_rates": [row for question in asked for row in question.rates],
+        "comparisons": _comparisons(sections),
+        "learning_rates": [row for question in sections for row in question.rates],
         "noise": noise(runs),
         "survey": (survey := surveyed()),
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     write_page(
-        asked, claims, every, history,
+        sections, claims, every, history,
         unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
     )  # fmt: skip
-    said = [
-        *_tables(asked),
+    printed = [
+        *_tables(sections),
         "",
         *lines(claims),
-        *_mends(asked),
-        *(f"note: {line}" for line in [*_noted(asked), *notices]),
+        *_mending_commands(sections),
+        *(f"note: {line}" for line in [*_question_notices(sections), *notices]),
     ]
     where = f"wrote {out / PAGES[page]}, and figures, tables and verdicts.json beside it"
-    return [*said, f"{_count(runs, every, unfinished)}: {where}"]
+    return [*printed, f"{_count(runs, every, unfinished)}: {where}"]
 
 
 def write_page(
-    asked: Sequence[Question],
+    sections: Sequence[Question],
     claims: list[dict[str, Any]],
     every: pd.DataFrame,
     history: pd.DataFrame,
@@ -134,64 +132,63 @@ def write_page(
     out: Path,
     page: str,
 ) -> None:
-    """Draw and save all figures, and write the page or the Markdown file beside them."""
+    """Draw and save all figures, and write the page or the Markdown file next to them."""
     from lmablate.analysis._style import save
 
-    drawn = [draw(one, every, history, alone=len(asked) == 1) for one in progress(asked, "questions drawn")]
+    drawn = [draw(one, every, history, alone=len(sections) == 1) for one in progress(sections, "questions drawn")]
     figures = [*draw_verdicts(claims), *(one for own in drawn for one in own)]
     for one in progress(figures, "figures written"):
         save(one.figure, out / "figures" / one.stem)
-    told = content(
-        asked, claims, every, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
+    context = content(
+        sections, claims, every, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
     )  # fmt: skip
     if page == "markdown":
-        text = render_markdown(told)
+        text = render_markdown(context)
     else:
         links = config_links(sorted(set(every["run_id"])), results_dir, out)
-        data = as_json(page_data(asked, history, links))
-        text = render_html(told, {one.stem: inline(one) for one in figures}, data, links)
+        data = as_json(page_data(sections, history, links))
+        text = render_html(context, {one.stem: inline(one) for one in figures}, data, links)
     atomic_write(out / PAGES[page], redacted(text))
 
 
-def _noted(asked: Sequence[Question]) -> list[str]:
-    """The notices of every question; where there are several, with its name before them."""
-    several = len(asked) > 1
+def _question_notices(sections: Sequence[Question]) -> list[str]:
+    """Return the notices of every question, with its name in front if there are several."""
+    several = len(sections) > 1
     return [
         f"{question.name or 'no sweep'}: {line.removeprefix(f'{question.name}: ')}" if several else line
-        for question in asked
+        for question in sections
         for line in question.notices
     ]
 
 
-def _comparisons(asked: Sequence[Question]) -> list[dict[str, Any]]:
-    """Those of all questions; where there are several, arms of a study have its name before theirs, as in tables/."""
+def _comparisons(sections: Sequence[Question]) -> list[dict[str, Any]]:
+    """Return the comparisons of all questions. If there are several, arms have the study's name in front, as in tables/."""
     rows = []
-    for question in asked:
-        before = f"{question.name}: " if len(asked) > 1 and question.name else ""
+    for question in sections:
+        before = f"{question.name}: " if len(sections) > 1 and question.name else ""
         for row in question.comparisons:
             named = {side: f"{before}{row[side]}" for side in ("a", "b")} if row["axis"] == "arm" else {}
             rows.append(row | named)
     return rows
 
 
-def _tables(asked: Sequence[Question]) -> list[str]:
-    """The arms of each question as lines of text, best first, under its name where there are several."""
+def _tables(sections: Sequence[Question]) -> list[str]:
+    """Return the arms of each question as lines, best first, under its name if there are several."""
     out: list[str] = []
-    for question in asked:
-        if len(asked) > 1:
+    for question in sections:
+        if len(sections) > 1:
             out += [*([""] if out else []), f"{question.name or 'no sweep'}: {question.title}"]
         out += _table(question)
     return [*out, "(nats per token; means over the runs that finished)"]
 
 
 def _table(question: Question) -> list[str]:
-    """The arms as lines of text, best first, and what a unigram model reaches."""
-
+    """Return the arms as lines, best first, and the loss of a unigram model."""
     runs, arms = question.runs, question.arms
     rows: list[tuple[str, ...]] = [
         ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "params", "FLOPs/token")
     ]
-    if tasks := "val_accuracy" in arms:  # which have no bytes
+    if tasks := "val_accuracy" in arms:  # tasks have no bytes
         rows = [tuple("accuracy" if name == "bits/byte" else name for name in rows[0])]
     for arm in arms.to_dict("records"):
         loss, sd, bpb = (f"{arm[key]:.4f}" if show(arm[key]) != "-" else "-" for key in ("mean", "sd", "val_bpb"))
@@ -203,16 +200,16 @@ def _table(question: Question) -> list[str]:
     rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = shutil.get_terminal_size((sum(widths) + 2 * len(widths), 0)).columns
-    while len(widths) > KEPT and sum(widths) + 2 * (len(widths) - 1) > room:
-        widths.pop()  # from the right: a narrow terminal keeps names and losses, the files have all
+    while len(widths) > LEAST_COLUMNS and sum(widths) + 2 * (len(widths) - 1) > room:
+        widths.pop()  # a narrow terminal keeps names and losses; the files have all columns
     rows = [row[: len(widths)] for row in rows]
     return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
-def _mends(asked: Sequence[Question]) -> list[str]:
-    """The commands that would train what is missing, each once, with what it is for."""
+def _mending_commands(sections: Sequence[Question]) -> list[str]:
+    """Return the commands that would train the missing runs, each once, with their purpose."""
     commands: dict[str, dict[str, None]] = {}
-    for one in (one for question in asked for one in question.missing if one.command):
+    for one in (one for question in sections for one in question.missing if one.command):
         commands.setdefault(one.command, {})[one.for_] = None
     return [*(f"for {', '.join(names)}: {line}" for line, names in commands.items()), *([""] if commands else [])]
 
@@ -230,12 +227,12 @@ def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]]
 
 def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, Any]]) -> str:
     n, arms = runs["run_id"].nunique(), runs["arm"].nunique()
-    words = f"{n} run{'s' * (n != 1)} of {arms} arm{'s' * (arms != 1)}"
+    text = f"{n} run{'s' * (n != 1)} of {arms} arm{'s' * (arms != 1)}"
     did = {"tune": "tuned them", "search": "were searched by"}
     counts = {stage: every.loc[every["stage"] == stage, "run_id"].nunique() if "stage" in every else 0 for stage in did}
     if len(every) > len(runs):
-        words += "".join(f", and {counts[stage]} that {did[stage]}" for stage in did if counts[stage])
-    return words + (f" ({len(unfinished)} more not finished)" if unfinished else "")
+        text += "".join(f", and {counts[stage]} that {did[stage]}" for stage in did if counts[stage])
+    return text + (f" ({len(unfinished)} more not finished)" if unfinished else "")
 
 
 def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:
@@ -244,7 +241,7 @@ def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str
     tuned = every[every["stage"].isin(["tune", "search"])] if "stage" in every and len(every) > len(runs) else every[:0]
     table = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()
     if "provenance.overrides" in table:
-        table["provenance.overrides"] = [command(words) for words in table["provenance.overrides"]]
+        table["provenance.overrides"] = [command(overrides) for overrides in table["provenance.overrides"]]
         table = table.rename(columns={"provenance.overrides": "command"})
     first = ["run_id", "arm"]
     table = table[[*first, *(column for column in table.columns if column not in first)]].sort_values(

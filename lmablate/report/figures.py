@@ -1,4 +1,4 @@
-"""The figures of a report: each question's own, then the general ones; as files, and as elements of the page."""
+"""The figures of a report: each question's own, then the general ones, as files and as elements of the page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
     from lmablate.report.sections import Question
 
-STILL_RUNS = 200  # runs in a still figure of curves; the page's own curves have all
-LARGEST_SVG = 1_500_000  # characters; a larger figure stands in the page as pixels
+STILL_RUNS = 200  # most runs in a still figure of curves; the page's interactive curves have all
+LARGEST_SVG = 1_500_000  # characters; a larger figure is embedded as pixels
 
 
 class Drawn(NamedTuple):
-    """A figure: the stem of its files, what it is of (headline, final_losses, loss_curves, differences, verdicts), what it
-    shows, and what kept it from being drawn."""
+    """A figure of the report.
+
+    `stem`: of its files; `kind`: headline, final_losses, loss_curves, differences or verdicts; `problem`: why it was not drawn.
+    """
 
     stem: str
     kind: str
@@ -39,33 +41,33 @@ class Drawn(NamedTuple):
 
 
 def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
-    """The stored sweeps among `names` that have an analysis of their own: lmablate.analysis.<sweep> with a figure()."""
-
-    found = {}
+    """Return the analysis modules (lmablate.analysis.<sweep> with a figure()) of the stored sweeps among `names`."""
+    modules = {}
     for sweep in sorted({name for one in names if isinstance(one, str) and (name := stored_sweep(one)).isidentifier()}):
         if not sweep.startswith("_") and importlib.util.find_spec(f"lmablate.analysis.{sweep}"):
             module = importlib.import_module(f"lmablate.analysis.{sweep}")
             if hasattr(module, "figure"):
-                found[sweep] = module
-    return found
+                modules[sweep] = module
+    return modules
 
 
 def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: bool) -> list[Drawn]:
-    """The figures of one question, out of `every` finished run. Where it is not `alone` in its report, the general figures
-    have its name before theirs."""
+    """Return the figures of one question, out of `every` finished run.
+
+    If it is not `alone` in its report, the names of the general figures begin with its name."""
     from lmablate.analysis.curves import final_losses, loss_curves
     from lmablate.analysis.differences import differences
 
     out = []
     for module in analyses([question.name]).values():
-        rows = _whole(every, str(question.name))
-        drawn = _or_why(lambda module=module, rows=rows: module.figure(rows, history))  # type: ignore[misc]
+        rows = _runs_of(every, str(question.name))
+        drawn = _figure_or_problem(lambda module=module, rows=rows: module.figure(rows, history))  # type: ignore[misc]
         out.append(Drawn(file_stem(str(question.name)), "headline", question.title, *drawn))
-    few, words = _few(question)
+    few, note = _best_runs(question)
     records = history[history["run_id"].isin(few["run_id"])]
-    draws: dict[str, tuple[str, bool, Callable[[], Figure]]] = {  # by kind: its caption, and whether there is anything in it
+    draws: dict[str, tuple[str, bool, Callable[[], Figure]]] = {  # by kind: the caption, True if there is data, and the function
         "final_losses": ("Final validation loss of every arm and seed", True, lambda: final_losses(question.runs)),
-        "loss_curves": (f"Loss against training tokens{words}", len(records) > 0, lambda: loss_curves(few, records)),
+        "loss_curves": (f"Loss against training tokens{note}", len(records) > 0, lambda: loss_curves(few, records)),
         "differences": (
             "Differences between arms, same seed", bool(question.comparisons), lambda: differences(question.comparisons)
         ),
@@ -73,12 +75,12 @@ def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: 
     for kind, (caption, something, make) in draws.items():
         if something:
             stem = kind if alone else f"{question.name or 'no_sweep'}_{kind}"
-            out.append(Drawn(file_stem(stem), kind, caption, *_or_why(make)))
+            out.append(Drawn(file_stem(stem), kind, caption, *_figure_or_problem(make)))
     return out
 
 
 def draw_verdicts(claims: Sequence[dict[str, Any]]) -> list[Drawn]:
-    """Effects and verdicts of all claims that were tested."""
+    """Return the figure of effects and verdicts of all tested claims, if there are any."""
     from lmablate.analysis.verdicts import verdicts
 
     tested = any(test["effect"] is not None for claim in claims for test in claim["tests"])
@@ -86,7 +88,7 @@ def draw_verdicts(claims: Sequence[dict[str, Any]]) -> list[Drawn]:
 
 
 def inline(drawn: Drawn) -> Markup:
-    """The figure as part of the page: vectors in the page's colours, or pixels where those would be too many."""
+    """Return the figure as part of the page: vectors in the page's colours, or pixels if those would be too large."""
     from markupsafe import Markup
 
     from lmablate.analysis import _style
@@ -102,8 +104,9 @@ def inline(drawn: Drawn) -> Markup:
 
 
 def inline_svg(figure: Figure, name: str) -> Markup:
-    """The figure as an SVG element of the page: no outside references, ids of its own, and the page's colours, so that
-    it turns dark with the page."""
+    """Return the figure as an SVG element of the page.
+
+    It has no external references, its own ids, and the page's colours, so that it turns dark with the page."""
     from markupsafe import Markup
 
     from lmablate.analysis import _style
@@ -125,16 +128,15 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1))
 
 
-def _whole(every: pd.DataFrame, sweep: str) -> pd.DataFrame:
-    """All runs of a sweep as its analysis wants them: with arms, and attrs kept."""
-
+def _runs_of(every: pd.DataFrame, sweep: str) -> pd.DataFrame:
+    """Return all runs of a sweep for its analysis, with arms and attrs."""
     rows = every[every["sweep"] == sweep]
     rows.attrs.update(every.attrs)
     return with_arms(rows) if "stage" not in rows or rows["stage"].isna().all() else rows
 
 
-def _few(question: Question) -> tuple[pd.DataFrame, str]:
-    """The runs that a still figure can show, best arms first, and what to say of the others."""
+def _best_runs(question: Question) -> tuple[pd.DataFrame, str]:
+    """Return the runs that a still figure can show, best arms first, and a note on the others."""
     runs = question.runs
     if len(runs) <= STILL_RUNS:
         return runs, ""
@@ -144,12 +146,12 @@ def _few(question: Question) -> tuple[pd.DataFrame, str]:
     return few, f" (the {len(few)} runs of the best arms, of {len(runs):,})"
 
 
-def _or_why(make: Callable[[], Figure]) -> tuple[Figure, str]:
-    """A figure, or one that says what kept it from being drawn: with results taken away the rest is still reported."""
+def _figure_or_problem(make: Callable[[], Figure]) -> tuple[Figure, str]:
+    """Return a figure, or one with the error message, so that missing data do not stop the rest of the report."""
     from lmablate.analysis._style import message
 
     try:
         return make(), ""
     except Exception as error:
-        words = f"could not be drawn from these runs: {type(error).__name__}: {error}"
-        return message(f"This figure {words}"), words
+        problem = f"could not be drawn from these runs: {type(error).__name__}: {error}"
+        return message(f"This figure {problem}"), problem

@@ -1,5 +1,4 @@
-"""What a reader of a report must know of its studies before its numbers: runs that are missing, learning rates that were
-never found."""
+"""Notices about studies that a reader must see before the numbers: missing runs, learning rates that were never found."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
-NAMED = 6  # seeds that are named one by one
+NAMED = 6  # most seeds named one by one
 STAGES = {
     "evaluate": ("evaluation", "Their pairs are missing below"),
     "tune": ("tuning", "The learning rate was chosen without them, or with results that are gone"),
@@ -21,8 +20,9 @@ STAGES = {
 def study_notices(
     runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]], unfinished: Sequence[Row], rates: Sequence[Row]
 ) -> list[str]:
-    """One sentence a finding, the gravest first. `runs`: every finished run; `unfinished` as from load_unfinished, `rates` as
-    from study_report.sensitivities."""
+    """Return one sentence per problem, the most serious first.
+
+    `runs`: every finished run; `unfinished` as from load_unfinished; `rates` as from tuned_studies.sensitivities."""
     return [*missing(runs, studies, unfinished), *untrained(rates), *edges(rates)]
 
 
@@ -32,25 +32,26 @@ def missing(
     unfinished: Sequence[Row],
     stages: Sequence[str] = ("evaluate",),
 ) -> list[str]:
-    """Runs that a study asked for and that have no result: those that evaluate its arms, or of other `stages` too (words
-    that a stage's name begins with)."""
+    """Return notices on planned runs without a result.
+
+    These are evaluation runs of a study's arms, or runs of other `stages` too (prefixes of a stage's name)."""
     done, states = set(runs["run_id"]), {row["run_id"]: row for row in unfinished}
-    found = []
+    lines = []
     for study, stage in ((study, stage) for study in studies for stage in stages):
-        asked = [use for use in study["runs"] if str(use["stage"]).startswith(stage)]
+        planned = [use for use in study["runs"] if str(use["stage"]).startswith(stage)]
         lost: dict[str, list[str]] = {}
-        for use in asked:
+        for use in planned:
             if use["run_id"] not in done:
                 lost.setdefault(use["arm"], []).append(_lost(use, states.get(use["run_id"])))
-        for arm, words in lost.items():
-            n = len({use["run_id"] for use in asked if use["arm"] == arm})
-            some = "; ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
+        for arm, reasons in lost.items():
+            n = len({use["run_id"] for use in planned if use["arm"] == arm})
+            some = "; ".join(reasons[:NAMED]) + (f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else "")
             what, effect = STAGES[stage]
-            found.append(
-                f"{study['sweep']}: {len(words)} of the {n} {what} runs of arm {arm} {'has' if len(words) == 1 else 'have'} no result "
+            lines.append(
+                f"{study['sweep']}: {len(reasons)} of the {n} {what} runs of arm {arm} {'has' if len(reasons) == 1 else 'have'} no result "
                 f"({some}). {effect}; the same training command makes what is missing."
             )
-    return found
+    return lines
 
 
 def _lost(use: Mapping[str, Any], row: Row | None) -> str:
@@ -61,7 +62,7 @@ def _lost(use: Mapping[str, Any], row: Row | None) -> str:
 
 
 def untrained(rates: Sequence[Row]) -> list[str]:
-    """Arms that diverged at every learning rate."""
+    """Return notices on arms that diverged at every learning rate."""
     return [
         f"Arm {row['arm']} diverged at every learning rate tried ({row['lowest']:g} to {row['highest']:g}), so it is unknown how good "
         "it is where it trains: try lower rates (optim.lr, tune.factors)."
@@ -71,7 +72,7 @@ def untrained(rates: Sequence[Row]) -> list[str]:
 
 
 def edges(rates: Sequence[Row]) -> list[str]:
-    """Arms whose best learning rate is the lowest or highest of those tried."""
+    """Return a notice on arms whose best learning rate is the lowest or highest tried."""
     at_end = [row for row in rates if row["diverged"] < row["rates"] and row["lr"] in (row["lowest"], row["highest"])]
     if not at_end:
         return []

@@ -1,4 +1,4 @@
-"""The report as a page and as Markdown: what their templates are given."""
+"""The report as HTML and as Markdown: the values for their templates."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lmablate.report.claim_tables import by_study, headline, minus, signed
 from lmablate.report.page_data import content_hash
 from lmablate.report.reproduce import command
 from lmablate.report.sections import Missing
-from lmablate.report.summary import seed_word
-from lmablate.report.tuned_studies import spread_words
+from lmablate.report.summary import seed_label
+from lmablate.report.tuned_studies import correlation_note
 from lmablate.results.arms import show
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("report_series.js", "report_curves.js", "report.js")
-SEED_COLUMNS = 5  # with more seeds than this the headline table gives their range instead
+SEED_COLUMNS = 5  # with more seeds the headline table gives their range instead
 SEEDS = ["seed", "init_seed", "data_seed"]
-TITLED = 6  # questions that the title names
-STILL_ROWS = 200  # rows of a table that the page shows without its script; all stand in tables/
+TITLED = 6  # most questions named in the title
+STILL_ROWS = 200  # rows of a table that the page shows without its script; tables/ has all
 
 
 def content(
@@ -46,17 +46,18 @@ def content(
     results_dir: Sequence[str | Path],
     survey: Sequence[Row],
 ) -> Row:
-    """What page and Markdown say, for templates: `questions` with their figures (`drawn`, one list for each), `claims` as
-    from claims.reading, `every` finished run, `notices` of the report as a whole, `survey` as from lmablate.survey.judged."""
+    """Return the values that page and Markdown show.
 
-    asked = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
-    alone = asked[0] if len(asked) == 1 else None
+    `drawn`: a list of figures for each question. `claims` as from claims.report_verdicts. `every`: finished runs. `notices`: of
+    the report as a whole. `survey` as from lmablate.survey.judged."""
+    sections = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
+    alone = sections[0] if len(sections) == 1 else None
     return {
-        "title": alone["title"] if alone else _title([one["name"] for one in asked]),
+        "title": alone["title"] if alone else _title([one["name"] for one in sections]),
         "alone": alone,
-        "questions": asked,
-        "n_runs": len({run_id for one in questions for run_id in one.runs["run_id"]}),  # a run may serve two of them
-        "n_arms": sum(one["n_arms"] for one in asked),
+        "questions": sections,
+        "n_runs": len({run_id for one in questions for run_id in one.runs["run_id"]}),  # questions may share runs
+        "n_arms": sum(one["n_arms"] for one in sections),
         "n_tuned": len({run_id for one in questions for run_id in one.tuned["run_id"]}),
         "notices": notices,
         "judged": headline(claims) if claims else "",
@@ -65,7 +66,7 @@ def content(
         "grades": GRADES,
         "survey": survey,
         "defined": [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
-        "tasks": any(one["tasks"] for one in asked),
+        "tasks": any(one["tasks"] for one in sections),
         "failed": [row for row in unfinished if row["state"] == "failed"],
         "unfinished": [row for row in unfinished if row["state"] != "failed"],
         "provenance": summary.provenance(every),
@@ -74,20 +75,20 @@ def content(
     }
 
 
-def render_html(told: Row, figures: Mapping[str, Any], data: Any, links: Mapping[str, str | None]) -> str:
-    """The page: `told` as from content, `figures` as markup by stem, `data` as from page_data.as_json, `links` to configs."""
+def render_html(context: Row, figures: Mapping[str, Any], data: Any, links: Mapping[str, str | None]) -> str:
+    """Return the page; `context` from content, `figures` as markup by stem, `data` from page_data.as_json, `links` to configs."""
     from markupsafe import Markup
 
     script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
     return _environment(html=True).get_template("report.html").render(
-        **told, figures=figures, data=data, links=links, script=Markup(script), script_source=Markup(content_hash(script))
+        **context, figures=figures, data=data, links=links, script=Markup(script), script_source=Markup(content_hash(script))
     )  # fmt: skip
 
 
-def render_markdown(told: Row) -> str:
-    """The same without what only a screen can do: one file, with figures/ beside it."""
-    text = _environment(html=False).get_template("report.md").render(**told)
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"  # what a template leaves where it has nothing to say
+def render_markdown(context: Row) -> str:
+    """Return the Markdown file, with links to figures/ and without interactive parts."""
+    text = _environment(html=False).get_template("report.md").render(**context)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"  # templates leave blank lines for empty parts
 
 
 def _environment(html: bool) -> Any:
@@ -109,15 +110,15 @@ def _question(question: Question, drawn: list[Drawn]) -> Row:
     from lmablate.analysis.differences import name as comparison_name
 
     runs, arms = question.runs, question.arms
-    name, asked = question.name or "no_sweep", question.varied
-    title = f"Runs of no stored sweep: {asked}" if question.name is None else question.title
+    name, varied = question.name or "no_sweep", question.varied
+    title = f"Runs of no stored sweep: {varied}" if question.name is None else question.title
     rows = _run_rows(runs)
     return {
         "id": "".join(letter if letter.isalnum() else "-" for letter in name),
         "name": question.name,
         "title": question.title,
         "heading": title,
-        "asked": asked if asked != question.title else "",
+        "asked": varied if varied != question.title else "",
         "n_runs": len(runs),
         "n_tuned": len(question.tuned),
         "n_arms": len(arms),
@@ -134,7 +135,7 @@ def _question(question: Question, drawn: list[Drawn]) -> Row:
         "rates": question.rates,
         "comparisons": [{**row, "name": comparison_name(row)} for row in question.comparisons[:STILL_ROWS]],
         "n_comparisons": len(question.comparisons),
-        "paired": spread_words(question.comparisons),
+        "paired": correlation_note(question.comparisons),
         "varied": summary.varied(runs),
         "followed": summary.followed(runs),
         "equal": summary.held_equal(runs),
@@ -146,40 +147,38 @@ def _question(question: Question, drawn: list[Drawn]) -> Row:
 
 
 def _title(names: Sequence[str | None]) -> str:
-    """The studies by name where they are few."""
+    """Return the title, with the names of the studies if they are few."""
     known = [name or "runs of no sweep" for name in names]
     return f"{len(known)} questions" + (f": {', '.join(known)}" if len(known) <= TITLED else "")
 
 
 def _colors(arms: pd.Series) -> dict[str, str]:
-    """The page's colour of each arm, the same as in the figures."""
+    """Return the page's colour of each arm, as in the figures."""
     from lmablate.analysis._style import PALETTE, arm_styles
 
     return {arm: f"var(--c{PALETTE.index(look.color)})" for arm, look in arm_styles(arms).items()}
 
 
 def _seed_names(runs: pd.DataFrame) -> list[str]:
-    """The seeds in order, as columns of the headline table; none where they are too many."""
-
-    names = sorted({seed_word(row) for row in runs[SEEDS].to_dict("records")}, key=lambda name: (len(name), name))
+    """Return the seeds in order, as columns of the headline table; empty if they are too many."""
+    names = sorted({seed_label(row) for row in runs[SEEDS].to_dict("records")}, key=lambda name: (len(name), name))
     return names if len(names) <= SEED_COLUMNS else []
 
 
 def _with_seeds(arms: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
-    """The arms with `by_seed`, each seed's finished or diverged runs, and `above`, the distance to the best mean."""
-
+    """Return the arms with `by_seed`, each seed's finished or diverged runs, and `above`, the distance to the best mean."""
     rows = []
     own = dict(tuple(runs[["arm", *SEEDS, "status", "val_loss", "diverged_at_step"]].groupby("arm")))
     for arm in arms.to_dict("records"):
         by_seed: dict[str, list[Row]] = {}
         for run in own[arm["arm"]].to_dict("records"):
-            by_seed.setdefault(seed_word(run), []).append(run)
+            by_seed.setdefault(seed_label(run), []).append(run)
         rows.append({**arm, "by_seed": by_seed, "above": arm["mean"] - arms["mean"].min()})
     return rows
 
 
 def _run_rows(runs: pd.DataFrame) -> list[Row]:
-    """Every run for the page's last table: arms as in the headline, then seeds."""
+    """Return every run for the last table: arms as in the headline, then seeds."""
     columns = [
         "run_id",
         "arm",
@@ -205,7 +204,7 @@ def _run_rows(runs: pd.DataFrame) -> list[Row]:
     table = runs.reindex(columns=columns).assign(mean=runs.groupby("arm")["val_loss"].transform("mean"))
 
     rows = table.sort_values(["mean", "arm", "init_seed", "data_seed"], na_position="last").to_dict("records")
-    return [{**row, "seed": seed_word(row), "overrides": row["provenance.overrides"]} for row in rows]
+    return [{**row, "seed": seed_label(row), "overrides": row["provenance.overrides"]} for row in rows]
 
 
 def _common(runs: pd.DataFrame, column: str) -> float | None:
@@ -218,7 +217,7 @@ def _loss(value: Any, digits: int = 4) -> str:
 
 
 def _short(value: Any) -> str:
-    """Four digits, enough to see that two sizes are within a per cent; tables/arms.csv has all of them."""
+    """Return four digits of a number, enough to see that two sizes are within a per cent; tables/arms.csv has all digits."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if value >= 0.99995 * size:
             return f"{value / min(size, 1e3 if letter == 'k' else size):#.4g} {letter}"
@@ -230,12 +229,12 @@ def _count(value: Any) -> str:
 
 
 def _code(value: Any) -> str:
-    """Text as one line of Markdown's code, in backticks or in a block: nothing in it ends the code."""
+    """Return text as one line of Markdown code; nothing in it ends the code."""
     return " ".join(str(value).split()).replace("`", "'")
 
 
 def _cell(value: Any) -> str:
-    """Text as one cell, line or list item of Markdown: what would be markup stays text."""
+    """Return text as one cell, line or list item of Markdown; markup in it is escaped."""
     text = " ".join(str(value).split())
     for sign in "\\`*_[]<>|#$":
         text = text.replace(sign, "\\" + sign)

@@ -1,8 +1,8 @@
-"""What the report's script draws: curves and rows of every run, as JSON that cannot break out of the page.
+"""The data of the report's script: curves and rows of every run, as JSON that cannot break out of the page.
 
-Curves are thinned to `BUDGET` points for each kind of loss over the whole page, though never below `FEWEST` a run, by taking
-records evenly from the first to the last; small results are kept whole. Records that runs have in common (steps and tokens)
-stand once.
+Curves are thinned to `BUDGET` points per kind of loss over the whole page, but not below `FEWEST` a run, by taking
+records evenly from the first to the last. Small results are complete. Records that runs share (steps and tokens) are stored
+once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lmablate.report.summary import seed_word
+from lmablate.report.summary import seed_label
 from lmablate.results.arms import is_missing
 from lmablate.results.duplicates import counted
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lmablate.report.sections import Question
 
 Row = dict[str, Any]
-Records = tuple[dict[str, Any], Any]  # the columns of the whole history, and where in them a run's records are
+Records = tuple[dict[str, Any], Any]  # columns of the whole history, and the indices of a run's records
 BUDGET, FEWEST = 200_000, 40
 KINDS = {"validation": "val_loss", "training": "train_loss"}
 CONFIG = "config.yaml"
@@ -42,31 +42,31 @@ RUN_COLUMNS = ("run_id", "init_seed", "data_seed", "provenance.overrides", *FIEL
 
 
 def page_data(questions: Sequence[Question], history: pd.DataFrame, links: Row) -> Row:
-    """The data of the page: for each question its arms, its runs (FIELDS) and its grids (steps and tokens of records).
+    """Return the data of the page: for each question its arms, its runs (FIELDS) and its grids (steps and tokens of records).
 
-    `links` as from config_links.
-    """
+    `links` as from config_links."""
     total = sum(len(question.runs) + len(question.tuned) for question in questions)
     most = max(FEWEST, BUDGET // max(1, total))
     columns = {name: history[name].to_numpy(dtype=float) for name in ("step", "tokens", *KINDS.values())}
-    records = {run_id: (columns, places) for run_id, places in history.groupby("run_id").indices.items()}
-    thinned = any(len(places) > most for _, places in records.values())
+    records = {run_id: (columns, indices) for run_id, indices in history.groupby("run_id").indices.items()}
+    thinned = any(len(indices) > most for _, indices in records.values())
     folders = list(dict.fromkeys(filter(None, links.values())))
-    places = {run_id: folders.index(folder) for run_id, folder in links.items() if folder}
-    asked = [_question(question, records, most, places) for question in questions]
+    folder_of = {run_id: folders.index(folder) for run_id, folder in links.items() if folder}
+    sections = [_question(question, records, most, folder_of) for question in questions]
     return {
         "fields": FIELDS,
         "kinds": list(KINDS),
         "folders": folders,
         "thinned": most if thinned else None,
-        "questions": asked,
+        "questions": sections,
     }
 
 
 def config_links(run_ids: Sequence[str], folders: Sequence[str | Path], out: Path) -> dict[str, str | None]:
-    """For each run the folder of its config.yaml as a relative link from `out`; None where there is no such file, or where
-    the results lie elsewhere than beside the page, inside it or around it, so that a page that is moved would lose them.
-    Of a run in several folders it is the copy that counts."""
+    """Return for each run the folder of its config.yaml, as a relative link from `out`.
+
+    None if there is no such file, or if the results are not beside, inside or around the page, since a moved page would lose
+    them. For a run in several folders, the copy that counts is linked."""
     here, resolved = out.resolve(), [Path(folder).resolve() for folder in folders]
     links: dict[str, str | None] = dict.fromkeys(run_ids)
     counts = counted(resolved)
@@ -82,7 +82,7 @@ def config_links(run_ids: Sequence[str], folders: Sequence[str | Path], out: Pat
 
 
 def as_json(data: Any) -> Markup:
-    """JSON for a <script type="application/json">: with `<` escaped no text in it can end the element."""
+    """Return JSON for a <script type="application/json">. `<` is escaped, so that no text in it can end the element."""
     from markupsafe import Markup
 
     text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
@@ -90,11 +90,11 @@ def as_json(data: Any) -> Markup:
 
 
 def content_hash(script: str) -> str:
-    """A Content-Security-Policy source that allows exactly this inline script."""
+    """Return a Content-Security-Policy source that allows exactly this inline script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _question(question: Question, records: dict[Any, Records], most: int, places: dict[str, int]) -> Row:
+def _question(question: Question, records: dict[Any, Records], most: int, folder_of: dict[str, int]) -> Row:
     from lmablate.analysis._style import PALETTE, arm_styles
 
     looks = arm_styles(question.runs["arm"])
@@ -102,14 +102,14 @@ def _question(question: Question, records: dict[Any, Records], most: int, places
     arms = [*shown, *sorted({str(arm) for arm in question.tuned.get("arm", ())} - set(shown))]
     order = {arm: i for i, arm in enumerate(sorted(looks))}
     grids: dict[tuple[tuple[int, ...], tuple[float, ...]], int] = {}
-    words: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     numerics: dict[str, int] = {}
     rows = []
     for frame in (question.runs, question.tuned):
         for run in frame[[name for name in RUN_COLUMNS if name in frame]].to_dict("records"):
             curves = [_curve(records.get(run["run_id"]), column, most, grids) for column in KINDS.values()]
             number = numerics.setdefault(str(run.get("numerics")), len(numerics))
-            rows.append(_run(run | {"numerics": number}, arms.index(str(run["arm"])), words, places, curves))
+            rows.append(_run(run | {"numerics": number}, arms.index(str(run["arm"])), index_of, folder_of, curves))
     return {
         "arms": [
             {"name": arm, "hue": PALETTE.index(looks[arm].color), "turn": order[arm] // len(PALETTE) % 3, "mean": _number(mean)}
@@ -120,30 +120,30 @@ def _question(question: Question, records: dict[Any, Records], most: int, places
         "tasks": bool("val_accuracy" in question.arms),
         "grids": [{"steps": steps, "tokens": tokens} for steps, tokens in grids],
         "numerics": list(numerics),  # a column of the table where there are several
-        "words": list(words),
+        "words": list(index_of),
         "runs": rows,
     }  # fmt: skip
 
 
-def _run(run: Row, arm: int, words: dict[str, int], places: dict[str, int], curves: list[Any]) -> list[Any]:
+def _run(run: Row, arm: int, index_of: dict[str, int], folder_of: dict[str, int], curves: list[Any]) -> list[Any]:
 
     overrides: Any = run.get("provenance.overrides")
-    said = [] if is_missing(overrides) else [shlex.quote(str(word)) for word in overrides]
+    typed = [] if is_missing(overrides) else [shlex.quote(str(text)) for text in overrides]
     values = {
-        "id": run["run_id"], "arm": arm, "seed": seed_word(run), "stage": _text(run.get("stage")), "status": run["status"],
-        "folder": places.get(run["run_id"]), "words": [words.setdefault(word, len(words)) for word in said], "curves": curves,
+        "id": run["run_id"], "arm": arm, "seed": seed_label(run), "stage": _text(run.get("stage")), "status": run["status"],
+        "folder": folder_of.get(run["run_id"]), "words": [index_of.setdefault(text, len(index_of)) for text in typed], "curves": curves,
     }  # fmt: skip
     return [values[name] if name in values else _number(run.get(name)) for name in FIELDS]
 
 
 def _curve(records: Records | None, column: str, most: int, grids: dict[Any, int]) -> list[Any] | None:
-    """The number of the grid, and the losses on it; None where nothing finite was recorded."""
+    """Return the index of the grid, and the losses on it; None if no finite loss was recorded."""
     import numpy as np
 
     if records is None:
         return None
-    columns, places = records
-    known = places[np.isfinite(columns[column][places])]
+    columns, indices = records
+    known = indices[np.isfinite(columns[column][indices])]
     if not len(known):
         return None
     if len(known) > most:
@@ -154,7 +154,7 @@ def _curve(records: Records | None, column: str, most: int, grids: dict[Any, int
 
 
 def _number(value: Any) -> Any:
-    """A number for JSON, six digits; None where it is missing or not finite."""
+    """Return a number for JSON, with six digits; None if it is missing or not finite."""
     if is_missing(value):
         return None
     value = value.item() if hasattr(value, "item") else value

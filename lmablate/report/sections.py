@@ -1,7 +1,7 @@
-"""The questions of a report: the finished runs of each stored sweep on their own, what they say, and what is missing.
+"""The questions of a report: the finished runs of each stored sweep, their results, and what is missing.
 
-Arms are told apart, compared and warned of within a question. Parameters, seeds and tokens that differ between two studies
-are no fault of either.
+Arms are named, compared and warned about within a question. Differences in parameters, seeds and tokens between two studies
+are not an error of either.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TUNED = ("tune", "search")
 
 
 class Missing(NamedTuple):
-    """Something that is not there, and where a command would mend it that command with what it is `for_`."""
+    """Something that is missing, and the command that would add it, if there is one, with its purpose (`for_`)."""
 
     words: str
     command: str = ""
@@ -41,9 +41,12 @@ class Missing(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """`name`: the stored sweep, None for runs of no sweep. `runs`: those that are compared, with their arms (as from
-    study_report.shown); `tuned`: those that only chose a learning rate. `comparisons` and `rates` as from study_report,
-    `warnings`: sentences, `commands`: what makes its runs again."""
+    """The runs of one question, with its results.
+
+    `name`: the stored sweep, None for runs of no sweep. `runs`: those that are compared, with their arms (as from
+    tuned_studies.shown). `tuned`: those that only chose a learning rate. `comparisons` and `rates` as from tuned_studies.
+    `warnings`: sentences. `commands`: the commands that train its runs again.
+    """
 
     name: str | None
     runs: pd.DataFrame
@@ -56,25 +59,22 @@ class Question:
 
     @cached_property
     def arms(self) -> pd.DataFrame:
-
+        """Return the table of arms."""
         return arms_table(self.runs)
 
     @cached_property
     def notices(self) -> list[str]:
-        """What stands between these runs and a conclusion, of this question alone."""
-
+        """Return the caveats of these runs, of this question alone."""
         return [*notices(self.runs, self.arms), *self.warnings]
 
     @cached_property
     def varied(self) -> str:
-        """What its arms differ in, in words."""
-
+        """Return the columns in which the arms differ, as text."""
         return question(self.runs)
 
     @cached_property
     def title(self) -> str:
-        """What it asks: in the words of the stored sweep, or of what its arms differ in."""
-
+        """Return the question of the stored sweep, or the columns in which the arms differ."""
         return (self.name and sweep_question(self.name)) or self.varied
 
 
@@ -86,23 +86,26 @@ def questions(
     claims: Sequence[Row] = (),
     folders: Sequence[Path] = (Path("results"),),
 ) -> list[Question]:
-    """One question for each sweep of `every` (as from claims.reading.evidence), by name, and one for the runs of none.
-    `folders`: where the results lie."""
+    """Return one question for each sweep of `every` (as from report_verdicts.evidence), by name, and one for runs of none.
+
+    `folders`: the results directories."""
     recorded, counts = set(history["run_id"]), counted(folders)
     names = sorted({str(name) for name in keys(every, "sweep") if name is not None})
-    found = []
+    out = []
     for name in [*names, *([None] if every["sweep"].isna().any() else [])]:
         scope = "asked" if name else "not asked"
         own = [claim for claim in claims if (claim["study"], claim["scope"]) == (name, scope)]
         rows = every[[one == name for one in keys(every, "sweep")]].reset_index(drop=True)
         rows.attrs.update(every.attrs)
-        places = _places(rows, folders, counts)
-        found.append(_question(name, rows, every, studies, unfinished if name else (), recorded, own, places))
-    return found
+        parts = _folders(rows, folders, counts)
+        out.append(_question(name, rows, every, studies, unfinished if name else (), recorded, own, parts))
+    return out
 
 
-def _places(rows: pd.DataFrame, folders: Sequence[Path], counts: Mapping[str, Path]) -> list[tuple[Path, pd.DataFrame]]:
-    """The rows by the folder that they lie in."""
+def _folders(
+    rows: pd.DataFrame, folders: Sequence[Path], counts: Mapping[str, Path]
+) -> list[tuple[Path, pd.DataFrame]]:
+    """Return the rows by the folder that they are in."""
     if len(folders) == 1:
         return [(folders[0], rows)]
     out = []
@@ -115,9 +118,9 @@ def _places(rows: pd.DataFrame, folders: Sequence[Path], counts: Mapping[str, Pa
     return out
 
 
-def without_runs(studies: Sequence[Mapping[str, Any]], asked: Sequence[Question]) -> list[str]:
-    """What to say of studies that have no finished run at all, and so no section."""
-    known = {question.name for question in asked}
+def without_runs(studies: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> list[str]:
+    """Return notices on studies that have no finished run, and so no section."""
+    known = {question.name for question in questions}
     return [
         f"{study['sweep']}: none of the {len({use['run_id'] for use in study['runs']})} runs of this study has a result. The same "
         "training command makes them."
@@ -134,63 +137,61 @@ def _question(
     unfinished: Sequence[Row],
     recorded: set[str],
     claims: Sequence[Row],
-    places: Sequence[tuple[Path, pd.DataFrame]],
+    parts: Sequence[tuple[Path, pd.DataFrame]],
 ) -> Question:
-
     own = [study for study in studies if study["sweep"] == name]
     rows.attrs["searched"] = _searched(own, studies)
     runs = on_common_targets(shown(rows))
     tuned = rows[rows["stage"].isin(TUNED)] if "stage" in rows and len(rows) > len(runs) else rows[:0]
     rates = sensitivities(rows, own)
-    again = [line for folder, here in places for line in commands(here, folder)]
+    again = [line for folder, here in parts for line in commands(here, folder)]
     lost = [
-        Missing(words, again[0] if len(again) == 1 else "")
-        for words in missing(every, own, unfinished, stages=tuple(STAGES))
+        Missing(notice, again[0] if len(again) == 1 else "")
+        for notice in missing(every, own, unfinished, stages=tuple(STAGES))
     ]
     return Question(
         name, runs, tuned, compared(runs, own), rates,
-        missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, places)],
+        missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, parts)],
         warnings=study_notices(every, own, unfinished, rates),
         commands=again,
     )  # fmt: skip
 
 
 def _searched(own: Sequence[Mapping[str, Any]], studies: Sequence[Mapping[str, Any]]) -> int:
-    """How many evaluation runs of these studies evidence() left out because a search was guided by them."""
+    """Return how many evaluation runs of these studies evidence() left out because a search was guided by them."""
     guided = {use["run_id"] for study in studies if study.get("search") for use in study["runs"]}
     return len({use["run_id"] for study in own for use in study["runs"] if use["stage"] in EVALUATED} & guided)
 
 
 def _missing(rows: pd.DataFrame, own: Sequence[Mapping[str, Any]], recorded: set[str]) -> list[Missing]:
-    """A study that is not done, and runs without records."""
-    found = [
+    """Return what is missing: the end of an unfinished study, and training records."""
+    lines = [
         f"The study is not done: it is at the stage {study['stage']}."
         for study in own
         if study.get("stage") not in (None, "done")
     ]
     if not own and "stage" in rows and rows["stage"].notna().any():
-        found.append(
+        lines.append(
             f"studies/{rows['sweep'].iloc[0]}.json is not there, so it is unknown which runs this study asked for and how it tuned."
         )
     silent = sorted(set(rows["run_id"]) - recorded)
     if silent and len(silent) == rows["run_id"].nunique():
-        found.append("No run has training records (history.jsonl; an archive keeps none), so there are no loss curves.")
+        lines.append("No run has training records (history.jsonl; an archive keeps none), so there are no loss curves.")
     elif silent:
         named = ", ".join(silent[:6]) + (f" and {len(silent) - 6} more" if len(silent) > 6 else "")
-        found.append(f"No training records (history.jsonl), so no curve, of {named}.")
-    return [Missing(words) for words in found]
+        lines.append(f"No training records (history.jsonl), so no curve, of {named}.")
+    return [Missing(line) for line in lines]
 
 
-def _undecided(runs: pd.DataFrame, claims: Sequence[Row], places: Sequence[tuple[Path, pd.DataFrame]]) -> list[Missing]:
-    """The claims that could not be judged, with the command that adds the seeds they need."""
-
-    found = []
+def _undecided(runs: pd.DataFrame, claims: Sequence[Row], parts: Sequence[tuple[Path, pd.DataFrame]]) -> list[Missing]:
+    """Return the claims without a verdict, with the command that adds the seeds they need."""
+    out = []
     for claim in claims:
         if claim["verdict"] in DECIDED:
             continue
-        more = claim["more_seeds"] if claim["verdict"] == "not decided" and len(places) == 1 else None
-        command = with_more_seeds(runs, more, places[0][0]) if more else ""
-        found.append(
+        more = claim["more_seeds"] if claim["verdict"] == "not decided" and len(parts) == 1 else None
+        command = with_more_seeds(runs, more, parts[0][0]) if more else ""
+        out.append(
             Missing(f"No verdict on {claim['id']} ({claim['statement']}): {claim['reason']}.", command, claim["id"])
         )
-    return found
+    return out

@@ -1,4 +1,4 @@
-"""A results directory in tables and words: arms, what was held equal, and what a reader must know before believing it."""
+"""A results directory as tables and sentences: arms, what was equal, and caveats for the reader."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Row = dict[str, Any]
 
 
 def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm of `runs` (as from with_arms), best mean first, arms without a finished run last.
+    """Return one row per arm of `runs` (as from with_arms), best mean first, arms without a finished run last.
 
-    Columns: arm, its words, n (completed runs), mean, sd, min and max of the final validation loss (nats per token),
+    Columns: arm, its options, n (completed runs), mean, sd, min and max of the final validation loss (nats per token),
     diverged, failed (runs), val_bpb (mean, bits per byte), of tasks val_accuracy (mean), n_params, n_params_non_embedding,
-    flops_per_token, tokens (training tokens of a run, the most any got), tokens_per_second (median).
+    flops_per_token, tokens (training tokens, the most of any run), tokens_per_second (median).
     """
     import pandas as pd
 
-    words = [column for column in arm_columns(runs) if column in runs]
+    columns = [column for column in arm_columns(runs) if column in runs]
     tasks = "val_accuracy" in runs and runs["val_accuracy"].notna().any()
     rows = []
     for arm, group in runs.groupby("arm", sort=False):
         loss = group["val_loss"].dropna()
-        row = {"arm": arm, **{column: group[column].iloc[0] for column in words}, "n": len(loss)}
+        row = {"arm": arm, **{column: group[column].iloc[0] for column in columns}, "n": len(loss)}
         row |= {"mean": loss.mean(), "sd": loss.std(), "min": loss.min(), "max": loss.max()}
         row |= {status: int((group["status"] == status).sum()) for status in ("diverged", "failed")}
         row["val_bpb"] = group["val_bpb"].mean()
@@ -51,7 +51,7 @@ def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def question(runs: pd.DataFrame) -> str:
-    """What the runs compare, in words: ``norm (layer, rms) × activation (gelu, swiglu)``."""
+    """Return what the runs compare, as text: ``norm (layer, rms) × activation (gelu, swiglu)``."""
     parts = []
     for column in arm_columns(runs):
         options = _options(runs, column)
@@ -63,16 +63,15 @@ def question(runs: pd.DataFrame) -> str:
 
 
 def varied(runs: pd.DataFrame) -> list[Row]:
-    """What differs on purpose: name and options of every column that tells the arms apart, and the seeds."""
+    """Return the deliberate differences: name and options of every column that tells the arms apart, and the seeds."""
     rows = [{"name": column, "options": _options(runs, column)} for column in arm_columns(runs)]
-    return [*rows, {"name": "seed", "options": sorted(_seed_words(runs))}]
+    return [*rows, {"name": "seed", "options": sorted(_seed_labels(runs))}]
 
 
 def followed(runs: pd.DataFrame) -> list[Row]:
-    """What differs as a consequence: configuration keys that vary although nobody asked, with the option that decides.
+    """Return the differences that follow: configuration keys that vary without being set, with the option that decides.
 
-    Each row: name, values (pairs of value and the options or arms it belongs to).
-    """
+    Each row: name, values (pairs of value and the options or arms it belongs to)."""
     chosen, rows = arm_columns(runs), []
     for column in axes_that_vary(runs, config=True):
         if column in chosen:
@@ -81,61 +80,61 @@ def followed(runs: pd.DataFrame) -> list[Row]:
             pairs = sorted(set(zip(keys(runs, column), keys(runs, by), strict=True)), key=str)
             if len(pairs) == len(set(keys(runs, by))):  # one value for each option: this one decides
                 break
-        places: dict[str, list[str]] = {}
+        options: dict[str, list[str]] = {}
         for value, option in pairs:
-            places.setdefault(show(value), []).append(show(option))
-        rows.append({"name": column, "values": list(places.items())})
+            options.setdefault(show(value), []).append(show(option))
+        rows.append({"name": column, "values": list(options.items())})
     return rows
 
 
 def held_equal(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """Everything with one value in all runs, axes before numbers: name and value, nulls left out."""
+    """Return (name, value) of every column with one value in all runs, axes before numbers, without nulls."""
     numbers = [name for name in config_columns(runs) if not name.endswith(".kind") and name not in _PROVENANCE.values()]
     names = [*axis_columns(runs), "tokens", *numbers, "numerics", "science_version"]
     single = [name for name in names if name in runs and len(set(keys(runs, name))) == 1]
-    shown = [(name, _fact(runs[name].iloc[0])) for name in single]
+    shown = [(name, _value_text(runs[name].iloc[0])) for name in single]
     return [(name, value) for name, value in shown if value != "-"]
 
 
 def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
-    """What stands between these numbers and a conclusion, the gravest first; empty if nothing does."""
+    """Return the caveats of these numbers, the most serious first."""
     finished = runs[runs["status"] == "completed"]
-    found = objective_notices(runs) + size_notices(runs, arms)
+    lines = objective_notices(runs) + size_notices(runs, arms)
     if finished["tokens"].nunique() > 1:
         low, high = finished["tokens"].min(), finished["tokens"].max()
-        found.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
+        lines.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
     if runs["science_version"].nunique() > 1:
-        found.append("Runs of several science versions are mixed: the code's numbers changed between them.")
+        lines.append("Runs of several science versions are mixed: the code's numbers changed between them.")
     stale = int(runs["stale"].sum()) if "stale" in runs else 0
     if stale:
-        found.append(
+        lines.append(
             f"{stale} of {len(runs)} runs are stale: today's code (science version {SCIENCE_VERSION}, and parts of your own as they "
             "stand now) would compute other numbers. Training them again replaces them."
         )
-    found += _searched(runs)
+    lines += _searched(runs)
     if runs["numerics"].nunique() > 1:
-        found.append(_numerics(runs))
+        lines.append(_numerics(runs))
     for column, what in (("data.fingerprint", "texts"), ("data.tokenizer", "tokenizers")):
         if column in runs and runs[column].nunique() > 1:
-            found.append(
+            lines.append(
                 f"Runs on different {what} are mixed: losses per token do not compare between them; bits per byte may."
             )
-    found += _seed_notices(runs)
+    lines += _seed_notices(runs)
     diverged = int((runs["status"] == "diverged").sum())
     if diverged:
         none = [row["arm"] for row in arms.to_dict("records") if row["n"] == 0]
-        found.append(
+        lines.append(
             f"{diverged} of {len(runs)} runs diverged. Their arms' means are over the runs that did not, and flatter them."
             + (f" No run of arm {', '.join(none)} finished, so there is no mean." if none else "")
         )
-    found += _weak_arms(runs, arms)
-    return found
+    lines += _weak_arms(runs, arms)
+    return lines
 
 
 def _numerics(runs: pd.DataFrame) -> str:
-    """That runs differ in their numerics, and the arms that do so within themselves."""
+    """Return the notice that runs differ in their numerics, with the arms that mix them."""
     mixed = [
-        f"arm {arm} has {', '.join(f'{n} {words}' for words, n in sorted(group['numerics'].value_counts().items()))}"
+        f"arm {arm} has {', '.join(f'{n} {kind}' for kind, n in sorted(group['numerics'].value_counts().items()))}"
         for arm, group in runs.groupby("arm")
         if group["numerics"].nunique() > 1
     ]
@@ -160,7 +159,7 @@ def _searched(runs: pd.DataFrame) -> list[str]:
 
 
 def _seed_notices(runs: pd.DataFrame) -> list[str]:
-    seeds = {arm: _seed_words(group) for arm, group in runs.groupby("arm")}
+    seeds = {arm: _seed_labels(group) for arm, group in runs.groupby("arm")}
     every = set().union(*seeds.values())
     if len(every) == 1:
         return ["One seed: a difference cannot be told from noise."]
@@ -176,7 +175,7 @@ def _seed_notices(runs: pd.DataFrame) -> list[str]:
 
 
 def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
-    """Arms that learned no more than how often each token occurs: there is nothing to compare in them."""
+    """Return a notice on arms no better than a unigram model, which leave nothing to compare."""
     column = "data.unigram_val_loss"
     if column not in runs or runs[column].isna().all():
         return []
@@ -184,27 +183,27 @@ def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
     return [f"No better than a unigram model: {', '.join(weak)}. Train longer before comparing."] if weak else []
 
 
-def _seed_words(runs: pd.DataFrame) -> set[str]:
-    return {seed_word(row) for row in runs[["seed", "init_seed", "data_seed"]].to_dict("records")}
+def _seed_labels(runs: pd.DataFrame) -> set[str]:
+    return {seed_label(row) for row in runs[["seed", "init_seed", "data_seed"]].to_dict("records")}
 
 
-def _seed_order(word: str) -> tuple[int, str]:
-    return len(word), word
+def _seed_order(label: str) -> tuple[int, str]:
+    return len(label), label
 
 
-def seed_word(row: Row) -> str:
-    """A run's seed as text: ``0``, or ``0/1`` where weights and data have different ones."""
+def seed_label(row: Row) -> str:
+    """Return a run's seed as text: ``0``, or ``0/1`` if weights and data have different ones."""
     if not is_missing(row["seed"]):
         return str(row["seed"])
     return "?" if is_missing(row["init_seed"]) else f"{row['init_seed']}/{row['data_seed']}"
 
 
 def provenance(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """Where the numbers come from: each fact with all its values among the runs."""
+    """Return the origin of the numbers: (name, all its values among the runs)."""
     rows = []
     for name, column in _PROVENANCE.items():
         if column in runs:
-            values = sorted({_fact(value) for value in keys(runs, column)} - {"-"})
+            values = sorted({_value_text(value) for value in keys(runs, column)} - {"-"})
             rows += [(name, ", ".join(values))] if values else []
     if "provenance.started" in runs:
         times = sorted({*keys(runs, "provenance.started"), *keys(runs, "provenance.finished")} - {None}, key=str)
@@ -238,7 +237,7 @@ def _options(runs: pd.DataFrame, column: str) -> list[str]:
     return [show(value) for value in sorted(set(keys(runs, column)), key=in_order)]
 
 
-def _fact(value: Any) -> str:
-    """As show, with large whole numbers in groups of three."""
+def _value_text(value: Any) -> str:
+    """Return the value as `show` does, with large whole numbers in groups of three."""
     whole = isinstance(getattr(value, "item", lambda: value)(), int) and not isinstance(value, bool)
     return f"{value:,}" if whole and abs(value) >= 10_000 else show(value)

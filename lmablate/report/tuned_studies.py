@@ -1,6 +1,6 @@
-"""What a report shows of tuned studies: evaluation runs under the names of their arms, and what the learning rate did.
+"""Tuned studies in a report: evaluation runs under the names of their arms, and the effect of the learning rate.
 
-Runs of a tuning stage chose a learning rate and are evidence for nothing else, so they stand apart.
+Runs of a tuning stage chose a learning rate and are no other evidence, so they are reported separately.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 LR = "optim.lr"
-FEWEST = 3  # learning rates that say something of sensitivity
+FEWEST = 3  # learning rates needed for a sensitivity
 
 
 def shown(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that a report compares, with a column `arm`: of studies (claims.reading.evidence) the evaluated ones under
-    their arms' names, all others under what tells them apart. Where there is nothing but what tuned or searched, all of it."""
+    """Return the runs that a report compares, with a column `arm`.
+
+    Evaluated runs of studies (report_verdicts.evidence) are under their arms' names, all others under the columns that tell them
+    apart. If there are only runs that tuned or searched, all of them."""
     import pandas as pd
 
     if "stage" not in runs or not runs["stage"].isin(EVALUATED).any():
@@ -46,30 +48,31 @@ def shown(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Paired comparisons of `runs` (as from shown): in a study every arm against its baseline, elsewhere along everything
-    that varies. Trials of a search are not compared: each was chosen by what others lost."""
+    """Return paired comparisons of `runs` (as from shown): a study's arms against its baseline, others along every column.
+
+    Trials of a search are not compared, since each was chosen from the losses of the others."""
     if "stage" in runs and (runs["stage"] == "search").all():
         return []
     if "stage" not in runs or not runs["stage"].isin(EVALUATED).any():
         return comparisons(runs)
     baselines = {study["sweep"]: study.get("baseline") for study in studies}
-    found = []
+    out = []
     for (sweep, _), rows in runs[runs["stage"].notna()].groupby(["sweep", "stage"], sort=False):
         arms = list(dict.fromkeys(rows["arm"]))
         plain = {arm: arm.removeprefix(f"{sweep}: ").removesuffix(", shared rate") for arm in arms}
         base = next((arm for arm in arms if plain[arm] == baselines.get(sweep)), arms[0])
-        found += against(rows, "arm", base)
+        out += against(rows, "arm", base)
     rest = runs[runs["stage"].isna()]
     rest.attrs.update(runs.attrs)
-    return found + comparisons(rest)
+    return out + comparisons(rest)
 
 
 def sensitivities(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The learning rates of every arm that was trained at three or more: what a study tuned, then plain grids.
+    """Return the learning rates of every arm that was trained at three or more: of tuned studies, then of plain grids.
 
-    Each: sweep, arm, lr (the rate that is best, or that a study chose), words (of that choice, or none), lowest and highest
-    rate, rates, diverged (rates with a diverged run), loss (the lowest mean over seeds, nats per token), sensitivity
-    (Wortsman et al. 2023, over the rates that all arms of the sweep have; None where every rate diverged, or fewer than
+    Each: sweep, arm, lr (the best rate, or the one that a study chose), words (a sentence on that choice, or None), lowest and
+    highest rate, rates, diverged (rates with a diverged run), loss (the lowest mean over seeds, nats per token), sensitivity
+    (Wortsman et al. 2023, over the rates that all arms of the sweep have; None if every rate diverged, or fewer than
     three are common).
     """
     studies = list(studies)
@@ -109,7 +112,7 @@ def _of_grid(runs: pd.DataFrame) -> list[Row]:
 
 
 def _mean(rows: pd.DataFrame) -> float | None:
-    """Mean final loss over seeds; None where one diverged."""
+    """Return the mean final loss over seeds; None if one diverged."""
     return None if (rows["status"] != "completed").any() else float(rows["val_loss"].mean())
 
 
@@ -129,11 +132,11 @@ def _rows(
     for name, grid in grids.items():
         finite = {lr: loss for lr, loss in grid.items() if loss is not None}
         best = min(finite, key=lambda lr: finite[lr]) if finite else None
-        lr, words = chosen.get(name, (best, None))
+        lr, sentence = chosen.get(name, (best, None))
         start, here = starts[name], {rate: grid[rate] for rate in common}
         known = start is not None and len(common) >= FEWEST and any(loss is not None for loss in here.values())
         out.append({
-            "sweep": sweep, "arm": name, "lr": lr, "words": words, "lowest": min(grid), "highest": max(grid), "rates": len(grid),
+            "sweep": sweep, "arm": name, "lr": lr, "words": sentence, "lowest": min(grid), "highest": max(grid), "rates": len(grid),
             "diverged": len(grid) - len(finite), "loss": min(finite.values()) if finite else None,
             "sensitivity": lr_sensitivity(here, start) if known and start is not None else None,
             "common": [min(common), max(common), len(common)] if common else None,
@@ -141,8 +144,8 @@ def _rows(
     return out
 
 
-def spread_words(rows: Sequence[Row]) -> str | None:
-    """The correlation that sharing seeds brought, over all comparisons that know it."""
+def correlation_note(rows: Sequence[Row]) -> str | None:
+    """Return a sentence on the correlation from shared seeds, over all comparisons that have it; None without any."""
     known = [row["correlation"] for row in rows if row["correlation"] is not None]
     if not known:
         return None

@@ -1,6 +1,6 @@
-"""Statistics of ablations: paired comparisons, exact tests, equivalence, families, looks, and how many seeds it takes.
+"""Statistics of ablations: paired comparisons, exact tests, equivalence, families, interim looks, and sample sizes.
 
-Everything from scipy is imported where it is used: reading results does not load it.
+scipy is imported inside functions, so that reading results does not load it.
 """
 
 from lmablate.stats.estimates import interval

@@ -1,4 +1,4 @@
-"""Numbers read off curves: sensitivity to the learning rate, and a loss difference as compute."""
+"""Numbers from curves: sensitivity to the learning rate, and a loss difference as compute."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-FARTHEST = 2.0  # how far beyond its last point, as a factor of tokens, a curve is extended
+FARTHEST = 2.0  # a curve is extrapolated up to this multiple of its tokens
 
 
 class Compute(NamedTuple):
-    """`factor`: how many times its own tokens the baseline would need for the other arm's loss; None where that lies too
-    far beyond its curve, and `words` say so."""
+    """A loss difference as compute.
+
+    `factor`: the multiple of its own tokens that the baseline needs for the other arm's loss. None if that is too far beyond
+    its curve; `words` says so."""
 
     factor: float | None
     words: str
 
 
 def lr_sensitivity(losses: Mapping[float, float | None], init_loss: float) -> float:
-    """Mean over a grid of learning rates of min(final loss, loss at initialisation) minus the lowest of them, in nats
-    (Wortsman et al. 2023, arXiv 2309.14322, section 2.2). A run that diverged (None) counts as the loss at initialisation.
-    """
+    """Return the learning-rate sensitivity, in nats (Wortsman et al. 2023, arXiv 2309.14322, section 2.2).
+
+    It is the mean over a grid of learning rates of min(final loss, `init_loss`) minus the lowest of them. A run that diverged
+    (None) counts as the loss at initialisation. Raises ValueError for an empty grid."""
     if not losses:
         raise ValueError("a sensitivity needs a grid of learning rates")
     clipped = [init_loss if loss is None else min(loss, init_loss) for loss in losses.values()]
@@ -29,10 +32,10 @@ def lr_sensitivity(losses: Mapping[float, float | None], init_loss: float) -> fl
 
 
 def effective_compute(tokens: Sequence[float], losses: Sequence[float], target: float) -> Compute:
-    """The loss `target` as compute: tokens at which the baseline's own curve has it, over the tokens it was trained on.
+    """Return the loss `target` as compute: the baseline's tokens at that loss over the tokens it was trained on.
 
-    Between points the curve is straight in log tokens; past its end it goes on with the slope of its last half, fitted as
-    loss against log tokens. On a schedule that decays the rate, the curve before its end stands above what a run of that
+    Between points the curve is straight in log tokens. Past its end it continues with the slope of its last half, fitted as
+    loss against log tokens. On a schedule that decays the rate, the curve before its end lies above the loss that a run of that
     length would reach, so a factor below 1 is an upper bound.
     """
     points = sorted({float(t): float(y) for t, y in zip(tokens, losses, strict=True) if t > 0}.items())
@@ -44,7 +47,7 @@ def effective_compute(tokens: Sequence[float], losses: Sequence[float], target: 
     if target >= y[-1]:
         at = int(np.argmax(y <= target))
         share = (y[at - 1] - target) / (y[at - 1] - y[at])
-        return _said(float(np.exp(x[at - 1] + share * (x[at] - x[at - 1]) - x[-1])))
+        return _reached(float(np.exp(x[at - 1] + share * (x[at] - x[at - 1]) - x[-1])))
     half = slice(len(x) // 2, None) if len(x) >= 4 else slice(None)
     slope = float(np.polyfit(x[half], y[half], 1)[0])
     if slope >= 0:
@@ -52,8 +55,8 @@ def effective_compute(tokens: Sequence[float], losses: Sequence[float], target: 
     factor = float(np.exp((target - y[-1]) / slope))
     if factor > FARTHEST:
         return Compute(None, f"more than {FARTHEST:g} times the baseline's tokens")
-    return _said(factor)
+    return _reached(factor)
 
 
-def _said(factor: float) -> Compute:
+def _reached(factor: float) -> Compute:
     return Compute(factor, f"the baseline reaches it with {factor:.2f} of its tokens")

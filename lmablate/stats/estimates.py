@@ -1,4 +1,4 @@
-"""Estimates from paired differences: intervals, tests of a difference and of its absence, variance pooled over arms.
+"""Estimates from paired differences: intervals, tests of a difference and of equivalence, variance pooled over arms.
 
 `values` are differences between two arms, one for each pair of runs that share seeds, in any unit.
 """
@@ -14,13 +14,15 @@ import numpy as np
 
 EXACT = 14  # pairs up to which all 2^n signs are tried
 RESAMPLES = 10_000
-TOGETHER = 64  # samples that are resampled at once, in some 50 MB
-SEED = 20_260  # resampling is repeatable
+TOGETHER = 64  # samples resampled at once, in about 50 MB
+SEED = 20_260  # makes resampling repeatable
 
 
 class Pooled(NamedTuple):
-    """`sd`: of one run about what its seed and its arm add, over all arms; `df`: its degrees of freedom; `p_equal`: of the
-    test that the arms' spreads are equal."""
+    """The spread of runs pooled over arms.
+
+    `sd`: of one run after removing the effects of its seed and its arm. `df`: its degrees of freedom. `p_equal`: of the test that
+    the arms' spreads are equal."""
 
     sd: float
     df: int
@@ -30,8 +32,9 @@ class Pooled(NamedTuple):
 def interval(
     values: Sequence[float], level: float = 0.95, *, se: float | None = None, df: int | None = None
 ) -> tuple[float, float] | None:
-    """Student's t interval for the mean of `values`; None for fewer than two. `se` and `df`: a standard error of the mean
-    from elsewhere (a pooled variance) with its degrees of freedom."""
+    """Return Student's t interval for the mean of `values`; None for fewer than two.
+
+    `se` and `df` replace the standard error of the mean and its degrees of freedom (a pooled variance)."""
     from scipy.special import stdtrit
 
     if se is None or df is None:
@@ -44,15 +47,15 @@ def interval(
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean: sd / sqrt(n)."""
+    """Return the standard error of the mean, sd / sqrt(n)."""
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def bootstrap_intervals(samples: Sequence[Sequence[float]], level: float = 0.95) -> list[tuple[float, float] | None]:
-    """Bias-corrected and accelerated bootstrap intervals of the means of `samples` (Efron 1987); None for one below three
-    values, from which nothing can be resampled. They are too narrow for few pairs: Student's interval decides, these show
-    what the normal assumption does. Samples of one size are resampled at the same places, alone or together.
-    """
+    """Return bias-corrected and accelerated bootstrap intervals of the means of `samples` (Efron 1987).
+
+    None for a sample below three values. They are too narrow for few pairs: Student's interval decides, these show the effect
+    of the normal assumption. Samples of one size use the same resampling indices, alone or together."""
     out: list[tuple[float, float] | None] = [None] * len(samples)
     by_size: dict[int, list[int]] = {}
     for i, values in enumerate(samples):
@@ -63,19 +66,19 @@ def bootstrap_intervals(samples: Sequence[Sequence[float]], level: float = 0.95)
             out[i] = float(data[0]), float(data[0])
         else:
             by_size.setdefault(len(values), []).append(i)
-    for places in by_size.values():
-        for first in range(0, len(places), TOGETHER):
-            some = places[first : first + TOGETHER]
-            for i, bounds in zip(some, _bca(np.array([samples[i] for i in some], dtype=float), level), strict=True):
+    for indices in by_size.values():
+        for first in range(0, len(indices), TOGETHER):
+            batch = indices[first : first + TOGETHER]
+            for i, bounds in zip(batch, _bca(np.array([samples[i] for i in batch], dtype=float), level), strict=True):
                 out[i] = bounds
     return out
 
 
 def _bca(data: np.ndarray, level: float) -> list[tuple[float, float]]:
-    """The intervals of the rows of `data`, float64 ``[samples, n]``."""
+    """Return the intervals of the rows of `data`, float64 ``[samples, n]``."""
     from scipy import stats
 
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (data,),
         _mean,
         axis=-1,
@@ -84,12 +87,13 @@ def _bca(data: np.ndarray, level: float) -> list[tuple[float, float]]:
         method="BCa",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    return [(float(low), float(high)) for low, high in zip(found.low, found.high, strict=True)]
+    return [(float(low), float(high)) for low, high in zip(bounds.low, bounds.high, strict=True)]
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean along the last axis, added up in one order however the array lies in memory: resamples that tie with the mean
-    of the sample count half, and rounding would untie them."""
+    """Return the mean along the last axis, summed in one order whatever the memory layout.
+
+    Resamples that tie with the mean of the sample count half, and rounding would break the ties."""
     total = values[..., 0]
     for i in range(1, values.shape[-1]):
         total = total + values[..., i]
@@ -97,7 +101,7 @@ def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def t_test(values: Sequence[float], null: float = 0.0, *, se: float | None = None, df: int | None = None) -> float:
-    """Two-sided p of Student's test that the mean is `null`; 1 for fewer than two values."""
+    """Return the two-sided p of Student's test that the mean is `null`; 1 for fewer than two values."""
     from scipy.special import stdtr
 
     if se is None or df is None:
@@ -108,8 +112,9 @@ def t_test(values: Sequence[float], null: float = 0.0, *, se: float | None = Non
 
 
 def sign_flip(values: Sequence[float]) -> float:
-    """Two-sided p of the permutation test that flips the sign of each difference (Fisher 1935): exact up to EXACT pairs,
-    else from RESAMPLES random flips, the observed signs counted among them. It cannot fall below 2 / 2^n."""
+    """Return the two-sided p of the permutation test that flips the sign of each difference (Fisher 1935).
+
+    It is exact up to EXACT pairs, else from RESAMPLES random flips plus the observed signs. It cannot fall below 2 / 2^n."""
     data = np.asarray(values, dtype=float)
     n = len(data)
     if not n:
@@ -124,13 +129,13 @@ def sign_flip(values: Sequence[float]) -> float:
 
 
 def tost(values: Sequence[float], margin: float, *, se: float | None = None, df: int | None = None) -> float:
-    """p of 'the mean lies outside (-margin, margin)': the larger of two one-sided t tests (Schuirmann 1987)."""
+    """Return the p of "the mean lies outside (-margin, margin)": the larger of two one-sided t tests (Schuirmann 1987)."""
     below = not_above(values, margin, se=se, df=df)
     return max(below, not_above([-value for value in values], margin, se=se, df=df))
 
 
 def not_above(values: Sequence[float], margin: float, *, se: float | None = None, df: int | None = None) -> float:
-    """p of 'the mean is `margin` or more', one-sided; small where the mean is shown to lie below."""
+    """Return the one-sided p of "the mean is `margin` or more", which is small if the mean lies below."""
     from scipy.special import stdtr
 
     if se is None or df is None:
@@ -141,16 +146,16 @@ def not_above(values: Sequence[float], margin: float, *, se: float | None = None
 
 
 def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Pearson's, between the arms over their pairs: what sharing seeds bought. None below three pairs or without spread."""
+    """Return Pearson's correlation between two arms over their pairs; None below three pairs or without spread."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def pooled(arms: Mapping[str, Sequence[float]]) -> Pooled | None:
-    """The spread of one run from all `arms` together, over the same pairs in the same order.
+    """Return the spread of one run from all `arms` together, over the same pairs in the same order.
 
-    Residuals of loss = pair + arm, with (arms - 1)(pairs - 1) degrees of freedom; the difference of two arms has the
+    Residuals of loss = pair + arm, with (arms - 1)(pairs - 1) degrees of freedom. The difference of two arms has the
     standard error sd * sqrt(2 / pairs). Equal spread is tested by Brown and Forsythe's form of Levene's test on the
     residuals. None below three arms or three pairs.
     """
@@ -166,24 +171,24 @@ def pooled(arms: Mapping[str, Sequence[float]]) -> Pooled | None:
     return Pooled(float(np.sqrt((rest**2).sum() / df)), df, float(stats.levene(*rest, center="median").pvalue))
 
 
-def wider(arms: Mapping[str, Sequence[float]], weights: Mapping[str, float], found: Pooled) -> float:
-    """One-sided p of the F test that the contrast of `arms` by `weights` spreads more over pairs than what is left of the
-    arms beside it, where `found` is their pooled spread; below 0.5 where it looks wider.
+def wider(arms: Mapping[str, Sequence[float]], weights: Mapping[str, float], pooled_spread: Pooled) -> float:
+    """Return the one-sided p of the F test that the contrast of `arms` by `weights` spreads more than the rest.
 
-    The sum of squares of the contrast and that of the rest are independent, with n - 1 and (arms - 2)(n - 1) degrees of
-    freedom. Levene's test on few pairs often misses one arm that spreads three times as wide; this one looks where it hurts.
+    `pooled_spread` is that of all arms; the p is below 0.5 if the contrast looks wider. The sums of squares of the contrast and of
+    the rest are independent, with n - 1 and (arms - 2)(n - 1) degrees of freedom. Levene's test on few pairs often misses one
+    arm that spreads three times as wide; this test looks at the contrast itself.
     """
     from scipy import stats
 
     values = sum(weights[arm] * np.asarray(losses, dtype=float) for arm, losses in arms.items())
-    n, total = len(next(iter(arms.values()))), found.sd**2 * found.df
+    n, total = len(next(iter(arms.values()))), pooled_spread.sd**2 * pooled_spread.df
     own = float(((values - np.mean(values)) ** 2).sum()) / sum(weight**2 for weight in weights.values())
-    rest, df = max(total - own, 0.0), found.df - (n - 1)
+    rest, df = max(total - own, 0.0), pooled_spread.df - (n - 1)
     return 0.0 if rest == 0 else float(stats.f.sf(own / (n - 1) / (rest / df), n - 1, df))
 
 
 def _ratio(effect: float, se: float) -> float:
-    """effect / se, also where all pairs agree to the bit."""
+    """Return effect / se, also if all pairs agree to the bit."""
     if se > 0:
         return effect / se
     return math.copysign(math.inf, effect) if effect else 0.0

@@ -1,4 +1,4 @@
-"""Several tests at once."""
+"""Correction for several tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm 1979): comparing them with alpha keeps the chance of any false rejection among all below
-    alpha, however the tests depend on each other."""
+    """Return adjusted p values (Holm 1979).
+
+    Comparing them with alpha keeps the probability of any false rejection below alpha, whatever the dependence of the tests.
+    """
     m = len(p_values)
     adjusted, worst = [0.0] * m, 0.0
     for rank, index in enumerate(sorted(range(m), key=lambda i: p_values[i])):

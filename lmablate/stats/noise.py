@@ -1,5 +1,4 @@
-"""The noise floor: how far apart runs of one arm land, and how much of that is the weights' draw and how much the data's
-order."""
+"""The noise floor: the spread of runs of one arm, split into the draw of the weights and the order of the data."""
 
 from __future__ import annotations
 
@@ -13,11 +12,10 @@ if TYPE_CHECKING:
 
 
 class Noise(NamedTuple):
-    """Standard deviations of the final loss in nats per token, null where the seeds cannot say.
+    """Standard deviations of the final loss in nats per token; None if the seeds do not determine it.
 
-    `init`, `data`: what the weights' draw and the data's order add; `rest`: what is particular to a pair of the two;
-    `total`: of a run with both drawn anew. `n`: runs behind it.
-    """
+    `init`, `data`: the contributions of the weights' draw and the data's order; `rest`: their interaction; `total`: of a run
+    with both drawn anew. `n`: number of runs. `words`: a sentence for the reader."""
 
     init: float | None
     data: float | None
@@ -28,14 +26,14 @@ class Noise(NamedTuple):
 
 
 def seed_noise(runs: pd.DataFrame) -> Noise:
-    """Of the completed `runs`, which must be of one arm and differ in init_seed and data_seed alone.
+    """Return the noise of the completed `runs`, which must be of one arm and differ in init_seed and data_seed alone.
 
     A full grid of both seeds gives all components by the mean squares of a two-way layout without repeats (Searle 1971,
-    chapter 11; a negative estimate counts as 0). Runs that share one seed give the sd that the other causes, together with
+    chapter 11; a negative estimate counts as 0). Runs that share one seed give the sd of the other, together with
     `rest`; runs that share none give the total.
     """
     done = runs[runs["status"] == "completed"]
-    # Two runs that are one pair of seeds on two machines are not two draws.
+    # Two runs with one pair of seeds on two machines are not two draws.
     losses = {
         (row["init_seed"], row["data_seed"]): float(row["val_loss"])
         for row in done.sort_values(["numerics", "run_id"]).to_dict("records")

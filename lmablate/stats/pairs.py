@@ -1,6 +1,6 @@
 """Paired comparisons: two runs that share seeds saw the same tokens and started from the same draws.
 
-The difference within a pair is free of what the seed does to both arms, so few seeds suffice to see a small effect.
+The difference within a pair does not contain the seed's effect on both arms, so few seeds suffice to see a small effect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = False) -> list[Row]:
-    """Every two options of `axis`, everything else that varies held equal, compared over their common seeds.
+    """Return comparisons of every two options of `axis` over their common seeds, with all other columns equal.
 
     `runs` is a frame of load_runs, `axis` a column of arm_columns (`norm`, `optim.lr`). A pair shares init_seed and
     data_seed and, unless `mix_numerics`, the same numerics. Each comparison is a dictionary: axis, a, b, where (the
@@ -38,13 +38,13 @@ def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = Fa
     out = []
     for where, options in sorted(cells.items(), key=lambda item: [in_order(value) for value in item[0]]):
         for a, b in itertools.combinations(sorted(options, key=in_order), 2):
-            place = dict(zip(held, where, strict=True))
-            out.append(_compare(axis, (a, options[a]), (b, options[b]), place, mix_numerics))
+            where_values = dict(zip(held, where, strict=True))
+            out.append(_compare(axis, (a, options[a]), (b, options[b]), where_values, mix_numerics))
     return _resampled(out)
 
 
 def against(runs: pd.DataFrame, column: str, baseline: Hashable) -> list[Row]:
-    """Every other value of `column` (`arm`) against `baseline`, whatever else may vary between them; a is the baseline."""
+    """Return comparisons of every other value of `column` with `baseline` (a), whatever else varies between them."""
     options: dict[Hashable, list[Row]] = {}
     for value, row in zip(keys(runs, column), runs.to_dict("records"), strict=True):
         options.setdefault(value, []).append(row)
@@ -53,13 +53,13 @@ def against(runs: pd.DataFrame, column: str, baseline: Hashable) -> list[Row]:
 
 
 def _resampled(rows: list[Row]) -> list[Row]:
-    """`rows` with their bootstrap intervals, which are made together."""
-    found = bootstrap_intervals([row["differences"] for row in rows])
-    return [row | {"bootstrap_95": list(bounds) if bounds else None} for row, bounds in zip(rows, found, strict=True)]
+    """Return `rows` with their bootstrap intervals, which are computed together."""
+    ends = bootstrap_intervals([row["differences"] for row in rows])
+    return [row | {"bootstrap_95": list(bounds) if bounds else None} for row, bounds in zip(rows, ends, strict=True)]
 
 
 def comparisons(runs: pd.DataFrame) -> list[Row]:
-    """paired_differences along everything that varies, in the order of arm_columns."""
+    """Return paired_differences along every column that varies, in the order of arm_columns."""
     axes = [column for column in arm_columns(runs) if column not in ("science_version", "data.fingerprint")]
     return [row for axis in axes for row in paired_differences(runs, axis)]
 
@@ -87,7 +87,7 @@ def _compare(
         "mean_difference": statistics.fmean(differences) if differences else None,
         "sd_difference": statistics.stdev(differences) if len(differences) > 1 else None,
         "interval_95": list(bounds) if bounds else None,
-        "bootstrap_95": None,  # made for all comparisons together
+        "bootstrap_95": None,  # computed for all comparisons together
         "p_sign_flip": sign_flip(differences) if differences else None,
         "correlation": correlation(losses_a, losses_b),
         "n_diverged": diverged,
@@ -103,7 +103,7 @@ def _by_seed(rows: list[Row], mix_numerics: bool) -> dict[tuple[int, int, str], 
 
 
 def _mismatch(rows_a: list[Row], rows_b: list[Row]) -> float:
-    """How much larger one side's models are than the other's, as a fraction of the smaller."""
+    """Return the excess of the largest model's parameters over the smallest's, as a fraction of the latter."""
     sizes = [row["n_params"] for row in (*rows_a, *rows_b)]
     return max(sizes) / max(1, min(sizes)) - 1
 
@@ -113,17 +113,17 @@ def _reason(
 ) -> str:
     n = len(differences)
     if n == 0:
-        words = ["no pair of finished runs shares seeds and numerics"]
+        reasons = ["no pair of finished runs shares seeds and numerics"]
     elif bounds is None:
-        words = ["1 paired seed: a difference cannot be told from noise"]
+        reasons = ["1 paired seed: a difference cannot be told from noise"]
     elif bounds[0] <= 0 <= bounds[1]:
-        words = [f"{n} paired seeds; interval includes 0"]
+        reasons = [f"{n} paired seeds; interval includes 0"]
     else:
-        words = [f"{n} paired seeds; interval excludes 0, but no margin or correction has been pre-registered"]
+        reasons = [f"{n} paired seeds; interval excludes 0, but no margin or correction has been pre-registered"]
     if any(diverged.values()):
-        words.append(f"diverged and therefore not paired: {diverged['a']} of a, {diverged['b']} of b")
+        reasons.append(f"diverged and therefore not paired: {diverged['a']} of a, {diverged['b']} of b")
     if unpaired:
-        words.append(f"{unpaired} runs without a partner of the same seeds and numerics")
+        reasons.append(f"{unpaired} runs without a partner of the same seeds and numerics")
     if excess > 0.01:
-        words.append(f"parameters differ by {excess:.1%}")
-    return "; ".join(words)
+        reasons.append(f"parameters differ by {excess:.1%}")
+    return "; ".join(reasons)

@@ -1,4 +1,4 @@
-"""How many pairs it takes. Effects and margins in units of the standard deviation of a paired difference."""
+"""Sample sizes: how many pairs a test needs. Effects and margins are in sd of a paired difference."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from functools import lru_cache
 
 import numpy as np
 
-MOST = 1000  # pairs; beyond that the answer is 'no'
+MOST = 1000  # pairs; a plan beyond that is None
 
 
 def paired_sd(run_sd: float, correlation: float) -> float:
-    """Of a difference of two runs that each have `run_sd`: run_sd * sqrt(2 (1 - correlation))."""
+    """Return the sd of a difference of two runs with `run_sd` each: run_sd * sqrt(2 (1 - correlation))."""
     return run_sd * math.sqrt(2 * (1 - correlation))
 
 
 def power(effect: float, n: int, alpha: float = 0.05, *, df: int | None = None) -> float:
-    """Of the two-sided paired t test at `n` pairs, from the noncentral t; `df` of a pooled variance instead of n - 1."""
+    """Return the power of the two-sided paired t test at `n` pairs, from the noncentral t.
+
+    `df` replaces n - 1 for a pooled variance."""
     from scipy import stats
 
     df = n - 1 if df is None else df
@@ -29,11 +31,10 @@ def power(effect: float, n: int, alpha: float = 0.05, *, df: int | None = None) 
 
 
 def tost_power(margin: float, n: int, alpha: float = 0.05, *, effect: float = 0.0) -> float:
-    """Chance that two one-sided t tests show equivalence within `margin` when the true difference is `effect`.
+    """Return the probability that two one-sided t tests show equivalence within `margin` if the true difference is `effect`.
 
-    Given the estimated sd s, the mean must lie within margin - t s / sqrt(n); averaged over s, where (n - 1) s^2 is
-    chi-squared with n - 1 degrees of freedom (Owen 1965).
-    """
+    Given the estimated sd s, the mean must lie within margin - t s / sqrt(n). This is averaged over s, where (n - 1) s^2 is
+    chi-squared with n - 1 degrees of freedom (Owen 1965)."""
     from scipy import stats
 
     if n < 2:
@@ -47,7 +48,7 @@ def tost_power(margin: float, n: int, alpha: float = 0.05, *, effect: float = 0.
 
 @lru_cache(maxsize=256)
 def _spreads(n: int) -> np.ndarray:
-    """Equally likely values of the sd estimated from `n` draws of sd 1."""
+    """Return equally likely values of the sd estimated from `n` draws of sd 1."""
     from scipy import stats
 
     quantiles = (np.arange(4000) + 0.5) / 4000
@@ -55,17 +56,17 @@ def _spreads(n: int) -> np.ndarray:
 
 
 def pairs_needed(effect: float, alpha: float = 0.05, wanted: float = 0.9) -> int | None:
-    """Fewest pairs whose paired t test finds `effect` with probability `wanted`; None beyond MOST."""
+    """Return the fewest pairs whose paired t test finds `effect` with probability `wanted`; None beyond MOST."""
     return _first(lambda n: power(effect, n, alpha) >= wanted)
 
 
 def tost_pairs_needed(margin: float, alpha: float = 0.05, wanted: float = 0.9, *, effect: float = 0.0) -> int | None:
-    """Fewest pairs that show equivalence within `margin` with probability `wanted`; None beyond MOST."""
+    """Return the fewest pairs that show equivalence within `margin` with probability `wanted`; None beyond MOST."""
     return _first(lambda n: tost_power(margin, n, alpha, effect=effect) >= wanted) if abs(effect) < margin else None
 
 
 def detectable(n: int, alpha: float = 0.05, wanted: float = 0.9, *, df: int | None = None) -> float:
-    """The smallest effect that `n` pairs find with probability `wanted`."""
+    """Return the smallest effect that `n` pairs find with probability `wanted`. Raises ValueError below two pairs."""
     from scipy import optimize
 
     high = 1.0
@@ -77,7 +78,7 @@ def detectable(n: int, alpha: float = 0.05, wanted: float = 0.9, *, df: int | No
 
 
 def sd_factors(n: int, level: float = 0.95) -> tuple[float, float]:
-    """An sd from `n` values, times these two, are the ends of its interval (chi-squared)."""
+    """Return the factors from the sd of `n` values to the ends of its interval (chi-squared)."""
     from scipy import stats
 
     tail = (1 - level) / 2
@@ -86,7 +87,7 @@ def sd_factors(n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def _first(enough) -> int | None:
-    """Smallest n from 2 to MOST with enough(n), which once true stays true; doubling, then halving."""
+    """Return the smallest n from 2 to MOST with a monotone enough(n), by doubling, then halving; None if there is none."""
     high = 2
     while not enough(high):
         if high >= MOST:

@@ -1,7 +1,7 @@
-"""Looking at a study before its last pair without raising its error rate.
+"""Interim looks at a study without raising its error rate.
 
 Group-sequential: the looks are planned, and each spends a share of alpha (Lan and DeMets 1983). Anytime-valid: after any
-pair, an e-process. Both test differences of finished pairs; a pair is never taken back.
+pair, an e-process. Both test differences of finished pairs; a pair is never removed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from lmablate.stats.estimates import t_test
 
 Kind = Literal["obrien_fleming", "pocock", "anytime"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# Variance of the effects, in sd of a difference, that the e-process bets on: effects of 2 sd are usual between arms, and with
-# 1 no evidence of four pairs could reach 20.
+# The e-process bets on effects of this variance, in sd of a difference. Effects of 2 sd are usual between arms, and with 1
+# no evidence of four pairs could reach 20.
 SPREAD = 4.0
 PATHS = 100_000
 _GRID = 401
 
 
 def spent(kind: Kind, share: float, alpha: float) -> float:
-    """How much of `alpha` may be gone at a `share` of the planned pairs (Lan and DeMets 1983)."""
+    """Return how much of `alpha` may be spent at a `share` of the planned pairs (Lan and DeMets 1983)."""
     from scipy import stats
 
     if kind == "obrien_fleming":
@@ -36,11 +36,11 @@ def spent(kind: Kind, share: float, alpha: float) -> float:
 
 @lru_cache(maxsize=4096)
 def boundaries(kind: Kind, planned: tuple[int, ...], alpha: float = 0.05) -> tuple[float, ...]:
-    """Two-sided p of Student's t at or below which each look stops, for looks after `planned` numbers of pairs.
+    """Return the two-sided p of Student's t at or below which each look stops, for looks after `planned` numbers of pairs.
 
-    The levels of the normal statistic, used for t (the significance-level approach, Jennison and Turnbull 2000, section
-    4.4), and all multiplied by one factor, since for few pairs that alone would exceed alpha (0.058 for 0.05): the factor
-    with which simulated studies without a difference stop with probability alpha.
+    These are the levels of the normal statistic, used for t (the significance-level approach, Jennison and Turnbull 2000,
+    section 4.4), times one factor, since for few pairs the levels alone exceed alpha (0.058 for 0.05). With the factor,
+    simulated studies without a difference stop with probability alpha. Raises ValueError for numbers that do not rise.
     """
     if not planned or list(planned) != sorted(set(planned)) or planned[0] < 2:
         raise ValueError(f"looks after {planned} pairs: give rising numbers, the first at least 2")
@@ -51,7 +51,7 @@ def boundaries(kind: Kind, planned: tuple[int, ...], alpha: float = 0.05) -> tup
 
 @lru_cache(maxsize=8)
 def _null_p(planned: tuple[int, ...]) -> np.ndarray:
-    """p values (PATHS, looks) of studies without a difference."""
+    """Return p values (PATHS, looks) of studies without a difference."""
     from scipy import stats
 
     draws = np.random.default_rng(0).standard_normal((PATHS, planned[-1]))
@@ -61,16 +61,17 @@ def _null_p(planned: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def normal_boundaries(kind: Kind, planned: tuple[int, ...], alpha: float = 0.05) -> tuple[float, ...]:
-    """Two-sided p of a normal statistic of known variance at which each look stops, by recursive integration of its joint
-    distribution over the looks (Armitage, McPherson and Rowe 1969)."""
+    """Return the two-sided p at which each look stops, for a normal statistic of known variance.
+
+    Computed by recursive integration of its joint distribution over the looks (Armitage, McPherson and Rowe 1969)."""
     from scipy import optimize, stats
 
     times = [n / planned[-1] for n in planned]
-    levels, gone = [], 0.0
+    levels, spent_alpha = [], 0.0
     grid = weight = density = np.zeros(0)
     for k, time in enumerate(times):
-        due = spent(kind, time, alpha) - gone
-        gone += due
+        due = spent(kind, time, alpha) - spent_alpha
+        spent_alpha += due
         if k == 0:
             bound = float(stats.norm.isf(due / 2))
         else:
@@ -103,9 +104,11 @@ def _tail(x: np.ndarray) -> np.ndarray:
 
 
 def repeated_p(kind: Kind, planned: Sequence[int], number: int, p: float) -> float:
-    """The smallest alpha at which the look `number` (from 0), having the p value `p`, stops: below the study's alpha just
-    where its boundary is crossed (Jennison and Turnbull 2000, section 9.2). Between 1e-4 and 0.5, else 1."""
-    low, high = 1e-4, 0.5  # outside these the simulated factor is too coarse, and nobody asks
+    """Return the smallest alpha at which the look `number` (from 0), with p value `p`, stops.
+
+    It is below the study's alpha exactly if the boundary is crossed (Jennison and Turnbull 2000, section 9.2). Between 1e-4
+    and 0.5, else 1."""
+    low, high = 1e-4, 0.5  # outside these the simulated factor is too coarse
     if boundaries(kind, tuple(planned), high)[number] < p:
         return 1.0
     for _ in range(16):
@@ -115,11 +118,11 @@ def repeated_p(kind: Kind, planned: Sequence[int], number: int, p: float) -> flo
 
 
 def e_value(values: Sequence[float], null: float = 0.0) -> float:
-    """Evidence that the mean of `values` is not `null`: above 1 / alpha at any time with probability at most alpha if it is.
+    """Return the evidence that the mean of `values` is not `null`.
 
-    The scale-invariant t likelihood ratio with effects drawn from N(0, SPREAD) in sd units (Gonen et al. 2005; an e-process
-    by Wang and Ramdas 2024, arXiv 2310.03722): with a = 1 + n SPREAD and v = n - 1,
-    ``a^(-1/2) [(1 + t^2 / v) / (1 + t^2 / (v a))]^(n / 2)``.
+    If it is, the value exceeds 1 / alpha at any time with probability at most alpha. It is the scale-invariant t likelihood
+    ratio with effects drawn from N(0, SPREAD) in sd units (Gonen et al. 2005; an e-process by Wang and Ramdas 2024,
+    arXiv 2310.03722): with a = 1 + n SPREAD and v = n - 1, ``a^(-1/2) [(1 + t^2 / v) / (1 + t^2 / (v a))]^(n / 2)``.
     """
     n = len(values)
     if n < 2:
@@ -133,12 +136,14 @@ def e_value(values: Sequence[float], null: float = 0.0) -> float:
 
 
 def anytime_p(values: Sequence[float], null: float = 0.0) -> float:
-    """1 over the largest e-value so far, over the pairs in the order they were run: valid whenever one stops."""
+    """Return 1 over the largest e-value so far, over the pairs in the order they were run. It is valid at any stopping time."""
     return min(1.0, 1 / max(e_value(values[:n], null) for n in range(1, len(values) + 1))) if values else 1.0
 
 
 def anytime_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """All means whose e-value is below 1 / alpha: covers the truth at all times together. None while it is unbounded."""
+    """Return the means whose e-value is below 1 / alpha; None while that is unbounded.
+
+    The interval covers the truth at all times together."""
     n = len(values)
     if n < 2:
         return None
@@ -159,9 +164,9 @@ def decide(
     alpha: float = 0.05,
     margin: float | None = None,
 ) -> str | None:
-    """Why to stop after these `values`, at look `number` of `planned`; None to go on. With a `margin`, the anytime rule also
-    stops when its interval lies within it."""
+    """Return why to stop after these `values`, at look `number` of `planned`; None to continue.
 
+    With a `margin`, the anytime rule also stops when its interval lies within it."""
     n = len(values)
     if kind != "anytime":
         p, bound = t_test(values), boundaries(kind, tuple(planned), alpha)[number]
@@ -178,12 +183,10 @@ def decide(
 def look_rule(
     kind: Kind, comparisons: int, alpha: float = 0.05, margin: float | None = None
 ) -> Callable[..., Mapping[str, str]]:
-    """A rule for a study's early looks (sweeper/looks.py): every arm against the first, alpha shared among the
-    `comparisons` that were planned.
+    """Return a stopping rule for a study's looks (sweeper/looks.py): every arm against the first.
 
-    A pair with a run that diverged or failed has no difference; an arm with one is not stopped, so that the fraction that
-    diverges is known from all planned pairs.
-    """
+    Alpha is shared among the planned `comparisons`. A pair with a run that diverged or failed has no difference. An arm with
+    one is not stopped, so that its fraction of diverged runs is known from all planned pairs."""
 
     def rule(look) -> Mapping[str, str]:
         base = look.losses[look.baseline]

@@ -1,4 +1,4 @@
-"""What published systems do: a table of them, shares and ratios over the years, and the lecture's claims about them judged.
+"""Published systems: a table of them, shares and ratios over the years, and verdicts on the lecture's claims about them.
 
 `systems` reads the table from conf/preset and systems.yaml, `judged` counts each claim of claims.yaml in it. No model is
 built. ``python -m lmablate.survey --out DIR`` writes tables and figures.

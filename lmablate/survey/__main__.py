@@ -1,4 +1,4 @@
-"""``python -m lmablate.survey --out DIR``: the table of published systems, its trends, and the lecture's statements judged.
+"""``python -m lmablate.survey --out DIR``: write the table of published systems, its trends, and verdicts on the claims.
 
 Writes ``tables/{systems,ratios,by_year,claims}.csv`` and ``.md``, ``figures/{choices,ratios,verdicts}.png`` and ``.svg``, and
 ``claims.json``. Needs no runs; without --out it prints the verdicts.
@@ -20,7 +20,7 @@ from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.runs.run_directory import check_writable
 from lmablate.survey.judge import judged
-from lmablate.survey.table import CHOICES, COLUMNS, Row, by_year, systems, word
+from lmablate.survey.table import CHOICES, COLUMNS, Row, by_year, systems, value_text
 
 RATIO_COLUMNS = (
     *("system", "year", "gated", "ff_ratio", "n_heads", "head_dim", "heads_width", "aspect_ratio", "n_layers", "vocab_size"),
@@ -47,28 +47,28 @@ CLAIM_COLUMNS = (
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 2 where nothing can be written."""
+    """Judge the survey's claims, and write the survey if ``--out`` is given. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lmablate.survey", description="What published systems do.")
     parser.add_argument("--out", type=given_path, metavar="DIR", help="write tables, figures and claims.json there")
     out = parser.parse_args(argv).out
     table = systems()
-    found = judged(table)
+    claims = judged(table)
     if out is not None:
-        write(table, found, out)
-    print("\n".join(_lines(table, found)))
+        write(table, claims, out)
+    print("\n".join(_lines(table, claims)))
     if out is not None:
         print(f"wrote {out}/tables, {out}/figures and {out}/claims.json")
     return 0
 
 
-def write(table: Sequence[Row], found: Sequence[Row], out: Path) -> None:
-    """Everything into `out`. Raises ConfigError if it cannot be written."""
+def write(table: Sequence[Row], verdicts: Sequence[Row], out: Path) -> None:
+    """Write tables, figures and claims.json into `out`. Raises ConfigError if it cannot be written."""
     from lmablate.analysis.survey import draw
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     for folder in (out, out / "tables", out / "figures"):
         check_writable(folder, "--out")
-    claims = [claim_cells(claim) for claim in found]
+    claims = [claim_cells(claim) for claim in verdicts]
     sheets = {
         "systems": (COLUMNS, SHOWN, table),
         "ratios": (RATIO_COLUMNS, RATIO_COLUMNS[:-1], table),
@@ -78,15 +78,15 @@ def write(table: Sequence[Row], found: Sequence[Row], out: Path) -> None:
     for name, (columns, shown, rows) in sheets.items():
         atomic_write(out / "tables" / f"{name}.csv", as_csv(rows, columns))
         atomic_write(out / "tables" / f"{name}.md", as_markdown(rows, shown))
-    atomic_write(out / "claims.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    draw(table, found, out / "figures")
+    atomic_write(out / "claims.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
+    draw(table, verdicts, out / "figures")
 
 
 YEAR_COLUMNS = ("choice", "option", "year", "releases", "of", "systems", "of all sizes")
 
 
 def years(table: Sequence[Row]) -> list[Row]:
-    """One row a choice, option and year: releases that chose it of those that say, and the same for systems of all sizes."""
+    """Return one row per choice, option and year: the releases that chose it, of those that are known, and the systems."""
     out = []
     for column in CHOICES:
         for release, system in zip(by_year(table, column), by_year(table, column, releases=False), strict=True):
@@ -98,7 +98,7 @@ def years(table: Sequence[Row]) -> list[Row]:
 
 
 def claim_cells(claim: Row) -> Row:
-    """A judged claim as cells of a table."""
+    """Return a judged claim as cells of a table."""
     lecture = f"{claim['lecture_table'][0]} of {claim['lecture_table'][1]}" if claim["lecture_table"][1] else "-"
     return {
         **{key: claim[key] for key in ("id", "statement", "verdict", "reason")},
@@ -111,16 +111,16 @@ def claim_cells(claim: Row) -> Row:
 
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Rows as CSV; empty where nothing is known."""
+    """Return rows as CSV, with empty cells for unknown values."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([["" if row[column] is None else word(row[column]) for column in columns] for row in rows])
+    writer.writerows([["" if row[column] is None else value_text(row[column]) for column in columns] for row in rows])
     return text.getvalue()
 
 
 def as_markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Rows as a Markdown table."""
+    """Return rows as a Markdown table."""
     lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         lines.append("| " + " | ".join(_cell(column, row[column]) for column in columns) + " |")
@@ -134,13 +134,13 @@ def _cell(column: str, value: object) -> str:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool) and column != "year":
         return f"{value:,}"
-    return f"{value:.3g}" if isinstance(value, float) else word(value)
+    return f"{value:.3g}" if isinstance(value, float) else value_text(value)
 
 
-def _lines(table: Sequence[Row], found: Sequence[Row]) -> list[str]:
+def _lines(table: Sequence[Row], claims: Sequence[Row]) -> list[str]:
     releases = sum(row["stands_for_release"] for row in table)
     lines = [f"{len(table)} systems of {releases} releases, {table[0]['year']} to {table[-1]['year']}", ""]
-    for claim in found:
+    for claim in claims:
         named = f"; not so: {', '.join(claim['exceptions'])}" if 0 < len(claim["exceptions"]) <= 8 else ""
         lines.append(f"{claim['verdict']:<13} {claim['statement']} ({claim['reason']}{named})")
     return [*lines, ""]

@@ -1,4 +1,4 @@
-"""The survey's claims as data, and what the table of systems says of each."""
+"""Judge the survey's claims by counting systems in the table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lmablate.survey.table import COLUMNS, Row, systems
 
 FILE = Path(__file__).parent / "claims.yaml"
 ALPHA = 0.05
-BARS = {"most": 0.5, "nearly_all": 0.9}  # what a share must lie above
+BARS = {"most": 0.5, "nearly_all": 0.9}  # the share that must be exceeded
 Value = str | bool | int | float
 Wanted = dict[str, Value | list[Value]]
 Verdict = Literal["supported", "contradicted", "not decided"]
@@ -54,31 +54,31 @@ class SurveyClaim(Settings):
 
 @cache
 def load_claims() -> dict[str, SurveyClaim]:
-    """All of them by id, in the order of the file. Raises ConfigError where it is wrong."""
+    """Return all claims by id, in the order of the file. Raises ConfigError if it is wrong."""
     return read_claims([FILE], SurveyClaim)
 
 
 def judged(table: Sequence[Row] | None = None, claims: Mapping[str, SurveyClaim] | None = None) -> list[Row]:
-    """Each claim with its verdict, JSON values only.
+    """Return each claim with its verdict, JSON values only.
 
-    Counted are releases, each by its largest system, whose facts are published: `count` of `n`, with the exact 95 % interval
-    (Clopper and Pearson 1934) and the `exceptions` by name; `systems` counts every size, `lecture_table` the lecture's
+    Counted are releases with published values, each by its largest system: `count` of `n`, with the exact 95 % interval
+    (Clopper and Pearson 1934) and the `exceptions` by name. `systems` counts every size, `lecture_table` the lecture's
     own 25 models, `before` the releases before `since`. A statement about most systems (above 0.5) or nearly all (above
-    0.9) is supported or contradicted where the whole interval lies on one side, and with `since` only if the share grew too
-    (Fisher's exact test); a statement about all is contradicted by one exception. Intervals are each for itself.
+    0.9) is supported or contradicted if the whole interval lies on one side; with `since`, the share must also have grown
+    (Fisher's exact test). A statement about all is contradicted by one exception. Intervals are not corrected for each other.
     """
     rows = systems() if table is None else table
     return [_judge(claim, rows) for claim in (load_claims() if claims is None else claims).values()]
 
 
 def _judge(claim: SurveyClaim, table: Sequence[Row]) -> Row:
-    said = [row for row in table if matches(row, claim.where or {}) and row["release"] not in (claim.but or ())]
-    counted = said if claim.unit == "systems" else [row for row in said if row["stands_for_release"]]
+    matching = [row for row in table if matches(row, claim.where or {}) and row["release"] not in (claim.but or ())]
+    counted = matching if claim.unit == "systems" else [row for row in matching if row["stands_for_release"]]
     now = [row for row in counted if claim.since is None or row["year"] >= claim.since]
     count, n, exceptions = _count(claim, now)
-    every = [row for row in said if claim.since is None or row["year"] >= claim.since]
+    every = [row for row in matching if claim.since is None or row["year"] >= claim.since]
     before = _count(claim, [row for row in counted if claim.since is not None and row["year"] < claim.since])[:2]
-    named = "release" in (claim.where or {})  # all there are, no sample of anything
+    named = "release" in (claim.where or {})  # these are all there are, not a sample
     interval = clopper_pearson(count, n) if n and not named else None
     p = _grew((count, n), before) if claim.since is not None and n and before[1] else None
     verdict, reason = _decide(claim, count, n, interval, before, p)
@@ -94,19 +94,19 @@ def _judge(claim: SurveyClaim, table: Sequence[Row]) -> Row:
 
 
 def _in(row: Row, claim: SurveyClaim) -> bool:
-    """Whether a claim is said of a row, its years aside: the lecture's table is one picture of all of them."""
+    """Return True if a claim applies to a row, whatever its years: the lecture's table shows all of them together."""
     return bool(matches(row, {key: value for key, value in (claim.where or {}).items() if key != "year"}))
 
 
 def _count(claim: SurveyClaim, rows: Sequence[Row]) -> tuple[int, int, list[Row]]:
-    """How many of `rows` are as claimed, of how many whose facts are published, and the others of these."""
-    known = [(row, found) for row in rows if (found := matches(row, claim.holds)) is not None]
-    exceptions = [row for row, found in known if not found]
+    """Return how many of `rows` are as claimed, of how many with published values, and the exceptions."""
+    known = [(row, as_claimed) for row in rows if (as_claimed := matches(row, claim.holds)) is not None]
+    exceptions = [row for row, as_claimed in known if not as_claimed]
     return len(known) - len(exceptions), len(known), exceptions
 
 
 def _grew(now: tuple[int, int], before: tuple[int, int]) -> float:
-    """One-sided p of Fisher's exact test that the share is higher than it was."""
+    """Return the one-sided p of Fisher's exact test that the share is higher than before."""
     from scipy import stats
 
     table = [[now[0], now[1] - now[0]], [before[0], before[1] - before[0]]]
@@ -127,26 +127,26 @@ def _decide(
         if count == n:
             return "supported", f"all {n} of them"
         return "contradicted", f"{n - count} of {n} {'is' if n - count == 1 else 'are'} otherwise"
-    assert interval is not None  # a share is of no named systems
+    assert interval is not None  # named systems have no share
     bar = BARS[claim.rule]
-    said = f"{count} of {n}, {count / n:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
+    counts = f"{count} of {n}, {count / n:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]"
     if claim.since is not None:
-        said += f" since {claim.since}; before {before[0]} of {before[1]}" + (
+        counts += f" since {claim.since}; before {before[0]} of {before[1]}" + (
             f", p {p:.2g} of no rise" if p is not None else ""
         )
     if interval[1] < bar:
-        return "contradicted", f"{said}: below {bar:.0%}"
+        return "contradicted", f"{counts}: below {bar:.0%}"
     if interval[0] > bar and (claim.since is None or (p is not None and p < ALPHA)):
-        return "supported", f"{said}: above {bar:.0%}"
+        return "supported", f"{counts}: above {bar:.0%}"
     if interval[0] > bar:
-        return "not decided", f"{said}: above {bar:.0%}, and no rise is shown"
+        return "not decided", f"{counts}: above {bar:.0%}, and no rise is shown"
     few = f", and {n} are too few to show it" if count == n else ""
-    return "not decided", f"{said}: neither above {bar:.0%} nor below{few}"
+    return "not decided", f"{counts}: neither above {bar:.0%} nor below{few}"
 
 
 def matches(row: Row, wanted: Wanted) -> bool | None:
-    """Whether every column is as wanted; None where the published facts do not say."""
-    found = [None if row[column] is None else is_wanted(row[column], value) for column, value in wanted.items()]
-    if False in found:
+    """Return True if every column is as wanted, or None if that is not published."""
+    results = [None if row[column] is None else is_wanted(row[column], value) for column, value in wanted.items()]
+    if False in results:
         return False
-    return None if None in found else True
+    return None if None in results else True

@@ -1,7 +1,7 @@
-"""The table of published systems: conf/preset, and what systems.yaml adds.
+"""The table of published systems, from conf/preset and systems.yaml.
 
-A release is what was published together (``LLaMA-2``: 7B, 34B, 70B); its largest system stands for it where releases are
-counted, since its smaller ones are no independent choices.
+A release is a set of systems published together (``LLaMA-2``: 7B, 34B, 70B). Its largest system represents it where releases
+are counted, since its smaller ones are not independent choices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lmablate.core.settings import Settings
 Row = dict[str, Any]
 Kind = Literal["decoder", "mixture", "encoder", "encoder-decoder"]
 FILE = Path(__file__).parent / "systems.yaml"
-# What a reader of a system's name knows to be its size or edition, and not which release it belongs to.
+# The part of a system's name that is its size or edition, and not its release.
 _SIZE = re.compile(
     r"[ -](\d+x)?([\d.]+B(-A[\d.]+B)?|A[\d.]+B|small|medium|large|base|big|xxlarge|XL|Jumbo)( v[\d.]+)?$", re.I
 )
@@ -53,7 +53,7 @@ COLUMNS = (*FIRST, *CHOICES, *SIZES, *RATIOS, *TRAINING, *EXPERTS, "not_publishe
 
 
 class Regularisation(Settings):
-    """Dropout and weight decay of the releases `of`, null where not known, and how well they are (lmablate/claims)."""
+    """Dropout and weight decay of the releases `of`, null if not known, and the grade of the source (lmablate/claims)."""
 
     of: list[str]
     dropout: float | None = None
@@ -63,7 +63,7 @@ class Regularisation(Settings):
 
 
 class System(Settings):
-    """A system without a preset; `params` and `active_params` count its shape, `announced` is its authors' figure."""
+    """A system without a preset. `params` and `active_params` count its shape, `announced` is its authors' number."""
 
     system: str
     year: int
@@ -76,7 +76,7 @@ class System(Settings):
 
 
 class Extras(Settings):
-    """systems.yaml."""
+    """The content of systems.yaml."""
 
     lecture_table: Annotated[list[str], Field(min_length=1)]
     not_published: dict[str, list[str]]
@@ -87,7 +87,7 @@ class Extras(Settings):
 
 @cache
 def extras() -> Extras:
-    """The checked systems.yaml. Raises ConfigError."""
+    """Return the checked systems.yaml. Raises ConfigError."""
     import yaml
 
     try:
@@ -97,15 +97,15 @@ def extras() -> Extras:
 
 
 def systems() -> list[Row]:
-    """One row a system with the keys COLUMNS, the oldest first; None where something is not known or does not apply."""
+    """Return one row per system with the keys COLUMNS, the oldest first; None if unknown or not applicable. Raises ConfigError."""
     more = extras()
-    found = [_of_preset(path) for path in sorted((CONF_DIR / "preset").glob("*.yaml"))]
-    built = {row["system"]: row for row in found}
+    rows = [_of_preset(path) for path in sorted((CONF_DIR / "preset").glob("*.yaml"))]
+    built = {row["system"]: row for row in rows}
     for one in more.systems:
-        if one.system in built:  # which kind it is, and its experts, no preset says in one word
+        if one.system in built:  # a preset has no single key for its kind and experts
             built[one.system] |= {"kind": one.kind, **{key: one.sizes.get(key) for key in EXPERTS}}
-    found += [_of_extra(one) for one in more.systems if one.system not in built]
-    for row in found:
+    rows += [_of_extra(one) for one in more.systems if one.system not in built]
+    for row in rows:
         row["release"] = release_of(row["system"])
         for column in more.not_published.get(row["system"], ()):
             row[column] = None
@@ -113,10 +113,10 @@ def systems() -> list[Row]:
         row["in_lecture_table"] = row["system"] in more.lecture_table
         _add_training(row, more.training)
         _add_ratios(row)
-    largest = {row["release"]: max((r for r in found if r["release"] == row["release"]), key=_params) for row in found}
-    for row in found:
+    largest = {row["release"]: max((r for r in rows if r["release"] == row["release"]), key=_params) for row in rows}
+    for row in rows:
         row["stands_for_release"] = largest[row["release"]] is row
-    ordered = sorted(found, key=lambda row: (row["year"], row["release"], row["params"]))
+    ordered = sorted(rows, key=lambda row: (row["year"], row["release"], row["params"]))
     return [{column: row.get(column) for column in COLUMNS} for row in ordered]
 
 
@@ -125,7 +125,7 @@ def _params(row: Row) -> int:
 
 
 def release_of(system: str) -> str:
-    """A system's name without its size: ``LLaMA-2 70B`` is of ``LLaMA-2``."""
+    """Return a system's name without its size: ``LLaMA-2 70B`` gives ``LLaMA-2``."""
     return _SIZE.sub("", system)
 
 
@@ -173,7 +173,7 @@ def _heads(n_heads: int, n_kv_heads: int) -> str:
 
 
 def _activation(option: str) -> str:
-    """An option's function; its two ways of computing the Gaussian are one."""
+    """Return an option's function; both forms of GELU count as one."""
     return option.removesuffix("_tanh")
 
 
@@ -182,7 +182,7 @@ def _layout(option: str) -> str:
 
 
 def _bias(model: Mapping[str, Any]) -> str:
-    """``all``, ``some`` or ``none`` of the linear layers of a block have one."""
+    """Return ``all``, ``some`` or ``none``: how many linear layers of a block have a bias."""
     named = {model.get(key) for key in ("qkv_bias", "out_bias", "mlp_bias")} - {None}
     both = {bool(model["bias"]), *named} if len(named) < 3 else named
     return "some" if len(both) > 1 else "all" if both == {True} else "none"
@@ -197,28 +197,29 @@ def _add_training(row: Row, known: Sequence[Regularisation]) -> None:
 
 
 def _add_ratios(row: Row) -> None:
-    """d_ff / d_model (not of experts, of which a token sees several), the width of all heads over d_model, d_model / layers."""
+    """Add d_ff / d_model (not for experts, of which a token sees several), the width of all heads over d_model, and d_model / layers."""
     row["ff_ratio"] = None if row["kind"] == "mixture" else row["d_ff"] / row["d_model"]
     row["heads_width"] = row["n_heads"] * row["head_dim"] / row["d_model"]
     row["aspect_ratio"] = row["d_model"] / row["n_layers"]
 
 
 def by_year(table: Sequence[Row], column: str, *, releases: bool = True) -> list[Row]:
-    """How often each option of `column` was chosen in each year: ``{year, n, unknown, <option>: count, ...}``; `releases`
-    counts each once, by its largest system."""
+    """Return how often each option of `column` was chosen in each year: ``{year, n, unknown, <option>: count, ...}``.
+
+    `releases` counts each release once, by its largest system."""
     rows = [row for row in table if row["stands_for_release"] or not releases]
-    options = sorted({word(row[column]) for row in rows if row[column] is not None})
+    options = sorted({value_text(row[column]) for row in rows if row[column] is not None})
     out = []
     for year in sorted({row["year"] for row in rows}):
-        known = Counter(word(row[column]) for row in rows if row["year"] == year and row[column] is not None)
+        known = Counter(value_text(row[column]) for row in rows if row["year"] == year and row[column] is not None)
         total = sum(row["year"] == year for row in rows)
         counts = {option: known[option] for option in options}
         out.append({"year": year, "n": total, "unknown": total - sum(counts.values()), **counts})
     return out
 
 
-def word(value: Any) -> str:
-    """A value as the tables write it."""
+def value_text(value: Any) -> str:
+    """Return a value as the tables show it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

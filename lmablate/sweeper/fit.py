@@ -1,4 +1,4 @@
-"""The best learning rate of one arm, from the final losses over a grid: a parabola in log LR around the lowest point."""
+"""Fit the best learning rate of an arm to the final losses over a grid: a parabola in log LR around the lowest point."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Edge = Literal["low", "high"]
-DIGITS = 3  # significant digits of a fitted rate: more would suggest what the fit cannot know
+DIGITS = 3  # significant digits of a fitted rate: more would suggest a precision that the fit does not have
 
 
 class Fit(NamedTuple):
-    """What a grid says of an arm. `lr` is null where every rate diverged.
+    """The result of a grid of learning rates. `lr` is None where every rate diverged.
 
     `edge`: the best point has no neighbour on that side, so the optimum may lie beyond it. `predicted`: the loss at `lr`
-    by the parabola, nats per token. `coefficients`: of ``a x^2 + b x + c`` with ``x = ln(lr)``, null without a parabola.
-    `residual`: root mean square of what the parabola leaves of the points it was fitted to.
+    by the parabola, nats per token. `coefficients`: of ``a x^2 + b x + c`` with ``x = ln(lr)``, None without a parabola.
+    `residual`: root mean square of the residuals at the fitted points (`used`). `words`: a sentence for the reader.
     """
 
     lr: float | None
@@ -30,11 +30,11 @@ class Fit(NamedTuple):
 
 
 def fit_lr(losses: Mapping[float, float | None]) -> Fit:
-    """Fit the final `losses` (nats per token, by learning rate; None: a run diverged there).
+    """Return the fit of the final `losses` (nats per token, by learning rate; None: a run diverged there).
 
-    Least squares through the lowest point and up to two on either side; where that parabola has no minimum between the
-    neighbours of the lowest point, the one through these three. A neighbour that diverged bounds the optimum, but gives
-    no parabola: then the lowest point itself is taken.
+    The parabola is a least-squares fit through the lowest point and up to two on either side. If it has no minimum between the
+    neighbours of the lowest point, the one through these three is used. A neighbour that diverged bounds the optimum but
+    gives no parabola; then the lowest point itself is taken.
     """
     grid = sorted(losses)
     finite = [lr for lr in grid if losses[lr] is not None]
@@ -46,14 +46,14 @@ def fit_lr(losses: Mapping[float, float | None]) -> Fit:
     below, above = grid[at - 1] if at else None, grid[at + 1] if at + 1 < len(grid) else None
     if below is None or above is None:
         edge: Edge = "low" if below is None else "high"
-        word = "lowest" if below is None else "highest"
+        end = "lowest" if below is None else "highest"
         return Fit(
-            best, value[best], edge, None, None, (best,), f"the best learning rate, {best:g}, is the {word} tried"
+            best, value[best], edge, None, None, (best,), f"the best learning rate, {best:g}, is the {end} tried"
         )
     lost = [lr for lr in (below, above) if losses[lr] is None]
     if lost:
-        words = f"the best point of the grid, {best:g}; {' and '.join(f'{lr:g}' for lr in lost)} beside it diverged"
-        return Fit(best, value[best], None, None, None, (best,), words)
+        message = f"the best point of the grid, {best:g}; {' and '.join(f'{lr:g}' for lr in lost)} beside it diverged"
+        return Fit(best, value[best], None, None, None, (best,), message)
     around = [lr for lr in grid[max(0, at - 2) : at + 3] if lr in value]
     for window in (around, [below, best, above]):
         x, y = np.log(window), np.array([value[lr] for lr in window])
@@ -65,19 +65,19 @@ def fit_lr(losses: Mapping[float, float | None]) -> Fit:
         lr = rounded(math.exp(vertex))
         residual = float(np.sqrt(np.mean((np.polyval((a, b, c), x - middle) - y) ** 2)))
         coefficients = (a, b - 2 * a * middle, c - b * middle + a * middle**2)
-        words = f"{lr:g}, the lowest point of a parabola through {len(window)} learning rates"
-        return Fit(lr, c - b * b / (4 * a), None, coefficients, residual, tuple(window), words)
-    words = f"the best point of the grid, {best:g}; its neighbours are no higher, so there is no parabola"
-    return Fit(best, value[best], None, None, None, (best,), words)
+        message = f"{lr:g}, the lowest point of a parabola through {len(window)} learning rates"
+        return Fit(lr, c - b * b / (4 * a), None, coefficients, residual, tuple(window), message)
+    message = f"the best point of the grid, {best:g}; its neighbours are no higher, so there is no parabola"
+    return Fit(best, value[best], None, None, None, (best,), message)
 
 
 def rounded(lr: float) -> float:
-    """`lr` to DIGITS significant digits, so that the same losses always name the same run."""
+    """Return `lr` to DIGITS significant digits, so that the same losses always name the same run."""
     return float(f"{lr:.{DIGITS}g}")
 
 
 def beyond(grid: list[float], edge: Edge) -> float:
-    """The next learning rate past an end of the grid, at the ratio of its last step there."""
+    """Return the next learning rate past an end of the grid, at the ratio of its last step there."""
     ordered = sorted(grid)
     if len(ordered) == 1:
         return rounded(ordered[0] * (0.5 if edge == "low" else 2.0))

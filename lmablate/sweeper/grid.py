@@ -1,4 +1,4 @@
-"""Which combinations of several keys' values are run: all of them, but for keys that go in step and combinations left out.
+"""Combine the values of several keys: all combinations, except for zipped keys and skipped combinations.
 
 ``sweep.zip`` is a list of lists of keys: the keys of one list take their first values together, then their second ones.
 ``sweep.skip`` is a list of mappings: a combination that has all values of one of them is left out.
@@ -31,8 +31,7 @@ class GridSettings(Settings):
 
 
 def read_grid(node: Mapping[str, Any]) -> GridSettings:
-    """Check the node ``sweep`` of a grid. Raises ConfigError."""
-
+    """Return the checked node ``sweep`` of a grid. Raises ConfigError."""
     if node.get("arms"):
         raise ConfigError(
             "sweep.arms are the arms of a study: add `override /hydra/sweeper: study` to the sweep's defaults list"
@@ -47,30 +46,30 @@ def read_grid(node: Mapping[str, Any]) -> GridSettings:
 
 
 def combinations(values: Mapping[str, Sequence[str]], zips: Zips | None, skips: Skips | None) -> list[dict[str, str]]:
-    """Return every combination of `values`, the last key changing fastest; a zipped key changes with the first key of its list.
+    """Return every combination of `values`, with the last key changing fastest.
 
-    Raises ConfigError for names that do not vary, lists of unequal lengths, and where nothing is left.
-    """
+    A zipped key changes with the first key of its list. Raises ConfigError for names that do not vary, lists of unequal
+    lengths, and where no combination is left."""
     varied = [key for key, own in values.items() if len(own) > 1]
     _check_zips(values, zips or [], varied)
     _check_skips(values, skips or [], varied)
     leads = {key: group[0] for group in _in_order(zips or [], values) for key in group}
     axes = [key for key in values if leads.get(key, key) == key]
-    found = []
-    for places in itertools.product(*(range(len(values[key])) for key in axes)):
-        place = dict(zip(axes, places, strict=True))
-        found.append({key: own[place[leads.get(key, key)]] for key, own in values.items()})
-    kept = [one for one in found if not any(_matches(one, skip) for skip in skips or ())]
+    products = []
+    for indices in itertools.product(*(range(len(values[key])) for key in axes)):
+        index = dict(zip(axes, indices, strict=True))
+        products.append({key: own[index[leads.get(key, key)]] for key, own in values.items()})
+    kept = [combination for combination in products if not any(_matches(combination, skip) for skip in skips or ())]
     for skip in skips or ():
-        if not any(_matches(one, skip) for one in found):
+        if not any(_matches(combination, skip) for combination in products):
             raise ConfigError(f"{_shown(skip)}: sweep.zip makes no such combination, so there is none to leave out")
     if not kept:
-        raise ConfigError(f"sweep.skip leaves none of the {len(found)} combinations: leave fewer out")
+        raise ConfigError(f"sweep.skip leaves none of the {len(products)} combinations: leave fewer out")
     return kept
 
 
 def _in_order(zips: Zips, values: Mapping[str, Sequence[str]]) -> Zips:
-    """Each list with its keys in the order of the grid, whose place the first of them keeps."""
+    """Return each list with its keys in the order of the grid."""
     order = list(values)
     return [sorted(group, key=order.index) for group in zips]
 
@@ -90,9 +89,9 @@ def _check_zips(values: Mapping[str, Sequence[str]], zips: Zips, varied: Sequenc
             seen.add(key)
         lengths = {key: len(values[key]) for key in group}
         if len(set(lengths.values())) > 1:
-            said = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+            counts = ", ".join(f"{key} has {n}" for key, n in lengths.items())
             raise ConfigError(
-                f"{shown}: the first values go together, then the second ones, so all need as many: {said}"
+                f"{shown}: the first values go together, then the second ones, so all need as many: {counts}"
             )
 
 
@@ -126,7 +125,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> float | str:
-    """A value such that 1e-3, 0.001 and '0.001' are one."""
+    """Return a value such that 1e-3, 0.001 and '0.001' compare equal."""
     text = _text(value).strip().strip("'\"")
     try:
         return float(text)

@@ -1,4 +1,4 @@
-"""Early looks at a study: after a planned number of pairs, which arms need no more."""
+"""Interim looks at a study: after a planned number of pairs, decide which arms need no more runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """What may be known at a look: the `number`-th (from 0) of `planned` numbers of pairs.
+    """The data available at a look: the `number`-th (from 0) of `planned` numbers of pairs.
 
     `losses`: by arm, the final validation loss of each pair run so far, nats per token; None where it diverged or
-    failed. Entries of two arms at one place share their seeds. The first arm, `baseline`, is what the others are held
-    against.
-    """
+    failed. Entries of two arms at one index share their seeds. The other arms are compared with the first, `baseline`."""
 
     number: int
     planned: tuple[int, ...]
@@ -20,10 +18,10 @@ class Look(NamedTuple):
     losses: Mapping[str, Sequence[float | None]]
 
 
-# Arms that are decided, each with the reason in words.
-Rule = Callable[[Look], Mapping[str, str]]
+# Maps each decided arm to its reason.
+StoppingRule = Callable[[Look], Mapping[str, str]]
 
 
 def never(look: Look) -> Mapping[str, str]:
-    """Stops nothing: every planned pair is run."""
+    """Stop no arm: run every planned pair."""
     return {}

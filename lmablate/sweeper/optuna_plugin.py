@@ -1,4 +1,4 @@
-"""``hydra/sweeper=optuna``: Hydra reads the space and the words that hold for every trial; the search is our own."""
+"""The Hydra plugin of ``hydra/sweeper=optuna``: Hydra reads the space and the fixed overrides, our code searches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SearchSweeper(StudySweeper):
-    """Leaves itself in ``StudySweeper.asked`` as a study does."""
+    """The sweeper of a search. It leaves itself in ``StudySweeper.captured``, as a study does."""
 
     __module__ = "hydra_plugins.lmablate"
 
@@ -26,33 +26,33 @@ class SearchSweeper(StudySweeper):
         self.settings = settings
 
     def study(self) -> Search:  # type: ignore[override]
-        """The checked search. Raises ConfigError."""
+        """Return the checked search. Raises ConfigError."""
         from lmablate.sweeper.optuna_search import Search
 
         raw = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for key, value in self.settings.items()
         }
-        fixed, typed = self._words()
+        fixed, typed = self._split_search()
         node = OmegaConf.select(self.master, "sweep")
-        asked = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else {}
-        if isinstance(asked, dict) and (asked.get("zip") or asked.get("skip")):
+        grid = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else {}
+        if isinstance(grid, dict) and (grid.get("zip") or grid.get("skip")):
             raise ConfigError(
                 "sweep.zip and sweep.skip arrange a grid or a study; a search draws its trials: leave them out"
             )
-        if isinstance(asked, dict) and asked.get("arms"):
+        if isinstance(grid, dict) and grid.get("arms"):
             raise ConfigError("sweep.arms are the arms of a study: use hydra/sweeper=study, or search without them")
         settings = read_search(raw, typed)
         for key in settings.space:
-            if any(word.lstrip("+").partition("=")[0] == key for word in fixed):
+            if any(override.lstrip("+").partition("=")[0] == key for override in fixed):
                 raise ConfigError(f"{key} stands in hydra.sweeper.space and is set on the command line: say it once")
         stored = self.master.hydra.runtime.choices.get("sweeps")
-        question = str(asked.get("question") or "") if isinstance(asked, dict) else ""
+        question = str(grid.get("question") or "") if isinstance(grid, dict) else ""
         name = settings.name or str(stored or "search")
         return Search(name, settings, tuple(fixed), self._compose, question)
 
-    def _words(self) -> tuple[list[str], dict[str, Any]]:
-        """The words of the command line: those that hold for every trial, and those that are dimensions."""
+    def _split_search(self) -> tuple[list[str], dict[str, Any]]:
+        """Return the overrides that hold for every trial, and the dimensions. Raises ConfigError."""
         fixed: list[str] = []
         typed: dict[str, Any] = {}
         for override in OverridesParser.create(config_loader=self.loader).parse_overrides(self.arguments):
@@ -67,7 +67,7 @@ class SearchSweeper(StudySweeper):
                 )
             if override.is_sweep_override():
                 values = _values(override) if override.is_discrete_sweep() else []
-                if len(values) == 1:  # choice(4): a value that each trial has
+                if len(values) == 1:  # choice(4): one value for every trial
                     fixed.append(f"{override.get_key_element()}={values[0]}")
                     continue
                 if key in LENGTHS:
@@ -79,8 +79,10 @@ class SearchSweeper(StudySweeper):
 
 
 def _dimension(override: Override) -> dict[str, Any]:
-    """``a=1,2``, ``a=choice(1,2)``, ``a=range(1,9,2)``, ``a=interval(0,1)``, ``a=tag(log,interval(1e-4,1e-2))``; the tag int
-    makes an interval one of whole numbers."""
+    """Return the dimension of an override.
+
+    Forms: ``a=1,2``, ``a=choice(1,2)``, ``a=range(1,9,2)``, ``a=interval(0,1)``, ``a=tag(log,interval(1e-4,1e-2))``. The tag
+    int makes an interval of whole numbers. Raises ConfigError."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
@@ -91,7 +93,7 @@ def _dimension(override: Override) -> dict[str, Any]:
             low, high = int(low), int(high)
         return {"low": low, "high": high, "log": "log" in value.tags or None}
     if override.is_discrete_sweep():
-        return {"choices": [str(word) for word in override.sweep_string_iterator()]}
+        return {"choices": [str(choice) for choice in override.sweep_string_iterator()]}
     raise ConfigError(
         f"{override.input_line}: give choices (1,2,4), or a range: interval(0,1), tag(log,interval(1e-4,1e-2))"
     )

@@ -1,4 +1,4 @@
-"""What is kept of a search beside its runs: the order of its questions, and what that hangs on."""
+"""The stored record of a search: the order of its trials, and the settings that this order depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = ("number", "batch", "params", "words", "state", "value", "by_seed", "not
 
 
 def identity(base: RunConfig, settings: SearchSettings) -> dict[str, Any]:
-    """What the order of questions and answers hangs on; `base` is the id of the command's run without the space."""
+    """Return the settings that the order of trials depends on; `base` is the command's run without the space."""
     (job,), _ = prepare_jobs([base])
     kept = settings.model_dump(include={"space", "sampler", "seed", "metric", "seeds", "halving"})
     versions = {"optuna": optuna_library(settings.sampler).__version__}
@@ -26,7 +26,7 @@ def identity(base: RunConfig, settings: SearchSettings) -> dict[str, Any]:
 
 
 def within(params: Mapping[str, Any], space: Sequence[Dimension]) -> bool:
-    """Do the settings of a recorded trial lie in the space?"""
+    """Return True if the settings of a recorded trial lie in the space."""
     return params.keys() == {one.key for one in space} and all(
         params[one.key] in one.choices
         if one.choices is not None
@@ -36,17 +36,17 @@ def within(params: Mapping[str, Any], space: Sequence[Dimension]) -> bool:
 
 
 def content(search: Search) -> dict[str, Any]:
-    """studies/<name>.json."""
+    """Return the content of ``RESULTS_DIR/studies/<name>.json``."""
     best, settings = search.best, search.settings
-    told = [{key: getattr(one, key) for key in SHOWN} for one in search.trials]
+    trials = [{key: getattr(one, key) for key in SHOWN} for one in search.trials]
     done = len(search.trials) >= search.total and all(one.state in FINAL for one in search.trials)
     return {
         "schema_version": 1, "sweep": search.name, "question": search.question, "claims": [], "baseline": None, "arms": {},
         "stage": "done" if done else "search",
         "search": {
             "identity": search.identity, "fixed": list(search.fixed), "metric": settings.metric, "seeds": settings.seeds,
-            # trials of an earlier command that this one has not come to yet stay on record
-            "trials": [*told, *(one for one in search.recorded if one["number"] >= len(told))],
+            # keep trials of an earlier command that this one has not reached yet
+            "trials": [*trials, *(one for one in search.recorded if one["number"] >= len(trials))],
             "best": None if best is None else {"number": best.number, "words": list(best.words), "value": best.value},
         },
         "shared": None, "notes": [], "runs": list(search.uses.values()),

@@ -1,8 +1,8 @@
-"""A search: optuna asks for settings, the run store answers. Nothing is kept beside the runs but the order they were asked in.
+"""Search a space with optuna, with finished runs as the only memory besides the order of the trials.
 
-Samplers are deterministic given their seed, the order of the questions and the answers, so a search that was stopped is
-asked all over again and answered from finished runs, to the same next question; where that cannot be (another sampler, space
-or library, a run that has been mended since), the earlier settings are enqueued instead.
+Samplers are deterministic given their seed, the order of the trials and their values. A stopped search therefore replays
+all trials from finished runs and reaches the same next trial. Where that is impossible (another sampler, space or library,
+or a failed run that has since finished), the earlier settings are enqueued instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lmablate.results.studies import load_studies, save_study
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_table import report
-from lmablate.sweeper.optuna_trials import Asked, metric_of, open_study, optuna_library
+from lmablate.sweeper.optuna_trials import SearchTrial, metric_of, open_study, optuna_library
 from lmablate.sweeper.study import Compose, Launch
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ SAME_TOKENS = 0.02  # steps are whole
 
 
 class Search:
-    """Trials over a space. `compose` makes the configuration of words; `fixed` are those that hold for every trial."""
+    """A search over a space. `compose` returns the configuration of overrides; `fixed` overrides hold for every trial."""
 
     def __init__(
         self, name: str, settings: SearchSettings, fixed: tuple[str, ...], compose: Compose, question: str = ""
@@ -43,7 +43,7 @@ class Search:
         self.name, self.settings, self.fixed, self.question = name, settings, fixed, question
         self._compose = compose
         self.space = dimensions(settings)
-        self.trials: list[Asked] = []
+        self.trials: list[SearchTrial] = []
         self.uses: dict[tuple[str, str], dict[str, Any]] = {}
         self.recorded: list[dict[str, Any]] = []
         self.aside = 0  # recorded trials that lie outside the space
@@ -53,17 +53,18 @@ class Search:
 
     @property
     def total(self) -> int:
-        """How many trials there will be: no more than a grid has points."""
+        """Return the number of trials, at most the number of points of a grid."""
         if self.settings.sampler != "grid":
             return self.settings.trials
         return min(self.settings.trials, math.prod(len(one.lattice() or ()) for one in self.space))
 
     @property
     def results_dir(self) -> str:
+        """Return the folder of the runs."""
         return self.base.results_dir
 
     def check(self) -> None:
-        """Import optuna, compose the command without its space, and find out what was asked before. Raises ConfigError."""
+        """Import optuna, compose the command without its space, and load earlier trials. Raises ConfigError."""
         optuna_library(self.settings.sampler)
         for line in self.notices():
             log.info("%s", line)
@@ -89,8 +90,10 @@ class Search:
             self._enqueue()
 
     def _without_space(self) -> RunConfig:
-        """The command without its space; where a fixed key belongs to options of a group that is searched over, with the first
-        of them. Raises ConfigError that names an option which lacks the key."""
+        """Return the configuration of the command without its space.
+
+        If a fixed key belongs to the options of a searched group, the first of them is chosen. Raises ConfigError for an option
+        that lacks the key."""
         try:
             return self._compose(self.fixed)
         except ConfigError:
@@ -106,7 +109,7 @@ class Search:
             return each[0]
 
     def notices(self) -> list[str]:
-        """What a user should know of numbers that change nothing."""
+        """Return notices on settings that have no effect."""
         own, lines = self.settings, []
         if own.trials > self.total:
             lines.append(f"hydra.sweeper.trials={own.trials}: the grid has {self.total} points")
@@ -118,7 +121,7 @@ class Search:
         return lines
 
     def _enqueue(self) -> None:
-        """Take the settings of earlier trials in their order, as far as they lie in the space; then the sampler goes on."""
+        """Enqueue the settings of earlier trials in order, as far as they lie in the space; then the sampler continues."""
         fits = [one for one in self.recorded if within(one["params"], self.space)]
         self.aside = len(self.recorded) - len(fits)
         self.recorded = [{**one, "number": i} for i, one in enumerate(fits)]
@@ -129,18 +132,18 @@ class Search:
         for one in fits:
             self._study.enqueue_trial(one["params"])
 
-    def ask(self) -> list[Asked]:
-        """The next batch of trials; empty when there are no more. Each must have been told before the next is asked for."""
+    def ask(self) -> list[SearchTrial]:
+        """Return the next batch of trials, empty if there are no more. Call `tell` on each batch before the next."""
         assert self._study is not None, "check first"
         begin = len(self.trials)
         number = self.trials[-1].batch + 1 if self.trials else 0
         before = [one["batch"] for one in self.recorded[begin:]]
         width = before.count(before[0]) if before else self.width
-        batch: list[Asked] = []
+        batch: list[SearchTrial] = []
         for _ in range(min(width, self.total - begin)):
             trial = self._study.ask({one.key: one.distribution() for one in self.space})
-            words = tuple(one.word(trial.params[one.key]) for one in self.space)
-            batch.append(Asked(begin + len(batch), number, dict(trial.params), words, trial))
+            words = tuple(one.override(trial.params[one.key]) for one in self.space)
+            batch.append(SearchTrial(begin + len(batch), number, dict(trial.params), words, trial))
         self.trials += batch
         for one in batch:
             self._try(one)
@@ -150,21 +153,21 @@ class Search:
 
     @property
     def width(self) -> int:
-        """How many trials are asked for together: a sampler that learns does so between batches alone."""
+        """Return how many trials make a batch. A sampler only learns between batches."""
         if self.settings.halving is not None:
             return self.total
         if self.settings.batch is not None:
             return self.settings.batch
-
         many = [Job(self.base, "")] * self.total * len(self.settings.seeds)
         return max(1, slot_count(many) // len(self.settings.seeds))
 
     @property
     def rungs(self) -> list[float]:
+        """Return the shares of the steps at which trials are compared, the last 1."""
         return self.settings.halving.rungs if self.settings.halving is not None else [1.0]
 
-    def _try(self, one: Asked) -> None:
-        """Compose a trial at every length; settings that make no model are told so."""
+    def _try(self, one: SearchTrial) -> None:
+        """Compose a trial at every length, and mark settings that make no model as refused."""
         try:
             for rung in range(len(self.rungs)):
                 tokens = self._config(one, rung).tokens / self.rungs[rung]
@@ -176,20 +179,22 @@ class Search:
         except ConfigError as error:
             one.state, one.note = "refused", " ".join(str(error).split())
 
-    def _config(self, one: Asked, rung: int) -> RunConfig:
-        """A trial at a rung's length: a whole run of fewer steps, with its own warmup and decay."""
+    def _config(self, one: SearchTrial, rung: int) -> RunConfig:
+        """Return a trial's configuration at a rung: a whole run of fewer steps, with its own warmup and decay."""
         if (one.number, rung) in self._configs:
             return self._configs[one.number, rung]
-        words = [*self.fixed, *one.words]
+        overrides = [*self.fixed, *one.words]
         share = self.rungs[rung]
         if share < 1:
             steps = max(1, round(share * self.base.trainer.steps))
-            words = [word for word in words if not word.startswith("trainer.tokens=")] + [f"trainer.steps={steps}"]
-        self._configs[one.number, rung] = self._compose(words).model_copy(update={"branches": None})
+            overrides = [item for item in overrides if not item.startswith("trainer.tokens=")] + [
+                f"trainer.steps={steps}"
+            ]
+        self._configs[one.number, rung] = self._compose(overrides).model_copy(update={"branches": None})
         return self._configs[one.number, rung]
 
-    def configs(self, one: Asked, rung: int) -> list[RunConfig]:
-        """The runs of a trial at a rung, one a seed."""
+    def configs(self, one: SearchTrial, rung: int) -> list[RunConfig]:
+        """Return the runs of a trial at a rung, one per seed."""
         cfg = self._config(one, rung)
         mark = {"sweep": self.name, "arm": one.label, "stage": SEARCH}
         return [
@@ -199,30 +204,29 @@ class Search:
             for seed in self.settings.seeds
         ]
 
-    def prepare(self, batch: Sequence[Asked], rung: int) -> tuple[list[Job], dict[str, TokenData]]:
-        """The jobs of trials at a rung, with the data of each by run id."""
-        asked = [(one, seed, cfg) for one in batch for seed, cfg in enumerate(self.configs(one, rung))]
-        jobs, data = prepare_jobs([cfg for _, _, cfg in asked])
-        by_words = {tuple(words): job for job in jobs for words in (job.cfg.overrides, *job.other_overrides)}
+    def prepare(self, batch: Sequence[SearchTrial], rung: int) -> tuple[list[Job], dict[str, TokenData]]:
+        """Return the jobs of trials at a rung, and the data of each by run id."""
+        pending = [(trial, seed, cfg) for trial in batch for seed, cfg in enumerate(self.configs(trial, rung))]
+        jobs, data = prepare_jobs([cfg for _, _, cfg in pending])
+        by_overrides = {tuple(own): job for job in jobs for own in (job.cfg.overrides, *job.other_overrides)}
         length = f" · {self.rungs[rung]:.0%} of the steps" if self.rungs[rung] < 1 else ""
-        for one, seed, cfg in asked:
-            job = self._jobs[one.number, rung, seed] = by_words[tuple(cfg.overrides)]
-            job.label = f"trial {one.number} · {one.label} · seed {cfg.init_seed}{length}"
-            if job.run_id not in one.runs:
-                one.runs.append(job.run_id)
+        for trial, seed, cfg in pending:
+            job = self._jobs[trial.number, rung, seed] = by_overrides[tuple(cfg.overrides)]
+            job.label = f"trial {trial.number} · {trial.label} · seed {cfg.init_seed}{length}"
+            if job.run_id not in trial.runs:
+                trial.runs.append(job.run_id)
             use = {
                 "run_id": job.run_id,
-                "arm": one.label,
+                "arm": trial.label,
                 "stage": SEARCH,
                 "lr": cfg.optim.lr,
-                "settings": list(one.words),
+                "settings": list(trial.words),
             }
-            self.uses[job.run_id, one.label] = {**use, "init_seed": cfg.init_seed, "data_seed": cfg.data_seed}
+            self.uses[job.run_id, trial.label] = {**use, "init_seed": cfg.init_seed, "data_seed": cfg.data_seed}
         return jobs, data
 
     def run(self, launch: Launch) -> int:
-        """Train what is missing, batch by batch; returns the exit code. Running it again continues."""
-
+        """Train the missing runs, batch by batch. Return the exit code. Calling it again continues."""
         self.check()
         worst, code = 0, 0
         if self.aside:
@@ -233,7 +237,7 @@ class Search:
                 alive = [one for one in batch if one.state == "asked"]
                 if alive:
                     jobs, data = self.prepare(alive, rung)
-                    self.save()  # its runs count as searched from before they exist
+                    self.save()  # mark its runs as part of the search before they exist
                     waiting = [job for job in jobs if not job.done]
                     if waiting:
                         numbers = (
@@ -244,7 +248,7 @@ class Search:
                     if code >= 128:
                         break
                     worst = max(worst, code)
-                    self.note(alive, rung)
+                    self.judge_rung(alive, rung)
             if code < 128:
                 self.tell(batch)
             self.save()
@@ -252,8 +256,8 @@ class Search:
             report(self)
         return code if code >= 128 else worst
 
-    def note(self, alive: Sequence[Asked], rung: int) -> None:
-        """Take up what became of the runs at a rung, and stop the trials that do not go on."""
+    def judge_rung(self, alive: Sequence[SearchTrial], rung: int) -> None:
+        """Read the results of a rung, and stop the trials that do not continue."""
         for one in alive:
             one.rung = rung
             self._read(one, rung)
@@ -269,24 +273,24 @@ class Search:
         for one in order[max(1, math.ceil(self.settings.halving.keep * len(alive))) :]:
             one.state, one.note = "stopped", f"after {self.rungs[rung]:.0%} of the steps"
 
-    def _read(self, one: Asked, rung: int) -> None:
-        """The mean of the metric over a trial's seeds; a diverged run counts with its loss before training."""
+    def _read(self, one: SearchTrial, rung: int) -> None:
+        """Set a trial's value to the mean of the metric over its seeds. A diverged run counts with its initial loss."""
         rows = [self._jobs[one.number, rung, i].directory.read_result() for i in range(len(self.settings.seeds))]
-        found = [row for row in rows if row is not None and row.status != "failed"]
-        if len(found) < len(rows):
-            lost = len(rows) - len(found)
+        results = [row for row in rows if row is not None and row.status != "failed"]
+        if len(results) < len(rows):
+            lost = len(rows) - len(results)
             one.state, one.note = "failed", f"{lost} of {len(rows)} runs without a result"
             return
-        one.by_seed = [metric_of(row, self.settings.metric) for row in found]
-        diverged = [row for row in found if row.status == "diverged"]
+        one.by_seed = [metric_of(row, self.settings.metric) for row in results]
+        diverged = [row for row in results if row.status == "diverged"]
         if diverged:
             steps = ", ".join(str(row.diverged_at_step) for row in diverged)
-            one.state, one.note = "diverged", f"{len(diverged)} of {len(found)} runs, at step {steps}"
+            one.state, one.note = "diverged", f"{len(diverged)} of {len(results)} runs, at step {steps}"
         known = [value for value in one.by_seed if value is not None]
-        one.value = statistics.fmean(known) if len(known) == len(found) else None
+        one.value = statistics.fmean(known) if len(known) == len(results) else None
 
-    def tell(self, batch: Sequence[Asked]) -> None:
-        """Answer optuna. Refused and crashed trials say nothing of their settings; a stopped one says what it had reached."""
+    def tell(self, batch: Sequence[SearchTrial]) -> None:
+        """Report a batch to optuna. Refused and failed trials have no value; a stopped one reports its last."""
         assert self._study is not None
         state = optuna_library(self.settings.sampler).trial.TrialState
         for one in batch:
@@ -298,11 +302,11 @@ class Search:
                 self._study.tell(one.trial, one.value)
 
     @property
-    def best(self) -> Asked | None:
-        """The trial with the lowest value of those whose runs all finished at full length; the earlier of two equal ones."""
+    def best(self) -> SearchTrial | None:
+        """Return the finished trial at full length with the lowest value, the earlier of two equal ones."""
         done = [one for one in self.trials if one.state == "completed" and one.value is not None]
         return min(done, key=lambda one: (one.value, one.number), default=None)
 
     def save(self) -> None:
-        """Write what is known to RESULTS_DIR/studies/<name>.json; runs listed there are no evidence for any claim."""
+        """Write RESULTS_DIR/studies/<name>.json. Runs listed there are no evidence for any claim."""
         save_study(self.results_dir, self.name, content(self))

@@ -1,4 +1,4 @@
-"""What a search varies: keys with their ranges or choices, read from ``hydra.sweeper`` and from the command line."""
+"""The space of a search: keys with their ranges or choices, from ``hydra.sweeper`` and the command line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 DIGITS = 4  # significant digits of a number that is drawn from a range
 LR = "optim.lr"
-# Set by the search itself, and the key that says how.
+# Keys that the search sets itself, with the setting that controls them.
 OWN = dict.fromkeys(("seed", "init_seed", "data_seed"), "hydra.sweeper.seeds")
 LENGTHS = ("trainer.steps", "trainer.tokens")
 
 
 class RangeSettings(Settings):
-    """Numbers from `low` to `high`, both in; whole ones where both are. `log`: even in their logarithm. `step`: of a lattice."""
+    """Numbers from `low` to `high`, both included; whole numbers if both are.
+
+    `log`: uniform in the logarithm. `step`: the spacing of a lattice."""
 
     low: Number
     high: Number
@@ -37,7 +39,7 @@ class RangeSettings(Settings):
 
 
 class ChoiceSettings(Settings):
-    """One of these words."""
+    """A list of values to choose from."""
 
     choices: list[Word]
 
@@ -54,14 +56,14 @@ Entry = Annotated[
 
 
 class HalvingSettings(Settings):
-    """`rungs`: shares of the steps, the last 1; `keep`: the share of the trials that goes on to the next."""
+    """`rungs`: shares of the steps, the last 1. `keep`: the share of the trials that continues to the next rung."""
 
     rungs: list[Share]
     keep: Annotated[float, Field(gt=0, lt=1)]
 
 
 class SearchSettings(Settings):
-    """The keys of ``hydra/sweeper=optuna``; conf/hydra/sweeper/optuna.yaml says what they mean."""
+    """The keys of ``hydra/sweeper=optuna``; conf/hydra/sweeper/optuna.yaml explains them."""
 
     space: dict[str, Entry]
     trials: Annotated[int, Field(gt=0)]
@@ -76,7 +78,7 @@ class SearchSettings(Settings):
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key and what it may be: `choices`, or numbers from `low` to `high`."""
+    """One key of a space, with its `choices` or its range from `low` to `high`."""
 
     key: str
     choices: tuple[Word, ...] | None = None
@@ -87,10 +89,11 @@ class Dimension:
 
     @property
     def whole(self) -> bool:
+        """Return True if the values are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None)
 
     def distribution(self) -> BaseDistribution:
-        """As optuna writes it."""
+        """Return the distribution in optuna's form."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.choices is not None:
@@ -100,7 +103,7 @@ class Dimension:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def lattice(self) -> list[Any] | None:
-        """Every value, or None where there are too many to name."""
+        """Return every value, or None if they cannot be listed."""
         if self.choices is not None:
             return list(self.choices)
         if self.step is None and not (self.whole and not self.log):
@@ -109,8 +112,10 @@ class Dimension:
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
         return [self.low + i * step if self.whole else float(f"{self.low + i * step:.12g}") for i in range(count)]
 
-    def word(self, value: Any) -> str:
-        """``key=value`` in Hydra's grammar; a drawn number to DIGITS digits, so that its run has a name one can type."""
+    def override(self, value: Any) -> str:
+        """Return ``key=value`` in Hydra's grammar.
+
+        A drawn number is rounded to DIGITS digits, so that its run has a name that can be typed."""
         if value is None:
             return f"{self.key}=null"
         if isinstance(value, bool):
@@ -122,7 +127,7 @@ class Dimension:
         return f"{self.key}={value}"
 
     def edge(self, value: Any) -> str | None:
-        """``low`` or ``high`` where a number lies within 5 % of the range from its end."""
+        """Return ``low`` or ``high`` if a number lies within 5 % of the range from that end, else None."""
         if self.choices is not None or self.high == self.low:
             return None
         at, low, high = (math.log(x) if self.log else x for x in (value, self.low, self.high))
@@ -131,7 +136,7 @@ class Dimension:
 
     def __str__(self) -> str:
         if self.choices is not None:
-            return ", ".join(self.word(choice).partition("=")[2] for choice in self.choices)
+            return ", ".join(self.override(choice).partition("=")[2] for choice in self.choices)
         step = f" in steps of {self.step:g}" if self.step is not None else ""
         return (
             f"{self.low:g} to {self.high:g}{step}{', log' if self.log else ''}{', whole numbers' if self.whole else ''}"
@@ -139,8 +144,7 @@ class Dimension:
 
 
 def read_search(raw: dict[str, Any], typed: dict[str, Any]) -> SearchSettings:
-    """Check the keys of ``hydra.sweeper``; `typed` are dimensions of the command line. Raises ConfigError."""
-
+    """Return the checked keys of ``hydra.sweeper``; `typed` are dimensions of the command line. Raises ConfigError."""
     space = {key: _spelt(value) for key, value in (raw.get("space") or {}).items()}
     if both := set(space) & set(typed):
         raise ConfigError(f"{min(both)} stands in hydra.sweeper.space and on the command line: say it once")
@@ -157,7 +161,7 @@ def read_search(raw: dict[str, Any], typed: dict[str, Any]) -> SearchSettings:
 
 
 def _spelt(value: Any) -> Any:
-    """A list is choices, as on the command line."""
+    """Return a list as choices, as on the command line."""
     return {"choices": value} if isinstance(value, list) else value
 
 
@@ -166,8 +170,8 @@ def _number(value: Any) -> bool:
 
 
 def check_search(settings: SearchSettings) -> None:
-    """What types cannot say. Raises ConfigError."""
-    place = "hydra.sweeper.space"
+    """Raise ConfigError for settings that contradict each other."""
+    node = "hydra.sweeper.space"
     if not settings.space:
         raise ConfigError(
             "hydra/sweeper=optuna has nothing to search: give keys with a range or choices, e.g. "
@@ -175,21 +179,21 @@ def check_search(settings: SearchSettings) -> None:
         )
     for key, one in settings.space.items():
         if key in OWN:
-            raise ConfigError(f"{place}: {key} is not searched over; a trial has the seeds of {OWN[key]}")
+            raise ConfigError(f"{node}: {key} is not searched over; a trial has the seeds of {OWN[key]}")
         if key in LENGTHS:
-            raise ConfigError(f"{place}: {key} is not searched over: the longest run would win")
+            raise ConfigError(f"{node}: {key} is not searched over: the longest run would win")
         if isinstance(one, ChoiceSettings):
             if len({(type(x), x) for x in one.choices}) != len(one.choices) or len(one.choices) < 2:
-                raise ConfigError(f"{place}: {key}={one.choices} needs two choices or more, each once")
+                raise ConfigError(f"{node}: {key}={one.choices} needs two choices or more, each once")
             continue
         if not (math.isfinite(one.low) and math.isfinite(one.high) and one.low < one.high):
-            raise ConfigError(f"{place}: {key} goes from low={one.low:g} to high={one.high:g}; low must be below high")
+            raise ConfigError(f"{node}: {key} goes from low={one.low:g} to high={one.high:g}; low must be below high")
         if one.log and one.low <= 0:
             raise ConfigError(
-                f"{place}: {key} is drawn in its logarithm, and low={one.low:g} has none; use a low above 0"
+                f"{node}: {key} is drawn in its logarithm, and low={one.low:g} has none; use a low above 0"
             )
         if one.step is not None and (one.log or one.step <= 0):
-            raise ConfigError(f"{place}: {key} has step={one.step:g}: a step is above 0, and goes without log")
+            raise ConfigError(f"{node}: {key} has step={one.step:g}: a step is above 0, and goes without log")
     if len(set(settings.seeds)) != len(settings.seeds):
         raise ConfigError(f"hydra.sweeper.seeds={settings.seeds}: a seed stands there twice")
     if "tokenizer" in {key.partition(".")[0] for key in settings.space} and settings.metric != "val_bpb":
@@ -223,7 +227,7 @@ def _check_halving(settings: SearchSettings, halving: HalvingSettings) -> None:
 
 
 def dimensions(settings: SearchSettings) -> list[Dimension]:
-    """The space, in the order in which it was written."""
+    """Return the dimensions of the space, in the order given."""
     out = []
     for key, one in settings.space.items():
         if isinstance(one, ChoiceSettings):

@@ -1,4 +1,4 @@
-"""A search in words: its space, its trials from the best down, and what the best of them is worth."""
+"""Print a search: its space, its trials from the best down, and a conclusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lmablate.data import TokenData
     from lmablate.sweeper.optuna_search import Search
-    from lmablate.sweeper.optuna_trials import Asked
+    from lmablate.sweeper.optuna_trials import SearchTrial
 
 SHOWN = 20  # trials of the table
 UNITS = {
@@ -32,7 +32,7 @@ def report(search: Search) -> None:
 
 
 def trials_table(search: Search) -> Table:
-    """The trials, the lowest value first, those without one last."""
+    """Return the table of trials, the lowest value first, those without one last."""
     columns = [Column("trial", keep=True), Column(search.settings.metric, keep=True)]
     columns += [Column(one.key, keep=True, left=True) for one in search.space]
     columns += [Column("sd"), Column("state", wrap=True)]
@@ -45,14 +45,14 @@ def trials_table(search: Search) -> Table:
         known = [value for value in one.by_seed if value is not None]
         sd = f"{statistics.stdev(known):.4f}" if len(known) > 1 else "-"
         again = f"the same runs as trial {first[one.words]}" if first[one.words] != one.number else ""
-        state = ", ".join(word for word in (" ".join(filter(None, (one.state, one.note))), again) if word)
-        values = (word.partition("=")[2] for word in one.words)
+        state = ", ".join(filter(None, (" ".join(filter(None, (one.state, one.note))), again)))
+        values = (override.partition("=")[2] for override in one.words)
         rows.append((str(one.number), "-" if one.value is None else f"{one.value:.4f}", *values, sd, state))
     return table(columns, rows)
 
 
-def _rank(one: Asked) -> int:
-    """Trials of full length, then those that were stopped (the later the better) or diverged, then those that say nothing."""
+def _rank(one: SearchTrial) -> int:
+    """Return the sort key: trials of full length, then diverged or stopped ones (later rungs first), then those without a value."""
     if one.state == "completed" and one.value is not None:
         return 0
     if one.value is None:
@@ -61,7 +61,7 @@ def _rank(one: Asked) -> int:
 
 
 def conclusion(search: Search) -> list[str]:
-    """What the table amounts to, line by line."""
+    """Return the lines below the table: the best trial, and the caveats."""
     unit = UNITS[search.settings.metric]
     n, seeds = len(search.trials), search.settings.seeds
     lines = [f"and {n - SHOWN} more trials"] if n > SHOWN else []
@@ -91,8 +91,7 @@ def conclusion(search: Search) -> list[str]:
 
 
 def plan(search: Search) -> int:
-    """What ``lmablate.plan`` shows: the space, the trials that are done, the next batch, and what the rest costs at most."""
-
+    """Print the output of ``lmablate.plan``: the space, finished trials, the next batch, and the largest cost of the rest."""
     search.check()
     print(f"{search.name}: {search.total} trials of sampler={search.settings.sampler} over")
     width = max(len(one.key) for one in search.space)
@@ -100,27 +99,27 @@ def plan(search: Search) -> int:
         print(f"  {one.key.ljust(width)}  {one}")
     jobs: dict[str, Job] = {}
     data: dict[str, TokenData] = {}
-    pending: list[Asked] = []
+    pending: list[SearchTrial] = []
     reached = 0
     while not pending and (batch := search.ask()):
         for rung in range(len(search.rungs)):
             alive = [one for one in batch if one.state == "asked"]
             if not alive:
                 break
-            made, stores = search.prepare(alive, rung)
-            jobs |= {job.run_id: job for job in made}
+            batch_jobs, stores = search.prepare(alive, rung)
+            jobs |= {job.run_id: job for job in batch_jobs}
             data |= stores
-            if not all(job.done for job in made):
+            if not all(job.done for job in batch_jobs):
                 pending, reached = alive, rung
                 break
-            search.note(alive, rung)
+            search.judge_rung(alive, rung)
         else:
             search.tell(batch)
             continue
         if not pending:
             search.tell(batch)
-    told = [one for one in search.trials if one.state != "asked"]
-    if told:
+    answered = [one for one in search.trials if one.state != "asked"]
+    if answered:
         console().print(trials_table(search))
     show(list(jobs.values()), data, _rest(search, pending, reached), "when earlier ones are done")
     if search.best is not None:
@@ -128,8 +127,8 @@ def plan(search: Search) -> int:
     return 0
 
 
-def _rest(search: Search, pending: list[Asked], reached: int) -> list[Job]:
-    """Runs that are not known yet, priced as the command without its space: trials still to be asked for, and later rungs."""
+def _rest(search: Search, pending: list[SearchTrial], reached: int) -> list[Job]:
+    """Return placeholder jobs for runs that are not known yet: future trials and later rungs, priced as the base run."""
     import math
 
     out = []

@@ -1,4 +1,4 @@
-"""One trial of a search, optuna itself, and what a finished run answers."""
+"""Trials of a search, the optuna library, and the metric of a finished run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from lmablate.schema.result import RunResult
 
 INSTALL = "pip install 'lmablate[optuna]'"
-# What became of a trial. `stopped`: at an early rung; `refused`: its settings make no model; `failed`: a run crashed.
+# Final states. `stopped`: at an early rung; `refused`: its settings make no model; `failed`: a run crashed.
 FINAL = ("completed", "diverged", "stopped", "refused", "failed")
 
 
 @dataclass
-class Asked:
-    """One trial: what optuna asked for, and what is known of it. `rung`: how far it got, of `halving.rungs`."""
+class SearchTrial:
+    """One trial: the settings that optuna chose, its state and its results. `rung`: the last index reached of `halving.rungs`."""
 
     number: int
     batch: int
@@ -41,25 +41,26 @@ class Asked:
 
     @property
     def label(self) -> str:
+        """Return the trial's overrides as one string."""
         return " ".join(self.words)
 
 
 def open_study(sampler: str, space: Sequence[Dimension], seed: int) -> optuna.Study:
-    """An empty study in memory; of a grid, with its points in line."""
+    """Return an empty in-memory study; for a grid, with its points enqueued."""
     library = optuna_library(sampler)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
         study = library.create_study(direction="minimize", sampler=make_sampler(sampler, seed))
     if sampler == "grid":
         points = list(itertools.product(*(one.lattice() or () for one in space)))
-        random.Random(seed).shuffle(points)  # so that a part of the grid is no corner of it
+        random.Random(seed).shuffle(points)  # so that a part of the grid is not one corner of it
         for point in points:
             study.enqueue_trial(dict(zip((one.key for one in space), point, strict=True)))
     return study
 
 
 def make_sampler(sampler: str, seed: int) -> optuna.samplers.BaseSampler:
-    """optuna's sampler of that word; `multivariate`, since a learning rate and a decay act together."""
+    """Return optuna's sampler of that name. TPE is multivariate, since a learning rate and a decay interact."""
     samplers = optuna_library(sampler).samplers
     if sampler == "tpe":
         return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
@@ -69,8 +70,9 @@ def make_sampler(sampler: str, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def metric_of(row: RunResult, metric: str) -> float | None:
-    """A run's metric; of a diverged one the loss before training, which everything that learns is below, in the metric's
-    unit. None where not even that was finite."""
+    """Return a run's metric, or None if it has no finite value.
+
+    For a diverged run this is the loss before training, in the metric's unit. Every run that learns has a lower one."""
     if row.status == "completed":
         return float(row[metric])
     start, data = row.init_val_loss, row.data
@@ -83,7 +85,7 @@ def metric_of(row: RunResult, metric: str) -> float | None:
 
 
 def optuna_library(sampler: str) -> Any:
-    """The optuna module, silent. Raises ConfigError where it is not installed."""
+    """Return the optuna module with its log silenced. Raises ConfigError if it is not installed."""
     try:
         import optuna
 

@@ -1,11 +1,11 @@
-"""What a study will train: runs that are known now, and those that hang on the results of others."""
+"""The runs of a study that are known now, and those that depend on the results of others."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lmablate.launcher.jobs import Job, prepare_jobs
-from lmablate.sweeper.study import seed_word
+from lmablate.sweeper.study import seed_label
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 
 def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, TokenData]]:
-    """A study's jobs whose identity is known now, those that hang on the results of these, and the data of both by run id."""
-
+    """Return the jobs with a known run id, the jobs that depend on their results, and the data of both by run id."""
     study.check()
     jobs: dict[str, Job] = {}
     data: dict[str, TokenData] = {}
@@ -26,5 +25,5 @@ def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, 
             break
     later, stores = prepare_jobs(study.later())
     for job in later:
-        job.label = f"{job.cfg.arm} · {seed_word(job.cfg.init_seed, job.cfg.data_seed)}"
+        job.label = f"{job.cfg.arm} · {seed_label(job.cfg.init_seed, job.cfg.data_seed)}"
     return jobs, later, data | stores

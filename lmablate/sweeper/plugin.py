@@ -1,4 +1,4 @@
-"""``hydra/sweeper=basic`` and ``=study``: Hydra reads what a stored sweep and the command line say; the rest is our own."""
+"""The Hydra plugins of ``hydra/sweeper=basic`` and ``=study``: Hydra reads the sweep and the command line, our code runs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lmablate.config.hints import in_words
+from lmablate.config.hints import to_config_error
 from lmablate.config.overrides import SKIP, ZIP, rewrite
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.composer import Composer
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
-# What a study decides itself, and the key that says how.
+# Keys that a study sets itself, with the setting that controls them.
 OWN = {"seed": "sweep.seeds", "init_seed": "sweep.seeds", "data_seed": "sweep.seeds"}
 
 
 class StudySweeper(Sweeper):
-    """Leaves itself in ``asked``; the command builds the study from it and runs or prices it (cli.py)."""
+    """The sweeper of a study. It leaves itself in ``captured``; the command builds and runs the study (cli/front_door.py)."""
 
     __module__ = "hydra_plugins.lmablate"
-    asked: ClassVar[StudySweeper | None] = None
+    captured: ClassVar[StudySweeper | None] = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.master = hydra_context.config_loader, config
@@ -42,37 +42,36 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         self.arguments = arguments
-        StudySweeper.asked = self
+        StudySweeper.captured = self
 
     @property
-    def launcher_word(self) -> str:
-        """The word of the launcher that runs the jobs."""
-
+    def launcher_name(self) -> str:
+        """Return the name of the launcher that runs the jobs."""
         return launcher_of(self.master)
 
     def study(self) -> Study:
-        """The checked study. Raises ConfigError."""
+        """Return the checked study. Raises ConfigError."""
         from lmablate.sweeper.study import Study
 
         node = OmegaConf.select(self.master, "sweep")
         if node is None:
             raise ConfigError("hydra/sweeper=study needs arms: choose a stored sweep that has them (sweeps=<question>)")
         sweep = _plain(node)
-        fixed, several = self._typed(_plain(self.master.get("tune")), sweep)
-        settings, tune = read_study(sweep, _plain(self.master.tune), several)
+        fixed, multiplied = self._split_overrides(sweep)
+        settings, tune = read_study(sweep, _plain(self.master.tune), multiplied)
         name = self.master.hydra.runtime.choices.get("sweeps") or "study"
-        return Study(str(name), settings, tune, lambda words: self._compose([*fixed, *words]), rule_of(settings))
+        return Study(str(name), settings, tune, lambda own: self._compose([*fixed, *own]), rule_of(settings))
 
-    def _typed(self, tune: dict[str, Any], sweep: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
-        """The words of the command line: those that hold for every run, and keys with several values, which multiply arms."""
+    def _split_overrides(self, sweep: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+        """Return the overrides that hold for every run, and the keys with several values, which multiply the arms."""
         parser = OverridesParser.create(config_loader=self.loader)
         decided = {
-            word.lstrip("+").partition("=")[0]: arm
-            for arm, words in (sweep.get("arms") or {}).items()
-            for word in words or ()
+            override.lstrip("+").partition("=")[0]: arm
+            for arm, overrides in (sweep.get("arms") or {}).items()
+            for override in overrides or ()
         }
         fixed: list[str] = []
-        several: dict[str, list[str]] = {}
+        multiplied: dict[str, list[str]] = {}
         for override in parser.parse_overrides(self.arguments):
             key = override.key_or_group
             if key in OWN:
@@ -84,34 +83,33 @@ class StudySweeper(Sweeper):
                     f"{override.input_line}: the arm {decided[key]} sets {key}; change sweep.arms instead"
                 )
             if key in (ZIP, SKIP):
-                continue  # of the study, not of its runs
+                continue  # these belong to the study, not to its runs
             if not override.is_sweep_override():
                 fixed.append(str(override.input_line))
             elif len(values := _values(override)) == 1:
                 fixed.append(f"{override.get_key_element()}={values[0]}")
             else:
-                several[key] = values
-        return fixed, several
+                multiplied[key] = values
+        return fixed, multiplied
 
-    def _compose(self, words: Sequence[str]) -> RunConfig:
+    def _compose(self, overrides: Sequence[str]) -> RunConfig:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
         from lmablate.config.composition import to_run_config
 
-        overrides = rewrite(list(words))
+        rewritten = rewrite(list(overrides))
         try:
-            return to_run_config(self.composer(overrides))
+            return to_run_config(self.composer(rewritten))
         except (HydraException, OmegaConfBaseException) as error:
-            raise in_words(error, overrides) from error
+            raise to_config_error(error, rewritten) from error
 
 
 class GridSweeper(Sweeper):
-    """The product of values, as Hydra's basic sweeper makes it, and as it takes `params` from a stored sweep; ``sweep.zip``
-    and ``sweep.skip`` arrange it (grid.py).
+    """The sweeper of a grid: the product of values, from the command line and `params` of a stored sweep.
 
-    Hydra's own composes every job once to see whether it can be, and its launcher again; ours composes all of them, and each
-    is checked, before the first one starts. Nothing is written down before that.
+    ``sweep.zip`` and ``sweep.skip`` arrange it (grid.py). Hydra's own sweeper composes every job once to check it, and its
+    launcher composes it again. Ours composes and checks every job before the first one starts, and writes nothing before that.
     """
 
     __module__ = "hydra_plugins.lmablate"
@@ -127,10 +125,10 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         assert self.config is not None and self.launcher is not None  # Hydra calls setup first
-        words = [*_overrides(self.params), *arguments]
+        overrides = [*_overrides(self.params), *arguments]
         values: dict[str, list[str]] = {}
-        for override in OverridesParser.create(config_loader=self.loader).parse_overrides(words):
-            if override.key_or_group not in (ZIP, SKIP):  # of the grid, not of its jobs
+        for override in OverridesParser.create(config_loader=self.loader).parse_overrides(overrides):
+            if override.key_or_group not in (ZIP, SKIP):  # these belong to the grid, not to its jobs
                 swept = override.is_sweep_override()
                 values[override.get_key_element()] = (
                     _values(override) if swept else [override.get_value_element_as_str()]
@@ -142,7 +140,7 @@ class GridSweeper(Sweeper):
 
 
 def _overrides(params: Any) -> list[str]:
-    """``hydra.sweeper.params`` as overrides, held to what those of a command line are. Raises ConfigError."""
+    """Return ``hydra.sweeper.params`` as overrides, checked like those of a command line. Raises ConfigError."""
     if not isinstance(params, Mapping):
         raise ConfigError(
             f"hydra.sweeper.params={params}: give keys and values, such as {{norm: 'rms,layer', seed: '0,1'}}"
@@ -164,7 +162,7 @@ def _values(override: Override) -> list[str]:
 
 
 def register_sweeper() -> None:
-    """Make them known to Hydra, in the module that holds our launchers (launcher/local.py says why by hand)."""
+    """Register the sweepers with Hydra, in the module that holds our launchers (launcher/hydra_launchers.py explains why)."""
     import sys
 
     from lmablate.sweeper.optuna_plugin import SearchSweeper
@@ -172,7 +170,7 @@ def register_sweeper() -> None:
     for sweeper in (StudySweeper, SearchSweeper, GridSweeper):
         setattr(sys.modules["hydra_plugins.lmablate"], sweeper.__name__, sweeper)
         Plugins.instance().register(sweeper)
-    # In the place of Hydra's own: a YAML of that name would be held against its schema, and an override in train.yaml would
-    # win over those of stored sweeps.
+    # This replaces Hydra's own. A YAML of that name would be checked against Hydra's schema, and an override in train.yaml
+    # would win over those of stored sweeps.
     node = {"_target_": "hydra_plugins.lmablate.GridSweeper", "params": None}
     ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=node, provider="lmablate")

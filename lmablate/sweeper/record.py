@@ -1,4 +1,4 @@
-"""What a study writes down of itself, and what a reader of it must know."""
+"""The stored record of a study, and the notes for its reader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def decisions(study: Study) -> list[str]:
-    """The learning rates that were chosen, and the arms that were stopped early."""
+    """Return the chosen learning rates, and the arms that were stopped early, one per line."""
     lines = study.tuning.notes() if study.tuning is not None else []
     if len(study.pairs) == 1:
         lines.append("one evaluation seed: a difference cannot be told from noise; sweep.seeds.values=4 or more can")
@@ -17,7 +17,7 @@ def decisions(study: Study) -> list[str]:
 
 
 def notes(study: Study) -> list[str]:
-    """What a reader must know: the decisions, and the runs that are missing."""
+    """Return the decisions and the missing runs, one per line."""
     counts: dict[str, int] = {}
     for trial in study.missing:
         counts[trial.arm] = counts.get(trial.arm, 0) + 1
@@ -29,11 +29,11 @@ def notes(study: Study) -> list[str]:
 
 
 def content(study: Study) -> dict[str, Any]:
-    """What ``RESULTS_DIR/studies/<sweep>.json`` holds."""
+    """Return the content of ``RESULTS_DIR/studies/<sweep>.json``."""
     settings, tuning = study.settings, study.tuning
     arms = {
-        name: {"overrides": list(words), **(tuning.arm(name) if tuning is not None else {"lr": study.own_lr(name)})}
-        for name, words in study.words.items()
+        name: {"overrides": list(overrides), **(tuning.arm(name) if tuning is not None else {"lr": study.own_lr(name)})}
+        for name, overrides in study.arms.items()
     }
     return {
         "schema_version": 1,
@@ -41,7 +41,7 @@ def content(study: Study) -> dict[str, Any]:
         "question": settings.question,
         "claims": settings.claims or [],
         "stage": study.stage,
-        "baseline": next(iter(study.words)),
+        "baseline": next(iter(study.arms)),
         "arms": arms,
         "tune": study.tune.model_dump(exclude_none=True),
         "shared": tuning.shared() if tuning is not None else None,
@@ -49,7 +49,7 @@ def content(study: Study) -> dict[str, Any]:
         "looks": {
             "planned": list(study.planned) if settings.looks else None,
             "rule": settings.look_rule or "obrien_fleming" if settings.looks else None,
-            "arms": len(study.words) - 1,
+            "arms": len(study.arms) - 1,
             "stopped": study.stopped,
         },
         "notes": notes(study),

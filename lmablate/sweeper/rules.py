@@ -1,14 +1,16 @@
-"""The rule by which a study's early looks stop an arm."""
+"""The stopping rule of a study's interim looks."""
 
 from __future__ import annotations
 
 from lmablate.stats.sequential import look_rule
-from lmablate.sweeper.looks import Rule, never
+from lmablate.sweeper.looks import StoppingRule, never
 from lmablate.sweeper.settings import StudySettings, expand_arms
 
 
-def rule_of(settings: StudySettings) -> Rule:
-    """The rule of a study with `sweep.looks`, at a two-sided 5 % for all its arms together; without looks nothing stops."""
+def rule_of(settings: StudySettings) -> StoppingRule:
+    """Return the stopping rule of a study, at a two-sided 5 % for all its arms together.
+
+    Without `sweep.looks` nothing stops."""
     if not settings.looks:
         return never
 

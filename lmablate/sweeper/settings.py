@@ -1,4 +1,4 @@
-"""What a study is made of: arms, seeds, and how the learning rate is chosen. Read from a stored sweep and from ``tune=``."""
+"""The settings of a study: arms, seeds, and how the learning rate is chosen, from a stored sweep and ``tune=``."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from lmablate.sweeper.grid import combinations as arranged
 Seed = Annotated[int, Field(ge=0)]
 Values = list[Any]
 Pairing = Literal["paired", "init", "data", "crossed"]
-ARM = "arm"  # as sweep.skip calls it
-HELD = 0  # the seed that `seeds.mode=init` and `=data` hold, of the data order or of the weights
+ARM = "arm"  # the key of the arm in sweep.skip
+HELD = 0  # the fixed seed, of the data order in `seeds.mode=init` and of the weights in `=data`
 
 
 class SeedSettings(Settings):
-    """`values`: how many (then 0, 1, ...), or which. `mode`: what a seed moves.
+    """`values`: the number of seeds (0, 1, ...), or a list of them. `mode`: what a seed changes.
 
-    paired: weights and data order together; init: weights alone; data: the order alone; crossed: every pair of the two.
-    """
+    paired: weights and data order together; init: weights alone; data: the order alone; crossed: every pair of the two."""
 
     values: Annotated[int, Field(gt=0)] | list[Seed]
     mode: Pairing
 
 
 class TuneSettings(Settings):
-    """How learning rates are chosen. `factors` times the arm's own optim.lr are the grid; `extend` times at most a point is
-    added where the best lies at its edge; `cross` are other keys to choose with it, each with its values."""
+    """How learning rates are chosen.
+
+    The grid is `factors` times the arm's own optim.lr. Up to `extend` times a point is added if the best lies at the edge.
+    `cross` maps other keys to values, which are chosen together with the rate."""
 
     mode: Literal["none", "shared", "per_arm", "both"]
     factors: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
@@ -44,10 +45,12 @@ class TuneSettings(Settings):
 
 
 class StudySettings(Settings):
-    """A stored sweep's node ``sweep``. Arms are lists of overrides, the first the baseline; `cross` multiplies them by values
-    of more keys, of which `zip` pairs some, and `skip` leaves combinations out (grid.py; ``arm`` is the arm). `starts`: arms
-    that start from the weights of another arm's run of the same seeds (trainer.init_from). `looks`: numbers of pairs after
-    which decided arms stop, by `look_rule` (null: obrien_fleming)."""
+    """The node ``sweep`` of a stored study.
+
+    `arms` are lists of overrides, the first the baseline. `cross` multiplies them by values of more keys, `zip` pairs some
+    keys, and `skip` leaves combinations out (grid.py; ``arm`` is the arm). `starts` maps an arm to the arm whose run of the same
+    seeds it starts from (trainer.init_from). After `looks` pairs, decided arms stop by `look_rule` (None: obrien_fleming).
+    """
 
     question: str
     arms: dict[str, list[str]]
@@ -63,13 +66,15 @@ class StudySettings(Settings):
 
 
 class Arm(NamedTuple):
-    """A name and the words that make it."""
+    """The name of an arm and its overrides."""
 
     name: str
     overrides: tuple[str, ...]
 
 
 class SeedPair(NamedTuple):
+    """The seeds of the weights and of the data order."""
+
     init: int
     data: int
 
@@ -77,9 +82,10 @@ class SeedPair(NamedTuple):
 def read_study(
     node: dict[str, Any], tune: dict[str, Any], typed: dict[str, list[str]]
 ) -> tuple[StudySettings, TuneSettings]:
-    """Check the nodes ``sweep`` and ``tune``; `typed` are keys given several values on the command line, which multiply
-    the arms like ``sweep.cross``. Raises ConfigError."""
+    """Return the checked nodes ``sweep`` and ``tune``.
 
+    `typed` are keys with several values on the command line, which multiply the arms like ``sweep.cross``. Raises ConfigError.
+    """
     node = {key: value for key, value in node.items() if value is not None}
     if isinstance(node.get("seeds"), int | list):  # sweep.seeds=8
         node["seeds"] = {"values": node["seeds"], "mode": "paired"}
@@ -95,7 +101,7 @@ def read_study(
 
 
 def check_study(study: StudySettings, tune: TuneSettings) -> None:
-    """What types cannot say. Raises ConfigError."""
+    """Raise ConfigError for settings that contradict each other."""
     if not study.arms:
         raise ConfigError("sweep.arms is empty: a study needs at least one arm, e.g. sweep.arms={base: []}")
     if tune.mode != "none":
@@ -128,8 +134,8 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
                 )
             if not options or len({str(option) for option in options}) != len(options):
                 raise ConfigError(f"{name}: {key}={options} needs values, each once")
-    for arm, words in study.arms.items():
-        keys = [word.lstrip("+").partition("=")[0] for word in words]
+    for arm, overrides in study.arms.items():
+        keys = [override.lstrip("+").partition("=")[0] for override in overrides]
         if clash := [key for key in keys if key in moved]:
             raise ConfigError(f"sweep.arms: {arm} sets {clash[0]}; the seeds are the study's own (sweep.seeds)")
         if tune.mode != "none" and "optim.lr" in keys and not tune.factors:
@@ -154,12 +160,12 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
 
 def _check_starts(study: StudySettings, tune: TuneSettings) -> None:
     starts = study.starts or {}
-    for other, there in (
+    for other, value in (
         ("sweep.cross", study.cross),
         (f"tune={tune.mode}", tune.mode != "none"),
         ("sweep.looks", study.looks),
     ):
-        if starts and there:
+        if starts and value:
             raise ConfigError(
                 f"sweep.starts and {other} do not go together: an arm starts from one finished run of its seeds"
             )
@@ -167,7 +173,7 @@ def _check_starts(study: StudySettings, tune: TuneSettings) -> None:
         for name in (arm, parent):
             if name not in study.arms:
                 raise ConfigError(f"sweep.starts: there is no arm {name}; arms: {', '.join(study.arms)}")
-        if any(word.lstrip("+").startswith("trainer.init_from=") for word in study.arms[arm]):
+        if any(override.lstrip("+").startswith("trainer.init_from=") for override in study.arms[arm]):
             raise ConfigError(
                 f"sweep.starts: {arm} starts from {parent}, and its words set trainer.init_from: drop one of them"
             )
@@ -175,7 +181,7 @@ def _check_starts(study: StudySettings, tune: TuneSettings) -> None:
 
 
 def generation(starts: Mapping[str, str], arm: str) -> int:
-    """How many arms must be trained before `arm` can start. Raises ConfigError where it waits for itself."""
+    """Return how many arms must be trained before `arm` can start. Raises ConfigError for a cycle."""
     line = [arm]
     while (parent := starts.get(line[-1])) is not None:
         if parent in line:
@@ -185,8 +191,8 @@ def generation(starts: Mapping[str, str], arm: str) -> int:
 
 
 def expand_arms(study: StudySettings) -> list[Arm]:
-    """Every arm at every combination of ``sweep.cross``, in reading order. Raises ConfigError."""
-    cross = {key: [_word(value) for value in values] for key, values in (study.cross or {}).items()}
+    """Return every arm at every combination of ``sweep.cross``, in reading order. Raises ConfigError."""
+    cross = {key: [_value_text(value) for value in values] for key, values in (study.cross or {}).items()}
     arms = []
     for chosen in arranged({ARM: list(study.arms), **cross}, study.zip, study.skip):
         name = chosen.pop(ARM)
@@ -196,16 +202,16 @@ def expand_arms(study: StudySettings) -> list[Arm]:
 
 
 def combinations(tune: TuneSettings) -> list[tuple[str, ...]]:
-    """The words of every combination of ``tune.cross``; one empty combination without it."""
+    """Return the overrides of every combination of ``tune.cross``; one empty combination without it."""
     cross = tune.cross or {}
     return [
-        tuple(f"{key}={_word(value)}" for key, value in zip(cross, values, strict=True))
+        tuple(f"{key}={_value_text(value)}" for key, value in zip(cross, values, strict=True))
         for values in itertools.product(*cross.values())
     ]
 
 
 def seed_pairs(seeds: SeedSettings) -> list[SeedPair]:
-    """The seeds of weights and of data order, in the order in which they are run."""
+    """Return the seeds of weights and data order, in the order in which they are run. Raises ConfigError for duplicates."""
     values = list(range(seeds.values)) if isinstance(seeds.values, int) else seeds.values
     if len(set(values)) != len(values):
         raise ConfigError(f"sweep.seeds={values}: a seed stands there twice")
@@ -221,12 +227,12 @@ def seed_pairs(seeds: SeedSettings) -> list[SeedPair]:
 
 
 def _moved(seeds: SeedSettings, pair: SeedPair) -> set[int]:
-    """The numbers of a pair that a run trains on, the held one included: it was seen too."""
+    """Return the seeds that a run trains on, including the fixed one."""
     return {pair.init, pair.data}
 
 
-def _word(value: Any) -> str:
-    """A value as Hydra's grammar writes it."""
+def _value_text(value: Any) -> str:
+    """Return a value in Hydra's grammar."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""A study in stages: tune the learning rate of each arm on seeds of its own, then run the evaluation seeds at what was found."""
+"""A study in stages: tune the learning rate of each arm on its own seeds, then run the evaluation seeds at the best one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.results.studies import save_study
 from lmablate.runs.wsd_branches import branch_name, expand
 from lmablate.sweeper import record
-from lmablate.sweeper.looks import Look, Rule, never
+from lmablate.sweeper.looks import Look, StoppingRule, never
 from lmablate.sweeper.settings import (
     SeedPair,
     StudySettings,
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TUNE, EVALUATE, SHARED = "tune", "evaluate", "evaluate_shared"
 Compose = Callable[[Sequence[str]], "RunConfig"]
-# Trains what is missing of some jobs, given the data of each by run id; returns an exit code.
+# Trains the missing runs of some jobs, given the data of each by run id; returns an exit code.
 Launch = Callable[[Sequence[Job], Mapping[str, "TokenData"]], int]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a study: an arm (a name and the words of tune.cross) at a learning rate on one pair of seeds."""
+    """One run of a study: an arm, with overrides of tune.cross (`settings`), at a learning rate on one pair of seeds."""
 
     arm: str
     settings: tuple[str, ...]
@@ -47,14 +47,14 @@ class Trial:
 
 
 class Study:
-    """Arms x seeds x learning rates. `compose` makes the configuration of an arm's words."""
+    """Arms x seeds x learning rates. `compose` returns the configuration of an arm's overrides."""
 
     def __init__(
-        self, name: str, settings: StudySettings, tune: TuneSettings, compose: Compose, rule: Rule = never
+        self, name: str, settings: StudySettings, tune: TuneSettings, compose: Compose, rule: StoppingRule = never
     ) -> None:
         self.name, self.settings, self.tune, self.rule = name, settings, tune, rule
         self._compose = compose
-        self.words = {arm.name: arm.overrides for arm in expand_arms(settings)}
+        self.arms = {arm.name: arm.overrides for arm in expand_arms(settings)}
         self.pairs = seed_pairs(settings.seeds)
         self._configs: dict[tuple[str, tuple[str, ...]], RunConfig] = {}
         self._job_of: dict[Trial, Job] = {}
@@ -69,58 +69,58 @@ class Study:
 
     @property
     def bases(self) -> list[RunConfig]:
-        """The configurations that were composed, at least one of each arm once `check` has run."""
+        """Return the composed configurations, at least one of each arm after `check`."""
         return list(self._configs.values())
 
     @property
     def results_dir(self) -> str:
+        """Return the folder of the runs."""
         return next(iter(self._configs.values())).results_dir
 
     @property
     def planned(self) -> tuple[int, ...]:
-        """Numbers of pairs after which the study is looked at, the last one its end."""
+        """Return the numbers of pairs at which the study is examined, the last one its end."""
         looks = self.settings.looks or []
         return tuple(sorted({*looks, len(self.pairs)}))
 
     @property
     def views(self) -> list[str]:
-        """Which learning rates the evaluation runs at."""
+        """Return the evaluation stages: at each arm's own rate, at the shared one, or both."""
         return [EVALUATE, SHARED] if self.tune.mode == "both" else [EVALUATE]
 
     def check(self) -> None:
         """Compose every arm of every stage. Raises ConfigError."""
-        for arm in self.words:
+        for arm in self.arms:
             for settings in combinations(self.tune) if self.tune.mode != "none" else [()]:
                 self._base(arm, settings)
         if self.tune.mode != "none":
-            self.tuning = Tuning(self.tune, {arm: self.own_lr(arm) for arm in self.words})
+            self.tuning = Tuning(self.tune, {arm: self.own_lr(arm) for arm in self.arms})
 
     def _settings(self, arm: str) -> tuple[str, ...]:
         return combinations(self.tune)[0] if self.tune.mode != "none" else ()
 
     def own_lr(self, arm: str) -> float:
-        """The learning rate that the arm's own words give it."""
+        """Return the learning rate that the arm's own overrides give it."""
         return self._base(arm, self._settings(arm)).optim.lr
 
     def _base(self, arm: str, settings: tuple[str, ...]) -> RunConfig:
         key = (arm, settings)
         if key not in self._configs:
             try:
-                self._configs[key] = self._compose([*self.words[arm], *settings])
+                self._configs[key] = self._compose([*self.arms[arm], *settings])
             except ConfigError as error:
                 raise ConfigError(f"arm {arm} of sweeps={self.name}: {error}") from error
         return self._configs[key]
 
     def configs(self, trial: Trial) -> list[RunConfig]:
-        """The runs of a trial: one, or in the evaluation one for each branch of a trunk."""
-
+        """Return the runs of a trial: one, or in the evaluation one for each branch of a WSD trunk."""
         cfg = self._base(trial.arm, trial.settings)
-        words = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]
+        overrides = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]
         moved: dict[str, Any] = {
             "optim": cfg.optim.model_copy(update={"lr": trial.lr}),
             "init_seed": trial.seeds.init,
             "data_seed": trial.seeds.data,
-            "overrides": [*cfg.overrides, *words],
+            "overrides": [*cfg.overrides, *overrides],
             "sweep": self.name,
             "arm": trial.arm,
             "stage": trial.stage,
@@ -135,27 +135,27 @@ class Study:
         return [one.model_copy(update={"arm": branch_name(trial.arm, one)}) for one in expand([whole])]
 
     def _parent(self, trial: Trial) -> Trial | None:
-        """The trial whose weights `trial` starts from."""
+        """Return the trial whose weights `trial` starts from, or None."""
         arm = (self.settings.starts or {}).get(trial.arm)
         return None if arm is None else self._evaluation(arm, trial.seeds)[0]
 
     def prepare(self, trials: Sequence[Trial]) -> tuple[list[Job], dict[str, TokenData]]:
-        """The jobs of `trials`, with the data of each by run id. Raises ConfigError before anything is trained."""
-        asked = [(trial, self.configs(trial)) for trial in trials]
-        jobs, data = prepare_jobs([cfg for _, configs in asked for cfg in configs])
+        """Return the jobs of `trials`, and the data of each by run id. Raises ConfigError before anything is trained."""
+        composed = [(trial, self.configs(trial)) for trial in trials]
+        jobs, data = prepare_jobs([cfg for _, configs in composed for cfg in configs])
         owners: dict[str, str] = {}
-        by_words = {tuple(words): job for job in jobs for words in (job.cfg.overrides, *job.other_overrides)}
-        for trial, configs in asked:
+        by_overrides = {tuple(own): job for job in jobs for own in (job.cfg.overrides, *job.other_overrides)}
+        for trial, configs in composed:
             for cfg in configs:
                 assert cfg.arm is not None
-                job = by_words[tuple(cfg.overrides)]
+                job = by_overrides[tuple(cfg.overrides)]
                 if (other := owners.setdefault(job.run_id, cfg.arm)) != cfg.arm:
                     raise ConfigError(
                         f"sweeps={self.name}: the arms {other} and {cfg.arm} are the same run, so they cannot be compared: "
                         "what sets them apart has no effect, or is set for all on the command line"
                     )
-                word = " · tune" if trial.stage == TUNE else ""
-                job.label = f"{cfg.arm} · lr {trial.lr:g} · {seed_word(*trial.seeds)}{word}"
+                stage = " · tune" if trial.stage == TUNE else ""
+                job.label = f"{cfg.arm} · lr {trial.lr:g} · {seed_label(*trial.seeds)}{stage}"
                 self.uses[(job.run_id, cfg.arm, trial.stage)] = {
                     "run_id": job.run_id,
                     "arm": cfg.arm,
@@ -165,12 +165,12 @@ class Study:
                     "init_seed": trial.seeds.init,
                     "data_seed": trial.seeds.data,
                 }
-            self._job_of[trial] = by_words[tuple(configs[-1].overrides)]  # of branches, the longest counts
+            self._job_of[trial] = by_overrides[tuple(configs[-1].overrides)]  # of branches, the longest counts
         self.collect(trials)
         return jobs, data
 
     def collect(self, trials: Sequence[Trial]) -> None:
-        """Note what has become of `trials`."""
+        """Record the results of `trials`."""
         for trial in trials:
             row = self._job_of[trial].directory.read_result()
             self.missing.discard(trial)
@@ -180,7 +180,7 @@ class Study:
                 self.losses[trial] = row.val_loss if row.status == "completed" else None
 
     def stages(self) -> Iterator[list[Trial]]:
-        """Batches of trials. Each must have been collected before the next is asked for."""
+        """Yield batches of trials. Call `collect` on each before the next."""
         if self.tuning is not None:
             seeds = [SeedPair(seed, seed) for seed in self.tune.seeds or ()]
             while True:
@@ -188,7 +188,7 @@ class Study:
                 yield trials
                 for trial in trials:
                     if trial in self.losses:
-                        self.tuning.take(
+                        self.tuning.record(
                             Cell(trial.arm, trial.settings), trial.lr, trial.seeds.init, self.losses[trial]
                         )
                 if not self.tuning.extend():
@@ -196,18 +196,19 @@ class Study:
         self.stage = EVALUATE
         planned = self.planned
         for index, n in enumerate(planned):
-            trials = [t for pair in self.pairs[:n] for arm in self._going(pair) for t in self._evaluation(arm, pair)]
+            trials = [t for pair in self.pairs[:n] for arm in self._active(pair) for t in self._evaluation(arm, pair)]
             yield from self._by_generation(trials)
             if index + 1 < len(planned):
                 self._look(index, planned, n)
 
     def _by_generation(self, trials: Sequence[Trial]) -> Iterator[list[Trial]]:
-        """Those that start from nothing, then those that start from them, and so on, without those whose parent has no
-        weights to give."""
+        """Yield the trials that start from nothing, then those that start from these, and so on.
+
+        Trials whose parent has no weights are left out."""
         starts = self.settings.starts or {}
         generations = [generation(starts, trial.arm) for trial in trials]
         for number in sorted(set(generations)):
-            own = [trial for trial, place in zip(trials, generations, strict=True) if place == number]
+            own = [trial for trial, own_generation in zip(trials, generations, strict=True) if own_generation == number]
             orphans = {trial for trial in own if number and self.losses.get(self._parent(trial)) is None}  # type: ignore[arg-type]
             self.missing |= orphans
             for arm in {trial.arm for trial in orphans}:
@@ -215,41 +216,41 @@ class Study:
             self.evaluated |= {(trial.arm, trial.stage, trial.seeds) for trial in own}
             yield [trial for trial in own if trial not in orphans]
 
-    def _going(self, pair: SeedPair) -> list[str]:
-        """The arms that run on a pair of seeds: those not decided yet, and with any of them the baseline."""
-        baseline = next(iter(self.words))
-        arms = [a for a in self.words if a not in self.stopped or (a, EVALUATE, pair) in self.evaluated]
-        return arms if set(arms) - {baseline} or len(self.words) == 1 else []
+    def _active(self, pair: SeedPair) -> list[str]:
+        """Return the arms that run on a pair of seeds: undecided ones, and the baseline if there are any."""
+        baseline = next(iter(self.arms))
+        arms = [a for a in self.arms if a not in self.stopped or (a, EVALUATE, pair) in self.evaluated]
+        return arms if set(arms) - {baseline} or len(self.arms) == 1 else []
 
     def _evaluation(self, arm: str, pair: SeedPair) -> list[Trial]:
-        """An arm at its learning rates on one pair of seeds."""
+        """Return the trials of an arm at its learning rates on one pair of seeds."""
         if self.tuning is None:
             return [Trial(arm, (), EVALUATE, self.own_lr(arm), pair)]
         chosen = [self.tuning.choice(arm, shared=stage == SHARED or self.tune.mode == "shared") for stage in self.views]
         return [Trial(arm, s, stage, lr, pair) for stage, (s, lr) in zip(self.views, chosen, strict=True)]
 
     def _look(self, index: int, planned: tuple[int, ...], n: int) -> None:
-        """Ask the rule which arms are decided after `n` pairs."""
+        """Stop the arms that the rule decides after `n` pairs."""
         seen = {(t.arm, t.seeds): loss for t, loss in self.losses.items() if t.stage == EVALUATE}
-        losses = {arm: [seen.get((arm, pair)) for pair in self.pairs[:n]] for arm in self.words}
+        losses = {arm: [seen.get((arm, pair)) for pair in self.pairs[:n]] for arm in self.arms}
         going = {arm: values for arm, values in losses.items() if arm not in self.stopped}
-        for arm, why in self.rule(Look(index, planned, next(iter(self.words)), going)).items():
+        for arm, why in self.rule(Look(index, planned, next(iter(self.arms)), going)).items():
             self.stopped[arm] = f"stopped after {n} of {len(self.pairs)} pairs: {why}"
             log.info("%s: %s", arm, self.stopped[arm])
 
     def later(self) -> list[RunConfig]:
-        """Evaluation runs that are not known yet: of a learning rate still to be found, or after a look."""
+        """Return evaluation runs that are not known yet: at a learning rate still to be chosen, or after a look."""
         left = [
             Trial(arm, self._settings(arm), stage, self.own_lr(arm), pair)
             for pair in self.pairs
-            for arm in self.words
+            for arm in self.arms
             for stage in self.views
             if arm not in self.stopped and (arm, stage, pair) not in self.evaluated
         ]
         return [cfg for trial in left for cfg in self.configs(trial)]
 
     def run(self, launch: Launch) -> int:
-        """Train what is missing, stage by stage; returns the exit code. Running it again continues."""
+        """Train the missing runs, stage by stage. Return the exit code. Calling it again continues."""
         self.check()
         worst = 0
         for trials in self.stages():
@@ -270,18 +271,18 @@ class Study:
         return worst
 
     def decisions(self) -> list[str]:
-        """The learning rates that were chosen, and the arms that were stopped early."""
+        """Return the chosen learning rates, and the arms that were stopped early."""
         return record.decisions(self)
 
     def notes(self) -> list[str]:
-        """What a reader must know: the decisions, and the runs that are missing."""
+        """Return the decisions and the missing runs, one per line."""
         return record.notes(self)
 
     def save(self) -> None:
-        """Write what is known to RESULTS_DIR/studies/<sweep>.json."""
+        """Write RESULTS_DIR/studies/<sweep>.json."""
         save_study(self.results_dir, self.name, record.content(self))
 
 
-def seed_word(init: int, data: int) -> str:
-    """A pair of seeds in words: ``seed 3``, ``init 3 data 0``."""
+def seed_label(init: int, data: int) -> str:
+    """Return a pair of seeds as text: ``seed 3``, ``init 3 data 0``."""
     return f"seed {init}" if init == data else f"init {init} data {data}"

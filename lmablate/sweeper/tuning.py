@@ -1,4 +1,4 @@
-"""The tuning stage of a study: which learning rates are tried, and what each arm's losses say."""
+"""The tuning stage of a study: the learning rates that are tried, and the choice from each arm's losses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lmablate.sweeper.settings import TuneSettings, combinations
 
 
 class Cell(NamedTuple):
-    """What has a learning rate of its own: an arm, with one combination of tune.cross."""
+    """A unit that gets its own learning rate: an arm, with one combination of tune.cross."""
 
     arm: str
     settings: tuple[str, ...]
 
 
 class Tuning:
-    """Learning rates and losses of every cell; `base` is each arm's own optim.lr."""
+    """The learning rates and losses of every cell. `base` is each arm's own optim.lr. Raises ConfigError."""
 
     def __init__(self, tune: TuneSettings, base: dict[str, float]) -> None:
         self.tune = tune
@@ -30,29 +30,30 @@ class Tuning:
             )
         self.settings = combinations(tune)
         self.grids = {
-            Cell(arm, words): sorted(rounded(factor * lr) for factor in tune.factors or ())
+            Cell(arm, settings): sorted(rounded(factor * lr) for factor in tune.factors or ())
             for arm, lr in base.items()
-            for words in self.settings
+            for settings in self.settings
         }
         self.losses: dict[tuple[Cell, float], dict[int, float | None]] = {}
         self.extended = 0
 
     @property
     def arms(self) -> list[str]:
+        """Return the names of the arms."""
         return list(dict.fromkeys(cell.arm for cell in self.grids))
 
     def points(self) -> Iterator[tuple[Cell, float]]:
-        """Every learning rate of every cell, as far as is known now."""
+        """Yield every learning rate of every cell known so far."""
         for cell, grid in self.grids.items():
             for lr in sorted(grid):
                 yield cell, lr
 
-    def take(self, cell: Cell, lr: float, seed: int, loss: float | None) -> None:
-        """Note a final loss; None: it diverged."""
+    def record(self, cell: Cell, lr: float, seed: int, loss: float | None) -> None:
+        """Record a final loss, nats per token; None if the run diverged."""
         self.losses.setdefault((cell, lr), {})[seed] = loss
 
     def extend(self) -> bool:
-        """Add a learning rate where the best lies at an edge; False when nothing is left to add, or no longer allowed."""
+        """Add a learning rate where the best lies at an edge. Return False if nothing was added or no extension is left."""
         if self.extended >= (self.tune.extend or 0):
             return False
         grown = False
@@ -60,13 +61,13 @@ class Tuning:
             for cell in self.grids:
                 grown |= self._grow([cell], self._edge(self.fit(cell)))
         if self.tune.mode in ("shared", "both"):
-            for words in self.settings:
-                grown |= self._grow([Cell(arm, words) for arm in self.arms], self._edge(self.fit_shared(words)))
+            for settings in self.settings:
+                grown |= self._grow([Cell(arm, settings) for arm in self.arms], self._edge(self.fit_shared(settings)))
         self.extended += grown
         return grown
 
     def _edge(self, fit: Fit) -> Edge | None:
-        """The side to look at: below everything where all of it diverged."""
+        """Return the side on which to extend: the low one if every rate diverged."""
         return "low" if fit.lr is None else fit.edge
 
     def _grow(self, cells: list[Cell], edge: Edge | None) -> bool:
@@ -79,19 +80,19 @@ class Tuning:
         return bool(fresh)
 
     def mean(self, cell: Cell, lr: float) -> float | None:
-        """The mean final loss over the tuning seeds; None if one diverged."""
+        """Return the mean final loss over the tuning seeds, or None if one diverged."""
         values = self.losses[(cell, lr)].values()
         finished = [value for value in values if value is not None]
         return statistics.fmean(finished) if len(finished) == len(values) else None
 
     def fit(self, cell: Cell) -> Fit:
-        """The best learning rate of a cell; runs that failed are not in it."""
+        """Return the fit of a cell, without failed runs."""
         losses = {lr: self.mean(cell, lr) for lr in self.grids[cell] if (cell, lr) in self.losses}
         return fit_lr(losses) if losses else Fit(None, None, None, None, None, (), "no tuning run has finished")
 
-    def fit_shared(self, words: tuple[str, ...]) -> Fit:
-        """The best learning rate for all arms together: of the mean of their losses, where none of them diverged."""
-        cells = [Cell(arm, words) for arm in self.arms]
+    def fit_shared(self, settings: tuple[str, ...]) -> Fit:
+        """Return the fit for all arms together, of the mean of their losses."""
+        cells = [Cell(arm, settings) for arm in self.arms]
         common = [lr for lr in self.grids[cells[0]] if all((cell, lr) in self.losses for cell in cells)]
         if not common:
             return Fit(None, None, None, None, None, (), "no learning rate has finished in every arm")
@@ -103,28 +104,29 @@ class Tuning:
         return fit_lr(losses)
 
     def choice(self, arm: str, *, shared: bool = False) -> tuple[tuple[str, ...], float]:
-        """The settings and the learning rate an arm is evaluated at; where all diverged, the lowest rate tried, so that
-        the evaluation seeds say so themselves."""
-        fits = {words: self.fit_shared(words) if shared else self.fit(Cell(arm, words)) for words in self.settings}
-        found = {words: fit for words, fit in fits.items() if fit.lr is not None}
-        if not found:
-            words = self.settings[0]
-            return words, min(lr for cell, lr in self.points() if cell.arm == arm and cell.settings == words)
-        words = min(found, key=lambda key: found[key].predicted or 0.0)
-        lr = found[words].lr
+        """Return the settings and the learning rate at which an arm is evaluated.
+
+        If every rate diverged, it is the lowest one tried, so that the evaluation seeds show the divergence themselves."""
+        fits = {key: self.fit_shared(key) if shared else self.fit(Cell(arm, key)) for key in self.settings}
+        fitted = {settings: fit for settings, fit in fits.items() if fit.lr is not None}
+        if not fitted:
+            settings = self.settings[0]
+            return settings, min(lr for cell, lr in self.points() if cell.arm == arm and cell.settings == settings)
+        settings = min(fitted, key=lambda key: fitted[key].predicted or 0.0)
+        lr = fitted[settings].lr
         assert lr is not None
-        return words, lr
+        return settings, lr
 
     def arm(self, arm: str) -> dict[str, Any]:
-        """What the study's file says of an arm: its choice, its fit, and every point behind it."""
-        words, lr = self.choice(arm, shared=self.tune.mode == "shared")
+        """Return the record of an arm for the study's file: its choice, its fit, and every point of the grid."""
+        settings, lr = self.choice(arm, shared=self.tune.mode == "shared")
         if not any(cell.arm == arm for cell, _ in self.losses):
             return {"lr": None, "settings": [], "words": "not tuned yet", "fit": None, "grid": []}
-        fit = self.fit_shared(words) if self.tune.mode == "shared" else self.fit(Cell(arm, words))
+        fit = self.fit_shared(settings) if self.tune.mode == "shared" else self.fit(Cell(arm, settings))
         return {
             "lr": lr,
-            "settings": list(words),
-            "words": self._say(fit, lr),
+            "settings": list(settings),
+            "words": self._sentence(fit, lr),
             "fit": _plain(fit),
             "grid": [
                 {
@@ -139,15 +141,15 @@ class Tuning:
         }
 
     def shared(self) -> dict[str, Any] | None:
-        """The one learning rate for all arms, in the modes that ask for it."""
+        """Return the record of the shared learning rate, or None in the mode ``per_arm`` and before tuning."""
         if self.tune.mode == "per_arm" or not self.losses:
             return None
-        words, lr = self.choice(self.arms[0], shared=True)
-        fit = self.fit_shared(words)
-        return {"lr": lr, "settings": list(words), "words": self._say(fit, lr), "fit": _plain(fit)}
+        settings, lr = self.choice(self.arms[0], shared=True)
+        fit = self.fit_shared(settings)
+        return {"lr": lr, "settings": list(settings), "words": self._sentence(fit, lr), "fit": _plain(fit)}
 
     def notes(self) -> list[str]:
-        """One line an arm, and one for the shared rate."""
+        """Return one line per arm, and one for the shared rate."""
         lines = []
         if self.tune.mode != "shared":
             tuned = {cell.arm for cell, _ in self.losses}
@@ -156,7 +158,7 @@ class Tuning:
             lines.append(f"all arms: learning rate {shared['words']}")
         return lines
 
-    def _say(self, fit: Fit, lr: float) -> str:
+    def _sentence(self, fit: Fit, lr: float) -> str:
         if fit.lr is None:
             return f"{lr:g}, but {fit.words}: evaluated at the lowest tried"
         if fit.edge is not None:

@@ -1,4 +1,4 @@
-"""The classes of transformers that are known here, in the order in which ``to_hf`` tries them."""
+"""The supported classes of transformers, in the order in which ``to_hf`` tries them."""
 
 from lmablate.interop.families import deepseek, encoders, experts, fused, gpt, gpt_rotary, llama, two_stacks
 from lmablate.interop.families.base import Family, differences, idle_weights

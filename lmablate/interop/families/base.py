@@ -1,4 +1,4 @@
-"""What a family is: one class of transformers, as lenses on its configuration and rules for its weights."""
+"""The definition of a family: one class of transformers, as lenses on its configuration and rules for its weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from lmablate.core.errors import ConfigError
 from lmablate.interop.config_mapping import Keys, Lens
-from lmablate.interop.model_spec import BIASES, Facts, complete
+from lmablate.interop.model_spec import BIASES, Spec, complete
 from lmablate.interop.tensors import Rule
 
-# Attributes of a configuration that do not enter the logits of one text in evaluation mode.
+# Attributes of a configuration that do not affect the logits of one text in evaluation mode.
 IDLE = frozenset(
     """
     _name_or_path architectures attn_pdrop attention_dropout bos_token_id chunk_size_feed_forward classifier_dropout
@@ -26,7 +26,7 @@ IDLE = frozenset(
     """.split()
 )
 
-# Read by modelling code, or by what loads a model, also where a class does not declare them.
+# Attributes read by modelling or loading code even if a class does not declare them.
 BORROWED = frozenset({"head_dim", "quantization_config", "partial_rotary_factor", "is_causal", "attention_chunk_size"})
 
 USUAL_SIZES = {
@@ -40,37 +40,41 @@ USUAL_SIZES = {
 
 @dataclass(frozen=True)
 class Family:
-    """`name` is the class, `config` its configuration's; `lenses` come after those every class has: `sizes`, the
-    vocabulary and whether the head is tied. `rules` lists the weights of a model of the given facts."""
+    """A class of transformers.
+
+    `name` is the class, `config` its configuration's class. `lenses` come after those of every class: `sizes`, the vocabulary and
+    the tied head. `rules` lists the weights of a model of a spec."""
 
     name: str
     config: str
     lenses: Sequence[Lens]
-    rules: Callable[[Facts], Sequence[Rule]]
+    rules: Callable[[Spec], Sequence[Rule]]
     sizes: Mapping[str, str]
 
     def all_lenses(self) -> list[Lens]:
+        """Return the lenses of every class, followed by this class's own."""
         both = {"model.vocab_size": "vocab_size", "model.tie_embeddings": "tie_word_embeddings"}
         return [Keys({**self.sizes, **both}), *self.lenses]
 
     def read(self, config: Any) -> dict[str, Any]:
-        """The facts of a configuration. Raises ConfigError for a setting that is not expressed here."""
-        facts: dict[str, Any] = {}
+        """Return the spec of a configuration. Raises ConfigError for a setting that we cannot express."""
+        spec: dict[str, Any] = {}
         for lens in self.all_lenses():
-            facts |= lens.read(config)
+            spec |= lens.read(config)
         self._refuse_strangers(config)
-        return complete(facts)
+        return complete(spec)
 
-    def write(self, facts: Facts) -> dict[str, Any]:
-        """Keyword arguments of a configuration that comes as near to `facts` as this class can."""
+    def write(self, spec: Spec) -> dict[str, Any]:
+        """Return the keyword arguments of a configuration as close to `spec` as this class can be."""
         out: dict[str, Any] = {}
         for lens in self.all_lenses():
-            out |= lens.write(facts)
+            out |= lens.write(spec)
         return out
 
     def _refuse_strangers(self, config: Any) -> None:
-        """No attribute of the class outside the lenses may differ from its default: it might change what is computed.
-        Attributes that the class does not have are read by nothing, but for those in BORROWED."""
+        """Raise ConfigError for an attribute outside the lenses that differs from its default, since it may change the computation.
+
+        Attributes that the class does not declare have no effect, except those in BORROWED."""
         answered = {name for lens in self.all_lenses() for name in lens.theirs} | IDLE
         default = type(config)(bos_token_id=0, eos_token_id=0).to_dict()
         for name, value in config.to_dict().items():
@@ -82,14 +86,14 @@ class Family:
                 )
 
 
-def differences(wanted: Facts, offered: Facts) -> list[str]:
-    """The facts of ours that a class would compute otherwise, weights aside that it can hold at rest or in another order."""
-    found = [key for key in sorted({*wanted, *offered}) if not _same(key, wanted, offered)]
-    follows = "attention.scale" if "model.head_dim" in found else None  # which is the root of the head's width
-    return [key for key in found if key != follows]
+def differences(wanted: Spec, offered: Spec) -> list[str]:
+    """Return the keys that a class would compute differently, except for neutral or reordered weights."""
+    keys = [key for key in sorted({*wanted, *offered}) if not _same(key, wanted, offered)]
+    follows = "attention.scale" if "model.head_dim" in keys else None  # follows from the width of a head
+    return [key for key in keys if key != follows]
 
 
-def _same(key: str, wanted: Facts, offered: Facts) -> bool:
+def _same(key: str, wanted: Spec, offered: Spec) -> bool:
     ours, theirs = wanted.get(key), offered.get(key)
     if key in (*BIASES, "norm.bias") and not ours:
         return True  # a bias of zeros
@@ -116,8 +120,8 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def idle_weights(wanted: Facts, offered: Facts) -> int:
-    """How many kinds of weights the class would hold at rest, to prefer one that has none."""
+def idle_weights(wanted: Spec, offered: Spec) -> int:
+    """Return how many kinds of weights the class would hold without effect."""
     return sum(
         bool(offered.get(key)) and not wanted.get(key) for key in (*BIASES, "norm.bias", "norm.gain", "ffn.biased")
     )

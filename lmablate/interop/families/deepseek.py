@@ -7,7 +7,7 @@ from typing import Any
 from lmablate.interop.config_mapping import Keys, Lens, Via, refuse
 from lmablate.interop.families.base import USUAL_SIZES, Family
 from lmablate.interop.families.llama import GATED, PRE, attention_bias
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.positions import Rope, yarn_scale
 from lmablate.interop.tensors import Rule, ends, experts, linear, norm
 
@@ -26,15 +26,15 @@ _EXPERTS = (
 
 
 def _read_experts(config: Any, third: bool) -> dict[str, Any]:
-    # the norms of the latent vectors have this epsilon whatever rms_norm_eps says
-    facts = {"attention": "mla", "attention.norm_eps": 1e-6}
+    # the norms of the latent vectors always have this epsilon, whatever rms_norm_eps is
+    spec = {"attention": "mla", "attention.norm_eps": 1e-6}
     if config.first_k_dense_replace >= config.num_hidden_layers:
-        return facts
+        return spec
     if not config.n_shared_experts:
         raise refuse(config, "n_shared_experts", config.n_shared_experts, "1 or more, which the class always computes")
     if getattr(config, "mlp_bias", False):
         raise refuse(config, "mlp_bias", True, "False: the routed experts of the class have no biases, and ours would")
-    facts |= {
+    spec |= {
         "ffn": "tokens",
         "ffn.n_experts": config.n_routed_experts,
         "ffn.k": config.num_experts_per_tok,
@@ -48,22 +48,22 @@ def _read_experts(config: Any, third: bool) -> dict[str, Any]:
     }
     limited = third or config.topk_method == "group_limited_greedy"
     if limited and (config.n_group or 1) > (config.topk_group or 1):
-        facts |= {"ffn.groups": config.n_group, "ffn.group_k": config.topk_group, "ffn.group_best": 2 if third else 1}
-    return facts
+        spec |= {"ffn.groups": config.n_group, "ffn.group_k": config.topk_group, "ffn.group_best": 2 if third else 1}
+    return spec
 
 
-def _write_experts(facts: Facts, third: bool) -> dict[str, Any]:
-    if facts["ffn"] != "tokens":
-        return {"first_k_dense_replace": facts["model.n_layers"]}
-    groups, group_k = facts["ffn.groups"] or 1, facts["ffn.group_k"] or 1
+def _write_experts(spec: Spec, third: bool) -> dict[str, Any]:
+    if spec["ffn"] != "tokens":
+        return {"first_k_dense_replace": spec["model.n_layers"]}
+    groups, group_k = spec["ffn.groups"] or 1, spec["ffn.group_k"] or 1
     out = {
-        "first_k_dense_replace": facts["ffn.first_dense"],
-        "n_routed_experts": facts["ffn.n_experts"],
-        "num_experts_per_tok": facts["ffn.k"],
-        "moe_intermediate_size": facts["ffn.width"],
-        "n_shared_experts": facts["ffn.shared"],
-        "routed_scaling_factor": facts["ffn.scale"],
-        "norm_topk_prob": facts["ffn.normalise"],
+        "first_k_dense_replace": spec["ffn.first_dense"],
+        "n_routed_experts": spec["ffn.n_experts"],
+        "num_experts_per_tok": spec["ffn.k"],
+        "moe_intermediate_size": spec["ffn.width"],
+        "n_shared_experts": spec["ffn.shared"],
+        "routed_scaling_factor": spec["ffn.scale"],
+        "norm_topk_prob": spec["ffn.normalise"],
         "n_group": groups,
         "topk_group": group_k,
     }
@@ -71,11 +71,11 @@ def _write_experts(facts: Facts, third: bool) -> dict[str, Any]:
 
 
 def _experts(third: bool) -> Via:
-    return Via(_EXPERTS, lambda config: _read_experts(config, third), lambda facts: _write_experts(facts, third))
+    return Via(_EXPERTS, lambda config: _read_experts(config, third), lambda spec: _write_experts(spec, third))
 
 
 def _read_scale(config: Any) -> dict[str, Any]:
-    """Scores by the width of a head, times the square of YaRN's factor where ``mscale_all_dim`` is given."""
+    """Read the scale of scores from the head's width, times YaRN's factor squared if ``mscale_all_dim`` is given."""
     rope = config.rope_parameters
     scale = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
     if rope.get("rope_type", "default") != "default" and rope.get("mscale_all_dim"):
@@ -84,14 +84,14 @@ def _read_scale(config: Any) -> dict[str, Any]:
 
 
 class LatentRope(Rope):
-    """Rotary positions, and the weight of YaRN's factor in the scores that gives `attention.scale`."""
+    """Rotary positions, with the weight of YaRN's factor in the scores that gives `attention.scale`."""
 
-    def write(self, facts: Facts) -> dict[str, Any]:
-        out = super().write(facts)
-        plain = (facts["model.head_dim"] + facts.get("attention.rope_head_dim", 0)) ** -0.5
-        factor = facts.get("posemb.factor") or 1.0
-        if factor > 1 and out and facts["posemb"] == "rope_yarn":
-            ratio = (facts["attention.scale"] / plain) ** 0.5
+    def write(self, spec: Spec) -> dict[str, Any]:
+        out = super().write(spec)
+        plain = (spec["model.head_dim"] + spec.get("attention.rope_head_dim", 0)) ** -0.5
+        factor = spec.get("posemb.factor") or 1.0
+        if factor > 1 and out and spec["posemb"] == "rope_yarn":
+            ratio = (spec["attention.scale"] / plain) ** 0.5
             weight = (ratio - 1) / (yarn_scale(factor, 1.0) - 1)
             out["rope_parameters"] |= {"mscale_all_dim": weight} if abs(weight) > 1e-12 else {}
         return out
@@ -104,18 +104,18 @@ def _read_heads(config: Any) -> dict[str, Any]:
 
 
 _HEADS = Via(
-    ("num_key_value_heads", "head_dim"),  # head_dim is the rotary width there, and follows
+    ("num_key_value_heads", "head_dim"),  # head_dim is the rotary width there, and follows from other keys
     _read_heads,
-    lambda facts: {"num_key_value_heads": facts["model.n_heads"]},
+    lambda spec: {"num_key_value_heads": spec["model.n_heads"]},
 )
 
 
-def _rules(facts: Facts) -> list[Rule]:
+def _rules(spec: Spec) -> list[Rule]:
     here, there = "blocks.{i}.attention.branch", "model.layers.{i}.self_attn"
     out = ends("model.embed_tokens.weight", "lm_head") + norm("final_norm", "model.norm")
     for ours, theirs in PRE.items():
         out += norm(f"blocks.{{i}}.{ours}", f"model.layers.{{i}}.{theirs}")
-    if facts.get("attention.q_rank"):
+    if spec.get("attention.q_rank"):
         out += linear(f"{here}.q_down", f"{there}.q_a_proj") + linear(f"{here}.q_proj", f"{there}.q_b_proj")
         out += norm(f"{here}.q_norm", f"{there}.q_a_layernorm")
     else:
@@ -128,7 +128,7 @@ def _rules(facts: Facts) -> list[Rule]:
 
 
 def _family(name: str, *lenses: Lens, third: bool = False) -> Family:
-    scale = Via((), _read_scale, lambda facts: {})
+    scale = Via((), _read_scale, lambda spec: {})
     return Family(
         f"{name}ForCausalLM",
         f"{name}Config",
@@ -157,7 +157,7 @@ FAMILIES = (
         Via(
             ("rope_interleave",),
             _read_layout,
-            lambda facts: {"rope_interleave": facts.get("posemb.layout", "halves") == "pairs"},
+            lambda spec: {"rope_interleave": spec.get("posemb.layout", "halves") == "pairs"},
         ),
         third=True,
     ),

@@ -1,13 +1,13 @@
-"""Masked models: the BERT line, which reads in both directions."""
+"""The BERT family: masked models, which read in both directions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lmablate.interop.config_mapping import Activation, Given, Keys, Only, Via
+from lmablate.interop.config_mapping import Activation, Fixed, Keys, Only, Via
 from lmablate.interop.families.base import USUAL_SIZES, Family
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.tensors import SAME, Form, Rule, linear, norm, rows_before
 
 BIASED = {f"model.{place}_bias": True for place in ("qkv", "out", "mlp", "head")}
@@ -24,11 +24,11 @@ BERT = {
 }
 OWN = Keys({"norm.eps": "layer_norm_eps", "model.segments": "type_vocab_size"})
 ENCODER = Only({"is_decoder": False, "add_cross_attention": False})
-IDLE = Given(
+IDLE = Fixed(
     {}, ("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout_prob", "summary_last_dropout")
 )
-EXACT = {"gelu": "gelu"}  # what a class has in its head, whatever its layers have
-FIRST = 2  # position row of RoBERTa's first token: those before it are of padding
+EXACT = {"gelu": "gelu"}  # the activation of the head, which is fixed by the class
+FIRST = 2  # position row of RoBERTa's first token; earlier rows are for padding
 
 
 def _embedded(there: str, positions: Form = SAME) -> list[Rule]:
@@ -50,7 +50,7 @@ def _head(transform: str, norms: str, weight: str, bias: str) -> list[Rule]:
 
 
 def layers(there: str) -> list[Rule]:
-    """Blocks of BERT."""
+    """Return the rules of BERT's blocks."""
     out: list[Rule] = []
     for letter, name in {"q": "query", "k": "key", "v": "value"}.items():
         out += linear(f"blocks.{{i}}.attention.branch.{letter}_proj", f"{there}.attention.self.{name}")
@@ -61,21 +61,21 @@ def layers(there: str) -> list[Rule]:
     return out + norm("blocks.{i}.ffn.norm", f"{there}.output.LayerNorm")
 
 
-def _bert(facts: Facts) -> list[Rule]:
+def _bert(spec: Spec) -> list[Rule]:
     at = "cls.predictions"
     head = _head(f"{at}.transform.dense", f"{at}.transform.LayerNorm", f"{at}.decoder.weight", f"{at}.bias")
     return _embedded("bert.embeddings") + layers("bert.encoder.layer.{i}") + head
 
 
-def _roberta(facts: Facts) -> list[Rule]:
+def _roberta(spec: Spec) -> list[Rule]:
     head = _head("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder.weight", "lm_head.bias")
     return _embedded("roberta.embeddings", rows_before(FIRST)) + layers("roberta.encoder.layer.{i}") + head
 
 
-def _albert(facts: Facts) -> list[Rule]:
+def _albert(spec: Spec) -> list[Rule]:
     out = _embedded("albert.embeddings")
     out += linear("embedding_map", "albert.encoder.embedding_hidden_mapping_in")
-    for group in range(facts["model.n_distinct_layers"] or facts["model.n_layers"]):
+    for group in range(spec["model.n_distinct_layers"] or spec["model.n_layers"]):
         here, there = f"blocks.{group}", f"albert.encoder.albert_layer_groups.{group}.albert_layers.0"
         for letter, name in {"q": "query", "k": "key", "v": "value"}.items():
             out += linear(f"{here}.attention.branch.{letter}_proj", f"{there}.attention.{name}")
@@ -87,27 +87,27 @@ def _albert(facts: Facts) -> list[Rule]:
     return out + _head("predictions.dense", "predictions.LayerNorm", "predictions.decoder.weight", "predictions.bias")
 
 
-def electra_stack(facts: Facts) -> list[Rule]:
-    """What generator and discriminator have alike."""
+def electra_stack(spec: Spec) -> list[Rule]:
+    """Return the rules that generator and discriminator share."""
     out = _embedded("electra.embeddings") + layers("electra.encoder.layer.{i}")
-    return out + (linear("embedding_map", "electra.embeddings_project") if facts["model.embedding_dim"] else [])
+    return out + (linear("embedding_map", "electra.embeddings_project") if spec["model.embedding_dim"] else [])
 
 
-def _electra(facts: Facts) -> list[Rule]:
+def _electra(spec: Spec) -> list[Rule]:
     at = "generator_predictions"
     head = _head(f"{at}.dense", f"{at}.LayerNorm", "generator_lm_head.weight", "generator_lm_head.bias")
-    return electra_stack(facts) + head
+    return electra_stack(spec) + head
 
 
 def factorised(always: bool) -> Via:
-    """The width of the token rows; `always`: with a map to the model's even where both are the same."""
+    """Return the lens of the width of token rows; with `always`, a map to the model's width exists even if both are equal."""
 
     def read(config: Any) -> dict[str, Any]:
         same = not always and config.embedding_size == config.hidden_size
         return {"model.embedding_dim": None if same else config.embedding_size}
 
-    def write(facts: Facts) -> dict[str, Any]:
-        return {"embedding_size": facts["model.embedding_dim"] or facts["model.d_model"]}
+    def write(spec: Spec) -> dict[str, Any]:
+        return {"embedding_size": spec["model.embedding_dim"] or spec["model.d_model"]}
 
     return Via(("embedding_size",), read, write)
 
@@ -117,8 +117,8 @@ def _groups() -> Via:
         n = config.num_hidden_groups
         return {"model.n_distinct_layers": None if n == config.num_hidden_layers else n}
 
-    def write(facts: Facts) -> dict[str, Any]:
-        return {"num_hidden_groups": facts["model.n_distinct_layers"] or facts["model.n_layers"]}
+    def write(spec: Spec) -> dict[str, Any]:
+        return {"num_hidden_groups": spec["model.n_distinct_layers"] or spec["model.n_layers"]}
 
     return Via(("num_hidden_groups",), read, write)
 
@@ -126,13 +126,13 @@ def _groups() -> Via:
 _PADDED = Via(
     ("max_position_embeddings", "pad_token_id"),
     lambda config: {"model.context_length": config.max_position_embeddings - FIRST},
-    # Their positions count the tokens that are not padding, token 1: a text that has one is read otherwise there.
-    lambda facts: {"max_position_embeddings": facts["model.context_length"] + FIRST, "pad_token_id": FIRST - 1},
+    # Their positions skip padding, which is token 1: a text with that token is read differently there.
+    lambda spec: {"max_position_embeddings": spec["model.context_length"] + FIRST, "pad_token_id": FIRST - 1},
 )
 
 
 def _family(name: str, config: str, rules: Any, *more: Any, sizes: Sequence[str] = tuple(USUAL_SIZES)) -> Family:
-    return Family(name, config, [Given(BERT), OWN, IDLE, *more], rules, {key: USUAL_SIZES[key] for key in sizes})
+    return Family(name, config, [Fixed(BERT), OWN, IDLE, *more], rules, {key: USUAL_SIZES[key] for key in sizes})
 
 
 FAMILIES = (

@@ -1,4 +1,4 @@
-"""Classes built like Llama with experts in place of its feed-forward network: Mixtral and Qwen2-MoE."""
+"""Llama-like classes with experts instead of a dense FFN: Mixtral and Qwen2-MoE."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from lmablate.interop.config_mapping import Keys, Via, refuse
 from lmablate.interop.families.base import Family
 from lmablate.interop.families.llama import GATED, NARROW, PRE, WIDE, rules
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.positions import Rope, layer_types, window_everywhere
 from lmablate.interop.tensors import Rule, experts
 
@@ -25,10 +25,10 @@ def _read_mixtral(config: Any) -> dict[str, Any]:
     }
 
 
-def _write_mixtral(facts: Facts) -> dict[str, Any]:
-    if facts["ffn"] != "tokens":
+def _write_mixtral(spec: Spec) -> dict[str, Any]:
+    if spec["ffn"] != "tokens":
         return {}
-    return {"num_local_experts": facts["ffn.n_experts"], "num_experts_per_tok": facts["ffn.k"]}
+    return {"num_local_experts": spec["ffn.n_experts"], "num_experts_per_tok": spec["ffn.k"]}
 
 
 def _read_qwen(config: Any) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def _read_qwen(config: Any) -> dict[str, Any]:
         raise refuse(config, "decoder_sparse_step", config.decoder_sparse_step, "1")
     shared, rest = divmod(config.shared_expert_intermediate_size, config.moe_intermediate_size)
     if rest or not shared:
-        told = f"a multiple of moe_intermediate_size={config.moe_intermediate_size}"
-        raise refuse(config, "shared_expert_intermediate_size", config.shared_expert_intermediate_size, told)
+        allowed = f"a multiple of moe_intermediate_size={config.moe_intermediate_size}"
+        raise refuse(config, "shared_expert_intermediate_size", config.shared_expert_intermediate_size, allowed)
     return {
         "ffn": "tokens",
         "ffn.n_experts": config.num_experts,
@@ -53,16 +53,16 @@ def _read_qwen(config: Any) -> dict[str, Any]:
     }
 
 
-def _write_qwen(facts: Facts) -> dict[str, Any]:
-    if facts["ffn"] != "tokens":
+def _write_qwen(spec: Spec) -> dict[str, Any]:
+    if spec["ffn"] != "tokens":
         return {}
     return {
-        "num_experts": facts["ffn.n_experts"],
-        "num_experts_per_tok": facts["ffn.k"],
-        "moe_intermediate_size": facts["ffn.width"],
-        "shared_expert_intermediate_size": facts["ffn.width"] * facts["ffn.shared"],
-        "norm_topk_prob": facts["ffn.normalise"],
-        "mlp_only_layers": list(range(facts["ffn.first_dense"])),
+        "num_experts": spec["ffn.n_experts"],
+        "num_experts_per_tok": spec["ffn.k"],
+        "moe_intermediate_size": spec["ffn.width"],
+        "shared_expert_intermediate_size": spec["ffn.width"] * spec["ffn.shared"],
+        "norm_topk_prob": spec["ffn.normalise"],
+        "mlp_only_layers": list(range(spec["ffn.first_dense"])),
     }
 
 
@@ -87,7 +87,7 @@ FAMILIES = (
             window_everywhere(),
             Via(("num_local_experts", "num_experts_per_tok"), _read_mixtral, _write_mixtral),
         ],
-        lambda facts: _weights(None),
+        lambda spec: _weights(None),
         WIDE,
     ),
     Family(
@@ -100,7 +100,7 @@ FAMILIES = (
             layer_types("use_sliding_window"),
             Via(_OF_QWEN, _read_qwen, _write_qwen),
         ],
-        lambda facts: _weights("shared_expert"),
+        lambda spec: _weights("shared_expert"),
         NARROW,
     ),
 )

@@ -1,13 +1,13 @@
-"""BLOOM, MPT and Falcon: linear biases on the scores or rotary positions, and one matrix for queries, keys and values."""
+"""BLOOM, MPT and Falcon: ALiBi or rotary positions, and one fused matrix for queries, keys and values."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lmablate.interop.config_mapping import Activation, Given, Only, Via, refuse
+from lmablate.interop.config_mapping import Activation, Fixed, Only, Via, refuse
 from lmablate.interop.families.base import Family
 from lmablate.interop.families.gpt import BIASED, NORM_EPS, four_times
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.positions import Rope
 from lmablate.interop.tensors import GROUPS, ROWS, Form, Rule, ends, linear, norm
 
@@ -15,7 +15,7 @@ SIZES = {"model.d_model": "hidden_size", "model.n_layers": "n_layer", "model.n_h
 
 
 def _branches(attention: str, ffn: str, there: str, names: tuple[str, str, str, str], form: Form) -> list[Rule]:
-    """The linear layers of a block: the fused matrix, attention's output and the two of the FFN."""
+    """Return the rules of a block's linear layers: the fused matrix, attention's output and the two of the FFN."""
     out = linear(tuple(f"{attention}.{letter}_proj" for letter in "qkv"), f"{there}.{names[0]}", form)
     out += linear(f"{attention}.out_proj", f"{there}.{names[1]}")
     return out + linear(f"{ffn}.in_proj", f"{there}.{names[2]}") + linear(f"{ffn}.out_proj", f"{there}.{names[3]}")
@@ -30,7 +30,7 @@ _MEGATRON = (
 )
 
 
-def _bloom(facts: Facts) -> list[Rule]:
+def _bloom(spec: Spec) -> list[Rule]:
     there = "transformer.h.{i}"
     out = ends("transformer.word_embeddings.weight", "lm_head") + norm("final_norm", "transformer.ln_f")
     out += norm("embedding_norm", "transformer.word_embeddings_layernorm")
@@ -39,7 +39,7 @@ def _bloom(facts: Facts) -> list[Rule]:
     return out + _branches(*_SERIAL, there, _MEGATRON, GROUPS)
 
 
-def _mpt(facts: Facts) -> list[Rule]:
+def _mpt(spec: Spec) -> list[Rule]:
     there = "transformer.blocks.{i}"
     out = ends("transformer.wte.weight", "lm_head") + norm("final_norm", "transformer.norm_f")
     out += norm("blocks.{i}.attention.norm", f"{there}.norm_1") + norm("blocks.{i}.ffn.norm", f"{there}.norm_2")
@@ -47,14 +47,14 @@ def _mpt(facts: Facts) -> list[Rule]:
     return out + _branches(*_SERIAL, there, names, ROWS)
 
 
-def _falcon(facts: Facts) -> list[Rule]:
+def _falcon(spec: Spec) -> list[Rule]:
     there = "transformer.h.{i}"
     out = ends("transformer.word_embeddings.weight", "lm_head") + norm("final_norm", "transformer.ln_f")
-    if facts["block_layout"] == "parallel":
+    if spec["block_layout"] == "parallel":
         out += norm("blocks.{i}.both.norm", f"{there}.input_layernorm")
-        places = ("blocks.{i}.both.branch.attention", "blocks.{i}.both.branch.ffn")
-        return out + _branches(*places, there, _MEGATRON, GROUPS)
-    serial = facts["block_layout"] == "serial"
+        branches = ("blocks.{i}.both.branch.attention", "blocks.{i}.both.branch.ffn")
+        return out + _branches(*branches, there, _MEGATRON, GROUPS)
+    serial = spec["block_layout"] == "serial"
     names = ("input_layernorm", "post_attention_layernorm") if serial else ("ln_attn", "ln_mlp")
     for ours, theirs in zip(("attention.norm", "ffn.norm"), names, strict=True):
         out += norm(f"blocks.{{i}}.{ours}", f"{there}.{theirs}")
@@ -69,9 +69,9 @@ def _read_mpt(config: Any) -> dict[str, Any]:
     return {} if inner.softmax_scale is None else {"attention.scale": inner.softmax_scale}
 
 
-def _write_mpt(facts: Facts) -> dict[str, Any]:
-    plain = facts["model.head_dim"] ** -0.5
-    scale = None if abs(facts["attention.scale"] / plain - 1) < 1e-9 else facts["attention.scale"]
+def _write_mpt(spec: Spec) -> dict[str, Any]:
+    plain = spec["model.head_dim"] ** -0.5
+    scale = None if abs(spec["attention.scale"] / plain - 1) < 1e-9 else spec["attention.scale"]
     return {"attn_config": {"softmax_scale": scale}}
 
 
@@ -90,17 +90,17 @@ def _read_falcon(config: Any) -> dict[str, Any]:
     }
 
 
-def _write_falcon(facts: Facts) -> dict[str, Any]:
-    """The layout of the 7B where it will do, that of the 40B for groups of heads or two norms."""
-    n_kv, layout = facts["model.n_kv_heads"], facts["block_layout"]
-    new = layout == "parallel2" or n_kv not in (1, facts["model.n_heads"])
+def _write_falcon(spec: Spec) -> dict[str, Any]:
+    """Write the layout of the 7B if possible, that of the 40B for groups of heads or two norms."""
+    n_kv, layout = spec["model.n_kv_heads"], spec["block_layout"]
+    new = layout == "parallel2" or n_kv not in (1, spec["model.n_heads"])
     return {
         "new_decoder_architecture": new,
         "num_ln_in_parallel_attn": 2 if layout == "parallel2" else 1,
         "parallel_attn": layout != "serial",
         "multi_query": n_kv == 1,
         "num_kv_heads": n_kv,
-        "bias": any(facts[key] for key in BIASED),
+        "bias": any(spec[key] for key in BIASED),
         "alibi": False,
     }
 
@@ -116,11 +116,11 @@ _FALCON_KEYS = (
     *("new_decoder_architecture", "num_ln_in_parallel_attn", "parallel_attn", "multi_query", "num_kv_heads"),
     *("bias", "alibi"),
 )
-# BLOOM's configuration has no longest text of its own; a `seq_length` in older files says how long training texts were.
+# BLOOM's configuration has no maximum length. A `seq_length` in older files is the length of training texts.
 _BLOOM_LENGTH = Via(
     ("seq_length",),
     lambda config: {"model.context_length": getattr(config, "seq_length", None) or 2048},
-    lambda facts: {"seq_length": facts["model.context_length"]},
+    lambda spec: {"seq_length": spec["model.context_length"]},
 )
 
 FAMILIES = (
@@ -128,9 +128,9 @@ FAMILIES = (
         "MptForCausalLM",
         "MptConfig",
         [
-            Given({"norm": "layer", "posemb": "alibi", "activation": "gelu"}),
+            Fixed({"norm": "layer", "posemb": "alibi", "activation": "gelu"}),
             *(NORM_EPS, Only({"embedding_fraction": 1.0, "no_bias": True, "logit_scale": None})),
-            Given({}, ("learned_pos_emb", "expansion_ratio")),  # read by nothing there
+            Fixed({}, ("learned_pos_emb", "expansion_ratio")),  # never read there
             *(four_times(), Via(("attn_config",), _read_mpt, _write_mpt)),
         ],
         _mpt,
@@ -145,8 +145,8 @@ FAMILIES = (
         "BloomForCausalLM",
         "BloomConfig",
         [
-            Given({"norm": "layer", "norm.bias": True, "posemb": "alibi", "activation": "gelu_tanh", **BIASED}),
-            Given({"model.embedding_norm": True}),
+            Fixed({"norm": "layer", "norm.bias": True, "posemb": "alibi", "activation": "gelu_tanh", **BIASED}),
+            Fixed({"model.embedding_norm": True}),
             *(NORM_EPS, four_times(), _BLOOM_LENGTH, Only({"apply_residual_connection_post_layernorm": False})),
         ],
         _bloom,
@@ -156,7 +156,7 @@ FAMILIES = (
         "FalconForCausalLM",
         "FalconConfig",
         [
-            Given({"norm": "layer", "norm.bias": True}),
+            Fixed({"norm": "layer", "norm.bias": True}),
             *(NORM_EPS, Activation("activation"), Rope(), Via(_FALCON_KEYS, _read_falcon, _write_falcon)),
         ],
         _falcon,

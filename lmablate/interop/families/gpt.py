@@ -1,13 +1,13 @@
-"""The GPT line: LayerNorm with biases, learned positions or rotary ones, a plain FFN."""
+"""The GPT family: LayerNorm with biases, learned positions, a plain FFN."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lmablate.core.errors import ConfigError
-from lmablate.interop.config_mapping import Activation, Given, Keys, Only, Via
+from lmablate.interop.config_mapping import Activation, Fixed, Keys, Only, Via
 from lmablate.interop.families.base import USUAL_SIZES, Family
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.tensors import (
     CONV1D,
     CONV1D_ROWS,
@@ -36,26 +36,26 @@ QKV = tuple(f"{ATTENTION}.{letter}_proj" for letter in "qkv")
 
 
 def inner(attribute: str) -> Via:
-    """The width of the FFN, None for four times the model's."""
+    """Return the lens of the FFN's width, with None for four times the model's."""
     return Via(
         (attribute,),
         lambda config: {"model.d_ff": getattr(config, attribute) or 4 * config.hidden_size},
-        lambda facts: {attribute: facts["model.d_ff"]},
+        lambda spec: {attribute: spec["model.d_ff"]},
     )
 
 
 def four_times() -> Via:
-    """An FFN that is always four times as wide as the model."""
-    return Via((), lambda config: {"model.d_ff": 4 * config.hidden_size}, lambda facts: {})
+    """Return the lens of an FFN that is always four times as wide as the model."""
+    return Via((), lambda config: {"model.d_ff": 4 * config.hidden_size}, lambda spec: {})
 
 
 def scaled_scores() -> Via:
-    """Scores over the root of the head's width, or as they are."""
+    """Return the lens of scores that are divided by the root of the head's width, or not."""
 
     def read(config: Any) -> dict[str, Any]:
         return {} if config.scale_attn_weights else {"attention.scale": 1.0}
 
-    return Via(("scale_attn_weights",), read, lambda facts: {"scale_attn_weights": facts["attention.scale"] != 1.0})
+    return Via(("scale_attn_weights",), read, lambda spec: {"scale_attn_weights": spec["attention.scale"] != 1.0})
 
 
 def stack(
@@ -67,7 +67,7 @@ def stack(
     plain: Form = SAME,
     norms: tuple[str, str] = ("ln_1", "ln_2"),
 ) -> list[Rule]:
-    """Blocks whose queries, keys and values come from one matrix; `names` of the three others."""
+    """Return the rules of blocks with one matrix for queries, keys and values; `names`: attention output, FFN in, FFN out."""
     out = linear(QKV, f"{there}.{fused}", form) + linear(f"{ATTENTION}.out_proj", f"{there}.{names[0]}", plain)
     out += linear(f"{FFN}.in_proj", f"{there}.{names[1]}", plain)
     out += linear(f"{FFN}.out_proj", f"{there}.{names[2]}", plain)
@@ -80,27 +80,27 @@ def _positions(theirs: str, form: Form = SAME) -> Rule:
     return Rule(("posemb.table.weight",), theirs, form)
 
 
-def _gpt1(facts: Facts) -> list[Rule]:
+def _gpt1(spec: Spec) -> list[Rule]:
     names = ("attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     blocks = stack("transformer.h.{i}", "attn.c_attn", names, form=CONV1D_ROWS, plain=CONV1D)
     return ends("transformer.tokens_embed.weight", "lm_head", _positions("transformer.positions_embed.weight")) + blocks
 
 
-def _gpt2(facts: Facts) -> list[Rule]:
+def _gpt2(spec: Spec) -> list[Rule]:
     names = ("attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     blocks = stack("transformer.h.{i}", "attn.c_attn", names, form=CONV1D_ROWS, plain=CONV1D)
     table = ends("transformer.wte.weight", "lm_head", _positions("transformer.wpe.weight"))
     return table + norm("final_norm", "transformer.ln_f") + blocks
 
 
-def _bigcode(facts: Facts) -> list[Rule]:
+def _bigcode(spec: Spec) -> list[Rule]:
     names = ("attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     blocks = stack("transformer.h.{i}", "attn.c_attn", names, form=GROUPS)
     table = ends("transformer.wte.weight", "lm_head", _positions("transformer.wpe.weight"))
     return table + norm("final_norm", "transformer.ln_f") + blocks
 
 
-def _neo(facts: Facts) -> list[Rule]:
+def _neo(spec: Spec) -> list[Rule]:
     there = "transformer.h.{i}"
     out = ends("transformer.wte.weight", "lm_head", _positions("transformer.wpe.weight"))
     out += norm("final_norm", "transformer.ln_f")
@@ -110,7 +110,7 @@ def _neo(facts: Facts) -> list[Rule]:
     return out + norm("blocks.{i}.attention.norm", f"{there}.ln_1") + norm("blocks.{i}.ffn.norm", f"{there}.ln_2")
 
 
-def _opt(facts: Facts) -> list[Rule]:
+def _opt(spec: Spec) -> list[Rule]:
     there = "model.decoder.layers.{i}"
     out = ends("model.decoder.embed_tokens.weight", "lm_head")
     out += [_positions("model.decoder.embed_positions.weight", rows_before(2))]
@@ -124,7 +124,7 @@ def _opt(facts: Facts) -> list[Rule]:
 
 def _read_layers(config: Any) -> dict[str, Any]:
     letters = "".join("l" if kind == "local" else "g" for kind in config.attention_layers)
-    # scores are not divided by anything (their attention has no scale)
+    # GPT-Neo does not scale its scores
     return {
         "attention.pattern": letters,
         "attention.window": config.window_size if "l" in letters else None,
@@ -132,10 +132,10 @@ def _read_layers(config: Any) -> dict[str, Any]:
     }
 
 
-def _write_layers(facts: Facts) -> dict[str, Any]:
-    letters = facts.get("attention.pattern", "g" * facts["model.n_layers"])
+def _write_layers(spec: Spec) -> dict[str, Any]:
+    letters = spec.get("attention.pattern", "g" * spec["model.n_layers"])
     kinds = [[[{"g": "global"}.get(letter, "local")], 1] for letter in letters]
-    return {"attention_types": kinds} | ({"window_size": facts["attention.window"]} if "l" in letters else {})
+    return {"attention_types": kinds} | ({"window_size": spec["attention.window"]} if "l" in letters else {})
 
 
 def _read_opt(config: Any) -> dict[str, Any]:
@@ -155,14 +155,14 @@ def _read_opt(config: Any) -> dict[str, Any]:
     }
 
 
-def _write_opt(facts: Facts) -> dict[str, Any]:
-    pre = facts["norm_position"] == "pre"
+def _write_opt(spec: Spec) -> dict[str, Any]:
+    pre = spec["norm_position"] == "pre"
     return {
         "do_layer_norm_before": pre,
-        "_remove_final_layer_norm": pre and not facts["model.final_norm"],
-        "layer_norm_elementwise_affine": bool(facts["norm.gain"] or facts["norm.bias"]),
-        "enable_bias": any(facts[f"model.{place}_bias"] for place in ("qkv", "out", "mlp")),
-        "word_embed_proj_dim": facts["model.d_model"],
+        "_remove_final_layer_norm": pre and not spec["model.final_norm"],
+        "layer_norm_elementwise_affine": bool(spec["norm.gain"] or spec["norm.bias"]),
+        "enable_bias": any(spec[f"model.{place}_bias"] for place in ("qkv", "out", "mlp")),
+        "word_embed_proj_dim": spec["model.d_model"],
     }
 
 
@@ -178,7 +178,7 @@ _GPT1_ACTIVATIONS = {"relu": "relu", "gelu_tanh": "gelu", "silu": "silu"}  # its
 _KV_SWITCH = Via(
     ("multi_query", "num_key_value_heads"),
     lambda config: {"model.n_kv_heads": 1 if config.multi_query else config.n_head},
-    lambda facts: {"multi_query": facts["model.n_kv_heads"] == 1},
+    lambda spec: {"multi_query": spec["model.n_kv_heads"] == 1},
 )
 
 FAMILIES = (
@@ -186,7 +186,7 @@ FAMILIES = (
         "GPT2LMHeadModel",
         "GPT2Config",
         [
-            *(Given({**LEARNED, **BIASED}), NORM_EPS, inner("n_inner"), Activation("activation_function")),
+            *(Fixed({**LEARNED, **BIASED}), NORM_EPS, inner("n_inner"), Activation("activation_function")),
             *(scaled_scores(), Only({"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False})),
         ],
         _gpt2,
@@ -196,7 +196,7 @@ FAMILIES = (
         "OpenAIGPTLMHeadModel",
         "OpenAIGPTConfig",
         [
-            Given({**LEARNED, **BIASED, "norm_position": "post", "model.final_norm": False}),
+            Fixed({**LEARNED, **BIASED, "norm_position": "post", "model.final_norm": False}),
             *(NORM_EPS, four_times(), Activation("afn", _GPT1_ACTIVATIONS, {"swish": "silu"})),
         ],
         _gpt1,
@@ -206,7 +206,7 @@ FAMILIES = (
         "GPTBigCodeForCausalLM",
         "GPTBigCodeConfig",
         [
-            *(Given({**LEARNED, **BIASED}), NORM_EPS, inner("n_inner"), Activation("activation_function")),
+            *(Fixed({**LEARNED, **BIASED}), NORM_EPS, inner("n_inner"), Activation("activation_function")),
             *(scaled_scores(), _KV_SWITCH, Only({"add_cross_attention": False})),
         ],
         _bigcode,
@@ -216,7 +216,7 @@ FAMILIES = (
         "GPTNeoForCausalLM",
         "GPTNeoConfig",
         [
-            Given({**LEARNED, "model.out_bias": True, "model.mlp_bias": True}),
+            Fixed({**LEARNED, "model.out_bias": True, "model.mlp_bias": True}),
             *(NORM_EPS, inner("intermediate_size"), Activation("activation_function")),
             Via(("attention_types", "attention_layers", "window_size"), _read_layers, _write_layers),
         ],
@@ -227,7 +227,7 @@ FAMILIES = (
     Family(
         "OPTForCausalLM",
         "OPTConfig",
-        [Given(LEARNED), _OPT, Activation("activation_function")],
+        [Fixed(LEARNED), _OPT, Activation("activation_function")],
         _opt,
         {**USUAL_SIZES, "model.d_ff": "ffn_dim"},
     ),

@@ -1,19 +1,19 @@
-"""The GPT line with rotary positions: GPT-J, GPT-NeoX and Pythia, StarCoder2."""
+"""The GPT family with rotary positions: GPT-J, GPT-NeoX and Pythia, StarCoder2."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lmablate.interop.config_mapping import Activation, Given, Keys, Only, Via
+from lmablate.interop.config_mapping import Activation, Fixed, Keys, Only, Via
 from lmablate.interop.families.base import USUAL_SIZES, Family
 from lmablate.interop.families.gpt import ATTENTION, BIASED, FFN, NORM_EPS, SIZES, inner, stack
 from lmablate.interop.families.llama import NARROW, attention_bias
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.positions import Rope, window_everywhere
 from lmablate.interop.tensors import GROUPS, Rule, ends, linear, norm
 
 
-def _gptj(facts: Facts) -> list[Rule]:
+def _gptj(spec: Spec) -> list[Rule]:
     here, there = "blocks.{i}.both", "transformer.h.{i}"
     out = ends("transformer.wte.weight", "lm_head") + norm("final_norm", "transformer.ln_f")
     out += norm(f"{here}.norm", f"{there}.ln_1")
@@ -23,14 +23,14 @@ def _gptj(facts: Facts) -> list[Rule]:
     return out + linear(f"{here}.branch.ffn.out_proj", f"{there}.mlp.fc_out")
 
 
-def _neox(facts: Facts) -> list[Rule]:
+def _neox(spec: Spec) -> list[Rule]:
     names = ("attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
     norms = ("input_layernorm", "post_attention_layernorm")
     blocks = stack("gpt_neox.layers.{i}", "attention.query_key_value", names, form=GROUPS, norms=norms)
     return ends("gpt_neox.embed_in.weight", "lm_head") + norm("final_norm", "gpt_neox.final_layer_norm") + blocks
 
 
-def _starcoder2(facts: Facts) -> list[Rule]:
+def _starcoder2(spec: Spec) -> list[Rule]:
     there = "model.layers.{i}"
     out = ends("model.embed_tokens.weight", "lm_head") + norm("final_norm", "model.norm")
     for ours, theirs in {"q": "q", "k": "k", "v": "v", "out": "o"}.items():
@@ -43,11 +43,11 @@ def _starcoder2(facts: Facts) -> list[Rule]:
 def _rotary_dim() -> Via:
     def read(config: Any) -> dict[str, Any]:
         width = config.rotary_dim or config.n_embd // config.n_head
-        given = {"posemb": "rope", "posemb.rope_theta": 10000.0, "posemb.layout": "pairs"}
-        return {**given, "posemb.width": width}
+        rope = {"posemb": "rope", "posemb.rope_theta": 10000.0, "posemb.layout": "pairs"}
+        return {**rope, "posemb.width": width}
 
-    def write(facts: Facts) -> dict[str, Any]:
-        return {"rotary_dim": facts["posemb.width"]} if "posemb.width" in facts else {}
+    def write(spec: Spec) -> dict[str, Any]:
+        return {"rotary_dim": spec["posemb.width"]} if "posemb.width" in spec else {}
 
     return Via(("rotary_dim",), read, write)
 
@@ -56,7 +56,7 @@ def _parallel_or_serial() -> Via:
     return Via(
         ("use_parallel_residual",),
         lambda config: {"block_layout": "parallel2" if config.use_parallel_residual else "serial"},
-        lambda facts: {"use_parallel_residual": facts["block_layout"] == "parallel2"},
+        lambda spec: {"use_parallel_residual": spec["block_layout"] == "parallel2"},
     )
 
 
@@ -65,8 +65,8 @@ FAMILIES = (
         "GPTJForCausalLM",
         "GPTJConfig",
         [
-            Given({"norm": "layer", "norm.bias": True, "block_layout": "parallel", "model.mlp_bias": True}),
-            Given({"model.head_bias": True}),
+            Fixed({"norm": "layer", "norm.bias": True, "block_layout": "parallel", "model.mlp_bias": True}),
+            Fixed({"model.head_bias": True}),
             *(NORM_EPS, inner("n_inner"), Activation("activation_function"), _rotary_dim()),
         ],
         _gptj,
@@ -76,7 +76,7 @@ FAMILIES = (
         "GPTNeoXForCausalLM",
         "GPTNeoXConfig",
         [
-            Given({"norm": "layer", "norm.bias": True, "model.mlp_bias": True}),
+            Fixed({"norm": "layer", "norm.bias": True, "model.mlp_bias": True}),
             *(Keys({"norm.eps": "layer_norm_eps"}), Activation("hidden_act"), Rope(partial=True), attention_bias()),
             *(_parallel_or_serial(), Only({"is_decoder": False})),
         ],
@@ -87,12 +87,12 @@ FAMILIES = (
         "Starcoder2ForCausalLM",
         "Starcoder2Config",
         [
-            Given({"norm": "layer", "norm.bias": True}),
+            Fixed({"norm": "layer", "norm.bias": True}),
             *(Keys({"norm.eps": "norm_epsilon"}), Activation("hidden_act"), Rope(), window_everywhere()),
             Via(
                 ("use_bias",),
                 lambda config: dict.fromkeys(BIASED, config.use_bias),
-                lambda facts: {"use_bias": any(facts[key] for key in BIASED)},
+                lambda spec: {"use_bias": any(spec[key] for key in BIASED)},
             ),
         ],
         _starcoder2,

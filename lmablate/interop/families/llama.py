@@ -1,4 +1,4 @@
-"""Classes built like Llama: RMSNorm or LayerNorm, rotary halves, separate projections, a gated FFN (Nemotron: a plain one)."""
+"""The Llama family: RMSNorm or LayerNorm, rotary halves, separate projections, a gated FFN (Nemotron: a plain one)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lmablate.interop.config_mapping import (
     GATED_ACTIVATIONS,
     PLAIN_ACTIVATIONS,
     Activation,
-    Given,
+    Fixed,
     Keys,
     Lens,
     Only,
     Via,
 )
 from lmablate.interop.families.base import USUAL_SIZES, Family
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.positions import LongRope, Rope, layer_types, window_everywhere
 from lmablate.interop.tensors import HALVES, ROWS, Rule, ends, linear, norm
 
@@ -40,29 +40,29 @@ GATED = Activation("hidden_act", GATED_ACTIVATIONS)
 
 
 def attention_bias(out: bool = True) -> Via:
-    """One switch for the biases of attention, with or without that of its output."""
+    """Return the lens of one switch for the biases of attention; with `out`, of its output projection too."""
     keys = ("model.qkv_bias", "model.out_bias") if out else ("model.qkv_bias",)
     return Via(
         ("attention_bias",),
         lambda config: dict.fromkeys(keys, config.attention_bias),
-        lambda facts: {"attention_bias": any(facts[key] for key in keys)},
+        lambda spec: {"attention_bias": any(spec[key] for key in keys)},
     )
 
 
 def qk_norm(over: str | None, eps: str = "rms_norm_eps") -> Via:
-    """RMSNorm of queries and keys, with the epsilon of the other norms."""
+    """Return the lens of an RMSNorm of queries and keys, with the epsilon of the other norms."""
 
     def read(config: Any) -> dict[str, Any]:
         plain = {"gain": True, "bias": False, "unit_offset": False, "eps": getattr(config, eps)}
-        facts: dict[str, Any] = {"stability.qk_norm": "rms", "stability.qk_norm_over": over}
-        return facts | {f"stability.qk_norm.{key}": value for key, value in plain.items()}
+        spec: dict[str, Any] = {"stability.qk_norm": "rms", "stability.qk_norm_over": over}
+        return spec | {f"stability.qk_norm.{key}": value for key, value in plain.items()}
 
-    return Via((), read, lambda facts: {})
+    return Via((), read, lambda spec: {})
 
 
 def embedding_root() -> Via:
-    """Token rows times the root of the width (Gemma)."""
-    return Via((), lambda config: {"model.embedding_scale": config.hidden_size**0.5}, lambda facts: {})
+    """Return the lens of token rows scaled by the root of the width (Gemma)."""
+    return Via((), lambda config: {"model.embedding_scale": config.hidden_size**0.5}, lambda spec: {})
 
 
 def rules(
@@ -72,7 +72,7 @@ def rules(
     ffn: str = "ffn.branch",
     fused_qkv: bool = False,
 ) -> list[Rule]:
-    """The weights under their usual names; `norms` and the places of the branches differ from class to class."""
+    """Return the rules of the usual weight names; `norms`, `attention` and `ffn` differ between classes."""
     there = "model.layers.{i}"
     out = ends("model.embed_tokens.weight", "lm_head") + norm("final_norm", "model.norm")
     for ours, theirs in norms.items():
@@ -102,12 +102,12 @@ def like_llama(
     rope: Rope | None = None,
     fused_ffn: bool = False,
     fused_qkv: bool = False,
-    places: Mapping[str, str] | None = None,
+    branches: Mapping[str, str] | None = None,
 ) -> Family:
-    """A class that differs from Llama by what is given; `places` says where the branches stand in a block here."""
-    weights = rules(norms, fused_ffn, fused_qkv=fused_qkv, **(places or {}))
+    """Return a family that differs from Llama in the given arguments; `branches` are the names of the branches in our blocks."""
+    weights = rules(norms, fused_ffn, fused_qkv=fused_qkv, **(branches or {}))
 
-    def of(facts: Facts) -> list[Rule]:
+    def of(spec: Spec) -> list[Rule]:
         return weights
 
     return Family(
@@ -119,16 +119,16 @@ def like_llama(
     )
 
 
-_GEMMA = Given({"norm.unit_offset": True})
+_GEMMA = Fixed({"norm.unit_offset": True})
 FAMILIES = (
     like_llama("Llama", attention_bias(), Keys({"model.mlp_bias": "mlp_bias"})),
     like_llama("Mistral", window_everywhere()),
-    like_llama("Qwen2", Given({"model.qkv_bias": True}), layer_types("use_sliding_window"), sizes=NARROW),
+    like_llama("Qwen2", Fixed({"model.qkv_bias": True}), layer_types("use_sliding_window"), sizes=NARROW),
     like_llama("Qwen3", attention_bias(), qk_norm(None), layer_types("use_sliding_window")),
     like_llama("Gemma", _GEMMA, embedding_root(), attention_bias(), Only({"use_bidirectional_attention": None})),
     like_llama(
         "Gemma2",
-        Given({"norm.unit_offset": True, "norm_position": "sandwich"}),
+        Fixed({"norm.unit_offset": True, "norm_position": "sandwich"}),
         embedding_root(),
         attention_bias(),
         layer_types(),
@@ -142,14 +142,14 @@ FAMILIES = (
         Via(
             ("query_pre_attn_scalar",),
             lambda config: {"attention.scale": config.query_pre_attn_scalar**-0.5},
-            lambda facts: {"query_pre_attn_scalar": _whole(facts["attention.scale"] ** -2)},
+            lambda spec: {"query_pre_attn_scalar": _whole(spec["attention.scale"] ** -2)},
         ),
         norms=SANDWICH,
         activation=Activation("hidden_activation", GATED_ACTIVATIONS),
     ),
     like_llama(
         "Olmo2",
-        Given({"norm_position": "output"}),
+        Fixed({"norm_position": "output"}),
         attention_bias(),
         qk_norm("all_heads"),
         norms=OUTPUT,
@@ -157,7 +157,7 @@ FAMILIES = (
     ),
     like_llama(
         "Cohere",
-        Given({"norm": "layer", "block_layout": "parallel"}),
+        Fixed({"norm": "layer", "block_layout": "parallel"}),
         attention_bias(),
         Keys({"model.logit_scale": "logit_scale"}),
         Only({"use_qk_norm": False}),
@@ -165,11 +165,11 @@ FAMILIES = (
         sizes=NARROW,
         eps="layer_norm_eps",
         rope=Rope("pairs"),
-        places={"attention": "both.branch.attention", "ffn": "both.branch.ffn"},
+        branches={"attention": "both.branch.attention", "ffn": "both.branch.ffn"},
     ),
     like_llama(
         "Glm4",
-        Given({"norm_position": "sandwich"}),
+        Fixed({"norm_position": "sandwich"}),
         attention_bias(out=False),
         norms=SANDWICH_GLM,
         rope=Rope("pairs", partial=True),
@@ -183,7 +183,7 @@ FAMILIES = (
     ),
     like_llama(
         "Nemotron",
-        Given({"norm": "layer", "norm.bias": True, "norm.unit_offset": True}),
+        Fixed({"norm": "layer", "norm.bias": True, "norm.unit_offset": True}),
         attention_bias(),
         Keys({"model.mlp_bias": "mlp_bias"}),
         eps="norm_eps",
@@ -199,7 +199,7 @@ FAMILIES = (
     like_llama("Phi3", window_everywhere(), sizes=NARROW, rope=LongRope(partial=True), fused_ffn=True, fused_qkv=True),
     like_llama(
         "StableLm",
-        Given({"norm": "layer", "norm.bias": True}),
+        Fixed({"norm": "layer", "norm.bias": True}),
         Keys({"model.qkv_bias": "use_qkv_bias"}),
         Only({"use_parallel_residual": False, "qk_layernorm": False}),
         sizes=NARROW,
@@ -220,7 +220,7 @@ FAMILIES = (
         Via(
             ("logits_scaling",),
             lambda config: {"model.logit_scale": 1.0 / config.logits_scaling},
-            lambda facts: {"logits_scaling": 1.0 / facts["model.logit_scale"]},
+            lambda spec: {"logits_scaling": 1.0 / spec["model.logit_scale"]},
         ),
         sizes=NARROW,
     ),
@@ -228,5 +228,5 @@ FAMILIES = (
 
 
 def _whole(number: float) -> float | int:
-    """A whole number as one, where it is one but for rounding."""
+    """Return a number as int if it is whole up to rounding."""
     return round(number) if abs(number - round(number)) < 1e-9 * abs(number) else number

@@ -1,65 +1,65 @@
-"""T5: an encoder and a decoder. Its logits are compared for a pair of texts, ``model.hidden_of_pair(source, target)``."""
+"""T5: an encoder and a decoder. Logits are compared for a pair of texts, ``model.hidden_of_pair(source, target)``."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from lmablate.interop.config_mapping import GATED_ACTIVATIONS, PLAIN_ACTIVATIONS, Given, Keys, Via, refuse
+from lmablate.interop.config_mapping import GATED_ACTIVATIONS, PLAIN_ACTIVATIONS, Fixed, Keys, Via, refuse
 from lmablate.interop.families.base import Family
-from lmablate.interop.model_spec import Facts
+from lmablate.interop.model_spec import Spec
 from lmablate.interop.tensors import Rule, linear
 
-LENGTH = 512  # tokens of both texts together that a configuration of ours stands for; no weight depends on it
-_NAMES = {"gelu_pytorch_tanh": "gelu_new"}  # as they call it
+LENGTH = 512  # tokens of both texts together in our configuration; no weight depends on it
+_NAMES = {"gelu_pytorch_tanh": "gelu_new"}  # the names that T5 uses
 
 
 def _read_ffn(config: Any) -> dict[str, Any]:
-    words = GATED_ACTIVATIONS if config.is_gated_act else PLAIN_ACTIVATIONS
+    options = GATED_ACTIVATIONS if config.is_gated_act else PLAIN_ACTIVATIONS
     name = {theirs: ours for ours, theirs in _NAMES.items()}.get(config.dense_act_fn, config.dense_act_fn)
-    for word, known in words.items():
+    for option, known in options.items():
         if known == name:
-            return {"activation": word}
-    raise refuse(config, "feed_forward_proj", config.feed_forward_proj, ", ".join(words.values()))
+            return {"activation": option}
+    raise refuse(config, "feed_forward_proj", config.feed_forward_proj, ", ".join(options.values()))
 
 
-def _write_ffn(facts: Facts) -> dict[str, Any]:
-    for words, gate in ((PLAIN_ACTIVATIONS, ""), (GATED_ACTIVATIONS, "gated-")):
-        if name := words.get(facts["activation"]):
+def _write_ffn(spec: Spec) -> dict[str, Any]:
+    for options, gate in ((PLAIN_ACTIVATIONS, ""), (GATED_ACTIVATIONS, "gated-")):
+        if name := options.get(spec["activation"]):
             return {"feed_forward_proj": gate + _NAMES.get(name, name)}
     return {}
 
 
-def _scaled(facts: Facts) -> bool:
-    return math.isclose(facts["model.logit_scale"], facts["model.d_model"] ** -0.5)
+def _scaled(spec: Spec) -> bool:
+    return math.isclose(spec["model.logit_scale"], spec["model.d_model"] ** -0.5)
 
 
-# Logits over the root of the width are what their `tie_word_embeddings` stands for: the head is tied either way.
+# Their `tie_word_embeddings` divides logits by the root of the width. The head is tied either way.
 _SCALE = Via(
     ("scale_decoder_outputs", "tie_word_embeddings"),
     lambda config: {
         "model.tie_embeddings": True,
         "model.logit_scale": config.d_model**-0.5 if config.scale_decoder_outputs else 1.0,
     },
-    lambda facts: {"tie_word_embeddings": _scaled(facts)},
+    lambda spec: {"tie_word_embeddings": _scaled(spec)},
 )
 
 
-def _t5(facts: Facts) -> list[Rule]:
+def _t5(spec: Spec) -> list[Rule]:
     out = [Rule(("embedding.weight",), "shared.weight")]
     for ours, theirs, n in (
-        ("encoder.reader.", "encoder", facts["model.n_encoder_layers"]),
-        ("", "decoder", facts["model.n_layers"]),
+        ("encoder.reader.", "encoder", spec["model.n_encoder_layers"]),
+        ("", "decoder", spec["model.n_layers"]),
     ):
         first = f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         out += [Rule((f"{ours}posemb.table.weight",), first)]
         out += [Rule((f"{ours}final_norm.gain.weight",), f"{theirs}.final_layer_norm.weight")]
         for i in range(n):
-            out += _block(f"{ours}blocks.{i}", f"{theirs}.block.{i}.layer", cross=theirs == "decoder", facts=facts)
+            out += _block(f"{ours}blocks.{i}", f"{theirs}.block.{i}.layer", cross=theirs == "decoder", spec=spec)
     return out
 
 
-def _block(ours: str, theirs: str, *, cross: bool, facts: Facts) -> list[Rule]:
+def _block(ours: str, theirs: str, *, cross: bool, spec: Spec) -> list[Rule]:
     attends = {"attention.first": "0.SelfAttention", "attention.second": "1.EncDecAttention"}
     out: list[Rule] = []
     for i, (here, there) in enumerate(attends.items() if cross else [("attention", "0.SelfAttention")]):
@@ -68,7 +68,7 @@ def _block(ours: str, theirs: str, *, cross: bool, facts: Facts) -> list[Rule]:
         out += [Rule((f"{ours}.{here}.norm.gain.weight",), f"{theirs}.{i}.layer_norm.weight")]
     at = 2 if cross else 1
     names = {"in_proj": "wi", "out_proj": "wo"}
-    if facts["activation"] in GATED_ACTIVATIONS:
+    if spec["activation"] in GATED_ACTIVATIONS:
         names = {"gate_proj": "wi_0", "in_proj": "wi_1", "out_proj": "wo"}
     for mine, name in names.items():
         out += linear(f"{ours}.ffn.branch.{mine}", f"{theirs}.{at}.DenseReluDense.{name}")
@@ -80,7 +80,7 @@ FAMILIES = (
         "T5ForConditionalGeneration",
         "T5Config",
         [
-            Given(
+            Fixed(
                 {
                     "objective": "span_corruption",
                     "posemb": "t5",
