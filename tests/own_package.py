@@ -89,12 +89,12 @@ def write_package(folder: Path) -> Path:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "helpers.py").write_text("FACTOR = 1.0\n")
-    (package / "model/components.py").write_text(PARTS)
+    (package / "parts.py").write_text(PARTS)
     for option, text in OPTIONS.items():
         path = folder / "conf" / f"{option}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return package / "model/components.py"
+    return package / "parts.py"
 
 
 def as_new_process() -> None:
