@@ -145,7 +145,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time; it is printed")
     parser.add_argument("--line", type=int, metavar="I", help="only this one")
     parser.add_argument(
-        "--limit", type=float, default=120.0, metavar="SECONDS", help="of one line (default: %(default)s)"
+        "--limit",
+        type=float,
+        default=400.0,
+        metavar="SECONDS",
+        help="of one line, which hangs beyond it (default: %(default)s)",
     )
     parser.add_argument("--all", action="store_true", help="also show lines that end as they should, shortly")
     parser.add_argument("--keep", action="store_true", help="keep the folder of the last line")
