@@ -374,3 +374,12 @@ def test_unfinished_runs_are_listed_with_what_is_known(tmp_path):
 
 def test_the_page_of_results_is_made_of_the_type():
     assert (ROOT / "docs" / "result.md").read_text().endswith("test holds it -->\n" + markdown_table())
+
+
+def test_a_result_is_asked_for_its_columns_and_for_nothing_else_of_its_class():
+    row = RunResult.model_validate({**fake_results.fake_row({}), "val_loss_prefix": 3.5})
+    assert row["val_loss_prefix"] == row.get("val_loss_prefix") == 3.5
+    assert row["val_loss"] == row.val_loss and "val_loss_prefix" in set(row.keys())
+    assert row.get("copy") is None and row.get("model_fields", "none") == "none"
+    with pytest.raises(KeyError, match="copy"):
+        row["copy"]

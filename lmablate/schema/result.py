@@ -74,14 +74,16 @@ class RunResult(BaseModel):
     diagnostics: dict[str, Any] | None = Field(None, description="what was measured during training")
 
     def __getitem__(self, name: str) -> Any:
-        try:
+        if name in type(self).model_fields:
             return getattr(self, name)
-        except AttributeError:
-            raise KeyError(name) from None
+        return (self.model_extra or {})[name]  # an attribute of the class is no column
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the field or extra of this name, or `default`."""
-        return getattr(self, name, default)
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
     def keys(self) -> Iterator[str]:
         """Yield the names of all fields and extras."""
@@ -90,11 +92,6 @@ class RunResult(BaseModel):
     def items(self) -> Iterator[tuple[str, Any]]:
         """Yield every name with its value."""
         return iter(self)
-
-    @property
-    def done(self) -> bool:
-        """Return whether the run has weights to evaluate."""
-        return self.status == "completed"
 
 
 REQUIRED = tuple(name for name, field in RunResult.model_fields.items() if field.is_required())
