@@ -34,6 +34,7 @@ LIMITS: dict[str, Limit] = {
     "model.context_length": Limit("of 1 token there is nothing to attend to", logged=("model.context_length=1",)),
     "model.dropout": Limit("0 is none", refused=("model.dropout=1.0",)),
     "model.init_std": Limit("acts on the token tables whatever draws the branches", refused=("model.init_std=0.0",)),
+    "model.embedding_std": Limit("null is init_std", refused=("model.embedding_std=0.0",)),
     "model.embedding_scale": Limit("1 is none", same=("model.embedding_scale=1.0",)),
     "model.logit_scale": Limit("1 is none", same=("model.logit_scale=1.0",)),
     "model.n_encoder_layers": Limit(_SIZE),
@@ -169,6 +170,14 @@ LIMITS: dict[str, Limit] = {
     "objective.special_id": Limit("null adds an id", refused=("objective.special_id=3",)),
     # optim, schedule, trainer
     "optim.lr": Limit("acts at every value", refused=("optim.lr=0.0",)),
+    "optim.lr_rule.base": Limit("acts at every value", refused=("optim.lr=0.1 optim.lr_rule.base=0.1",)),
+    **{
+        f"optim.lr_rule.{size}": Limit(
+            "the size at which the rate is base; 0 is none", refused=(f"optim.lr_rule.{size}=0",)
+        )
+        for size in ("d_model", "tokens", "batch_tokens")
+    },
+    **{f"optim.lr_rule.{size}_power": Limit("0 leaves the size out") for size in ("width", "tokens", "batch")},
     "optim.beta1": Limit("0 is no momentum", refused=("optim.beta1=1.0",)),
     "optim.beta2": Limit("0 is the last gradient alone", refused=("optim.beta2=1.0",)),
     "optim.eps": Limit("acts the less the smaller it is", refused=("optim.eps=0.0",)),

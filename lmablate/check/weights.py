@@ -164,4 +164,4 @@ def first_scale(subject: Subject) -> Finding:
 
 
 def _rule(cfg: RunConfig, parameter: torch.Tensor) -> str:
-    return f"{float(parameter.detach().float().std()):.3g} (model.init_std={cfg.model.init_std:g})"
+    return f"{float(parameter.detach().float().std()):.3g} (model.init_std={cfg.model.init_std})"

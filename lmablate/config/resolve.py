@@ -11,7 +11,7 @@ from lmablate.config.task_constraints import check_task
 from lmablate.core.errors import ConfigError
 from lmablate.core.hardware import bf16_is_faster
 from lmablate.schema.run_config import RunConfig, RunRequest
-from lmablate.schema.training_config import ScheduleSettings, TrainerSettings
+from lmablate.schema.training_config import OptimRequest, OptimSettings, ScheduleSettings, TrainerSettings
 
 # Two keys for one quantity: the one given on the command line replaces the other's default, and both are refused.
 ALTERNATIVES = (
@@ -57,6 +57,7 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     for pair, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
         _exactly_one(group, pair)
     check_seeds(request, given)
+    _check_rate(request.optim, given)
     _check_scale(request)
     check_task(request)
     common = {name: getattr(request, name) for name in RunConfig.model_fields if name in RunRequest.model_fields}
@@ -64,15 +65,40 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     common["data_seed"] = request.seed if request.data_seed is None else request.data_seed
     common["model"] = sizes(request, request.model)
     common["ffn"] = _experts(request)
-    if request.optim.decay == "coupled":  # the default is stored as null
-        common["optim"] = request.optim.model_copy(update={"decay": None})
     common["trainer"] = _trainer(request)
+    common["optim"] = _optim(request.optim, RunConfig.model_construct(**common))
     if request.diagnostics is not None and not request.diagnostics.on:
         common["diagnostics"] = None
     own = {"device": _device(request.runtime.device), "compile": request.runtime.compile is True}
     common["runtime"] = request.runtime.model_copy(update=own)
     cfg = meet_budget(request, RunConfig.model_construct(**common), given, reference)
-    return cfg.model_copy(update=_schedule(request.schedule, cfg.trainer, request.optim.lr))
+    cfg = cfg.model_copy(update=_schedule(request.schedule, cfg.trainer, cfg.optim.lr))
+    return cfg.model_copy(update=_final_lr(request.optim, cfg))
+
+
+def _optim(optim: OptimRequest, cfg: RunConfig) -> OptimSettings:
+    """Return the optimizer with the learning rate that its rule gives for the sizes of `cfg`."""
+    lr = optim.lr
+    if lr == "rule":
+        lr = optim.lr_rule.lr(d_model=cfg.model.d_model, tokens=cfg.tokens, batch_tokens=cfg.tokens_per_step)
+    decay = None if optim.decay == "coupled" else optim.decay  # the default is stored as null
+    same = {name: getattr(optim, name) for name in OptimSettings.model_fields}
+    return OptimSettings(**{**same, "lr": lr, "decay": decay})
+
+
+def _check_rate(optim: OptimRequest, given: dict[str, Any]) -> None:
+    idle = [key for key in given if key.startswith("optim.lr_rule") and optim.lr != "rule"]
+    if idle:
+        raise ConfigError(f"{idle[0]} has no effect beside optim.lr={optim.lr:g}: leave it out, or give optim.lr=rule")
+
+
+def _final_lr(optim: OptimRequest, cfg: RunConfig) -> dict[str, Any]:
+    """Return the fields that follow from the final sizes, which a budget may have moved."""
+    final = _optim(optim, cfg)
+    if optim.lr != "rule":
+        return {"optim": final}
+    sizes = f"model.d_model={cfg.model.d_model}, {cfg.tokens:,} tokens and {cfg.tokens_per_step:,} tokens a step"
+    return {"optim": final, "lr_from": f"optim.lr=rule is {final.lr:g} for {sizes}"}
 
 
 def _experts(request: RunRequest) -> dict[str, Any] | None:

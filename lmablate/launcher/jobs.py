@@ -112,11 +112,12 @@ def put_aside(jobs: Sequence[Job]) -> None:
 
 
 def log_solved(jobs: Sequence[Job]) -> None:
-    """Log once in a command the sizes that a budget solved, with the arms they belong to."""
+    """Log once in a command the sizes that a budget solved and the rates of a rule, with the arms they belong to."""
     arms: dict[str, list[str]] = {}
     for job in jobs:
-        if job.cfg.solved is not None:
-            arms.setdefault(job.cfg.solved, []).append(job.cfg.arm or job.arm)
+        for message in (job.cfg.solved, job.cfg.lr_from):
+            if message is not None:
+                arms.setdefault(message, []).append(job.cfg.arm or job.arm)
     for solved, names in arms.items():
         if solved not in _logged:
             _logged.add(solved)

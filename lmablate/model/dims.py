@@ -71,6 +71,12 @@ def logit_scale(cfg: RunConfig) -> float | None:
     return cfg.model.d_model**-0.5 if given == "inverse_sqrt_d_model" else given
 
 
+def embedding_scale(cfg: RunConfig) -> float | None:
+    """Return the factor of the token rows; None: no factor."""
+    given = cfg.model.embedding_scale
+    return cfg.model.d_model**0.5 if given == "sqrt_d_model" else given
+
+
 def detects(cfg: RunConfig) -> bool:
     """Return True if the model predicts for each token whether it was replaced, and has no logits over the vocabulary."""
     return objective_of(cfg).detects

@@ -17,6 +17,7 @@ from lmablate.model.block_layout import InTurn, Sum
 from lmablate.model.dims import (
     attention_shape,
     detects,
+    embedding_scale,
     ffn_option,
     ffn_shape,
     has_final_norm,
@@ -25,7 +26,7 @@ from lmablate.model.dims import (
     position_shape,
 )
 from lmablate.model.encoder import Encoder, Generator, Reader
-from lmablate.model.init import initialise, seeded_draws
+from lmablate.model.init import Spread, initialise, seeded_draws
 from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of, layer_order, source_length
 from lmablate.model.output_heads import Detector, LastState, Transform
 from lmablate.model.posemb import PosEmb
@@ -49,7 +50,7 @@ def build_model(cfg: RunConfig, device: str | torch.device | None = None) -> Tra
 def _assemble(cfg: RunConfig) -> TransformerLM:
     m, objective = cfg.model, objective_of(cfg)
     build = partial(_build, cfg)
-    fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
+    fill = partial(initialise, seed=cfg.init_seed, std=spread(cfg), out_proj_scale=1.0)
     new_norm = components.build(cfg.norm, "norm")
     width = m.embedding_dim or m.d_model  # of the token rows
     two = m.n_encoder_layers is not None
@@ -79,7 +80,7 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         head=head,
         dropout=m.dropout,
         final_soft_cap=cfg.stability.final_soft_cap,
-        embedding_scale=m.d_model**0.5 if m.embedding_scale == "sqrt_d_model" else m.embedding_scale,
+        embedding_scale=embedding_scale(cfg),
         embedding_norm=build("embedding_norm", new_norm, width) if m.embedding_norm else None,
         logit_scale=logit_scale(cfg),
         readout=readout,
@@ -91,6 +92,13 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
         encoder=_encoder(cfg) if two else None,
         source_length=source_length(cfg) if two else None,
     )
+
+
+def spread(cfg: RunConfig) -> Spread:
+    """Return the standard deviations of the draws that `cfg` sets."""
+    m = cfg.model
+    rows = m.init_std if m.embedding_std is None else m.embedding_std
+    return Spread(m.init_std, rows, row_scale=embedding_scale(cfg) or 1.0, tied=m.tie_embeddings)
 
 
 def _build(cfg: RunConfig, scope: str, new: Callable[..., Any], *args: Any) -> Any:
@@ -105,7 +113,7 @@ def _blocks(cfg: RunConfig, at: str, *, cross: bool) -> list[nn.Module]:
     """The distinct blocks of a stack; `at` is the prefix of the keys of its draws."""
     m = cfg.model
     scale = (2 * m.n_layers) ** -0.5 if m.depth_scaled_init else 1.0
-    fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=scale, xavier_gain=_branch_gain(cfg))
+    fill = partial(initialise, seed=cfg.init_seed, std=spread(cfg), out_proj_scale=scale, xavier_gain=_branch_gain(cfg))
     new_norm = partial(components.build(cfg.norm, "norm"), m.d_model)
     place = partial(components.build(cfg.norm_position, "norm_position"), norm=new_norm, n_layers=m.n_layers)
     layout, option = components.build(cfg.block_layout, "block_layout"), components.resolve(cfg.attention, "attention")
@@ -170,7 +178,7 @@ def _readout(cfg: RunConfig) -> nn.Module | None:
 def _reader(cfg: RunConfig, at: str, posemb: PosEmb) -> Reader:
     """A bidirectional stack, built from a configuration of its own."""
     m = cfg.model
-    fill = partial(initialise, seed=cfg.init_seed, std=m.init_std, out_proj_scale=1.0)
+    fill = partial(initialise, seed=cfg.init_seed, std=spread(cfg), out_proj_scale=1.0)
     fill(posemb, f"{at}posemb")
     new_norm = components.build(cfg.norm, "norm")
     final_norm = _build(cfg, f"{at}final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity()
@@ -202,7 +210,7 @@ def _generator(cfg: RunConfig) -> Generator | None:
         head=head,
         logit_scale=logit_scale(own),
     )
-    fill = partial(initialise, seed=own.init_seed, std=m.init_std, out_proj_scale=1.0)
+    fill = partial(initialise, seed=own.init_seed, std=spread(own), out_proj_scale=1.0)
     for part, key in ((embedding_map, "generator.embedding_map"), (readout, "generator.readout")):
         if part is not None:
             fill(part, key)

@@ -10,14 +10,14 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmablate.model.primitives import Matrix
+from lmablate.model.primitives import Embedding, Matrix
 
 
 def seed_of(*key: object) -> int:
@@ -72,11 +72,36 @@ class _SeededDraws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Spread(NamedTuple):
+    """The standard deviations of the draws: a number, or a rule with a factor, as in ``model.init_std``.
+
+    ``fan_in`` is ``1 / sqrt(columns)``: a product of inputs of unit size then has unit size at any width (LeCun et al. 1998, "Efficient
+    BackProp", equation 16). ``unit`` gives rows that enter the residual stream with unit size, ``1 / embedding_scale``; where the rows
+    are tied to the head too it is ``fan_in``, which gives logits of unit size.
+    """
+
+    matrices: float | str
+    rows: float | str  # of tokens, positions and segments
+    row_scale: float  # factor of the token rows in the model
+    tied: bool  # to the head
+
+    def of(self, module: Matrix) -> float:
+        """Return the standard deviation of the entries of `module`."""
+        rows = isinstance(module, Embedding) and module.fan_in is None
+        rule = self.rows if rows else self.matrices
+        if not isinstance(rule, str):
+            return rule
+        factor, _, word = rule.rpartition("*")
+        columns = getattr(module, "fan_in", None) or module.weight.shape[-1]
+        unit = 1 / self.row_scale if word == "unit" and rows and not self.tied else columns**-0.5
+        return float(factor or 1) * unit
+
+
 @torch.no_grad()
 def initialise(
-    part: nn.Module, scope: str, *, seed: int, std: float, out_proj_scale: float, xavier_gain: float | None = None
+    part: nn.Module, scope: str, *, seed: int, std: Spread, out_proj_scale: float, xavier_gain: float | None = None
 ) -> None:
-    """Fill the matrices of `part` with N(0, std^2); the last matrix of a branch, ``out_proj``, is scaled by `out_proj_scale`.
+    """Fill the matrices of `part` with normal draws; the last matrix of a branch, ``out_proj``, is scaled by `out_proj_scale`.
 
     With `xavier_gain` the variance is Xavier's instead, ``2 / (rows + columns)``. Matrices are then scaled by the gain, except those
     that only produce attention scores, which a part names in ``score_only`` (DeepNet, arXiv 2203.00555, figure 2).
@@ -88,7 +113,7 @@ def initialise(
         if isinstance(module, Matrix) and not module.weight.is_meta:
             shape = tuple(module.weight.shape)
             if xavier_gain is None:
-                scale = std * (out_proj_scale if name.split(".")[-1] == "out_proj" else 1.0)
+                scale = std.of(module) * (out_proj_scale if name.split(".")[-1] == "out_proj" else 1.0)
             else:
                 scale = (2 / sum(shape[-2:])) ** 0.5 * (1.0 if name in getattr(part, "score_only", ()) else xavier_gain)
             if len(shape) == 2:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 # Raised whenever a code change alters the numbers of a run; older rows are then shown as stale.
-SCIENCE_VERSION = 2
+SCIENCE_VERSION = 3
 
 GRAPH = (*PARTS, "stability", "model", "objective", "trainer")  # the keys that decide the operations of a step
 

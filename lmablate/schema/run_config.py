@@ -11,13 +11,14 @@ from lmablate.schema.data import DataSettings, TokenizerSettings
 from lmablate.schema.diagnostics import DiagnosticsSettings
 from lmablate.schema.training_config import (
     ObjectiveSettings,
+    OptimRequest,
     OptimSettings,
     RuntimeSettings,
     ScheduleSettings,
     TrainerRequest,
     TrainerSettings,
 )
-from lmablate.schema.types import Folder, Fraction, NonNegativeInt, Part, PositiveFloat, PositiveInt
+from lmablate.schema.types import Folder, Fraction, MatrixStd, NonNegativeInt, Part, PositiveFloat, PositiveInt, RowStd
 
 SCHEMA_VERSION = 1  # of the format of config.yaml
 
@@ -32,8 +33,9 @@ class Biases(NamedTuple):
 
 
 class _Model(Settings):
-    """Settings of the model that need no solving. `context_length` is in tokens, `init_std` of the matrices' normal
-    draws. `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` if None; None in other fields is off."""
+    """Settings of the model that need no solving. `context_length` is in tokens; `init_std` is of the matrices' normal
+    draws, `embedding_std` of the rows of tokens, positions and segments (model/init.py).
+    `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` if None; None in other fields is off."""
 
     d_model: PositiveInt
     n_layers: PositiveInt
@@ -41,12 +43,13 @@ class _Model(Settings):
     tie_embeddings: bool
     bias: bool
     dropout: Fraction
-    init_std: PositiveFloat
+    init_std: MatrixStd
     depth_scaled_init: bool
     qkv_bias: bool | None = None
     out_bias: bool | None = None
     mlp_bias: bool | None = None
     head_bias: bool | None = None
+    embedding_std: RowStd | None = None  # None, as in runs before the key existed, is init_std
     embedding_scale: PositiveFloat | Literal["sqrt_d_model"] | None = None
     embedding_norm: bool | None = None
     final_norm: bool | None = None
@@ -134,7 +137,6 @@ class _Common(Settings):
     data: DataSettings
     tokenizer: TokenizerSettings | None = None  # null for a task, which has tokens of its own
     objective: ObjectiveSettings
-    optim: OptimSettings
     schedule: ScheduleSettings
     diagnostics: DiagnosticsSettings | None = None
     runtime: RuntimeSettings
@@ -150,6 +152,7 @@ class RunRequest(_Common):
     model: ModelRequest
     aspect_ratio: AspectRatioSettings
     budget: BudgetSettings | None = None
+    optim: OptimRequest
     trainer: TrainerRequest
 
 
@@ -159,7 +162,9 @@ class RunConfig(_Common):
     init_seed: NonNegativeInt
     data_seed: NonNegativeInt
     model: ModelSettings
+    optim: OptimSettings
     trainer: TrainerSettings
+    lr_from: str | None = None  # message about the learning rate that the rule gave
     solved: str | None = None  # message about the sizes that a budget solved
     code: dict[str, str] | None = None  # fingerprints of modules that are not as shipped (core/source_code.py)
     branches: list[PositiveInt] | None = None  # steps of every run that shares this one's trunk (runs/wsd_branches.py)

@@ -1,5 +1,6 @@
 """Define the typed configuration of training: objective, optimizer, schedule, steps, and runtime."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -9,7 +10,9 @@ from lmablate.core.settings import Settings
 from lmablate.schema.types import (
     ClosedFraction,
     Count,
+    FiniteFloat,
     Fraction,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     OpenFraction,
@@ -83,6 +86,32 @@ class OptimSettings(Settings):
     weight_decay: NonNegativeFloat
     grad_clip: PositiveFloat | None
     decay: Literal["coupled", "independent"] | None = None
+
+
+class LrRule(Settings):
+    """The learning rate as a rule: ``base (d_model / d)^width_power (tokens / t)^tokens_power (batch / b)^batch_power``,
+    where `base` is the best rate at width `d_model`, `tokens` training tokens and `batch_tokens` tokens a step."""
+
+    base: PositiveFloat
+    d_model: PositiveInt
+    tokens: PositiveFloat
+    batch_tokens: PositiveInt
+    width_power: FiniteFloat
+    tokens_power: FiniteFloat
+    batch_power: FiniteFloat
+
+    def lr(self, *, d_model: int, tokens: int, batch_tokens: int) -> float:
+        """Return the rate for a model of width `d_model` and a run of `tokens` tokens, to three digits."""
+        sizes = (d_model / self.d_model, tokens / self.tokens, batch_tokens / self.batch_tokens)
+        powers = (self.width_power, self.tokens_power, self.batch_power)
+        return float(f"{self.base * math.prod(size**power for size, power in zip(sizes, powers, strict=True)):.3g}")
+
+
+class OptimRequest(OptimSettings):
+    """The optimizer as requested: `lr` is a number or ``rule``, which takes it from `lr_rule`."""
+
+    lr: LearningRate  # type: ignore[assignment]
+    lr_rule: LrRule
 
 
 class ScheduleSettings(Settings):

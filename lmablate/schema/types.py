@@ -1,8 +1,10 @@
 """Define the types of numbers and components in a configuration."""
 
+import math
 import os
 import re
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -15,6 +17,7 @@ def _whole(value: Any) -> Any:
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -46,6 +49,47 @@ def _folder(value: str) -> str:
 
 
 Folder = Annotated[str, AfterValidator(_folder)]
+
+
+def _std(value: Any, *, rules: tuple[str, ...]) -> float | str:
+    """Return a standard deviation, or the rule for one: a word of `rules` or a multiple such as ``0.5*fan_in``.
+
+    Raises ValueError for a value that is neither, or not positive."""
+    if isinstance(value, str):
+        factor, star, word = value.replace(" ", "").rpartition("*")
+        try:
+            times = float(factor) if star else 1.0
+            if word in rules and 0 < times < math.inf:
+                return word if times == 1 else f"{times:g}*{word}"
+            value = float(value)
+        except ValueError:
+            pass
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(
+            f"{value} is no standard deviation: give a positive number such as 0.02, a rule ({' or '.join(rules)}), or a multiple "
+            f"of a rule such as 0.5*{rules[0]}"
+        )
+    return float(value)
+
+
+MatrixStd = Annotated[float | str, BeforeValidator(partial(_std, rules=("fan_in",)))]
+RowStd = Annotated[float | str, BeforeValidator(partial(_std, rules=("unit", "fan_in")))]
+
+
+def _rate(value: Any) -> float | str:
+    """Return a learning rate, or the word ``rule``. Raises ValueError for anything else."""
+    if value == "rule":
+        return "rule"
+    try:
+        rate = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(f"{value} is no learning rate: give a positive number such as 3e-3, or rule (optim.lr_rule)")
+    return rate
+
+
+LearningRate = Annotated[float | Literal["rule"], BeforeValidator(_rate)]
 
 
 def _names_a_target(part: dict[str, Any]) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class Study:
         overrides = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]
         moved: dict[str, Any] = {
             "optim": cfg.optim.model_copy(update={"lr": trial.lr}),
+            "lr_from": cfg.lr_from if trial.lr == cfg.optim.lr else None,
             "init_seed": trial.seeds.init,
             "data_seed": trial.seeds.data,
             "overrides": [*cfg.overrides, *overrides],
