@@ -355,7 +355,7 @@ def test_notebooks_run_on_published_results(name, tmp_path, monkeypatch):
     from lmablate.core.paths import SWEEPS_DIR
 
     for sweep in ("activation", "head_dim"):
-        archive(["restore", str(ROOT / "docs" / "results" / sweep), str(tmp_path / "results")])
+        archive(["restore", str(ROOT / "docs" / "results" / "archive-v1" / sweep), str(tmp_path / "results")])
     notebook = execute(name, tmp_path, monkeypatch)
     shown = str([output for cell in notebook.cells for output in cell.get("outputs", ())])
     if name == "question":

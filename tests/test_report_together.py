@@ -26,7 +26,7 @@ def together(tmp_path_factory):
     """The published runs of four studies, as evidence, with the studies."""
     folder = tmp_path_factory.mktemp("together")
     for name in PUBLISHED:
-        archive.restore(ROOT / "docs" / "results" / name, folder)
+        archive.restore(ROOT / "docs" / "results" / "archive-v1" / name, folder)
     studies = studies_in([folder])
     return evidence(load_runs(folder), studies), studies, folder
 
