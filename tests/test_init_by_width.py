@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import options
-from variants import base, variant
+from variants import variant
 
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
@@ -65,7 +65,7 @@ def test_the_default_rule_gives_every_width_the_same_scales(axis, option):
 
 
 def test_the_default_is_that_rule():
-    assert {key: getattr(base().model, key) for key in RULE} == RULE
+    assert {key: getattr(compose().model, key) for key in RULE} == RULE
 
 
 @pytest.mark.parametrize(("word", "wanted"), [("fan_in", 1 / 8), ("0.5*fan_in", 1 / 16), ("unit", 1.0), (0.3, 0.3)])

@@ -149,7 +149,7 @@ def main() -> int:
         type=float,
         default=400.0,
         metavar="SECONDS",
-        help="of one line, which hangs beyond it (default: %(default)s)",
+        help="of processor time of one line, which hangs beyond it (default: %(default)s)",
     )
     parser.add_argument("--all", action="store_true", help="also show lines that end as they should, shortly")
     parser.add_argument("--keep", action="store_true", help="keep the folder of the last line")
