@@ -136,7 +136,7 @@ def explain(error: ValidationError) -> str:
         key = ".".join(
             str(step)
             for step in item["loc"]
-            if step not in ("kjv", "files", "hub", "synthetic", "bpe", "bytes", "pretrained", *SOURCES)
+            if step not in ("kjv", "sotu", "files", "hub", "synthetic", "bpe", "bytes", "pretrained", *SOURCES)
         )
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":

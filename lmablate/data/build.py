@@ -84,6 +84,7 @@ def _build(data: TextSettings, source: Source, settings: TokenizerSettings, cach
             val_fraction=data.val_fraction,
             val_bytes=data.val_bytes,
             train_bytes=data.train_bytes,
+            held_out=source.held_out,
         )
         given = None if isinstance(settings, BpeTokenizer) else _given(settings)
         about = fingerprint(given) if given else [settings.model_dump(), _version(settings)]

