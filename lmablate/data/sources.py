@@ -14,7 +14,7 @@ from lmablate.data.local_files import LocalFiles
 from lmablate.data.sotu import Sotu
 from lmablate.data.stamp import Stamp
 from lmablate.data.synthetic import Markov
-from lmablate.schema.data import FilesData, HubData, KjvData, SotuData, TextSettings
+from lmablate.schema.data import FilesData, HubData, KjvData, OneText, SotuData
 
 
 class Source(Protocol):
@@ -39,7 +39,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: TextSettings) -> Source:
+def open_source(settings: OneText) -> Source:
     """Return the source of `settings`. Raises DataError if it does not exist."""
     if isinstance(settings, KjvData):
         return Kjv(settings)

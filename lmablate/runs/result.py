@@ -56,6 +56,7 @@ def initial_columns(run: PreparedRun) -> dict[str, Any]:
             "val_tokens": len(data.val),
             "unigram_val_loss": data.unigram_val_loss,
             "entropy_floor": data.entropy_floor,
+            **({"texts": {text.name: text._asdict() for text in data.texts}} if data.texts else {}),
             **(data.row_fields() if isinstance(data, TaskData) else {}),
         },
     }
@@ -76,6 +77,7 @@ def outcome_columns(trainer: Trainer, cfg: RunConfig, started: datetime, numeric
         "val_accuracy": None if diverged else p.evaluation.val_accuracy,
         "val_accuracy_by_length": None if diverged else p.evaluation.val_accuracy_by_length,
         **({} if diverged else p.evaluation.yardsticks or {}),
+        **({} if diverged else p.evaluation.texts or {}),
         "diverged_at_step": p.diverged_at_step,
         "tokens_per_second": tokens / max(p.seconds, 1e-9),
         "wall_seconds": p.seconds,
