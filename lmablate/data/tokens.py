@@ -28,6 +28,11 @@ class TextPart(NamedTuple):
     val_tokens: int
     val_bytes: int
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return all but the name."""
+        return {name: value for name, value in self._asdict().items() if name != "name"}
+
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
