@@ -110,7 +110,8 @@ def _losses(
     finally:
         model.train(training)
     if ranks:
-        nats = {name: ranks.sum(values) for name, values in nats.items()}
+        sums = iter(ranks.sum([value for values in nats.values() for value in values]))
+        nats = {name: [next(sums) for _ in values] for name, values in nats.items()}
     return {
         name: [(nats[name][i], objective.counted(batch.rows(own))) for i, own in enumerate(rows)]
         for name, batch in batches.items()
