@@ -43,7 +43,10 @@ def test_every_option_says_what_it_is_and_how_to_call_it_and_is_valid(path: Path
     assert f"{path.parent.name}={path.stem}" in first
     values = yaml.safe_load(text)
     for parent in values.pop("defaults", []):
-        if parent != "_self_":
+        option, _, place = parent.partition("@")
+        if place:  # a text of a mixture
+            values.setdefault("texts", {})[place.removeprefix("texts.")] = defaults(f"{path.parent.name}/{option}")
+        elif parent != "_self_":
             values = defaults(f"{path.parent.name}/{parent}") | values
     required = {"files": {"paths": "x"}, "hub": {"name": "a/b"}, "pretrained": {"path": "x"}}
     kind: Any = DataSettings if path.parent.name == "data" else TokenizerSettings
