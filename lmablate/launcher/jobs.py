@@ -145,7 +145,7 @@ def log_epochs(jobs: Sequence[Job], data: Mapping[str, TokenData]) -> None:
             longest[text] = job
     for text, job in longest.items():
         assert job.epochs is not None
-        times = f"{job.cfg.tokens / job.epochs:,.0f} training tokens {job.epochs:.2g} times ({job.cfg.tokens:,} tokens)"
+        times = f"{job.cfg.tokens / job.epochs:,.0f} training tokens {job.epochs:.2f} times ({job.cfg.tokens:,} tokens)"
         line = f"{text}: the longest run reads its {times}"
         much = job.epochs > MOST_EPOCHS
         if much:
