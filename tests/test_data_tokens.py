@@ -26,6 +26,7 @@ def ring(n: int, val: int = 5) -> TokenData:
         unigram_val_loss=1.0,
         entropy_floor=None,
         tokenizer_path=Path("none"),
+        texts=(),
     )
 
 

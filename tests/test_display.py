@@ -211,6 +211,33 @@ def test_the_plan_of_a_study_is_a_row_an_arm():
     assert shown[1].split()[2:] == ["2", "1", "1", "40"]
 
 
+def test_a_text_that_is_read_more_than_once_is_said_with_the_number_of_times(text, tmp_path, caplog):
+    from test_console import printed
+
+    def shown(*steps):
+        jobs, _ = made(text, tmp_path, *((f"trainer.steps={n}", "runtime.log_every=1") for n in steps))
+        return jobs, printed(pricing._runs_table([(job, 1.0) for job in jobs], len(jobs), ""))
+
+    with caplog.at_level("INFO", "lmablate"):
+        (once,), lines = shown(1)
+        per_step = once.epochs
+        assert 0 < per_step < 1 and "epochs" not in lines[0] and "times" not in caplog.text
+        twice, often = round(2 / per_step), round(9 / per_step)
+        _, lines = shown(1, twice)
+        assert "epochs" in lines[0] and f"{twice * per_step:.2f}" in lines[2]
+        assert (
+            f"training tokens {twice * per_step:.2f} times" in caplog.text
+            and "teaches less and less" not in caplog.text
+        )
+        (job,), _ = shown(often)
+        folded = printed(pricing._arms_table([(job, 1.0)]))
+        assert folded[0].split()[-1] == "epochs" and folded[1].split()[-1] == f"{job.epochs:.2f}"
+    assert (
+        f"training tokens {job.epochs:.2f} times" in caplog.text
+        and "beyond 4 times repeated text teaches less" in caplog.text
+    )
+
+
 def test_the_demo_has_a_help_of_its_own_and_ends_with_what_to_open_and_to_try(tmp_path, monkeypatch, capsys):
     from lmablate import demo
 

@@ -78,6 +78,7 @@ class SmallText:
         rng = np.random.default_rng(0)
         self.train = self.tokens = (np.cumsum(rng.integers(0, 3, length)) % VOCAB).astype(np.int64)
         self.val_bytes = 200
+        self.texts = ()
 
     def batch(self, step: int, *, data_seed: int, batch_size: int, context_length: int) -> np.ndarray:
         """Return the batch of a step: int64 ``[batch_size, context_length + 1]``."""
@@ -88,6 +89,10 @@ class SmallText:
         """Return inputs and targets: int64 ``[2, context_length]`` each."""
         rows = self.tokens[: 2 * context_length + 1]
         return rows[:-1].reshape(2, -1), rows[1:].reshape(2, -1)
+
+    def val_rows(self, context_length: int) -> dict[str, slice]:
+        """Return all windows, of one text."""
+        return {"": slice(None)}
 
 
 def tokens_for(cfg: RunConfig, rows: int = 3) -> torch.Tensor:

@@ -98,8 +98,8 @@ class Hypothesis(Settings):
 class Claim(Settings):
     """One claim of the lecture, or of method.
 
-    `id`: as in the lecture's list. `pages`: pages of its notes, or slides; None for a matter of method. `untested`: the reason why
-    no test of results bears on it."""
+    `id`: as in the lecture's list. `pages`: pages of its notes, or slides; None for a matter of method. `texts`: the texts on each of
+    which it must hold (``[kjv, sotu]``); None: on any one. `untested`: the reason why no test of results bears on it."""
 
     id: str
     group: str
@@ -113,6 +113,7 @@ class Claim(Settings):
     sweep: str | None
     minimum_seeds: Annotated[int, Field(ge=2)]
     smallest_params: Annotated[int, Field(gt=0)] | None = None
+    texts: Annotated[list[str], Field(min_length=1)] | None = None
     tests: list[Hypothesis]
     untested: str | None = None
 

@@ -79,8 +79,19 @@ def groups(
         whole, left = table.each_run_once(), [claim for claim in known.values() if claim.id not in measured]
         tests = [one for claim in left for one in _measure(claim, whole, False, looks)]
         # These arms were not planned. If several runs could be an arm, it is unknown which one is meant.
-        out.append(Group(None, "across studies", [one for one in tests if one.sample and not one.sample.picked]))
+        out.append(Group(None, "across studies", _across(tests)))
     return out
+
+
+def _across(tests: Sequence[Judged]) -> list[Judged]:
+    """Return the tests that arms of several studies allow, and what a claim for several texts still lacks."""
+    clear = [one.sample is not None and not one.sample.picked for one in tests]
+    touched = {one.claim.id for one, is_clear in zip(tests, clear, strict=True) if is_clear and one.claim.texts}
+    return [
+        one
+        for one, is_clear in zip(tests, clear, strict=True)
+        if is_clear or (one.sample is None and one.claim.id in touched)
+    ]
 
 
 def _sweeps(table: Table, requested: Requests) -> list[str | None]:
@@ -90,7 +101,9 @@ def _sweeps(table: Table, requested: Requests) -> list[str | None]:
 
 
 def _measure(claim: Claim, runs: Table, named: bool, looks: Mapping[str, Looks]) -> list[Judged]:
-    searches: list[tuple[Hypothesis, SampleSearch]] = [(test, find(runs, test)) for test in claim.tests]
+    searches: list[tuple[Hypothesis, SampleSearch]] = [
+        (test, found) for test in claim.tests for found in _searches(claim, test, runs)
+    ]
     if not named and not any(f.samples for _, f in searches):
         return []
     out = []
@@ -102,6 +115,20 @@ def _measure(claim: Claim, runs: Table, named: bool, looks: Mapping[str, Looks])
         if not f.samples:
             out.append(Judged(claim, test, None, Estimate(), f.problem))
     return out
+
+
+def _searches(claim: Claim, test: Hypothesis, runs: Table) -> list[SampleSearch]:
+    """Return the search for a hypothesis, or one for each text on which the claim must hold."""
+    if claim.texts is None:
+        return [find(runs, test)]
+    found = [(text, find(runs.of_text(text, test.metric), test)) for text in claim.texts]
+    return [
+        search._replace(
+            samples=[sample._replace(where={"text": text} | sample.where) for sample in search.samples],
+            problem=f"on {text}, where the claim must hold too: {search.problem}" if search.problem else "",
+        )
+        for text, search in found
+    ]
 
 
 def _looks(study: Mapping[str, Any]) -> Looks | None:

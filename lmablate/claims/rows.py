@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_OF_EACH_TEXT = ("val_loss", "val_bpb", "lr_sensitivity", "diverged")  # other metrics are of a mixture as a whole
+
+
 class Table(NamedTuple):
     """Finished runs (load_runs) as rows, with the columns that tell their science apart."""
 
@@ -34,12 +37,25 @@ class Table(NamedTuple):
         rows = [row for row in self.rows if (None if is_missing(row["sweep"]) else row["sweep"]) == sweep]
         return Table(_with_shares(rows), self.columns)
 
+    def of_text(self, text: str, metric: str) -> Table:
+        """Return the rows on one text: of ``data=<text>``, and of mixtures that hold it, with its own loss."""
+        rows = [row for row in self.rows if row.get("data") == text]
+        if metric in _OF_EACH_TEXT:
+            rows += [_on(text, row) for row in self.rows if not is_missing(row.get(f"data.texts.{text}.val_tokens"))]
+        return Table(rows, self.columns)
+
     def each_run_once(self) -> Table:
         """Return the rows without duplicates of runs that several studies share."""
         rows: dict[tuple[str, str], Row] = {}
         for row in self.rows:
             rows.setdefault((row["run_id"], str(row.get("stage"))), row)
         return Table(list(rows.values()), self.columns)
+
+
+def _on(text: str, row: Row) -> Row:
+    """Return the row of a mixture with the validation loss of one of its texts."""
+    sizes = {f"data.{size}": row[f"data.texts.{text}.{size}"] for size in ("val_tokens", "val_bytes")}
+    return row | sizes | {metric: row.get(f"{metric}_{text}") for metric in ("val_loss", "val_bpb")}
 
 
 def _with_shares(rows: Sequence[Row]) -> list[Row]:

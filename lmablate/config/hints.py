@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from lmablate.config.synonyms import SYNONYMS
 from lmablate.core.errors import EXPLAINERS, ConfigError
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.schema.data import TEXTS
 from lmablate.schema.tasks import SOURCES
 
 MULTIRUN = "-m"
@@ -133,11 +134,7 @@ def explain(error: ValidationError) -> str:
     """Return all errors of a pydantic validation, one a line, with dotted keys."""
     lines = []
     for item in error.errors():
-        key = ".".join(
-            str(step)
-            for step in item["loc"]
-            if step not in ("kjv", "files", "hub", "synthetic", "bpe", "bytes", "pretrained", *SOURCES)
-        )
+        key = _dotted(item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             having = owners(key)
@@ -153,6 +150,13 @@ def explain(error: ValidationError) -> str:
         else:
             lines.append(f"{key}={item['input']}: {message[0].lower()}{message[1:]}")
     return "\n".join(lines)
+
+
+def _dotted(steps: Sequence[str | int]) -> str:
+    """The key at the place `steps` of pydantic, without the words that say which class was chosen."""
+    chosen = {*TEXTS, *SOURCES, "mixture", "bpe", "bytes", "pretrained"}
+    pairs = zip(("", *steps), steps, strict=False)
+    return ".".join(str(step) for before, step in pairs if step not in chosen or before == "texts")
 
 
 def refused_key(error: Exception) -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from lmablate.schema.data import (
     BpeTokenizer,
     BytesTokenizer,
     DataSettings,
+    OneText,
     PretrainedTokenizer,
     TextSettings,
     TokenizerSettings,
@@ -47,15 +50,16 @@ def prepare(
         return open_task(data, context_length)
     assert tokenizer is not None, "a text without a tokenizer"
     cache = (cache or cache_dir()).expanduser().absolute()
-    source = open_source(data)
-    stamps = [source.stamp(), _stamp(tokenizer)]
+    sources = {name: open_source(part) for name, part in data.parts.items()}
+    where = " and ".join(source.where for source in sources.values())
+    stamps = [*(source.stamp() for source in sources.values()), _stamp(tokenizer)]
     versions = [FORMAT, __version__, _version(tokenizer)]
     key = _digest([versions, data.model_dump(), tokenizer.model_dump(), [stamp.content for stamp in stamps]])
     name, notices = look_up(cache, key) or (None, [])
     opened = open_store(cache / "stores" / name) if name else None
     if opened is None:
-        name = _build(data, source, tokenizer, cache)
-        notices = source.notices()
+        name = _build(data, sources, tokenizer, cache)
+        notices = [notice for source in sources.values() for notice in source.notices()]
         opened = open_store(cache / "stores" / name)
         if opened is None:
             raise DataError(
@@ -64,46 +68,60 @@ def prepare(
         if all(stamp.settled for stamp in stamps):
             store_request(cache, key, name, notices)
     tokens, meta = opened
-    _warn_once([*notices, *_of_text(data, source.where, meta), *_of_tokenizer(tokenizer, meta)])
+    _warn_once([*notices, *_of_texts(data, sources, meta), *_of_tokenizer(tokenizer, meta)])
     if len(tokens.train) <= context_length:
-        raise DataError(f"{source.where}: {too_short(len(tokens.train), context_length)}")
-    if isinstance(tokenizer, BytesTokenizer):
-        return dataclasses.replace(tokens, entropy_floor=source.entropy_floor)
+        raise DataError(f"{where}: {too_short(len(tokens.train), context_length)}")
+    if isinstance(tokenizer, BytesTokenizer) and not tokens.texts:
+        return dataclasses.replace(tokens, entropy_floor=next(iter(sources.values())).entropy_floor)
     return tokens
 
 
-def _build(data: TextSettings, source: Source, settings: TokenizerSettings, cache: Path) -> str:
+def _build(data: TextSettings, sources: Mapping[str, Source], settings: TokenizerSettings, cache: Path) -> str:
     """Build the store unless one with this content exists; return its name."""
     with build_folder(cache) as folder:
-        log.info("reading %s", source.where)
-        spool = folder / "text"
-        corpus = collect(
-            progress(source.documents(), "documents read"),
-            spool,
-            where=source.where,
-            val_fraction=data.val_fraction,
-            val_bytes=data.val_bytes,
-            train_bytes=data.train_bytes,
-        )
+        corpora = {name: _read(data.parts[name], source, folder / f"text {name}") for name, source in sources.items()}
+        content = _content(corpora)
         given = None if isinstance(settings, BpeTokenizer) else _given(settings)
         about = fingerprint(given) if given else [settings.model_dump(), _version(settings)]
-        name = _digest([FORMAT, corpus.fingerprint, about])[:32]
+        name = _digest([FORMAT, content, about])[:32]
         place = cache / "stores" / name
         if open_store(place) is None:
-            log.info("tokenising %s with tokenizer=%s", source.where, settings.kind)
-            write_store(folder, corpus, given or _train(corpus, settings))
-            spool.unlink()
+            log.info("tokenising with tokenizer=%s", settings.kind)
+            write_store(folder, corpora, content, given or _train(corpora, settings))
+            for corpus in corpora.values():
+                corpus.spool.unlink()
             publish(folder, place)
     return name
+
+
+def _read(data: OneText, source: Source, spool: Path) -> Corpus:
+    log.info("reading %s", source.where)
+    return collect(
+        progress(source.documents(), "documents read"),
+        spool,
+        where=source.where,
+        val_fraction=data.val_fraction,
+        val_bytes=data.val_bytes,
+        train_bytes=data.train_bytes,
+        held_out=source.held_out,
+    )
+
+
+def _content(corpora: Mapping[str, Corpus]) -> str:
+    """The fingerprint of the texts; that of a single one is its own."""
+    if list(corpora) == [""]:
+        return corpora[""].fingerprint
+    return _digest([[name, corpus.fingerprint] for name, corpus in corpora.items()])
 
 
 def _given(settings: TokenizerSettings) -> Tokenizer:
     return load_pretrained(settings) if isinstance(settings, PretrainedTokenizer) else ByteTokenizer()
 
 
-def _train(corpus: Corpus, settings: TokenizerSettings) -> Tokenizer:
+def _train(corpora: Mapping[str, Corpus], settings: TokenizerSettings) -> Tokenizer:
     assert isinstance(settings, BpeTokenizer)
-    chunks = progress(corpus.batches(corpus.whole), "batches of 4 MB read to train the tokenizer")
+    every = itertools.chain.from_iterable(corpus.batches(corpus.whole) for corpus in corpora.values())
+    chunks = progress(every, "batches of 4 MB read to train the tokenizer")
     batches = ([text.decode() for text, _ in batch] for batch in chunks)
     return train_bpe(batches, settings.vocab_size)
 
@@ -123,14 +141,18 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _of_text(settings: TextSettings, where: str, meta: dict[str, Any]) -> list[str]:
-    """A notice if the validation text is shorter than requested. A cut text ends at white space, a little earlier."""
-    if meta["val_bytes"] >= settings.val_bytes - CUT_REACH:
-        return []
-    return [
-        f"{where}: data.val_bytes={settings.val_bytes} is not reached: the validation text has {meta['val_bytes']} bytes, all that "
-        f"data.val_fraction={settings.val_fraction} holds out; a larger fraction, or more text, gives more"
-    ]
+def _of_texts(data: TextSettings, sources: Mapping[str, Source], meta: dict[str, Any]) -> list[str]:
+    """A notice for each validation text shorter than requested. A cut text ends at white space, a little earlier."""
+    notices = []
+    for text in meta.get("texts") or [{"name": "", **meta}]:  # older stores hold one text
+        settings, found = data.parts[text["name"]], text["val_bytes"]
+        of = f"data.texts.{text['name']}" if text["name"] else "data"
+        if found < settings.val_bytes - CUT_REACH:
+            notices.append(
+                f"{sources[text['name']].where}: {of}.val_bytes={settings.val_bytes} is not reached: the validation text has {found} "
+                f"bytes, all that {of}.val_fraction={settings.val_fraction} holds out; a larger fraction, or more text, gives more"
+            )
+    return notices
 
 
 def _of_tokenizer(settings: TokenizerSettings, meta: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -78,8 +79,8 @@ def character_boundary(text: Document, at: int) -> int:
     return at
 
 
-def _break_before(text: Document, at: int, *, reach: int) -> int:
-    """The cut of `text` that keeps at most `at` bytes: before the last white space within `reach`, else between characters."""
+def break_before(text: Document, at: int, *, reach: int) -> int:
+    """Return the cut of `text` that keeps at most `at` bytes: before the last white space within `reach`, else between characters."""
     first = max(0, at - reach)
     cuts = [first + m.start() for m in _BREAK.finditer(bytes(text[first : at + 1]))]
     return cuts[-1] if cuts and cuts[-1] > 0 else character_boundary(text, at)
@@ -93,33 +94,27 @@ def collect(
     val_fraction: float,
     val_bytes: int,
     train_bytes: int | None = None,
+    held_out: Iterable[Document] | None = None,
 ) -> Corpus:
     """Write `documents` to the file `spool`; order, split and cut them.
 
-    A document is held out if the first 64 bits of its SHA-256, as a fraction, are below `val_fraction`. So a new document moves no
-    other, and equal documents stay together. Blank documents are dropped. Raises DataError, which begins with `where`, if no text is
-    left.
+    The documents `held_out` are validation text if given. Otherwise a document is if the first 64 bits of its SHA-256, as a fraction,
+    are below `val_fraction`. So a new document moves no other, and equal documents stay together. Blank documents are dropped. Raises
+    DataError, which begins with `where`, if no text is left.
     """
-    hashes, lengths = bytearray(), array("q")
     with spool.open("wb") as file:
-        for document in documents:
-            if _VISIBLE.search(document):
-                hashes += hashlib.sha256(document).digest()
-                lengths.append(len(document))
-                file.write(document)
-    if not lengths:
+        spans, digests = _spool(documents, file)
+        val, _ = _spool(held_out or (), file)
+    if not len(spans):
         raise DataError(f"{where}: there is no text, since every document is empty or blank")
-    sizes = np.asarray(lengths, dtype=np.int64)
-    spans = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
-    digests = np.frombuffer(bytes(hashes), dtype="S32")
-    order = np.argsort(digests, kind="stable")
-    spans, digests = spans[order], digests[order]
-    if digests[0] == digests[-1]:
+    if held_out is not None:
+        train = spans
+    elif digests[0] == digests[-1]:
         train, val = _split_one_text(spool, spans, val_fraction, where)
         digests = _hash_spans(spool, train)
     else:
-        held_out = _held_out(digests, val_fraction)
-        train, val, digests = spans[held_out:], spans[:held_out], digests[held_out:]
+        count = _held_out(digests, val_fraction)
+        train, val, digests = spans[count:], spans[:count], digests[count:]
     val = _cut_to(spool, val, val_bytes)
     content = hashlib.sha256(b"lmablate text 1\n")
     whole = train
@@ -133,6 +128,21 @@ def collect(
     found = int(val[:, 1].sum())
     log.info("%s: %d documents to train on, %d bytes of validation text", where, len(train), found)
     return Corpus(spool, train, whole, val, found, content.hexdigest())
+
+
+def _spool(documents: Iterable[Document], file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
+    """Write `documents` to `file`; the spans and the SHA-256 of those that are not blank, sorted by the latter."""
+    start, hashes, lengths = file.tell(), bytearray(), array("q")
+    for document in documents:
+        if _VISIBLE.search(document):
+            hashes += hashlib.sha256(document).digest()
+            lengths.append(len(document))
+            file.write(document)
+    sizes = np.asarray(lengths, dtype=np.int64)
+    spans = np.stack([start + np.cumsum(sizes) - sizes, sizes], axis=1)
+    digests = np.frombuffer(bytes(hashes), dtype="S32")
+    order = np.argsort(digests, kind="stable")
+    return spans[order], digests[order]
 
 
 def _cut_training(spool: Path, train: np.ndarray, train_bytes: int, where: str) -> np.ndarray:
@@ -166,7 +176,7 @@ def _split_one_text(spool: Path, spans: np.ndarray, val_fraction: float, where: 
     first = max(0, at - 4096)
     near = text[first : at + 1].tobytes()
     newline = near.rfind(b"\n")
-    cut = first + newline + 1 if newline >= 0 else first + _break_before(near, at - first, reach=4096)
+    cut = first + newline + 1 if newline >= 0 else first + break_before(near, at - first, reach=4096)
     if not (_VISIBLE.search(text[:cut].data) and _VISIBLE.search(text[cut:].data)):
         raise DataError(
             f"{where}: the only document has {length} bytes, too few to hold out data.val_fraction={val_fraction} of it for "
@@ -187,7 +197,7 @@ def _cut_to(spool: Path, spans: np.ndarray, n_bytes: int) -> np.ndarray:
     offset, length = kept[-1].tolist()
     if length > room:
         text = np.memmap(spool, dtype=np.uint8, mode="r", offset=offset, shape=(length,))[: room + 1].tobytes()
-        kept[-1, 1] = _break_before(text, room, reach=CUT_REACH)
+        kept[-1, 1] = break_before(text, room, reach=CUT_REACH)
     return kept[kept[:, 1] > 0]
 
 

@@ -24,6 +24,7 @@ class DatasetFolder:
     """One split of a dataset in a folder, with the same text as from any other place."""
 
     entropy_floor = None
+    held_out = None
 
     def __init__(self, settings: HubData, folder: Path) -> None:
         self.settings, self.folder = settings, folder

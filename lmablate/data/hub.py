@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INSTEAD = (
-    "use the built-in text with data=kjv, or local copies with data=files data.paths='...'; "
+    "use the built-in text with data=sotu, or local copies with data=files data.paths='...'; "
     "a dataset once loaded on this machine is found again without a network"
 )
 
@@ -37,6 +37,7 @@ class HubDataset:
     """One split of a dataset on the Hub; training and validation documents both come from it."""
 
     entropy_floor = None
+    held_out = None
 
     def __init__(self, settings: HubData) -> None:
         self.settings = settings

@@ -19,6 +19,7 @@ class Kjv:
 
     where = "data=kjv"
     entropy_floor = None
+    held_out = None
 
     def __init__(self, settings: KjvData) -> None:
         self.path = _database()

@@ -38,6 +38,7 @@ class LocalFiles:
     """Documents from files: one per row of JSON, Parquet or Arrow; any other file is text and one document."""
 
     entropy_floor = None
+    held_out = None
 
     def __init__(self, settings: FilesData) -> None:
         self.tally = Tally(settings.text_field, skip=bool(settings.skip_bad_lines))

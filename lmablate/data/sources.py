@@ -1,7 +1,7 @@
 """The sources of text: one class each, chosen by the class of the settings."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -11,9 +11,10 @@ from lmablate.data.folder import DatasetFolder
 from lmablate.data.hub import HubDataset
 from lmablate.data.kjv import Kjv
 from lmablate.data.local_files import LocalFiles
+from lmablate.data.sotu import Sotu
 from lmablate.data.stamp import Stamp
 from lmablate.data.synthetic import Markov
-from lmablate.schema.data import FilesData, HubData, KjvData, TextSettings
+from lmablate.schema.data import FilesData, HubData, KjvData, OneText, SotuData
 
 
 class Source(Protocol):
@@ -24,6 +25,11 @@ class Source(Protocol):
     @property
     def entropy_floor(self) -> float | None: ...
 
+    @property
+    def held_out(self) -> Iterable[Document] | None:
+        """Return the validation text of a source that divides its text itself, or None: a document's hash decides."""
+        ...
+
     def stamp(self) -> Stamp: ...
 
     def documents(self) -> Iterator[Document]: ...
@@ -33,10 +39,12 @@ class Source(Protocol):
         ...
 
 
-def open_source(settings: TextSettings) -> Source:
+def open_source(settings: OneText) -> Source:
     """Return the source of `settings`. Raises DataError if it does not exist."""
     if isinstance(settings, KjvData):
         return Kjv(settings)
+    if isinstance(settings, SotuData):
+        return Sotu(settings)
     if isinstance(settings, FilesData):
         return LocalFiles(settings)
     if isinstance(settings, HubData):

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,31 @@ from lmablate.core.errors import DataError
 from lmablate.core.files import atomic_write
 from lmablate.data.documents import BATCH_BYTES, Corpus
 from lmablate.data.tokenizer import Tokenizer, fingerprint
-from lmablate.data.tokens import TokenData
+from lmablate.data.tokens import TextPart, TokenData
 
 FORMAT = 1  # raised when these files, or their computation, change
 _FILES = ("train.bin", "val.bin", "tokenizer.json")
 _STALE_SECONDS = 24 * 3600
 
 
-def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Tokenise `corpus` into `folder`; meta.json comes last and has the sizes of the others."""
+def write_store(folder: Path, corpora: Mapping[str, Corpus], content: str, tokenizer: Tokenizer) -> None:
+    """Tokenise the texts `corpora`, by name, into `folder`; meta.json comes last and has the sizes of the others. `content` is the
+    fingerprint of all."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    texts = []
+    vals: list[np.ndarray] = []
     with (folder / "train.bin").open("wb") as file:
-        for ids in _tokens(corpus, corpus.train, tokenizer):
-            counts += np.bincount(ids, minlength=len(counts))
-            file.write(ids.astype(dtype).data)
+        for name, corpus in corpora.items():
+            start = file.tell()
+            for ids in _tokens(corpus, corpus.train, tokenizer):
+                counts += np.bincount(ids, minlength=len(counts))
+                file.write(ids.astype(dtype).data)
+            vals.append(np.concatenate(list(_tokens(corpus, corpus.val, tokenizer))).astype(dtype))
+            n_train = (file.tell() - start) // dtype.itemsize
+            texts.append(TextPart(name, n_train, len(vals[-1]), corpus.val_bytes)._asdict())
         _flush(file)
-    val = np.concatenate(list(_tokens(corpus, corpus.val, tokenizer))).astype(dtype)
+    val = np.concatenate(vals)
     (folder / "val.bin").write_bytes(val.tobytes())
     (folder / "tokenizer.json").write_text(tokenizer.dumps(), encoding="utf-8")
     log_p = np.log((counts + 1) / (counts.sum() + len(counts)))
@@ -50,11 +58,12 @@ def write_store(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         "dtype": dtype.name,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
-        "val_bytes": corpus.val_bytes,
-        "fingerprint": corpus.fingerprint,
+        "val_bytes": sum(corpus.val_bytes for corpus in corpora.values()),
+        "fingerprint": content,
         "tokenizer_fingerprint": fingerprint(tokenizer),
         "unigram_val_loss": float(-log_p[val].mean()),
-        "lossless": _gives_text_back(corpus, tokenizer),
+        "lossless": all(_gives_text_back(corpus, tokenizer) for corpus in corpora.values()),
+        "texts": texts,
         "bytes": {name: (folder / name).stat().st_size for name in _FILES},
     }
     atomic_write(folder / "meta.json", json.dumps(meta, indent=1))
@@ -96,6 +105,7 @@ def open_store(folder: Path) -> tuple[TokenData, dict[str, Any]] | None:
             unigram_val_loss=meta["unigram_val_loss"],
             entropy_floor=None,
             tokenizer_path=folder / "tokenizer.json",
+            texts=tuple(TextPart(**text) for text in meta.get("texts", []) if text["name"]),
         )
     except PermissionError as error:
         raise DataError(

@@ -24,6 +24,7 @@ class Markov:
     """A random chain: `successors` (states, k), and their integer `weights` (states, k)."""
 
     where = "data=synthetic"
+    held_out = None
 
     def __init__(self, settings: SyntheticData) -> None:
         self.settings = settings

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 IGNORED = -100  # a target that is not scored: padding of the last validation window
 
 
+class TextPart(NamedTuple):
+    """A text of a mixture: its `name`, its numbers of training and validation tokens, and the bytes of the latter."""
+
+    name: str
+    train_tokens: int
+    val_tokens: int
+    val_bytes: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return all but the name."""
+        return {name: value for name, value in self._asdict().items() if name != "name"}
+
+
 @dataclass(frozen=True, eq=False)
 class TokenData:
     """Training and validation tokens; `eot_id` follows each document.
@@ -26,7 +41,7 @@ class TokenData:
     `train`: token ids, (n,) uint16 or uint32, memory-mapped. `val`: ids of the validation text, `val_bytes` bytes of UTF-8, the same
     for every tokenizer. `fingerprint` identifies both texts, `tokenizer_fingerprint` the tokenizer. In nats per token of `val`:
     `unigram_val_loss` under the add-one-smoothed counts of `train`, and `entropy_floor`, the least expected loss of any model, if
-    known.
+    known. `texts` are those of a mixture, one after the other in `train` and in `val`; empty for a single text.
     """
 
     vocab_size: int
@@ -39,6 +54,7 @@ class TokenData:
     unigram_val_loss: float
     entropy_floor: float | None
     tokenizer_path: Path
+    texts: tuple[TextPart, ...]
     _orders: dict[tuple[int, int], dict[int, tuple[np.ndarray, int]]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -92,14 +108,30 @@ class TokenData:
 
     def val_windows(self, context_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs and targets of the validation text, both int64 (windows, context_length). Every token is the target exactly
-        once, the first one after an end token; padding of the last window is IGNORED."""
-        n = len(self.val)
+        once, the first one after an end token; padding of the last window is IGNORED. Each text of a mixture has windows of its own."""
+        ends = np.cumsum([text.val_tokens for text in self.texts])[:-1]
+        found = [self._windows(val, context_length) for val in np.split(self.val, ends)] if self.texts else []
+        if not found:
+            return self._windows(self.val, context_length)
+        inputs, targets = zip(*found, strict=True)
+        return np.concatenate(inputs), np.concatenate(targets)
+
+    def _windows(self, val: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+        n = len(val)
         windows = -(-n // context_length)
         inputs = np.full(windows * context_length, self.eot_id, dtype=np.int64)
         targets = np.full(windows * context_length, IGNORED, dtype=np.int64)
-        inputs[1:n] = self.val[:-1]
-        targets[:n] = self.val
+        inputs[1:n] = val[:-1]
+        targets[:n] = val
         return inputs.reshape(windows, context_length), targets.reshape(windows, context_length)
+
+    def val_rows(self, context_length: int) -> dict[str, slice]:
+        """Return which of the validation windows belong to which text, by its name."""
+        if not self.texts:
+            return {"": slice(None)}
+        ends = np.cumsum([-(-text.val_tokens // context_length) for text in self.texts]).tolist()
+        names = [text.name for text in self.texts]
+        return {name: slice(*ends_) for name, ends_ in zip(names, itertools.pairwise([0, *ends]), strict=True)}
 
 
 def inputs_and_targets(rows: Tensor, context_length: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
 
     `val_loss` is in nats per target that counts, `val_bpb` in bits per UTF-8 byte of the text, including the nats of end tokens. The
     latter is None unless all of the text counts, since the counted part depends on the tokenizer. `yardsticks` are further losses of a
-    finished run (see Objective.yardsticks).
+    finished run (see Objective.yardsticks). `texts` are ``val_loss_<name>`` and ``val_bpb_<name>`` of each text of a mixture.
 
     For a task: `val_loss` in nats per scored token, no bytes, the fraction of right answers, and that fraction at other lengths for a
     finished run.
@@ -34,6 +34,7 @@ class Evaluation(NamedTuple):
     val_accuracy: float | None = None
     val_accuracy_by_length: dict[str, float | None] | None = None
     yardsticks: dict[str, float] | None = None
+    texts: dict[str, float | None] | None = None
 
 
 class Answers(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -50,19 +50,29 @@ def evaluate(
         at = own.prefix
         assert at is not None
         further = {k: x for k, x in further.items() if x.prefix is not None and torch.equal(x.prefix, at)}
-    found = _losses(model, objective, {"": own, **further}, batch_size, device, ranks)
-    nats, count = found.pop("")
+    rows = data.val_rows(context_length)
+    found = _losses(model, objective, {"": own, **further}, list(rows.values()), batch_size, device, ranks)
+    by_text = found.pop("")
+    nats, count = _total(by_text)
     if not math.isfinite(nats):
         return Evaluation(math.nan, math.nan)
     whole = not objective.looks_ahead and count == int((targets != IGNORE).sum())
     bpb = nats / math.log(2) / data.val_bytes if whole else None
+    texts: dict[str, float | None] = {}
+    for text, (own_nats, own_count) in zip(data.texts, by_text, strict=False):
+        texts[f"val_loss_{text.name}"] = own_nats / own_count
+        texts[f"val_bpb_{text.name}"] = own_nats / math.log(2) / text.val_bytes if whole else None
     if not with_lengths:
-        return Evaluation(nats / count, bpb)
-    yardsticks = {name: a / n for name, (a, n) in found.items() if n}
+        return Evaluation(nats / count, bpb, texts=texts)
+    yardsticks = {name: a / n for name, parts in found.items() for a, n in [_total(parts)] if n}
     if objective.has_measures:
         log_p = unigram(data.train, vocab_size(model))
         yardsticks |= _measured(model, objective, ValidationText(inputs, targets, log_p, batch_size, device))
-    return Evaluation(nats / count, bpb, yardsticks=yardsticks)
+    return Evaluation(nats / count, bpb, yardsticks=yardsticks, texts=texts)
+
+
+def _total(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    return sum(nats for nats, _ in parts), sum(count for _, count in parts)
 
 
 @torch.no_grad()
@@ -80,26 +90,32 @@ def _losses(
     model: TransformerLM,
     objective: Objective,
     batches: Mapping[str, Batch],
+    rows: Sequence[slice],
     batch_size: int,
     device: str,
     ranks: Ranks | None,
-) -> dict[str, tuple[float, int]]:
-    """Summed nats and number of counted targets of each of `batches`; those that read alike share their passes."""
-    nats = dict.fromkeys(batches, 0.0)
+) -> dict[str, list[tuple[float, int]]]:
+    """Summed nats and number of counted targets of `rows` of each of `batches`; those that read alike share their passes."""
+    nats = {name: [0.0] * len(rows) for name in batches}
     training = model.training
     model.eval()
     try:
         for group in _alike(batches):
-            chunks = list(zip(*(batches[name].split(batch_size) for name in group), strict=True))
-            for parts, counts in ranks.assigned(chunks) if ranks else ((chunk, True) for chunk in chunks):
-                moved = [part.to(device) for part in parts]
-                for name, value in zip(group, objective.summed(model, moved), strict=True):
-                    nats[name] += value if counts else 0.0
+            for i, own in enumerate(rows):
+                chunks = list(zip(*(batches[name].rows(own).split(batch_size) for name in group), strict=True))
+                for parts, counts in ranks.assigned(chunks) if ranks else ((chunk, True) for chunk in chunks):
+                    moved = [part.to(device) for part in parts]
+                    for name, value in zip(group, objective.summed(model, moved), strict=True):
+                        nats[name][i] += value if counts else 0.0
     finally:
         model.train(training)
     if ranks:
-        nats = dict(zip(nats, ranks.sum(list(nats.values())), strict=True))
-    return {name: (nats[name], objective.counted(batch)) for name, batch in batches.items()}
+        sums = iter(ranks.sum([value for values in nats.values() for value in values]))
+        nats = {name: [next(sums) for _ in values] for name, values in nats.items()}
+    return {
+        name: [(nats[name][i], objective.counted(batch.rows(own))) for i, own in enumerate(rows)]
+        for name, batch in batches.items()
+    }
 
 
 def _alike(batches: Mapping[str, Batch]) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,6 +20,7 @@ from lmablate.core.source_code import describe
 from lmablate.launcher.labels import label_jobs
 from lmablate.runs.evaluate_run import check_text
 from lmablate.runs.prepared import check_vocabulary, load_data, prepare_run
+from lmablate.runs.result import epochs
 from lmablate.runs.run_directory import RunDirectory, check_readable, check_writable
 from lmablate.runs.state import RunState, state_of
 from lmablate.runs.tracking.account import check_names
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _logged: set[str] = set()
 _replaced: set[str] = set()
 REPLACED = ".replaced"
+MOST_EPOCHS = 4  # up to here repeated text is about as good as new
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Job:
     arm: str = ""  # label without seeds; a study names its arms itself
     requests: int = 1
     other_overrides: list[list[str]] = field(default_factory=list)
+    epochs: float | None = None  # of the text, where it has an end
     trunk: str | None = None  # runs of one trunk train in one process, the longest first
     _state: RunState | None = None
 
@@ -134,6 +137,28 @@ def log_code(jobs: Sequence[Job]) -> None:
         log.info("%s", line)
 
 
+def log_epochs(jobs: Sequence[Job], data: Mapping[str, TokenData]) -> None:
+    """Log once in a command which texts are read more than once, and how often by the longest run."""
+    longest: dict[str, Job] = {}
+    for job in jobs:
+        text = f"data={job.cfg.choices.get('data')}"
+        if (job.epochs or 0.0) > max(1.0, longest[text].epochs or 0.0 if text in longest else 0.0):
+            longest[text] = job
+    for text, job in longest.items():
+        assert job.epochs is not None
+        times = f"{job.cfg.tokens / job.epochs:,.0f} training tokens {job.epochs:.2f} times ({job.cfg.tokens:,} tokens)"
+        line = f"{text}: the longest run reads its {times}"
+        much = job.epochs > MOST_EPOCHS
+        if much:
+            line += (
+                f"; beyond {MOST_EPOCHS} times repeated text teaches less and less (Muennighoff et al. 2023, arXiv 2305.16264): "
+                "train shorter, or give more text (data=both, data=files)"
+            )
+        if line not in _logged:
+            _logged.add(line)
+            log.log(logging.WARNING if much else logging.INFO, "%s", line)
+
+
 def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, TokenData]]:
     """Return the distinct jobs of `configs` in order, and the data of each by run id. Each distinct text is read and
     tokenised once. Raises ConfigError before any training."""
@@ -167,7 +192,8 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
                 )
             jobs[identity].cfg = more
         else:
-            jobs[identity], data_of[identity] = Job(final, identity), data
+            jobs[identity] = Job(final, identity, epochs=epochs(final.tokens, data))
+            data_of[identity] = data
             jobs[identity].trunk = trunk_id(final, data) if final.branches else None
 
     made = list(jobs.values())
@@ -177,6 +203,7 @@ def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, Tok
     log_solved(made)
     log_code(made)
     log_notices([job.cfg for job in made])
+    log_epochs(made, data_of)
     return made, data_of
 
 

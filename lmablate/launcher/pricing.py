@@ -80,14 +80,31 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
         state = when if open_ else _state(job)
         price = "-" if seconds is None else f"{seconds:,.0f}"
         cells.append(
-            ("-" if open_ else job.run_id, job.label, state, f"{counts.total:,}", price, *(f"{n:,}" for n in sizes))
+            (
+                "-" if open_ else job.run_id,
+                job.label,
+                state,
+                f"{counts.total:,}",
+                price,
+                *_epochs(job, priced),
+                *(f"{n:,}" for n in sizes),
+            )
         )
     columns = (
         Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("state", keep=True, left=True),
-        Column("params", keep=True), Column("seconds", keep=True),
+        Column("params", keep=True), Column("seconds", keep=True), *(Column(name, keep=True) for name in _epochs(None, priced)),
         *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
     )  # fmt: skip
     return table(columns, cells)
+
+
+def _epochs(job: Job | None, priced: Sequence[tuple[Job, float | None]]) -> list[str]:
+    """The cell of a column that is shown where a run reads its text more than once; its heading without a job."""
+    if not any((one.epochs or 0.0) > 1 for one, _ in priced):
+        return []
+    if job is None:
+        return ["epochs"]
+    return ["-" if job.epochs is None else f"{job.epochs:.2f}"]
 
 
 def _state(job: Job) -> str:
@@ -112,8 +129,9 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
         params = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
         done = sum(seconds is None for _, seconds in own)
         price = sum(seconds or 0.0 for _, seconds in own)
-        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
-    names = ("params", "tuning runs", "evaluation runs", "done", "seconds")
+        most = max((job for job, _ in own), key=lambda job: job.epochs or 0.0)
+        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}", *_epochs(most, priced)))
+    names = ("params", "tuning runs", "evaluation runs", "done", "seconds", *_epochs(None, priced))
     return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 

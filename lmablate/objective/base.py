@@ -33,6 +33,10 @@ class Batch(NamedTuple):
         chunks = [None if x is None else x.split(size, dim) for x in self]
         return [Batch._make(None if x is None else x[i] for x in chunks) for i in range(len(chunks[0] or ()))]
 
+    def rows(self, rows: slice) -> Batch:
+        """Return the texts at `rows` of a batch without members."""
+        return Batch._make(None if x is None else x[rows] for x in self)
+
     def reads_like(self, other: Batch) -> bool:
         """Return True if a model computes the same for both: equal inputs, read alike."""
         if self.noise is not other.noise:

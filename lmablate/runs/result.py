@@ -15,6 +15,7 @@ from lmablate.schema.identity import SCIENCE_VERSION
 from lmablate.training.compile import missing_compiler
 
 if TYPE_CHECKING:
+    from lmablate.data import TokenData
     from lmablate.runs.prepared import PreparedRun
     from lmablate.schema.run_config import RunConfig
     from lmablate.training.trainer import Trainer
@@ -56,9 +57,16 @@ def initial_columns(run: PreparedRun) -> dict[str, Any]:
             "val_tokens": len(data.val),
             "unigram_val_loss": data.unigram_val_loss,
             "entropy_floor": data.entropy_floor,
+            **({"texts": {text.name: text.sizes for text in data.texts}} if data.texts else {}),
             **(data.row_fields() if isinstance(data, TaskData) else {}),
         },
     }
+
+
+def epochs(tokens: int, data: TokenData) -> float | None:
+    """Return how often a run of `tokens` reads its training text; None for a task whose examples are all new."""
+    size = data.row_fields()["train_tokens"] if isinstance(data, TaskData) else len(data.train)
+    return tokens / size if size else None
 
 
 def outcome_columns(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +77,7 @@ def outcome_columns(trainer: Trainer, cfg: RunConfig, started: datetime, numeric
     return {
         "status": "diverged" if diverged else "completed",
         "tokens": tokens,
+        "epochs": epochs(tokens, trainer.data),
         "train_loss": None if diverged and not math.isfinite(trainer.train_loss) else trainer.train_loss,
         "init_val_loss": p.init_val_loss if math.isfinite(p.init_val_loss) else None,
         "val_loss": None if diverged else p.evaluation.val_loss,
@@ -76,6 +85,7 @@ def outcome_columns(trainer: Trainer, cfg: RunConfig, started: datetime, numeric
         "val_accuracy": None if diverged else p.evaluation.val_accuracy,
         "val_accuracy_by_length": None if diverged else p.evaluation.val_accuracy_by_length,
         **({} if diverged else p.evaluation.yardsticks or {}),
+        **({} if diverged else p.evaluation.texts or {}),
         "diverged_at_step": p.diverged_at_step,
         "tokens_per_second": tokens / max(p.seconds, 1e-9),
         "wall_seconds": p.seconds,

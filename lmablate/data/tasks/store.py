@@ -155,6 +155,7 @@ def open_task(settings: Skill, context_length: int) -> TaskData:
         unigram_val_loss=float("nan"),
         entropy_floor=None,
         tokenizer_path=Path("none"),
+        texts=(),
         settings=settings,
         length=context_length,
     )
