@@ -19,7 +19,8 @@ from lmablate.core.errors import ConfigError
 from lmablate.model.plain_torch import why_solo
 from lmablate.schema.run_config import RunConfig
 from lmablate.training.gang import Gang, graph_key
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 SCALES = (1.0, 5.0, 20.0, 60.0)  # of the weights, until an option acts
 STEPS = 10  # of a gang

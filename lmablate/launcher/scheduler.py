@@ -27,7 +27,7 @@ from lmablate.runs.recovery import failure
 from lmablate.runs.run import execute
 from lmablate.runs.tracking.account import resolve_mode
 from lmablate.runs.tracking.client import following, unsent
-from lmablate.training.trainer import Interrupted
+from lmablate.training.progress import Interrupted
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData

@@ -103,7 +103,7 @@ def run_directory(path: Path) -> int:
     """
     from lmablate.runs.prepared import prepare_run
     from lmablate.runs.run import execute
-    from lmablate.training.trainer import Interrupted
+    from lmablate.training.progress import Interrupted
 
     cfg = None
     try:
@@ -130,7 +130,7 @@ def run_group(paths: Sequence[Path]) -> int:
     train in a gang train one by one, so that one bad run affects no other."""
     from lmablate.runs.gang_run import train_group
     from lmablate.runs.prepared import prepare_run
-    from lmablate.training.trainer import Interrupted
+    from lmablate.training.progress import Interrupted
 
     directories = [_directory(path) for path in paths]
     try:

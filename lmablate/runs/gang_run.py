@@ -34,7 +34,7 @@ def train_group(
 ) -> None:
     """Train runs of one graph, as many at a time as the planner finds fastest. `on_end` is called with the id and
     status of each run that ends. `on_trial` is called with a message before the trials that precede the first step. A
-    run that cannot start is reported as failed and leaves the others alone. Raises trainer.Interrupted after SIGTERM or
+    run that cannot start is reported as failed and leaves the others alone. Raises progress.Interrupted after SIGTERM or
     SIGINT, with checkpoints written, and LockHeld last for runs locked elsewhere."""
     torch.set_num_threads(runs[0].cfg.runtime.threads)
     torch.set_flush_denormal(True)
