@@ -27,7 +27,7 @@ from lmablate.schema.run_config import RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
+    from rich.text import Text
 
 
 RETRIED = ("failed", "stale", "stopped", "missing", "damaged")
@@ -158,7 +158,7 @@ def shown(sweeps: Sequence[tuple[SweepJobs, list[dict[str, Any]]]], *, everythin
     return Group(*parts) if parts else Group(Text("no runs"))
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[dict[str, Any]]) -> Text:
     """Return a table with a row a run, without empty columns."""
 
     columns = (

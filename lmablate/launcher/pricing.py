@@ -11,7 +11,7 @@ from lmablate.core.console import VERBOSE, Column, console, duration, table
 from lmablate.schema.identity import is_stale
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from lmablate.data import TokenData
     from lmablate.launcher.jobs import Job
@@ -70,7 +70,7 @@ def _seconds(job: Job, speed: float) -> float | None:
     return None if job.done else job.work / speed
 
 
-def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
+def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Text:
     """Return a table with a row a run; runs from number `known` on have no id yet."""
 
     cells = []
@@ -99,7 +99,7 @@ def _state(job: Job) -> str:
     return f"{state} (asked {job.requests} times)" if job.requests > 1 else state
 
 
-def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
+def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Text:
     """Return a table with a row an arm: its runs of each stage, how many are done, and the time of the others."""
 
     arms: dict[str, list[tuple[Job, float | None]]] = {}

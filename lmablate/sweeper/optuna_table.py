@@ -10,7 +10,7 @@ from lmablate.launcher.jobs import Job
 from lmablate.launcher.pricing import show
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from lmablate.data import TokenData
     from lmablate.sweeper.optuna_search import Search
@@ -31,7 +31,7 @@ def report(search: Search) -> None:
         print(line)
 
 
-def trials_table(search: Search) -> Table:
+def trials_table(search: Search) -> Text:
     """Return the table of trials, the lowest value first, those without one last."""
     columns = [Column("trial", keep=True), Column(search.settings.metric, keep=True)]
     columns += [Column(one.key, keep=True, left=True) for one in search.space]
