@@ -159,7 +159,7 @@ def write(
 def _check_text(run_dir: Path) -> None:
     """Raise ConfigError for runs that write no text, before their data is opened."""
 
-    path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path
+    path = RunDirectory.at(run_dir).config_path
     if not access.there(path):
         return  # load_run raises the error for it
     cfg = read_config(path)

@@ -21,7 +21,6 @@ BOUNDARY = {
     "config/quoting.py",
     "config/overrides.py",
     "cli/front_door.py",
-    "launcher/composer.py",
     "launcher/hydra_launchers.py",
     "sweeper/plugin.py",
     "sweeper/optuna_plugin.py",

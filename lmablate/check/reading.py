@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmablate.check.finding import Finding, check, fails, holds, skips
 from lmablate.check.outputs import gap_text, logits_of
-from lmablate.check.small import VOCAB, request, scaled_model, tokens_for
+from lmablate.check.small import VOCAB, first_loss, request, scaled_model, tokens_for
 from lmablate.check.subject import Subject
 from lmablate.core.axes import options
 from lmablate.core.errors import ConfigError
@@ -158,13 +158,10 @@ def bf16(subject: Subject) -> Finding:
 
 def _loss(cfg: RunConfig, model: TransformerLM) -> float:
     """Return the loss of a batch, or infinity if a gradient is not finite."""
-    rows = tokens_for(cfg)
-    objective = objective_of(cfg)
-    batch = objective.batch(rows[:, :-1], rows[:, 1:], data_seed=cfg.data_seed, step=0)
-    loss = objective(model.train(), *batch)
-    loss.objective.backward()
+    loss = first_loss(cfg, model)
+    loss.backward()
     finite = all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    return float(loss.objective.detach()) if finite else math.inf
+    return float(loss.detach()) if finite else math.inf
 
 
 def _first(error: Exception) -> str:

@@ -109,7 +109,7 @@ def _same_tokens(folder: Path, cfg: RunConfig, data: TokenData) -> None:
 
 
 def _metadata(run_dir: Path, cfg: RunConfig, models: Sequence[ExportModel]) -> dict[str, Any]:
-    row = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).read_result()
+    row = RunDirectory.at(run_dir).read_result()
     kept = ("run_id", "science_version", "status", "seed", "tokens", "n_params", "val_loss", "val_bpb")
     axes = {axis: option for axis, option in cfg.choices.items() if option != "none"}
     metadata = {"run_id": run_dir.absolute().name} | ({key: row[key] for key in kept} if row is not None else {})

@@ -172,6 +172,4 @@ def _has_token() -> bool:
     return bool({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)) or TOKEN.expanduser().exists()
 
 
-def make(settings: RaySettings) -> RayEngine:
-    """Return the engine with these settings."""
-    return RayEngine(settings)
+make = RayEngine

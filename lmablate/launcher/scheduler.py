@@ -16,7 +16,7 @@ from lmablate.core.locks import LockHeld, is_held
 from lmablate.launcher import sweep_manifest
 from lmablate.launcher.engine import Engine
 from lmablate.launcher.grouping import group_jobs, split_trunks
-from lmablate.launcher.job_files import name_launcher, read_status, write_status_file
+from lmablate.launcher.job_files import name_launcher, write_status_file
 from lmablate.launcher.jobs import Job, put_aside
 from lmablate.launcher.loop import ELSEWHERE_SECONDS, Loop
 from lmablate.launcher.processes import Starter
@@ -105,13 +105,13 @@ def _run_here(job: Job, board: Board) -> int:
                     time.sleep(ELSEWHERE_SECONDS)
     except (Interrupted, KeyboardInterrupt) as stop:  # the latter: a second signal, within a step
         if job.directory.path.is_dir():
-            write_status_file(job, {**read_status(job), "state": "stopped"})
+            write_status_file(job, {**job.directory.read_status(), "state": "stopped"})
         return int(stop.args[0]) if stop.args else signal.SIGINT
     except Exception as error:
         verdict = failure(error, job.cfg)
         if verdict["kind"] is None:
             traceback.print_exc()
-        write_status_file(job, {**read_status(job), **verdict, "pid": os.getpid()})
+        write_status_file(job, {**job.directory.read_status(), **verdict, "pid": os.getpid()})
         board.finished(job, verdict)
         return 0
     board.finished(job, {"state": "done"})

@@ -99,8 +99,8 @@ def _pass_on(task: Task, number: int) -> None:
 class SubmititEngine:
     """An engine that submits jobs as they come; those that come together become one job array."""
 
-    def __init__(self, name: str, settings: LocalSettings | SlurmSettings) -> None:
-        self.name, self.settings = name, settings
+    def __init__(self, settings: LocalSettings | SlurmSettings) -> None:
+        self.settings = settings
         self.retries = Retries(settings.retries)
         self.waiting: list[tuple[list[str], _Handle]] = []
         self.executor: Any = None
@@ -166,7 +166,7 @@ class SubmititEngine:
             executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=s.max_num_timeout)
         except RuntimeError as error:
             raise ConfigError(
-                f"hydra/launcher={self.name}: this machine has no Slurm ({error}): start the sweep on a login node of the cluster, "
+                f"hydra/launcher=submitit_slurm: this machine has no Slurm ({error}): start the sweep on a login node of the cluster, "
                 "or use hydra/launcher=local or submitit_local"
             ) from error
         executor.update_parameters(
@@ -218,7 +218,4 @@ class _Handle:
             self.job.cancel(check=False)
 
 
-def make(settings: LocalSettings | SlurmSettings) -> SubmititEngine:
-    """Return the engine with these settings."""
-    name = "submitit_local" if isinstance(settings, LocalSettings) else "submitit_slurm"
-    return SubmititEngine(name, settings)
+make = SubmititEngine

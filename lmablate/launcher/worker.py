@@ -56,7 +56,7 @@ def start_worker(
     command = [sys.executable, "-m", "lmablate.launcher.worker", *map(str, directories), "--parent", str(os.getpid())]
     for package in trusted:
         command += ["--trust", package]
-    with open(_directory(directories[0]).log_path, "ab") as log_file:
+    with open(RunDirectory.at(directories[0]).log_path, "ab") as log_file:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -132,7 +132,7 @@ def run_group(paths: Sequence[Path]) -> int:
     from lmablate.runs.prepared import prepare_run
     from lmablate.training.progress import Interrupted
 
-    directories = [_directory(path) for path in paths]
+    directories = [RunDirectory.at(path) for path in paths]
     try:
         configs = [read_config(request_path(path)) for path in paths]
         if all(cfg.branches for cfg in configs):
@@ -171,13 +171,9 @@ def _run_branches(directories: Sequence[RunDirectory]) -> int:
 
 def merge_status(path: Path, status: dict[str, Any]) -> None:
     """Merge `status` into status.json, which keeps the last step, and ignore a failed write."""
-    directory = _directory(path)
+    directory = RunDirectory.at(path)
     with suppress(OSError):
         directory.write_status({**directory.read_status(), **status, "pid": os.getpid()})
-
-
-def _directory(path: Path) -> RunDirectory:
-    return RunDirectory(path.parent, path.name)
 
 
 if __name__ == "__main__":

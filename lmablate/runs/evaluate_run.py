@@ -130,7 +130,7 @@ def evaluate_run(
 
 def check_finished(run_dir: Path, to: str = "evaluate") -> None:
     """Raise ConfigError for a run that did not complete."""
-    directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    directory = RunDirectory.at(run_dir)
     if not access.there(directory.config_path):
         return  # load_run raises the error for it
     row = directory.read_result()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def existing_run(run_dir: Path) -> RunDirectory:
     """Return the directory of a run named by the user. Raises ConfigError for a folder that is no run."""
-    directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    directory = RunDirectory.at(run_dir)
     if access.there(directory.config_path) is None:
         raise ConfigError(f"{run_dir}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():

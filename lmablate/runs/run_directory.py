@@ -45,6 +45,11 @@ class RunDirectory:
         self.log_path = self.path / "log.txt"
         self.checkpoint_dir = self.path / CHECKPOINTS
 
+    @classmethod
+    def at(cls, path: Path) -> RunDirectory:
+        """Return the run whose folder is `path`."""
+        return cls(path.absolute().parent, path.absolute().name)
+
     def create(self) -> RunDirectory:
         """Make the folder unless it exists."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_table import report
 from lmablate.sweeper.optuna_trials import SearchTrial, metric_of, open_study, optuna_library
+from lmablate.sweeper.record import use_of
 from lmablate.sweeper.study import Compose, Launch
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ class Search:
             log.info("%s", line)
         self.base = self._without_space()
         self.identity = identity(self.base, self.settings)
+        self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
         earlier = load_studies(self.results_dir).get(self.name)
         if earlier is None:
-            self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
             return
         known = earlier.get("search")
         if not known or known["identity"]["base"] != self.identity["base"]:
@@ -83,10 +84,7 @@ class Search:
             )
         self.recorded = known["trials"]
         self.uses = {(use["run_id"], use["arm"]): use for use in earlier["runs"]}
-        same = known["identity"] == self.identity and not any(one["state"] == "failed" for one in self.recorded)
-        if same:
-            self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
-        else:
+        if known["identity"] != self.identity or any(one["state"] == "failed" for one in self.recorded):
             self._enqueue()
 
     def _without_space(self) -> RunConfig:
@@ -100,12 +98,9 @@ class Search:
             groups = {one.key: one.choices for one in self.space if one.choices and "." not in one.key}
             if not groups:
                 raise
-            first = {key: f"{key}={choices[0]}" for key, choices in groups.items()}
-            each = [
-                self._compose([*{**first, key: f"{key}={choice}"}.values(), *self.fixed])
-                for key, choices in groups.items()
-                for choice in choices
-            ]
+            first = {key: choices[0] for key, choices in groups.items()}
+            options = ({**first, key: choice} for key, choices in groups.items() for choice in choices)
+            each = [self._compose([*(f"{k}={v}" for k, v in chosen.items()), *self.fixed]) for chosen in options]
             return each[0]
 
     def notices(self) -> list[str]:
@@ -126,7 +121,7 @@ class Search:
         self.aside = len(self.recorded) - len(fits)
         self.recorded = [{**one, "number": i} for i, one in enumerate(fits)]
         if self.settings.sampler == "grid":  # it visits every point anyway
-            self.recorded, self._study = [], open_study(self.settings.sampler, self.space, self.settings.seed)
+            self.recorded = []
             return
         self._study = open_study(self.settings.sampler, self.space, self.settings.seed + len(fits))
         for one in fits:
@@ -187,9 +182,8 @@ class Search:
         share = self.rungs[rung]
         if share < 1:
             steps = max(1, round(share * self.base.trainer.steps))
-            overrides = [item for item in overrides if not item.startswith("trainer.tokens=")] + [
-                f"trainer.steps={steps}"
-            ]
+            overrides = [item for item in overrides if not item.startswith("trainer.tokens=")]
+            overrides.append(f"trainer.steps={steps}")
         self._configs[one.number, rung] = self._compose(overrides).model_copy(update={"branches": None})
         return self._configs[one.number, rung]
 
@@ -215,14 +209,7 @@ class Search:
             job.label = f"trial {trial.number} · {trial.label} · seed {cfg.init_seed}{length}"
             if job.run_id not in trial.runs:
                 trial.runs.append(job.run_id)
-            use = {
-                "run_id": job.run_id,
-                "arm": trial.label,
-                "stage": SEARCH,
-                "lr": cfg.optim.lr,
-                "settings": list(trial.words),
-            }
-            self.uses[job.run_id, trial.label] = {**use, "init_seed": cfg.init_seed, "data_seed": cfg.data_seed}
+            self.uses[job.run_id, trial.label] = use_of(job, cfg, trial.words)
         return jobs, data
 
     def run(self, launch: Launch) -> int:

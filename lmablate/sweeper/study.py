@@ -156,15 +156,7 @@ class Study:
                     )
                 stage = " · tune" if trial.stage == TUNE else ""
                 job.label = f"{cfg.arm} · lr {trial.lr:g} · {seed_label(*trial.seeds)}{stage}"
-                self.uses[(job.run_id, cfg.arm, trial.stage)] = {
-                    "run_id": job.run_id,
-                    "arm": cfg.arm,
-                    "stage": trial.stage,
-                    "lr": trial.lr,
-                    "settings": list(trial.settings),
-                    "init_seed": trial.seeds.init,
-                    "data_seed": trial.seeds.data,
-                }
+                self.uses[(job.run_id, cfg.arm, trial.stage)] = record.use_of(job, cfg, trial.settings)
             self._job_of[trial] = by_overrides[tuple(configs[-1].overrides)]  # of branches, the longest counts
         self.collect(trials)
         return jobs, data
