@@ -13,10 +13,10 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmablate.claims import simulation as s
 from lmablate.claims.report_verdicts import evidence
+from lmablate.claims.simulation import Rate
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -25,9 +25,6 @@ from lmablate.results.load import load_runs, result_folders
 from lmablate.results.studies import studies_in
 from lmablate.runs.run_directory import check_writable
 from lmablate.stats import planning
-
-if TYPE_CHECKING:
-    from lmablate.claims.simulation import Rate
 
 PAIRS = (3, 4, 5, 6, 8, 10, 12, 16)
 TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in sd of a pair -> pairs for 90 % power
@@ -108,7 +105,6 @@ def _spread(args: argparse.Namespace) -> tuple[float, list[str]]:
 
 def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     """Return the standard deviation of a paired difference in finished runs, pooled over all pairs of arms, and lines about it."""
-
     runs = load_runs(results_dir)
     studies = studies_in(result_folders(results_dir))
     rows = compared(shown(evidence(runs, studies)), studies) if len(runs) else []
@@ -177,7 +173,6 @@ def _detectable(args: argparse.Namespace, sd: float) -> list[str]:
 
 def simulate(folder: Path, sets: int) -> list[str]:
     """Simulate all rates with `sets` synthetic studies each, and write them to `folder`. Returns the rates as text."""
-
     if sets < 10:
         raise ConfigError(f"--sets {sets}: a rate needs at least 10 made-up studies")
     check_writable(folder, "--simulate")
@@ -205,7 +200,6 @@ def simulated(sets: int) -> list[Rate]:
 
 def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
     """Return the parts of the simulation by name."""
-
     return {
         "false positives": lambda: s.false_positives(sets),
         "power": lambda: s.powers(sets, TABLE),

@@ -9,16 +9,14 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lmablate.check import Check, Finding, Subject
+from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
 from lmablate.config.composition import rewrite
 from lmablate.config.untrusted_yaml import check_folders
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
-
-if TYPE_CHECKING:
-    from lmablate.check import Check, Finding, Subject
 
 _NAME, _RESULT = 14, 14  # the widths of the first two columns
 
@@ -31,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         "configuration that cannot be run.",
     )
     parser.add_argument("overrides", nargs="*", metavar="AXIS=OPTION", help="e.g. attention=mine attention.window=8")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of yours")
+    add_trust(parser)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="run this check; may be repeated")
     parser.add_argument("--list", action="store_true", help="list the checks and what they ask")
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from lmablate.interop.saved import DISCRIMINATOR, few, library, load
 from lmablate.interop.tensors import Rule, expand, neutral, translated
 from lmablate.model import build_model
 from lmablate.model.transformer import TransformerLM
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 # Rows of experts must be a multiple of this: their grouped product needs rows of whole 16 bytes, also in bf16.
 ROW = 8

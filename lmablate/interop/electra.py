@@ -6,7 +6,7 @@ In transformers each has its own embeddings. Here the generator reads those of t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,9 +21,7 @@ from lmablate.interop.tensors import Rule, expand, linear
 from lmablate.model import build_model
 from lmablate.model.multi_stack import generator_of
 from lmablate.model.transformer import TransformerLM
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 FAMILY = next(family for family in FAMILIES if family.name == "ElectraForMaskedLM")
 # The generator shares these with the model.

@@ -36,7 +36,6 @@ def print_own_components(jobs: Sequence[Job], launcher: str) -> None:
 
 def print_published(configs: Sequence[RunConfig]) -> None:
     """Print parameters and costs of presets at their own size, without text or hardware that could train them."""
-
     for cfg in configs:
         counts = parameters(cfg)
         print(
@@ -72,7 +71,6 @@ def _seconds(job: Job, speed: float) -> float | None:
 
 def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Text:
     """Return a table with a row a run; runs from number `known` on have no id yet."""
-
     cells = []
     for number, (job, seconds) in enumerate(priced):
         cfg, counts, open_ = job.cfg, parameters(job.cfg), number >= known
@@ -91,7 +89,6 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
 
 
 def _state(job: Job) -> str:
-
     if job.done:
         state: str = "done, stale" if is_stale(job.row.science_version, job.row.code) else job.row.status
     else:  # a finished one lacks requested diagnostics
@@ -101,7 +98,6 @@ def _state(job: Job) -> str:
 
 def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Text:
     """Return a table with a row an arm: its runs of each stage, how many are done, and the time of the others."""
-
     arms: dict[str, list[tuple[Job, float | None]]] = {}
     for job, seconds in priced:
         arms.setdefault(job.cfg.arm or job.label, []).append((job, seconds))

@@ -9,10 +9,10 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from lmablate.core.hardware import cores
 from lmablate.core.locks import LockHeld, is_held
+from lmablate.data import TokenData
 from lmablate.launcher import sweep_manifest
 from lmablate.launcher.engine import Engine
 from lmablate.launcher.grouping import group_jobs, split_trunks
@@ -28,9 +28,6 @@ from lmablate.runs.run import execute
 from lmablate.runs.tracking.account import resolve_mode
 from lmablate.runs.tracking.client import following, unsent
 from lmablate.training.progress import Interrupted
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
 
 
 def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, engine: Engine | None = None) -> int:
@@ -92,7 +89,6 @@ def offline_hint(jobs: Sequence[Job]) -> str:
 
 def _run_here(job: Job, board: Board) -> int:
     """Train a single job in this process. Returns the signal that stopped it, or 0."""
-
     board.started(job)
     try:
         while True:

@@ -14,20 +14,18 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 from lmablate.launcher.engine import task_arguments
+from lmablate.launcher.jobs import Job
 from lmablate.launcher.processes import environment_of
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.scheduler import slot_count
 from lmablate.launcher.task import Task
-
-if TYPE_CHECKING:
-    from lmablate.launcher.jobs import Job
 
 FOLDER = ".submitit"  # in results_dir: submissions and logs of submitit
 

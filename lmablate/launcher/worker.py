@@ -157,7 +157,6 @@ def run_group(paths: Sequence[Path]) -> int:
 
 def _run_branches(directories: Sequence[RunDirectory]) -> int:
     """Train the branches of one trunk one after the other, the longest first. Each starts from a checkpoint of the trunk."""
-
     worst = 0
     for i, directory in enumerate(directories):
         code = run_directory(directory.path)

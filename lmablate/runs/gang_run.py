@@ -6,20 +6,18 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lmablate.core.locks import LockHeld
 from lmablate.core.signals import request_stop_on_signal
 from lmablate.model import build_model
+from lmablate.runs.prepared import PreparedRun
 from lmablate.runs.recovery import not_finite
 from lmablate.runs.run import Finished, RunSession, complete_evaluation, execute
 from lmablate.training.gang import Gang, MemberStack
 from lmablate.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from lmablate.runs.prepared import PreparedRun
 
 log = logging.getLogger(__name__)
 SIZES = (2, 4, 8, 16, 32)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmablate.core.errors import ConfigError
+from lmablate.data import TokenData
 from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.results.studies import save_study
 from lmablate.runs.wsd_branches import branch_name, expand
+from lmablate.schema.run_config import RunConfig
 from lmablate.sweeper import record
 from lmablate.sweeper.looks import Look, StoppingRule, never
 from lmablate.sweeper.settings import (
@@ -23,10 +25,6 @@ from lmablate.sweeper.settings import (
     seed_pairs,
 )
 from lmablate.sweeper.tuning import Cell, Tuning
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 TUNE, EVALUATE, SHARED = "tune", "evaluate", "evaluate_shared"
