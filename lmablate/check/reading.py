@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -82,6 +82,18 @@ def _wrong(reached: Tensor, allowed: Tensor, t: int) -> str | None:
     return None
 
 
+def _under_each(cfg: RunConfig, problem: Callable[[RunConfig], str | None]) -> Finding:
+    """Return the finding of `problem` under every objective that admits the configuration."""
+    refused = []
+    for objective in options("objective"):
+        try:
+            if found := problem(under(cfg, objective)):
+                return fails(f"objective={objective}: {found}")
+        except ConfigError as error:
+            refused.append(f"objective={objective} is refused: {_first(error)}")
+    return holds("; ".join(refused))
+
+
 @check(
     "causal",
     asks="a position reads what its objective lets it read, under each objective, and nothing else",
@@ -91,16 +103,7 @@ def _wrong(reached: Tensor, allowed: Tensor, t: int) -> str | None:
 def causal(subject: Subject) -> Finding:
     if subject.cfg.model.n_encoder_layers:
         return skips("of a model with one stack only")
-    refused = []
-    for objective in options("objective"):
-        try:
-            problem = leak(under(subject.cfg, objective))
-        except ConfigError as error:
-            refused.append(f"objective={objective} is refused: {_first(error)}")
-            continue
-        if problem:
-            return fails(f"objective={objective}: {problem}")
-    return holds("; ".join(refused))
+    return _under_each(subject.cfg, leak)
 
 
 @check(
@@ -110,17 +113,10 @@ def causal(subject: Subject) -> Finding:
     mend="handle positions.may_read being a mask, True or None; take lengths from x",
 )
 def objectives(subject: Subject) -> Finding:
-    refused = []
-    for objective in options("objective"):
-        try:
-            cfg = under(subject.cfg, objective)
-            loss = _loss(cfg, subject.model(1.0, cfg))
-        except ConfigError as error:
-            refused.append(f"{objective} is refused: {_first(error)}")
-            continue
-        if not math.isfinite(loss):
-            return fails(f"objective={objective}: loss and gradients are not finite")
-    return holds("; ".join(refused))
+    def problem(cfg: RunConfig) -> str | None:
+        return None if math.isfinite(_loss(cfg, subject.model(1.0, cfg))) else "loss and gradients are not finite"
+
+    return _under_each(subject.cfg, problem)
 
 
 @check(

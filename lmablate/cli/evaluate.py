@@ -13,11 +13,11 @@ from lmablate.cli.arguments import add_device, add_text, add_threads, add_trust,
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.errors import ConfigError, DataError, exit_on_config_error
-from lmablate.core.files import atomic_write
+from lmablate.core.files import atomic_write, finite
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import frames
 from lmablate.results.load import load_runs
-from lmablate.runs.evaluation_files import finite, write_evaluation
+from lmablate.runs.evaluation_files import write_evaluation
 from lmablate.runs.run_directory import RunDirectory, below, check_writable, run_path, unwritable
 from lmablate.schema.evaluation import EvaluationFile
 
