@@ -140,8 +140,7 @@ def short(n: float) -> str:
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:
     """Return the table as Markdown."""
-    lines = ["| " + " | ".join(_HEADERS) + " |", "|" + "---|" * len(_HEADERS)]
-    return "\n".join([*lines, *("| " + " | ".join(_cells(row)) + " |" for row in table)])
+    return console.markdown_table(_HEADERS, map(_cells, table))
 
 
 def show(table: Sequence[dict[str, Any]]) -> None:

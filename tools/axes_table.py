@@ -6,18 +6,19 @@ import sys
 from pathlib import Path
 
 from lmablate.core.axes import AXES, default_choices, options
+from lmablate.core.console import markdown_table
 
 BEGIN, END = "<!-- axes: made by python tools/axes_table.py README.md -->", "<!-- end of axes -->"
 
 
 def markdown() -> str:
     """Return the table: each axis with its options, the default in bold."""
-    rows = ["| axis | options (default in bold) |", "|---|---|"]
+    rows = []
     for axis in AXES:
         default = default_choices()[axis]
         cells = [f"**{option}**" if option == default else option for option in options(axis, shipped=True)]
-        rows.append(f"| `{axis}` | {' · '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append((f"`{axis}`", " · ".join(cells)))
+    return markdown_table(("axis", "options (default in bold)"), rows)
 
 
 def renew(document: str) -> str:

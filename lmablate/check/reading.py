@@ -215,13 +215,9 @@ def decoded(cfg: RunConfig, prefix: int | None = None, kinds: Sequence[str] = tu
     mend="attention: cached() and positions.kv_cache; posemb: the hooks that end in _chunk and _at (docs/extend.md)",
 )
 def decoding(subject: Subject) -> Finding:
-    try:
-        cfg = subject.config({"model.bias": True})
-    except ConfigError:
-        cfg = subject.cfg
     kinds = ("pieces",) if subject.axis == "activation" else tuple(CUTS)  # an activation keeps no state
     try:
-        gaps = decoded(cfg, kinds=kinds)
+        gaps = decoded(subject.with_biases(), kinds=kinds)
     except ConfigError as error:
         return skips(str(error))
     worst = max(gaps, key=lambda kind: gaps[kind])

@@ -82,10 +82,7 @@ def flops(subject: Subject) -> Finding:
     mend="use it, or drop it; may_be_idle names one that softmax cannot see (model/attention/heads.py)",
 )
 def gradients(subject: Subject) -> Finding:
-    try:
-        cfg = subject.config({"model.bias": True})
-    except ConfigError:
-        cfg = subject.cfg
+    cfg = subject.with_biases()
     model = subject.model(5.0, cfg)
     first_loss(cfg, model).backward()
     norms = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Format the output of commands for a terminal: tables that fit, durations, and progress lines.
+"""Format the output of commands: tables that fit a terminal, durations, and progress lines.
 
 All strings are shown as they are: none is read as rich's markup, and none controls the terminal.
 """
@@ -87,6 +87,12 @@ def table(
     if dropped := [columns[i].name for i in filled if i not in wide and columns[i].name]:
         lines.append((f"no room for: {', '.join(dropped)}", "dim"))
     return Text("\n", overflow="fold").join(Text(*line) for line in lines)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; `rows` hold Markdown."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (headings, *rows))
+    return "\n".join([head, "|" + "---|" * len(headings), *lines])
 
 
 def _line(columns: Sequence[Column], row: Sequence[str], wide: Mapping[int, int]) -> str:

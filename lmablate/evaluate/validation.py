@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lmablate.data.tasks.store import TaskData
+from lmablate.evaluate.ready import evaluating
 from lmablate.evaluate.task_accuracy import Evaluation, evaluate_task
 from lmablate.objective import IGNORE, Batch, Objective, ValidationText, vocab_size
 
@@ -67,12 +68,8 @@ def evaluate(
 
 @torch.no_grad()
 def _measured(model: TransformerLM, objective: Objective, text: ValidationText) -> dict[str, float]:
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return objective.measures(model, text)
-    finally:
-        model.train(training)
 
 
 @torch.no_grad()
@@ -86,17 +83,13 @@ def _losses(
 ) -> dict[str, tuple[float, int]]:
     """Summed nats and number of counted targets of each of `batches`; those that read alike share their passes."""
     nats = dict.fromkeys(batches, 0.0)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for group in _alike(batches):
             chunks = list(zip(*(batches[name].split(batch_size) for name in group), strict=True))
             for parts, counts in ranks.assigned(chunks) if ranks else ((chunk, True) for chunk in chunks):
                 moved = [part.to(device) for part in parts]
                 for name, value in zip(group, objective.summed(model, moved), strict=True):
                     nats[name] += value if counts else 0.0
-    finally:
-        model.train(training)
     if ranks:
         nats = dict(zip(nats, ranks.sum(list(nats.values())), strict=True))
     return {name: (nats[name], objective.counted(batch)) for name, batch in batches.items()}

@@ -20,7 +20,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
-from lmablate.launcher.engine import task_arguments
+from lmablate.launcher.engine import Engine, task_arguments
 from lmablate.launcher.jobs import Job
 from lmablate.launcher.processes import environment_of
 from lmablate.launcher.remote import RemoteProcess, Retries
@@ -94,7 +94,7 @@ def _pass_on(task: Task, number: int) -> None:
     task.send(number)
 
 
-class SubmititEngine:
+class SubmititEngine(Engine):
     """An engine that submits jobs as they come; those that come together become one job array."""
 
     def __init__(self, settings: LocalSettings | SlurmSettings) -> None:
@@ -113,12 +113,6 @@ class SubmititEngine:
             return len(jobs)
 
         return min(self.settings.at_once or slot_count(jobs), len(jobs))
-
-    def ready(self) -> bool:
-        return True
-
-    def next(self, queue: Sequence[Sequence[Job]]) -> int:
-        return 0
 
     def start(self, jobs: Sequence[Job], slot: int) -> RemoteProcess:
         arguments = task_arguments(jobs)

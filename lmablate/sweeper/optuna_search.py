@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
@@ -215,33 +215,33 @@ class Search:
     def run(self, launch: Launch) -> int:
         """Train the missing runs, batch by batch. Return the exit code. Calling it again continues."""
         self.check()
-        worst, code = 0, 0
+        worst = 0
         if self.aside:
             log.info("%d earlier trials lie outside the space and are left aside", self.aside)
-        while code < 128 and (batch := self.ask()):
-            self.save()
+        for trials, _, jobs, data in self.rounds():
+            self.save()  # mark its runs as part of the search before they exist
+            waiting = [job for job in jobs if not job.done]
+            if waiting:
+                first, last = trials[0].number, trials[-1].number
+                numbers = f"s {first} to {last}" if len(trials) > 1 else f" {first}"
+                log.info("%s: trial%s of %d", self.name, numbers, self.total)
+                code = launch(waiting, data)
+                if code >= 128:
+                    return code
+                worst = max(worst, code)
+        self.save()
+        report(self)
+        return worst
+
+    def rounds(self) -> Iterator[tuple[list[SearchTrial], int, list[Job], dict[str, TokenData]]]:
+        """Yield trials that run together, their rung, their jobs and the data of each. The jobs must be done before the next."""
+        while batch := self.ask():
             for rung in range(len(self.rungs)):
                 alive = [one for one in batch if one.state == "asked"]
                 if alive:
-                    jobs, data = self.prepare(alive, rung)
-                    self.save()  # mark its runs as part of the search before they exist
-                    waiting = [job for job in jobs if not job.done]
-                    if waiting:
-                        numbers = (
-                            f"s {alive[0].number} to {alive[-1].number}" if len(alive) > 1 else f" {alive[0].number}"
-                        )
-                        log.info("%s: trial%s of %d", self.name, numbers, self.total)
-                    code = launch(waiting, data) if waiting else 0
-                    if code >= 128:
-                        break
-                    worst = max(worst, code)
+                    yield alive, rung, *self.prepare(alive, rung)
                     self.judge_rung(alive, rung)
-            if code < 128:
-                self.tell(batch)
-            self.save()
-        if code < 128:
-            report(self)
-        return code if code >= 128 else worst
+            self.tell(batch)
 
     def judge_rung(self, alive: Sequence[SearchTrial], rung: int) -> None:
         """Read the results of a rung, and stop the trials that do not continue."""
