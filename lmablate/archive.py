@@ -42,7 +42,6 @@ Row = dict[str, Any]
 def save(results_dir: Path, archive: Path, sweep: str | None = None) -> int:
     """Write the finished runs of `results_dir`, or those of one sweep, to `archive`. Returns their number. Raises
     ConfigError if there are none. Failed runs are left out: they are not results."""
-
     check_readable(results_dir, "")
     rows = {row["run_id"]: public(row) for row in _readable(results_dir) if row["status"] != "failed"}
     studies = load_studies(results_dir)
@@ -99,7 +98,6 @@ def load(archive: Path) -> tuple[list[Row], Row | None]:
 def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
     """Make run directories of an archive's rows. Returns how many were made and how many existed. Existing results are
     never replaced."""
-
     rows, study = load(archive)
     check_writable(results_dir)
     made = 0

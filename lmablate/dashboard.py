@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,6 @@ INSTALL = "pip install 'lmablate[dashboard]'"
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0, or 2 after an error."""
-
     args, overrides = _parser().parse_known_args(argv)
     _check(args, overrides)
 
@@ -74,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Raise ConfigError for bad arguments, before anything is composed."""
-
     if flags := [word for word in overrides if word.startswith("-")]:
         raise ConfigError(f"{flags[0]}: no such flag; see --help")
     if args.dry_run != (args.out is not None):
@@ -93,7 +92,6 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _act(args: argparse.Namespace, sweep: DashboardSweep) -> int:
-
     target = args.wandb_sweep or args.out
     if args.wandb_sweep is not None:
         atomic_write(target, wandb_sweep_text(sweep, args.entity, args.project))
@@ -102,7 +100,8 @@ def _act(args: argparse.Namespace, sweep: DashboardSweep) -> int:
         built = specification(sweep, args.entity or "", args.project or sweep.project)
         atomic_write(target, json.dumps(built, indent=1, sort_keys=True) + "\n")
         print(f"wrote {target}: the workspace and the report of {sweep.name}, as wandb's library writes them")
-        print("\n".join(outline(sweep)))
+        views = _views()
+        print("\n".join(views.outline(views.workspace(sweep, "", sweep.project))))
     else:
         print("\n".join(_publish(sweep, args.entity, args.project or sweep.project)))
     return 0
@@ -135,7 +134,6 @@ def _of_study(study: Study) -> DashboardSweep:
 
 def _recorded(keys: Sequence[str], configs: Sequence[RunConfig]) -> tuple[str, ...]:
     """Return `keys` as runs record them; a key that is resolved away (``model.ff_ratio``) gives the differing keys of its group."""
-
     rows = [{**flatten(cfg.model_dump(exclude=set(BOOKKEEPING))), **cfg.choices} for cfg in configs]
     found: dict[str, None] = {}
     for key in keys:
@@ -164,10 +162,7 @@ def wandb_sweep_text(sweep: DashboardSweep, entity: str | None = None, project: 
     keys = list(dict.fromkeys(key for job in jobs for key in job))
     values = {key: list(dict.fromkeys(job.get(key, "") for job in jobs)) for key in keys if key != "sweeps"}
     grid = {key: seen for key, seen in values.items() if len(seen) > 1}
-    size = 1
-    for seen in grid.values():
-        size *= len(seen)
-    if size != len(jobs):
+    if math.prod(map(len, grid.values())) != len(jobs):
         raise ConfigError(
             f"sweeps={sweep.name}: its {len(jobs)} jobs are no product of values, so no wandb grid says them"
         )
@@ -206,17 +201,10 @@ def specification(sweep: DashboardSweep, entity: str, project: str) -> dict[str,
     return {"workspace": views.as_json(workspace), "report": views.as_json(report)}
 
 
-def outline(sweep: DashboardSweep) -> list[str]:
-    """Return the sections of a dashboard of `sweep` with their panels, one a line."""
-    views = _views()
-    return list(views.outline(views.workspace(sweep, "", sweep.project)))
-
-
 def _publish(sweep: DashboardSweep, entity: str | None, project: str) -> list[str]:
     """Save workspace and report at wandb, and return lines about them. Raises ConfigError if wandb cannot be reached."""
-    views = _views()
     try:
-        return list(views.publish(sweep, entity, project))
+        return list(_views().publish(sweep, entity, project))
     except Exception as error:  # wandb's client raises all kinds for network, account and server
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigError(f"wandb took no dashboard for {entity or 'your account'}/{project} ({reason})") from error

@@ -54,7 +54,6 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the overrides of lmablate.train. Returns the exit code. ``--rows`` shows every run of a
     study, ``-v`` defines the columns, ``--all`` prices every stored sweep."""
-
     args, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
     if "--all" in flags and "--help" not in args:
         from lmablate.cli.plan_all import plan_all

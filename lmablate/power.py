@@ -13,10 +13,10 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmablate.claims import simulation as s
 from lmablate.claims.report_verdicts import evidence
+from lmablate.claims.simulation import Rate
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -26,9 +26,7 @@ from lmablate.results.studies import studies_in
 from lmablate.runs.run_directory import check_writable
 from lmablate.stats import planning
 
-if TYPE_CHECKING:
-    from lmablate.claims.simulation import Rate
-
+PairsNeeded = Callable[[float, float, float], int | None]
 PAIRS = (3, 4, 5, 6, 8, 10, 12, 16)
 TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in sd of a pair -> pairs for 90 % power
 TOST_TABLE = {1.0: 13, 1.25: 9, 1.5: 7, 1.75: 6, 2.0: 5, 2.5: 4, 3.0: 4, 4.0: 3}
@@ -79,9 +77,11 @@ def answer(args: argparse.Namespace) -> list[str]:
         if value is not None and (value == 0 or not math.isfinite(value) or (key == "margin" and value < 0)):
             raise ConfigError(f"--{key} {value}: must be a number {'above' if key == 'margin' else 'other than'} 0")
     if args.effect is not None:
-        lines += _for_effect(args, sd)
+        what = f"to find a difference of {abs(args.effect):g}"
+        lines += _needed(what, args.effect / sd, planning.pairs_needed, args)
     if args.margin is not None:
-        lines += _for_margin(args, sd)
+        what = f"to show that two equal arms differ by less than {args.margin:g}"
+        lines += _needed(what, args.margin / sd, planning.tost_pairs_needed, args)
     return [*lines, "", *_detectable(args, sd)]
 
 
@@ -108,7 +108,6 @@ def _spread(args: argparse.Namespace) -> tuple[float, list[str]]:
 
 def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     """Return the standard deviation of a paired difference in finished runs, pooled over all pairs of arms, and lines about it."""
-
     runs = load_runs(results_dir)
     studies = studies_in(result_folders(results_dir))
     rows = compared(shown(evidence(runs, studies)), studies) if len(runs) else []
@@ -133,24 +132,10 @@ def measured(results_dir: Sequence[str | Path]) -> tuple[float, list[str]]:
     return sd, lines
 
 
-def _for_effect(args: argparse.Namespace, sd: float) -> list[str]:
-    lines = [
-        f"to find a difference of {abs(args.effect):g} ({abs(args.effect) / sd:.2f} sd) with {args.power:.0%} power:"
-    ]
-    for alpha, why in _levels(args):
-        n = planning.pairs_needed(args.effect / sd, alpha, args.power)
-        lines.append(f"  {_pairs(n)} {why}")
-    return lines
-
-
-def _for_margin(args: argparse.Namespace, sd: float) -> list[str]:
-    lines = [
-        f"to show that two equal arms differ by less than {args.margin:g} ({args.margin / sd:.2f} sd) with {args.power:.0%} power:"
-    ]
-    for alpha, why in _levels(args):
-        n = planning.tost_pairs_needed(args.margin / sd, alpha, args.power)
-        lines.append(f"  {_pairs(n)} {why}")
-    return lines
+def _needed(what: str, size: float, pairs_needed: PairsNeeded, args: argparse.Namespace) -> list[str]:
+    """Return the lines on how many pairs a difference or margin of `size`, in sd, takes at each level."""
+    lines = [f"{what} ({abs(size):.2f} sd) with {args.power:.0%} power:"]
+    return lines + [f"  {_pairs(pairs_needed(size, alpha, args.power))} {why}" for alpha, why in _levels(args)]
 
 
 def _levels(args: argparse.Namespace) -> list[tuple[float, str]]:
@@ -177,7 +162,6 @@ def _detectable(args: argparse.Namespace, sd: float) -> list[str]:
 
 def simulate(folder: Path, sets: int) -> list[str]:
     """Simulate all rates with `sets` synthetic studies each, and write them to `folder`. Returns the rates as text."""
-
     if sets < 10:
         raise ConfigError(f"--sets {sets}: a rate needs at least 10 made-up studies")
     check_writable(folder, "--simulate")
@@ -205,7 +189,6 @@ def simulated(sets: int) -> list[Rate]:
 
 def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
     """Return the parts of the simulation by name."""
-
     return {
         "false positives": lambda: s.false_positives(sets),
         "power": lambda: s.powers(sets, TABLE),

@@ -12,22 +12,18 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
-from lmablate.config.presets import published, with_preset
+from lmablate.config.presets import Published, published, with_preset
 from lmablate.config.resolve import resolve
 from lmablate.core import console
 from lmablate.core.axes import AXES
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR
-from lmablate.schema.run_config import RunRequest
-
-if TYPE_CHECKING:
-    from lmablate.config.presets import Published
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig, RunRequest
 
 # Axes shown in a row. Heads are shown as query/key-value x head_dim.
 SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout")
@@ -55,7 +51,6 @@ def _file(group: str, option: str) -> dict[str, Any]:
 
 def published_facts(name: str) -> Published:
     """Return the published facts in the file of a preset. Raises ConfigError for an unknown name."""
-
     path: Path = CONF_DIR / "preset" / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"preset={name}: no such preset; there are {', '.join(names())}")
@@ -64,7 +59,6 @@ def published_facts(name: str) -> Published:
 
 def config(name: str, shrink: str | None = None) -> RunConfig:
     """Return the configuration of ``preset=<name> shrink=<shrink>`` in fp32 on the CPU, without Hydra's half second."""
-
     raw, file = _defaults(shrink or "tiny"), _file("preset", name)
     chosen = {key.removeprefix("override /"): option for entry in file["defaults"] for key, option in entry.items()}
     model = dict(raw["model"])
@@ -84,7 +78,6 @@ def config(name: str, shrink: str | None = None) -> RunConfig:
 
 def rows() -> list[dict[str, Any]]:
     """Return one row a system: its choices, sizes and counts, and its announced size."""
-
     out = []
     for name in names():
         fact, cfg = published_facts(name), config(name)
@@ -147,13 +140,11 @@ def short(n: float) -> str:
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:
     """Return the table as Markdown."""
-    lines = ["| " + " | ".join(_HEADERS) + " |", "|" + "---|" * len(_HEADERS)]
-    return "\n".join([*lines, *("| " + " | ".join(_cells(row)) + " |" for row in table)])
+    return console.markdown_table(_HEADERS, map(_cells, table))
 
 
 def show(table: Sequence[dict[str, Any]]) -> None:
     """Print the table, as much of it as fits the terminal."""
-
     kept = ("preset", "what it chooses", "parameters", "announced")
     columns = [
         console.Column(name, keep=name in kept, wrap=name == "what it chooses", left=name == "preset")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmablate.cli.arguments import add_device, add_threads, add_trust, device_of
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.errors import ConfigError, exit_on_config_error
@@ -60,9 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that together have probability P")
     add("--seed", type=int, default=0, metavar="SEED", help="of the draws (default: %(default)s)")
     add("--n", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
-    add("--threads", type=int, default=1, metavar="N", help="of the processor (default: %(default)s)")
-    add("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of your own")
+    add_device(parser)
+    add_threads(parser)
+    add_trust(parser)
     return parser
 
 
@@ -135,10 +136,7 @@ def write(
     from lmablate.runs.evaluate_run import check_finished, ready
     from lmablate.runs.load import load_run
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda, but torch sees no CUDA GPU: use --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(device)
     torch.set_num_threads(threads)
     check_finished(run_dir, "sample from")
     _check_text(run_dir)
@@ -158,8 +156,7 @@ def write(
 
 def _check_text(run_dir: Path) -> None:
     """Raise ConfigError for runs that write no text, before their data is opened."""
-
-    path = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).config_path
+    path = RunDirectory.at(run_dir).config_path
     if not access.there(path):
         return  # load_run raises the error for it
     cfg = read_config(path)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.console import Column, console, duration, plain, prose, table
@@ -27,7 +28,7 @@ from lmablate.schema.run_config import RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
+    from rich.text import Text
 
 
 RETRIED = ("failed", "stale", "stopped", "missing", "damaged")
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*RETRIED, "all"),
         help="train the runs in this state, here and now; all: whatever is not done and not running",
     )
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="with parts of your own")
+    add_trust(parser)
     return parser
 
 
@@ -158,9 +159,8 @@ def shown(sweeps: Sequence[tuple[SweepJobs, list[dict[str, Any]]]], *, everythin
     return Group(*parts) if parts else Group(Text("no runs"))
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[dict[str, Any]]) -> Text:
     """Return a table with a row a run, without empty columns."""
-
     columns = (
         Column("run", keep=True, left=True), Column("state", keep=True, left=True), Column("what", keep=True, wrap=True),
         Column("val loss", keep=True), Column("step"), Column("heartbeat"), Column("attempts"), Column("where", left=True),
@@ -170,7 +170,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-
     step = "" if row["step"] is None else f"{row['step']}/{row['steps']}"
     loss = "" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
     at_work = row["state"] in ("running", "stale")

@@ -13,7 +13,7 @@ from lmablate.config.composition import register_resolvers
 from lmablate.config.reuse import Loader
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR
-from lmablate.launcher.composer import Composer
+from lmablate.launcher.hydra_launchers import Composer
 
 JOBS = [
     ["seed=0"],

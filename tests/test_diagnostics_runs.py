@@ -16,7 +16,7 @@ from lmablate.runs.prepared import load_data, prepare_run
 from lmablate.runs.run import RunSession, execute
 from lmablate.runs.wsd_branches import expand
 from lmablate.schema.diagnostics import DiagnosticsSettings, covers
-from lmablate.training.trainer import Interrupted
+from lmablate.training.progress import Interrupted
 
 ON = ("diagnostics=standard", "diagnostics.every=4", "diagnostics.sequences=2")
 SAME = ["run_id", "val_loss", "val_bpb", "train_loss", "init_val_loss", "tokens"]

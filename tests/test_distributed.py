@@ -25,7 +25,8 @@ from lmablate.schema.identity import run_id
 from lmablate.training import distributed
 from lmablate.training.checkpoint import checkpoints
 from lmablate.training.distributed import check, is_distributed
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 WORDS = (
     *QUICK,

@@ -20,7 +20,8 @@ from lmablate.schema.identity import science
 from lmablate.schema.result import RunResult
 from lmablate.training.checkpoint import checkpoints, load_weights
 from lmablate.training.gang import graph_key
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

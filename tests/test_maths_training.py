@@ -15,7 +15,8 @@ from lmablate.model.primitives import Bias, Gain, Matrix
 from lmablate.schema.training_config import OptimSettings, ScheduleSettings
 from lmablate.training.checkpoint import checkpoints, load_checkpoint, load_weights, save_checkpoint
 from lmablate.training.optim import build_optimizer, lr_factor, set_lr
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 
 def schedule(kind, warmup, final=None, decay=None):

@@ -29,7 +29,8 @@ from lmablate.objective import IGNORE, OBJECTIVES, Batch, Causal, Prefix, member
 from lmablate.objective.prefix import draws
 from lmablate.schema.training_config import ObjectiveSettings
 from lmablate.training.gang import Gang, graph_key
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 AHEAD = PositionShape(D_MODEL, N_HEADS, HEAD_DIM, LENGTH, N_LAYERS, looks_ahead=True)
 

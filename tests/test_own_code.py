@@ -26,7 +26,8 @@ from lmablate.model import build_model, components
 from lmablate.runs.prepared import check_code, load_data, with_data
 from lmablate.schema.identity import run_id
 from lmablate.training.gang import graph_key
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 SIZES = [word for word in QUICK if not word.startswith("runtime.wandb")]
 

@@ -16,7 +16,7 @@ from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_runs
 from lmablate.results.studies import load_studies, study_path, study_runs
 from lmablate.schema.result import RunResult
-from lmablate.sweeper.rules import rule_of
+from lmablate.sweeper.looks import rule_of
 from lmablate.sweeper.settings import read_study
 from lmablate.sweeper.study import Study
 

@@ -25,7 +25,8 @@ from lmablate.objective import IGNORE, SpanCorruption, objective_of
 from lmablate.objective.span_corruption import layout
 from lmablate.schema.training_config import ObjectiveSettings
 from lmablate.training.gang import Gang
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 SPANS = {"kind": "span_corruption", "mask_share": 0.15, "mean_span": 3.0}
 TWO = {"n_encoder_layers": 1}

@@ -106,13 +106,11 @@ def shell_params(cfg: RunConfig) -> int:
 
 
 def _attention(cfg: RunConfig, layer: int) -> nn.Module:
-
     with torch.device("meta"):
         return components.build(cfg.attention, "attention")(attention_shape(cfg), layer=layer)
 
 
 def _ffn(cfg: RunConfig, layer: int) -> nn.Module:
-
     with torch.device("meta"):
         return ffn_option(cfg).branch(ffn_shape(cfg), layer=layer)
 
@@ -174,7 +172,6 @@ def _of_branch(cfg: RunConfig, axis: str, branch: nn.Module) -> MacCounts:
 
 
 def _of_posemb(cfg: RunConfig) -> MacCounts:
-
     shape = position_shape(cfg)
     with torch.device("meta"):
         posemb: PosEmb = components.build(cfg.posemb, "posemb")(shape)

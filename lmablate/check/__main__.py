@@ -9,16 +9,14 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lmablate.check import Check, Finding, Subject
+from lmablate.cli.arguments import add_trust
+from lmablate.cli.front_door import trust_packages
 from lmablate.config.composition import rewrite
 from lmablate.config.untrusted_yaml import check_folders
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
-from lmablate.model.components import trust
-
-if TYPE_CHECKING:
-    from lmablate.check import Check, Finding, Subject
 
 _NAME, _RESULT = 14, 14  # the widths of the first two columns
 
@@ -31,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         "configuration that cannot be run.",
     )
     parser.add_argument("overrides", nargs="*", metavar="AXIS=OPTION", help="e.g. attention=mine attention.window=8")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of yours")
+    add_trust(parser)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="run this check; may be repeated")
     parser.add_argument("--list", action="store_true", help="list the checks and what they ask")
     return parser
@@ -52,20 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     only = [name for names in args.only for name in names.split(",")]
     if wrong := [name for name in only if name not in CHECKS]:
         raise ConfigError(f"--only {wrong[0]}: no such check; there are {', '.join(CHECKS)}")
-    _open(args.trust)
+    check_folders([Path.cwd() / "conf", Path.cwd() / "sweeps"], own=(CONF_DIR, SWEEPS_DIR))
+    trust_packages(args.trust)
     torch.set_num_threads(1)
     subject = subject_of(rewrite(args.overrides))
     subject.cfg  # noqa: B018 - refused before anything is printed
     return _run(subject, [CHECKS[name] for name in only] or list(CHECKS.values()))
-
-
-def _open(packages: Sequence[str]) -> None:
-    """Allow components of these packages, and check the configuration of the current folder before it is read."""
-    check_folders([Path.cwd() / "conf", Path.cwd() / "sweeps"], own=(CONF_DIR, SWEEPS_DIR))
-    for names in packages:
-        trust(*names.split(","))
-    if packages:
-        sys.path.insert(0, str(Path.cwd()))
 
 
 def _run(subject: Subject, checks: Sequence[Check]) -> int:
@@ -87,11 +77,8 @@ def _run(subject: Subject, checks: Sequence[Check]) -> int:
         for label, text in (("where", subject.where()), ("cost", each.cost), ("mend", each.mend)):
             _paragraph(f"  {label:<6}{text}", indent=8)
     took = f"{time.monotonic() - began:.0f} s"
-    print(
-        f"\n{len(failed)} of {len(checks)} checks do not hold ({took})"
-        if failed
-        else f"\nall that was asked holds ({took})"
-    )
+    ended = f"{len(failed)} of {len(checks)} checks do not hold" if failed else "all that was asked holds"
+    print(f"\n{ended} ({took})")
     return 1 if failed else 0
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lmablate.check.finding import Finding, check, fails, holds, skips
 from lmablate.check.outputs import gap_text, logits_of
-from lmablate.check.small import VOCAB, request, scaled_model, tokens_for
+from lmablate.check.small import VOCAB, first_loss, request, scaled_model, tokens_for
 from lmablate.check.subject import Subject
 from lmablate.core.axes import options
 from lmablate.core.errors import ConfigError
@@ -82,6 +82,18 @@ def _wrong(reached: Tensor, allowed: Tensor, t: int) -> str | None:
     return None
 
 
+def _under_each(cfg: RunConfig, problem: Callable[[RunConfig], str | None]) -> Finding:
+    """Return the finding of `problem` under every objective that admits the configuration."""
+    refused = []
+    for objective in options("objective"):
+        try:
+            if found := problem(under(cfg, objective)):
+                return fails(f"objective={objective}: {found}")
+        except ConfigError as error:
+            refused.append(f"objective={objective} is refused: {_first(error)}")
+    return holds("; ".join(refused))
+
+
 @check(
     "causal",
     asks="a position reads what its objective lets it read, under each objective, and nothing else",
@@ -91,16 +103,7 @@ def _wrong(reached: Tensor, allowed: Tensor, t: int) -> str | None:
 def causal(subject: Subject) -> Finding:
     if subject.cfg.model.n_encoder_layers:
         return skips("of a model with one stack only")
-    refused = []
-    for objective in options("objective"):
-        try:
-            problem = leak(under(subject.cfg, objective))
-        except ConfigError as error:
-            refused.append(f"objective={objective} is refused: {_first(error)}")
-            continue
-        if problem:
-            return fails(f"objective={objective}: {problem}")
-    return holds("; ".join(refused))
+    return _under_each(subject.cfg, leak)
 
 
 @check(
@@ -110,17 +113,10 @@ def causal(subject: Subject) -> Finding:
     mend="handle positions.may_read being a mask, True or None; take lengths from x",
 )
 def objectives(subject: Subject) -> Finding:
-    refused = []
-    for objective in options("objective"):
-        try:
-            cfg = under(subject.cfg, objective)
-            loss = _loss(cfg, subject.model(1.0, cfg))
-        except ConfigError as error:
-            refused.append(f"{objective} is refused: {_first(error)}")
-            continue
-        if not math.isfinite(loss):
-            return fails(f"objective={objective}: loss and gradients are not finite")
-    return holds("; ".join(refused))
+    def problem(cfg: RunConfig) -> str | None:
+        return None if math.isfinite(_loss(cfg, subject.model(1.0, cfg))) else "loss and gradients are not finite"
+
+    return _under_each(subject.cfg, problem)
 
 
 @check(
@@ -158,13 +154,10 @@ def bf16(subject: Subject) -> Finding:
 
 def _loss(cfg: RunConfig, model: TransformerLM) -> float:
     """Return the loss of a batch, or infinity if a gradient is not finite."""
-    rows = tokens_for(cfg)
-    objective = objective_of(cfg)
-    batch = objective.batch(rows[:, :-1], rows[:, 1:], data_seed=cfg.data_seed, step=0)
-    loss = objective(model.train(), *batch)
-    loss.objective.backward()
+    loss = first_loss(cfg, model)
+    loss.backward()
     finite = all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    return float(loss.objective.detach()) if finite else math.inf
+    return float(loss.detach()) if finite else math.inf
 
 
 def _first(error: Exception) -> str:
@@ -222,13 +215,9 @@ def decoded(cfg: RunConfig, prefix: int | None = None, kinds: Sequence[str] = tu
     mend="attention: cached() and positions.kv_cache; posemb: the hooks that end in _chunk and _at (docs/extend.md)",
 )
 def decoding(subject: Subject) -> Finding:
-    try:
-        cfg = subject.config({"model.bias": True})
-    except ConfigError:
-        cfg = subject.cfg
     kinds = ("pieces",) if subject.axis == "activation" else tuple(CUTS)  # an activation keeps no state
     try:
-        gaps = decoded(cfg, kinds=kinds)
+        gaps = decoded(subject.with_biases(), kinds=kinds)
     except ConfigError as error:
         return skips(str(error))
     worst = max(gaps, key=lambda kind: gaps[kind])

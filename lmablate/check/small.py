@@ -16,6 +16,7 @@ from lmablate.config.composition import request as composed
 from lmablate.model import build_model
 from lmablate.model.primitives import Matrix
 from lmablate.model.transformer import TransformerLM
+from lmablate.objective import objective_of
 from lmablate.schema.run_config import RunConfig
 from lmablate.training.trainer import Trainer
 
@@ -109,6 +110,13 @@ def scaled_model(cfg: RunConfig, scale: float = 1.0) -> TransformerLM:
             if isinstance(module, Matrix):
                 module.weight.mul_(scale)
     return model
+
+
+def first_loss(cfg: RunConfig, model: TransformerLM) -> torch.Tensor:
+    """Return the loss of a model in training on the first batch of the small text, with its graph."""
+    rows, objective = tokens_for(cfg), objective_of(cfg)
+    batch = objective.batch(rows[:, :-1], rows[:, 1:], data_seed=cfg.data_seed, step=0)
+    return objective(model.train(), *batch).objective
 
 
 def trainer_of(cfg: RunConfig, scale: float = 1.0, folder: Path | None = None) -> Trainer:

@@ -51,6 +51,13 @@ class Subject:
             put(raw, path, value)
         return config(raw=raw, given=dict(keys or {}))
 
+    def with_biases(self) -> RunConfig:
+        """Return the configuration with biases if the option admits them."""
+        try:
+            return self.config({"model.bias": True})
+        except ConfigError:
+            return self.cfg
+
     def model(self, scale: float = 1.0, cfg: RunConfig | None = None) -> TransformerLM:
         """Return a fresh model whose matrices are `scale` times larger than at initialisation."""
         return scaled_model(cfg or self.cfg, scale)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from lmablate.check.finding import Finding, check, fails, holds
-from lmablate.check.small import SmallText, distance, scaled_model, trainer_of, training_record
+from lmablate.check.small import SmallText, distance, trainer_of, training_record
 from lmablate.check.subject import Subject
 from lmablate.core.errors import ConfigError
 from lmablate.model.plain_torch import why_solo
 from lmablate.schema.run_config import RunConfig
 from lmablate.training.gang import Gang, graph_key
-from lmablate.training.trainer import Interrupted, Trainer
+from lmablate.training.progress import Interrupted
+from lmablate.training.trainer import Trainer
 
 SCALES = (1.0, 5.0, 20.0, 60.0)  # of the weights, until an option acts
 STEPS = 10  # of a gang
@@ -135,12 +136,10 @@ def gang(subject: Subject) -> Finding:
 )
 def resume(subject: Subject) -> Finding:
     cfg = subject.cfg
-    straight = trainer_of(cfg)
-    wanted = summary(straight, list(straight.records()))
     with TemporaryDirectory(prefix="lmablate-check-") as folder:
         records: list[Any] = []
         for _ in range(cfg.trainer.steps):
-            stopped = Trainer(scaled_model(cfg), SmallText(), cfg, Path(folder))  # type: ignore[arg-type]
+            stopped = trainer_of(cfg, folder=Path(folder))
             try:
                 for entry in stopped.records(lambda: signal.SIGTERM):
                     records.append(entry)
@@ -148,5 +147,5 @@ def resume(subject: Subject) -> Finding:
                 continue
             break
         interrupted = summary(stopped, records)
-    gap = unlike(interrupted, wanted)
+    gap = unlike(interrupted, alone(cfg))
     return fails(f"after {cfg.trainer.steps} steps, {gap}") if gap else holds(f"stopped {cfg.trainer.steps} times")

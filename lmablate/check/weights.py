@@ -8,14 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmablate.budget import flops_per_token, forward_products, parameters
 from lmablate.check.finding import Finding, check, fails, holds, skips
-from lmablate.check.small import tokens_for
+from lmablate.check.small import first_loss
 from lmablate.check.subject import Subject
 from lmablate.core.errors import ConfigError
 from lmablate.model import build_model
 from lmablate.model.primitives import Matrix
 from lmablate.model.transformer import TransformerLM
-from lmablate.objective import objective_of
-from lmablate.schema.run_config import RunConfig
 
 
 @check(
@@ -84,14 +82,9 @@ def flops(subject: Subject) -> Finding:
     mend="use it, or drop it; may_be_idle names one that softmax cannot see (model/attention/heads.py)",
 )
 def gradients(subject: Subject) -> Finding:
-    try:
-        cfg = subject.config({"model.bias": True})
-    except ConfigError:
-        cfg = subject.cfg
-    model, rows = subject.model(5.0, cfg), tokens_for(cfg)
-    objective = objective_of(cfg)
-    batch = objective.batch(rows[:, :-1], rows[:, 1:], data_seed=cfg.data_seed, step=0)
-    objective(model, *batch).objective.backward()
+    cfg = subject.with_biases()
+    model = subject.model(5.0, cfg)
+    first_loss(cfg, model).backward()
     norms = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in model.named_parameters()}
     idle = {
         f"{path}.{name}" if path else name
@@ -157,11 +150,7 @@ def first_scale(subject: Subject) -> Finding:
         return holds("every matrix by the rules of the model group")
     name, parameter = own[0]
     more = f" (and {len(own) - 1} more)" if len(own) > 1 else ""
+    spread = f"{float(parameter.detach().float().std()):.3g} (model.init_std={cfg.model.init_std})"
     return holds(
-        f"{name}{more} has a spread of {_rule(cfg, parameter)}: a rule of the part's or of torch's own, and not "
-        "model.init_std"
+        f"{name}{more} has a spread of {spread}: a rule of the part's or of torch's own, and not model.init_std"
     )
-
-
-def _rule(cfg: RunConfig, parameter: torch.Tensor) -> str:
-    return f"{float(parameter.detach().float().std()):.3g} (model.init_std={cfg.model.init_std})"

@@ -9,14 +9,9 @@ from lmablate.claims.claim import Hypothesis
 from lmablate.claims.predicates import Row, clipped, describe, matches, value_of
 from lmablate.claims.rows import Table
 from lmablate.results.arms import is_missing, show
+from lmablate.results.size_matching import MATCHED, size_text
 
 Pair = tuple[int, int, str]  # init_seed, data_seed, numerics
-MATCHED = 0.01
-SIZES = {
-    "n_params": "parameters",
-    "n_params_non_embedding": "non-embedding parameters",
-    "flops_per_token": "FLOPs per token",
-}
 LR = "optim.lr"
 # These may differ between two arms besides their own columns: each arm's best rate, the width that a gate changes, and the
 # option that requested equal sizes, which a run of another sweep may have. The sizes themselves are compared.
@@ -90,7 +85,7 @@ def find(runs: Table, test: Hypothesis) -> SampleSearch:
         samples += _samples(test, [own[setting] for own in settings], named)
     if not samples:
         return SampleSearch(
-            [], f"no arms with equal {SIZES[test.matched or '']} (within {MATCHED:.0%}): see budget=params", True
+            [], f"no arms with equal {size_text(test.matched or '')} (within {MATCHED:.0%}): see budget=params", True
         )
     return SampleSearch(samples, "", True)
 

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lmablate.claims.claim import Claim, Hypothesis
-from lmablate.claims.evidence import MATCHED, Sample
+from lmablate.claims.evidence import Sample
 from lmablate.claims.measure import Estimate
+from lmablate.results.size_matching import MATCHED
 from lmablate.stats import planning
 
 MOST = 200  # no plan needs more seeds than that

@@ -9,14 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmablate.cli.arguments import add_device, add_text, add_threads, add_trust, device_of
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.errors import ConfigError, DataError, exit_on_config_error
-from lmablate.core.files import atomic_write
+from lmablate.core.files import atomic_write, finite
 from lmablate.core.paths import given_path
 from lmablate.results.evaluations import frames
 from lmablate.results.load import load_runs
-from lmablate.runs.evaluation_files import finite, write_evaluation
+from lmablate.runs.evaluation_files import write_evaluation
 from lmablate.runs.run_directory import RunDirectory, below, check_writable, run_path, unwritable
 from lmablate.schema.evaluation import EvaluationFile
 
@@ -55,17 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="RESULTS_DIR/<run_id>, or RESULTS_DIR for all that completed",
     )
-    add(
-        "--data",
-        metavar="FILES",
-        help="a file or a pattern in quotes: text, JSONL, Parquet or Arrow (default: validation text)",
-    )
-    add(
-        "--text-field",
-        default="text",
-        metavar="NAME",
-        help="of rows, where a dot leads into an object (default: %(default)s)",
-    )
+    add_text(parser)
     add("--lengths", default="1", metavar="N,N", help="multiples of the training length (default: %(default)s)")
     add("--stride", type=int, metavar="TOKENS", help="sliding windows that move on by so many, beside the others")
     add(
@@ -80,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--out", type=given_path, metavar="DIR", help="write tables (CSV) and the figure of the loss against length too"
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU where there is one")
-    add("--threads", type=int, default=1, metavar="N", help="of the processor (default: %(default)s)")
-    add("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of your own")
+    add_device(parser)
+    add_threads(parser)
+    add_trust(parser)
     return parser
 
 
@@ -101,7 +92,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     for target, key in ((args.json and args.json.absolute().parent, "--json"), (args.out, "--out")):
         if target:
             check_writable(target, key)
-    device, done = _device(args.device), []
+    device, done = device_of(args.device), []
     for folder in folders:
         try:
             if folder.is_dir() and (why := unwritable(folder)):  # writing to a missing folder would create it
@@ -140,14 +131,6 @@ def _times(text: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(f"--lengths {text}: give multiples of the training length, e.g. 1,2,4,8,16") from None
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda, but torch sees no CUDA GPU: use --device cpu")
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _run_folders(given: Sequence[Path]) -> tuple[list[Path], bool]:

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import given_path
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub too, as a private model")
     parser.add_argument("--public", action="store_true", help="with --push: as a public model")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help="with parts of your own")
+    add_trust(parser)
     args = parser.parse_args(argv)
     trust_packages(args.trust)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

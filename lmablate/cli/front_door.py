@@ -56,11 +56,11 @@ def main(
 
 
 def trust_packages(packages: Sequence[str]) -> None:
-    """Allow components from a user's own packages, which may be in the current folder."""
+    """Allow components from a user's own packages, which may be in the current folder; commas may separate several."""
     if packages:
         from lmablate.model.components import trust
 
-        trust(*packages)
+        trust(*(name for names in packages for name in names.split(",")))
         sys.path.insert(0, os.getcwd())
 
 

@@ -9,21 +9,18 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lmablate.cli.arguments import add_device, add_text, add_trust, device_of
 from lmablate.cli.front_door import trust_packages
-from lmablate.compare.difference import by_bin, clustered_mean, clusters, documents, positions
+from lmablate.compare.difference import Mean, by_bin, clustered_mean, clusters, documents, positions
 from lmablate.compare.examples import examples, visible
-from lmablate.compare.scores import score_pair
+from lmablate.compare.scores import Pair, score_pair
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.report.figures import inline_svg
 from lmablate.runs.run_directory import check_writable, run_path
-
-if TYPE_CHECKING:
-    from lmablate.compare.difference import Mean
-    from lmablate.compare.scores import Pair
 
 DESCRIPTION = """Difference of the loss of two runs with one tokenizer on the same tokens: its mean with an interval that knows
 that tokens of a text belong together, by how often a token occurs, by its place, and the tokens on which they differ most."""
@@ -49,17 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run_a", type=run_path, metavar="RUN_A", help="RESULTS_DIR/<run_id> of a finished run")
     add("run_b", type=run_path, metavar="RUN_B", help="another; differences are B less A, so that above 0 A is better")
-    add(
-        "--data",
-        metavar="FILES",
-        help="a file or a pattern in quotes: text, JSONL, Parquet or Arrow (default: validation text)",
-    )
-    add(
-        "--text-field",
-        default="text",
-        metavar="NAME",
-        help="of rows, where a dot leads into an object (default: %(default)s)",
-    )
+    add_text(parser)
     add("--examples", type=int, default=12, metavar="N", help="tokens shown for each run (default: %(default)s)")
     add(
         "--out",
@@ -68,23 +55,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where page and tables go (default: %(default)s)",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
-    add("--trust", action="append", default=[], metavar="PACKAGE", help="a package with parts of your own")
+    add_device(parser)
+    add_trust(parser)
     return parser
 
 
 def compare(args: argparse.Namespace) -> list[str]:
     """Compare the runs of a command line. Return the lines to print. Raises ConfigError."""
     import numpy as np
-    import torch
 
     if args.examples < 0:
         raise ConfigError(f"--examples {args.examples}: must be 0 or more")
     check_writable(args.out, "--out")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu")
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    pair = score_pair(args.run_a, args.run_b, args.data, args.text_field, device)
+    pair = score_pair(args.run_a, args.run_b, args.data, args.text_field, device_of(args.device))
     tokens = pair.text.tokens
     document = documents(tokens, pair.data.eot_id)
     cluster, what = clusters(tokens, pair.data.eot_id, pair.window)
@@ -133,17 +116,10 @@ class _Empty:
 
 
 def _page(pair: Pair, answer: str, method: str, groups: Any, shown: tuple[list[Any], list[Any]], drawn: Any) -> str:
-    import jinja2
-
     from lmablate.analysis._style import signed
+    from lmablate.report.page import templates
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "report" / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(html=True)
     environment.filters["visible"] = visible
     environment.filters["signed"] = signed
     return environment.get_template("compare.html").render(

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lmablate.config.synonyms import SYNONYMS
 from lmablate.core.errors import EXPLAINERS, ConfigError
@@ -18,6 +18,7 @@ from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 from lmablate.schema.data import TEXTS
 from lmablate.schema.tasks import SOURCES
 
+Checked = TypeVar("Checked", bound=BaseModel)
 MULTIRUN = "-m"
 MOST_OPTIONS = 16  # listed in a message; of more options only the nearest are shown
 
@@ -157,6 +158,14 @@ def _dotted(steps: Sequence[str | int]) -> str:
     chosen = {*TEXTS, *SOURCES, "mixture", "bpe", "bytes", "pretrained"}
     pairs = zip(("", *steps), steps, strict=False)
     return ".".join(str(step) for before, step in pairs if step not in chosen or before == "texts")
+
+
+def validated(kind: type[Checked], values: Any, prefix: str = "") -> Checked:
+    """Return `values` as settings of a kind. Raises ConfigError with a line an error, each behind `prefix`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{prefix}{line}" for line in explain(error).splitlines())) from error
 
 
 def refused_key(error: Exception) -> str | None:

@@ -1,4 +1,4 @@
-"""Format the output of commands for a terminal: tables that fit, durations, and progress lines.
+"""Format the output of commands: tables that fit a terminal, durations, and progress lines.
 
 All strings are shown as they are: none is read as rich's markup, and none controls the terminal.
 """
@@ -10,12 +10,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from functools import lru_cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
 T = TypeVar("T")
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -66,30 +68,58 @@ class Column(NamedTuple):
 
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], *, room: int | None = None, styles: Sequence[str] = ()
-) -> Table:
+) -> Text:
     """Return a table that fits into `room` columns (default: `width`); no cell is ever shortened.
 
     Columns without a value are left out. If the rest is too wide, columns are dropped from the right, except those with
     `keep`, and the last line names them; then names wrap. `styles`: rich's style of each row.
+
+    rich's own tables cost ten times as much, which counts in a live display.
     """
-    from rich.table import Table
     from rich.text import Text
 
     columns = [column._replace(name=plain(column.name)) for column in columns]
     cells = [[plain(cell) for cell in row] for row in rows]
     filled = [i for i in range(len(columns)) if not cells or any(row[i] for row in cells)]
     wide = _fitting(columns, cells, filled, width() if room is None else room)
-    made = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold", pad_edge=False)
-    for i, size in wide.items():
-        column = columns[i]
-        left = "left" if column.wrap or column.left else "right"
-        made.add_column(Text(column.name), justify=left, width=size, no_wrap=not column.wrap, overflow="fold")  # type: ignore[arg-type]
-    for number, row in enumerate(cells):
-        made.add_row(*(Text(row[i]) for i in wide), style=styles[number] if styles else None)
+    lines = [(_line(columns, [column.name for column in columns], wide), "bold")]
+    lines += [(_line(columns, row, wide), styles[i] if styles else "") for i, row in enumerate(cells)]
     if dropped := [columns[i].name for i in filled if i not in wide and columns[i].name]:
-        made.caption = Text(f"no room for: {', '.join(dropped)}", style="dim")
-        made.caption_justify = "left"
-    return made
+        lines.append((f"no room for: {', '.join(dropped)}", "dim"))
+    return Text("\n", overflow="fold").join(Text(*line) for line in lines)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; `rows` hold Markdown."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (headings, *rows))
+    return "\n".join([head, "|" + "---|" * len(headings), *lines])
+
+
+def _line(columns: Sequence[Column], row: Sequence[str], wide: Mapping[int, int]) -> str:
+    """Return a row as text: cells side by side, on several lines if a cell has several or is a name that wraps."""
+    from rich.cells import cell_len
+
+    cells = [_wrapped(row[i], size) if columns[i].wrap else row[i].split("\n") for i, size in wide.items()]
+    lines = []
+    for parts in zip_longest(*cells, fillvalue=""):
+        line = ""
+        for part, (i, size) in zip(parts, wide.items(), strict=True):
+            space = " " * (size - cell_len(part))
+            line += part + space if columns[i].wrap or columns[i].left else space + part
+            line += " " * GAP
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+@lru_cache(1024)
+def _wrapped(text: str, size: int) -> list[str]:
+    """Return `text` in lines of at most `size` columns, broken between words where possible."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    if cell_len(text) <= size:
+        return text.split("\n")
+    return [line.plain.rstrip() for line in Text(text).wrap(console(), size, overflow="fold")]
 
 
 def _fitting(

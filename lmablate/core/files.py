@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -140,6 +141,15 @@ def file_stem(name: str) -> str:
     """Return `name` as a file name. If it has other characters or is long, a hash keeps it distinct."""
     stem = re.sub(r"[^\w-]", "_", name)
     return stem if stem == name and len(stem) <= 80 else f"{stem[:80]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def finite(value: Any) -> Any:
+    """Return `value` with every non-finite number replaced by None, since JSON cannot write it."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, most: int = MOST_JSON) -> Any:

@@ -21,6 +21,7 @@ from lmablate.diagnostics.gradients import copies, gradient_norms, update_ratios
 from lmablate.diagnostics.logits import logit_scale
 from lmablate.diagnostics.module_names import Measurements, groups
 from lmablate.diagnostics.norms import gains
+from lmablate.evaluate.ready import evaluating
 from lmablate.objective import IGNORE, Batch, Objective
 from lmablate.schema.diagnostics import PREFIX, SETTINGS_KEY, DiagnosticsSettings, requested_diagnostics
 
@@ -101,13 +102,8 @@ class Probe:
             self.found |= update_ratios(self.places(model), self._before)
             self._before = {}
         if PASS & set(self.settings.measures):
-            training = model.training
-            model.eval()
-            try:
-                with trainer.precision(), eager(trainer.compiled):
-                    self.found |= measure_pass(model, self.texts(trainer), self.settings.measures)
-            finally:
-                model.train(training)
+            with evaluating(model), trainer.precision(), eager(trainer.compiled):
+                self.found |= measure_pass(model, self.texts(trainer), self.settings.measures)
         if "norms" in self.settings.measures:
             self.found |= gains(model)
         found, self.found = self.found, {}

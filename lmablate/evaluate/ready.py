@@ -1,7 +1,9 @@
-"""Preparation of a trained model for evaluation."""
+"""Preparation of a model for evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,3 +20,14 @@ def ready(model: TransformerLM, cfg: RunConfig, device: str) -> TransformerLM:
     if cfg.trainer.precision == "bf16" and device == "cpu":
         set_compute_dtype(model, torch.bfloat16)
     return model.to(device).eval()
+
+
+@contextmanager
+def evaluating(model: TransformerLM) -> Iterator[None]:
+    """Turn off the dropout of `model` inside the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

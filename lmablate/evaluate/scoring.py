@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lmablate.core.console import progress
 from lmablate.core.errors import ConfigError
+from lmablate.evaluate.ready import evaluating
 
 if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM
@@ -74,9 +75,7 @@ def score(
     text = np.full(n + length + 1, first, dtype=np.int64)  # inputs are text[i], their targets text[i + 1]
     text[1 : n + 1] = tokens
     out = Scored(np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, bool), np.empty(n, np.int32))
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         rows = max(1, pass_tokens // length)
         passes = _passes(windows(n, length, stride), rows)
         for part in progress(passes, what, math.ceil(max(1, n - length + stride) / stride / rows)) if what else passes:
@@ -91,8 +90,6 @@ def score(
             for column, values in zip(out[:3], scores, strict=True):
                 column[where[real]] = values.cpu().numpy()[real]
             out.position[where[real]] = np.tile(np.arange(new, length), len(part))[real]
-    finally:
-        model.train(training)
     return out
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from lmablate.evaluate.ready import evaluating
 from lmablate.objective import IGNORE
 
 if TYPE_CHECKING:
@@ -65,9 +66,7 @@ def answer(model: TransformerLM, examples: Examples, *, batch_size: int, device:
     """Score the targets of `examples`, inputs and targets ``[n, T]``. Dropout is off; only scored positions get logits."""
     inputs, targets = examples
     nats, right, n = 0.0, 0, 0
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(inputs), batch_size):
             x = torch.from_numpy(inputs[start : start + batch_size]).to(device)
             y = torch.from_numpy(targets[start : start + batch_size]).to(device)
@@ -78,8 +77,6 @@ def answer(model: TransformerLM, examples: Examples, *, batch_size: int, device:
                 nats += float(F.cross_entropy(logits, truth, reduction="sum"))
                 right += int((logits.argmax(-1) == truth).sum())
             n += len(y)
-    finally:
-        model.train(training)
     return Answers(nats, right, n)
 
 

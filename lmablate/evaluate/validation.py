@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lmablate.data.tasks.store import TaskData
+from lmablate.evaluate.ready import evaluating
 from lmablate.evaluate.task_accuracy import Evaluation, evaluate_task
 from lmablate.objective import IGNORE, Batch, Objective, ValidationText, vocab_size
 
@@ -77,12 +78,8 @@ def _total(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
 
 @torch.no_grad()
 def _measured(model: TransformerLM, objective: Objective, text: ValidationText) -> dict[str, float]:
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return objective.measures(model, text)
-    finally:
-        model.train(training)
 
 
 @torch.no_grad()
@@ -97,9 +94,7 @@ def _losses(
 ) -> dict[str, list[tuple[float, int]]]:
     """Summed nats and number of counted targets of `rows` of each of `batches`; those that read alike share their passes."""
     nats = {name: [0.0] * len(rows) for name in batches}
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for group in _alike(batches):
             for i, own in enumerate(rows):
                 chunks = list(zip(*(batches[name].rows(own).split(batch_size) for name in group), strict=True))
@@ -107,8 +102,6 @@ def _losses(
                     moved = [part.to(device) for part in parts]
                     for name, value in zip(group, objective.summed(model, moved), strict=True):
                         nats[name][i] += value if counts else 0.0
-    finally:
-        model.train(training)
     if ranks:
         sums = iter(ranks.sum([value for values in nats.values() for value in values]))
         nats = {name: [next(sums) for _ in values] for name, values in nats.items()}

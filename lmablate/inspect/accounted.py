@@ -43,15 +43,10 @@ def flops_by_kind(cfg: RunConfig, work: Step, mode: str) -> dict[str, float]:
 def _attention_products(cfg: RunConfig) -> float:
     """Return the FLOPs of one text's fused attention, without the products of positions, which no fused kernel does."""
     _, a_key = forward_products(cfg)
-    of_positions = _position_products(cfg)[1]
+    of_positions = position_work(cfg)[1]
     length = cfg.model.context_length
     read = [keys_read(length, *span) for span in spans(cfg)]
     return 6 * length * sum((n - of_positions) * keys for n, keys in zip(a_key, read, strict=True))
-
-
-def _position_products(cfg: RunConfig) -> tuple[float, float]:
-    """Return the multiply-adds of position embeddings: with matrices, once a batch; and per pair of query and key."""
-    return position_work(cfg)
 
 
 def visible_products(cfg: RunConfig, *, fused: bool) -> int:
@@ -59,7 +54,7 @@ def visible_products(cfg: RunConfig, *, fused: bool) -> int:
 
     It sees no product in a fused kernel. Outside one, each query meets all T keys, masked or not."""
     matrices, a_key = forward_products(cfg)
-    once, of_positions = _position_products(cfg)
+    once, of_positions = position_work(cfg)
     length, texts = cfg.model.context_length, cfg.trainer.batch_size
     passes = -(-texts // (cfg.runtime.microbatch_size or texts))
     pairs = of_positions * len(a_key) if fused else sum(a_key)

@@ -16,7 +16,7 @@ from lmablate.cli.front_door import main as front_door
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
-from lmablate.inspect.measured import bootstrap, step_clock
+from lmablate.inspect.measured import bootstrap, differences, step_clock
 from lmablate.runs.run_directory import check_writable
 
 if TYPE_CHECKING:
@@ -109,9 +109,7 @@ def inspect(configs: Sequence[RunConfig], lengths: list[int], batches: list[int]
 
 def labels(configs: Sequence[RunConfig]) -> list[str]:
     """Return a label for each arm: the overrides that not all arms have. Raises ConfigError for equal arms."""
-    overrides = [cfg.overrides for cfg in configs]
-    shared = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
-    names = [" ".join(override for override in own if override not in shared) or "defaults" for own in overrides]
+    names = differences(configs)
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms are the same ({', '.join(names)}): give each one that differs")
     if len(names) > 1 and all(name.startswith("attention=") for name in names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,13 @@ def measure(cfg: RunConfig, data: TokenData, mode: str, steps: int) -> Measured 
         "products_expected": visible_products(cfg, fused=work.fused and mode != WRITTEN_OUT),
     }
     return Measured(table, step_numbers)
+
+
+def differences(configs: Sequence[RunConfig]) -> list[str]:
+    """Return a label for each configuration: the overrides that not all of them have."""
+    overrides = [cfg.overrides for cfg in configs]
+    shared = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
+    return [" ".join(override for override in own if override not in shared) or "defaults" for own in overrides]
 
 
 def step_clock(cfg: RunConfig) -> Callable[[], float]:

@@ -10,26 +10,16 @@ from __future__ import annotations
 
 import re
 
-CONTRACTIONS = "tensor contractions"
-ATTENTION = "fused attention"
-NORMALISATION = "normalisation and softmax"
-POINTWISE = "element-wise"
-MOVEMENT = "data movement"
-OPTIMIZER = "optimizer"
-HOST = "host"
-OTHER = "other"
+CONTRACTIONS = "tensor contractions"  # matrix products
+ATTENTION = "fused attention"  # products and softmax of attention in one kernel, which shows neither apart
+NORMALISATION = "normalisation and softmax"  # norms with their gains, softmax, cross entropy's log-softmax
+POINTWISE = "element-wise"  # activations, sums of the residual stream, rotations, masks, biases, reductions
+MOVEMENT = "data movement"  # copies, casts, concatenations, look-ups, fills
+OPTIMIZER = "optimizer"  # clipping and the optimizer's step
+HOST = "host"  # Python, autograd's bookkeeping, views, memory; on a GPU the time in which it waits for them
+OTHER = "other"  # operators that the table does not know
 
 KINDS = (CONTRACTIONS, ATTENTION, NORMALISATION, POINTWISE, MOVEMENT, OPTIMIZER, HOST, OTHER)
-MEANINGS = {
-    CONTRACTIONS: "matrix products",
-    ATTENTION: "products and softmax of attention in one kernel, which shows neither apart",
-    NORMALISATION: "norms with their gains, softmax, cross entropy's log-softmax",
-    POINTWISE: "activations, sums of the residual stream, rotations, masks, biases, reductions",
-    MOVEMENT: "copies, casts, concatenations, look-ups, fills",
-    OPTIMIZER: "clipping and the optimizer's step",
-    HOST: "Python, autograd's bookkeeping, views, memory; on a GPU the time in which it waits for them",
-    OTHER: "operators that the table does not know",
-}
 
 # Names without "aten::" and without the underscore of the in-place form.
 _NAMES = {

@@ -19,7 +19,7 @@ from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.inspect.accounted import COMPILED, PLAIN, WRITTEN_OUT
-from lmablate.inspect.measured import measure
+from lmablate.inspect.measured import differences, measure
 from lmablate.inspect.parts_time import measure_parts
 from lmablate.runs.run_directory import check_writable
 from lmablate.training.compile import missing_compiler
@@ -83,7 +83,7 @@ def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bo
         raise ConfigError(f"--compiled: {why}; install one, or leave --compiled out")
     torch.set_num_threads(configs[0].runtime.threads)
     torch.set_flush_denormal(True)
-    labels = _labels(configs)
+    labels = differences(configs)
     data = [load_data(cfg) for cfg in configs]
     final = [with_data(cfg, text) for cfg, text in zip(configs, data, strict=True)]
     splits, lines = [], []
@@ -112,13 +112,6 @@ def _write(out: Path, tables: dict[str, pd.DataFrame]) -> None:
         atomic_write(out / f"{name}.csv", ordered.to_csv(index=False, float_format="%.6g"))
     paths = save(figure(tables["split"], tables.get("parts")), out / "step_time")
     print("wrote", ", ".join(str(path) for path in (*(out / f"{name}.csv" for name in tables), *paths)))
-
-
-def _labels(configs: Sequence[RunConfig]) -> list[str]:
-    """Return a label for each configuration: the overrides that not all of them have."""
-    overrides = [cfg.overrides for cfg in configs]
-    shared = set(overrides[0]).intersection(*overrides) if len(overrides) > 1 else set()
-    return [" ".join(override for override in own if override not in shared) or "defaults" for own in overrides]
 
 
 def _step_text(label: str, mode: str, split: pd.DataFrame, step: dict[str, float | int | str]) -> str:

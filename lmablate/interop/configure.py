@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -15,11 +15,7 @@ from lmablate.config.resolve import resolve
 from lmablate.core.errors import ConfigError
 from lmablate.core.paths import CONF_DIR
 from lmablate.interop.model_spec import BIASES, NORMS, PLAIN_EXPERTS, SIZES, STACKS, Spec, amplitude, fraction
-from lmablate.schema.run_config import RunRequest
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
-
+from lmablate.schema.run_config import RunConfig, RunRequest
 
 BIAS_RATE = (
     0.001  # of a bias on the choice of experts, where training goes on (DeepSeek-V3, arXiv 2412.19437, section 4.2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from lmablate.interop.saved import DISCRIMINATOR, few, library, load
 from lmablate.interop.tensors import Rule, expand, neutral, translated
 from lmablate.model import build_model
 from lmablate.model.transformer import TransformerLM
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 # Rows of experts must be a multiple of this: their grouped product needs rows of whole 16 bytes, also in bf16.
 ROW = 8
@@ -43,9 +41,7 @@ def from_hf(hf_model: Any) -> TransformerLM:
         raise ConfigError(f"from_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
     spec = family.read(hf_model.config)
     model = build_model(configure(spec))
-    rules = family.rules(spec)
-    values = _ours(rules, _tensors(hf_model, rules, spec), spec, name)
-    fill(model, values, name)
+    fill(model, read_weights(family.rules(spec), hf_model, spec), name)
     return model
 
 
@@ -56,13 +52,14 @@ def _tensors(theirs: Any, rules: Sequence[Rule], spec: Spec) -> dict[str, Tensor
     return {key: value.detach() for key, value in theirs.named_parameters()} | buffers
 
 
-def _ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], spec: Spec, name: str) -> dict[str, Tensor]:
-    """Return the weights of a transformers model under our names. Raises ConfigError for unknown weights."""
-    every = expand(rules, spec["model.n_layers"])
-    if extra := sorted(set(theirs) - set(every)):
+def read_weights(rules: Sequence[Rule], theirs: Any, spec: Spec) -> dict[str, Tensor]:
+    """Return the weights of a transformers model in fp32 under our names. Raises ConfigError for unknown weights."""
+    every, tensors = expand(rules, spec["model.n_layers"]), _tensors(theirs, rules, spec)
+    if extra := sorted(set(tensors) - set(every)):
+        name = type(theirs).__name__
         raise ConfigError(f"from_hf: this {name} has weights that its configuration says nothing of: {few(extra)}")
     values: dict[str, Tensor] = {}
-    for key, whole in theirs.items():
+    for key, whole in tensors.items():
         rule = every[key]
         values |= zip(rule.ours, rule.form.unpack(whole.float(), spec), strict=True)
     return values

@@ -5,27 +5,23 @@ In transformers each has its own embeddings. Here the generator reads those of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lmablate.core.errors import ConfigError
 from lmablate.interop.configure import configure
-from lmablate.interop.convert import NO_TOKENS, fill
+from lmablate.interop.convert import NO_TOKENS, fill, read_weights
 from lmablate.interop.families import FAMILIES, differences
 from lmablate.interop.families.encoders import electra_stack
-from lmablate.interop.model_spec import Spec, spec_of
+from lmablate.interop.model_spec import spec_of
 from lmablate.interop.saved import DISCRIMINATOR, library, load
 from lmablate.interop.tensors import Rule, expand, linear
 from lmablate.model import build_model
 from lmablate.model.multi_stack import generator_of
 from lmablate.model.transformer import TransformerLM
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 FAMILY = next(family for family in FAMILIES if family.name == "ElectraForMaskedLM")
 # The generator shares these with the model.
@@ -53,8 +49,8 @@ def from_electra(generator: Any, discriminator: Any) -> TransformerLM:
             f"from_electra: a generator of {share:g} of the discriminator's width has other settings here: {', '.join(wrong)}"
         )
     model = build_model(cfg)
-    values = _values(_detector_rules(cfg), discriminator, spec)
-    theirs = _values(_generator_rules(own), generator, spec_of(own))
+    values = read_weights(_detector_rules(cfg), discriminator, spec)
+    theirs = read_weights(FAMILY.rules(spec_of(own)), generator, spec_of(own))
     for name, value in theirs.items():
         if name.startswith(SHARED):
             if not torch.equal(value, values[name]):
@@ -76,13 +72,10 @@ def to_electra(model: TransformerLM) -> tuple[Any, Any]:
     if cfg is None or own is None:
         raise ConfigError("to_electra takes a model of objective=rtd that lmablate.model.build_model made")
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    of_generator = {name: value for name, value in weights.items() if name.startswith(SHARED)}
-    of_generator |= {
-        name: value for name, value in ((_outside(name), value) for name, value in weights.items()) if name is not None
-    }
+    of_generator = {inner: value for name, value in weights.items() if (inner := _outside(name)) is not None}
     parts = []
     for kind, each, rules, values in (
-        ("ElectraForMaskedLM", own, _generator_rules(own), of_generator),
+        ("ElectraForMaskedLM", own, FAMILY.rules(spec_of(own)), of_generator),
         (DISCRIMINATOR, cfg, _detector_rules(cfg), weights),
     ):
         spec = spec_of(each)
@@ -109,26 +102,13 @@ def _detector_rules(cfg: RunConfig) -> list[Rule]:
     return electra_stack(spec_of(cfg)) + head
 
 
-def _generator_rules(own: RunConfig) -> Sequence[Rule]:
-    return FAMILY.rules(spec_of(own))
-
-
-def _values(rules: Sequence[Rule], theirs: Any, spec: Spec) -> dict[str, Tensor]:
-    every = expand(rules, spec["model.n_layers"])
-    values: dict[str, Tensor] = {}
-    for name, whole in theirs.named_parameters():
-        rule = every[name]
-        values |= zip(rule.ours, rule.form.unpack(whole.detach().float(), spec), strict=True)
-    return values
-
-
 def _inside(name: str) -> str:
     """Return the name in the whole model of a weight of its generator."""
     return name.replace("blocks.", "generator.reader.blocks.", 1) if name.startswith("blocks.") else f"generator.{name}"
 
 
 def _outside(name: str) -> str | None:
-    """Return the name in the generator of a weight of the whole model, or None if it is not the generator's."""
-    if not name.startswith("generator."):
-        return None
-    return name.removeprefix("generator.").removeprefix("reader.")
+    """Return the name in the generator of a weight of the whole model, or None if the generator does not read it."""
+    if name.startswith(SHARED):
+        return name
+    return name.removeprefix("generator.").removeprefix("reader.") if name.startswith("generator.") else None

@@ -8,20 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from lmablate.core.errors import ConfigError
+from lmablate.data import TokenData
 from lmablate.data.hub_client import hub_answers, why_offline
-from lmablate.interop.hf_models import models_of, special_tokens
+from lmablate.interop.hf_models import ExportModel, models_of, special_tokens
 from lmablate.interop.saved import library
 from lmablate.interop.tokenizer import as_hf
 from lmablate.runs.load import load_run
 from lmablate.runs.run_directory import RunDirectory, check_writable
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.interop.hf_models import ExportModel
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 MARK = "lmablate.json"  # marks a folder as an export, with the run it is from
 NEAR = 1e-3  # of the largest logit: the tolerance between two exact programs in fp32
@@ -109,7 +106,7 @@ def _same_tokens(folder: Path, cfg: RunConfig, data: TokenData) -> None:
 
 
 def _metadata(run_dir: Path, cfg: RunConfig, models: Sequence[ExportModel]) -> dict[str, Any]:
-    row = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name).read_result()
+    row = RunDirectory.at(run_dir).read_result()
     kept = ("run_id", "science_version", "status", "seed", "tokens", "n_params", "val_loss", "val_bpb")
     axes = {axis: option for axis, option in cfg.choices.items() if option != "none"}
     metadata = {"run_id": run_dir.absolute().name} | ({key: row[key] for key in kept} if row is not None else {})

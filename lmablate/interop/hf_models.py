@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lmablate.data import TokenData
 from lmablate.interop.convert import to_hf
 from lmablate.interop.electra import to_electra
+from lmablate.model.transformer import TransformerLM
 from lmablate.objective import MaskedLM, Objective, ReplacedTokens, SpanCorruption, objective_of
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.model.transformer import TransformerLM
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 MASK = "<|mask|>"
 SENTINEL = "<extra_id_{}>"  # as T5 names them

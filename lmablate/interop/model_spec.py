@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -22,9 +22,7 @@ from lmablate.model.dims import ffn_option, ffn_shape, has_final_norm, has_reado
 from lmablate.model.ffn import TokenChoice
 from lmablate.model.own_code import own_parts
 from lmablate.model.posemb import Rotary
-
-if TYPE_CHECKING:
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 Spec = Mapping[str, Any]
 SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size", "context_length")

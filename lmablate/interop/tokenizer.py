@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import END, ByteTokenizer, Tokenizer
+from lmablate.interop.hf_models import SpecialTokens
 from lmablate.interop.saved import library
-
-if TYPE_CHECKING:
-    from lmablate.interop.hf_models import SpecialTokens
 
 
 def byte_characters() -> list[str]:

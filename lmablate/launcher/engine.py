@@ -56,7 +56,13 @@ class JobStarter(Protocol):
 
 
 class Engine(JobStarter, Protocol):
-    """A starter of processes outside this machine's own scheduler."""
+    """A starter of processes that wait in a queue of its own, if at all: it takes every job, in order."""
+
+    def ready(self) -> bool:
+        return True
+
+    def next(self, queue: Sequence[Sequence[Job]]) -> int:
+        return 0
 
     def slots(self, jobs: Sequence[Job]) -> int:
         """Return how many jobs to start at a time."""

@@ -144,7 +144,6 @@ class Server:
         self, channel: Connection, directories: Sequence[Path], trusted: Sequence[str], environment: dict[str, str]
     ) -> int:
         """Compile in this child, and fork the runs of that graph."""
-
         self._become_child(directories[0], environment)
         configure_logging()
         compile_graph(directories[0], trusted)

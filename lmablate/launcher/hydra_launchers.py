@@ -17,8 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmablate.config.hints import to_config_error
+from lmablate.config.reuse import CachedComposer
 from lmablate.launcher import engine
-from lmablate.launcher.composer import Composer
+
+
+class Composer(CachedComposer):
+    """A cached ``loader.load_sweep_config(master, overrides)`` for one job after another."""
+
+    def __init__(self, loader: Any, master: DictConfig) -> None:
+        super().__init__(loader, lambda overrides: loader.load_sweep_config(master, overrides))
 
 
 class LocalLauncher(Launcher):
@@ -43,28 +50,8 @@ class LocalLauncher(Launcher):
         return []
 
 
-class GangLauncher(LocalLauncher):
-    """A launcher whose jobs train together if their graphs are equal (gang_run.py)."""
-
-    __module__ = "hydra_plugins.lmablate"
-
-
-class RayLauncher(LocalLauncher):
-    """A launcher whose jobs run on Ray (ray_engine.py)."""
-
-    __module__ = "hydra_plugins.lmablate"
-
-
-class SubmititLocalLauncher(LocalLauncher):
-    """A launcher whose jobs run in submitit's local executor (submitit_engine.py)."""
-
-    __module__ = "hydra_plugins.lmablate"
-
-
-class SubmititSlurmLauncher(LocalLauncher):
-    """A launcher whose jobs run on Slurm (submitit_engine.py)."""
-
-    __module__ = "hydra_plugins.lmablate"
+# Launchers that only the scheduler tells apart, by the name that Hydra chose (gang_run.py, ray_engine.py, submitit_engine.py).
+OTHERS = ("GangLauncher", "RayLauncher", "SubmititLocalLauncher", "SubmititSlurmLauncher")
 
 
 def register() -> None:
@@ -81,7 +68,8 @@ def register() -> None:
         parent.__path__ = []
     module = types.ModuleType("hydra_plugins.lmablate")
     sys.modules["hydra_plugins.lmablate"] = parent.lmablate = module  # type: ignore[attr-defined]
-    for launcher in (LocalLauncher, GangLauncher, RayLauncher, SubmititLocalLauncher, SubmititSlurmLauncher):
+    others = [type(name, (LocalLauncher,), {"__module__": LocalLauncher.__module__}) for name in OTHERS]
+    for launcher in (LocalLauncher, *others):
         setattr(module, launcher.__name__, launcher)
         plugins.register(launcher)
 

@@ -38,11 +38,6 @@ def name_launcher() -> None:
     os.environ[LAUNCHER_VARIABLE] = launcher_name()
 
 
-def read_status(job: Job) -> dict[str, Any]:
-    """Return the content of the job's status.json; empty if there is none."""
-    return job.directory.read_status()
-
-
 def write_status_file(job: Job, status: dict[str, Any]) -> None:
     """Replace a job's status.json, and ignore a failed write: the file is for display."""
     with suppress(OSError):

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmablate.budget import flops_per_token
 from lmablate.config.limits import log_notices
@@ -17,6 +16,7 @@ from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, LockHeld
 from lmablate.core.source_code import describe
+from lmablate.data import TokenData
 from lmablate.launcher.labels import label_jobs
 from lmablate.runs.evaluate_run import check_text
 from lmablate.runs.prepared import check_vocabulary, load_data, prepare_run
@@ -26,11 +26,8 @@ from lmablate.runs.state import RunState, state_of
 from lmablate.runs.tracking.account import check_names
 from lmablate.runs.wsd_branches import trunk_id
 from lmablate.schema.diagnostics import merge
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.schema.result import RunResult
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.result import RunResult
+from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 _logged: set[str] = set()
@@ -79,7 +76,6 @@ class Job:
     @property
     def work(self) -> int:
         """Return the FLOPs of the whole run; 0 for a user's component that cannot be counted, which the run itself reports."""
-
         try:
             return flops_per_token(self.cfg) * self.cfg.tokens
         except Exception:
@@ -162,7 +158,6 @@ def log_epochs(jobs: Sequence[Job], data: Mapping[str, TokenData]) -> None:
 def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, TokenData]]:
     """Return the distinct jobs of `configs` in order, and the data of each by run id. Each distinct text is read and
     tokenised once. Raises ConfigError before any training."""
-
     unwritable = {folder: why for folder in {cfg.results_dir for cfg in configs} if (why := _unwritable(folder))}
     stores: dict[str, TokenData] = {}
     jobs: dict[str, Job] = {}

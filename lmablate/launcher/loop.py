@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.locks import LockHeld, is_held
-from lmablate.launcher.job_files import lock_owner_text, own_config, prepare, read_status
+from lmablate.launcher.job_files import lock_owner_text, own_config, prepare
 from lmablate.launcher.jobs import Job
 from lmablate.launcher.running_job import GRACE_SECONDS, Running, Verdict
 from lmablate.runs import recovery
@@ -139,7 +139,7 @@ class Loop:
             if self._ended(job):
                 one.jobs.remove(job)
             else:
-                self.board.update(job, read_status(job))
+                self.board.update(job, job.directory.read_status())
         if code is None:
             return
         self.running.remove(one)

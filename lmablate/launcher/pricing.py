@@ -11,7 +11,7 @@ from lmablate.core.console import VERBOSE, Column, console, duration, table
 from lmablate.schema.identity import is_stale
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from lmablate.data import TokenData
     from lmablate.launcher.jobs import Job
@@ -36,7 +36,6 @@ def print_own_components(jobs: Sequence[Job], launcher: str) -> None:
 
 def print_published(configs: Sequence[RunConfig]) -> None:
     """Print parameters and costs of presets at their own size, without text or hardware that could train them."""
-
     for cfg in configs:
         counts = parameters(cfg)
         print(
@@ -70,9 +69,8 @@ def _seconds(job: Job, speed: float) -> float | None:
     return None if job.done else job.work / speed
 
 
-def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Table:
+def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Text:
     """Return a table with a row a run; runs from number `known` on have no id yet."""
-
     cells = []
     for number, (job, seconds) in enumerate(priced):
         cfg, counts, open_ = job.cfg, parameters(job.cfg), number >= known
@@ -108,7 +106,6 @@ def _epochs(job: Job | None, priced: Sequence[tuple[Job, float | None]]) -> list
 
 
 def _state(job: Job) -> str:
-
     if job.done:
         state: str = "done, stale" if is_stale(job.row.science_version, job.row.code) else job.row.status
     else:  # a finished one lacks requested diagnostics
@@ -116,9 +113,8 @@ def _state(job: Job) -> str:
     return f"{state} (asked {job.requests} times)" if job.requests > 1 else state
 
 
-def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
+def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Text:
     """Return a table with a row an arm: its runs of each stage, how many are done, and the time of the others."""
-
     arms: dict[str, list[tuple[Job, float | None]]] = {}
     for job, seconds in priced:
         arms.setdefault(job.cfg.arm or job.label, []).append((job, seconds))

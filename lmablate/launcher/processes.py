@@ -50,7 +50,7 @@ class Spawned:
     lost = False
 
     def __init__(self, jobs: Sequence[Job], environment: dict[str, str]) -> None:
-        self.process = start_worker([job.directory.path for job in jobs], _trusted(), environment)
+        self.process = start_worker([job.directory.path for job in jobs], trusted(), environment)
         self.pid = self.process.pid
 
     def poll(self) -> int | None:
@@ -94,7 +94,7 @@ class Starter:
             directories = [job.directory.path for job in jobs]
             try:
                 forker = self._template_of(jobs, environment) or self.warm
-                return forker.start(directories, _trusted(), environment)
+                return forker.start(directories, trusted(), environment)
             except ForkFailed as error:
                 if not self.warm.why:
                     log.warning("a run could not be forked (%s); it gets a process of its own", error)
@@ -111,7 +111,7 @@ class Starter:
             return None
         self._left[graph] -= 1
         if graph not in self._templates and self._left[graph] > 0:
-            self._templates[graph] = self.warm.template(jobs[0].directory.path, _trusted(), environment)
+            self._templates[graph] = self.warm.template(jobs[0].directory.path, trusted(), environment)
         template = self._templates.get(graph)
         if template is None or template.why or template.refused:
             return None
@@ -191,11 +191,6 @@ def can_fork(job: Job) -> bool:
     return method == "auto" and job.cfg.runtime.device == "cpu" and _pidfd_works()
 
 
-def _trusted() -> list[str]:
-
-    return trusted()
-
-
 def _method() -> str:
     return os.environ.get("LMABLATE_START", "auto")
 
@@ -215,7 +210,7 @@ def graph_of(jobs: Sequence[Job]) -> str | None:
     """Return the key of a graph that is compiled once for all its runs; None if its runs compile for themselves. A
     process that has used several threads cannot fork, and a user's own components may change its state."""
     cfg = jobs[0].cfg
-    if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or _trusted():
+    if len(jobs) > 1 or cfg.runtime.compile is not True or cfg.runtime.threads != 1 or trusted():
         return None
     return compile.graph_of(cfg)
 

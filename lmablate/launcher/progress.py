@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from lmablate.core.console import Column, console, duration, plain, table
@@ -37,6 +36,7 @@ class Board:
 
     def __init__(self, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
         self.jobs, self.todo = list(jobs), list(todo)
+        self._job = {job.run_id: job for job in jobs}
         self.failed: list[tuple[Job, str]] = []
         self.status: dict[str, dict[str, Any]] = {}
         self.began = time.monotonic()
@@ -196,11 +196,11 @@ class Board:
             self._looked = time.monotonic()
             self._head = f"{self._count()}/{len(self.jobs)} done{self._best()}{self._left()}"
         head = Text(plain(self._head), style="bold")
-        rows = [(job, status) for job in self.todo if (status := self.status.get(job.run_id)) is not None]
+        rows = [(self._job[run_id], status) for run_id, status in self.status.items()]
         return Group(head, *([live_table(rows, ascii_only=self.console.options.ascii_only)] if rows else []))
 
 
-def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool = False) -> Table:
+def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool = False) -> Text:
     """Return the table of running jobs: label and activity, progress, and latest numbers."""
     sign = "#" if ascii_only else "\N{BOX DRAWINGS HEAVY HORIZONTAL}"
     cells = []
@@ -213,7 +213,7 @@ def live_table(rows: Sequence[tuple[Job, dict[str, Any]]], *, ascii_only: bool =
     return table([*columns, *map(Column, ("train", "val", "accuracy", "tokens/s", ""))], cells)
 
 
-def results_table(rows: Sequence[tuple[Job, RunResult]]) -> Table:
+def results_table(rows: Sequence[tuple[Job, RunResult]]) -> Text:
     """Return a table with a row a run."""
     tasks = any(row.val_accuracy is not None for _, row in rows)  # tasks have no bytes
     mixed = len({row.choices.get("objective") for _, row in rows}) > 1  # their losses have different targets

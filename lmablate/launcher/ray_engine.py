@@ -20,7 +20,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from lmablate.core.errors import ConfigError
 from lmablate.core.hardware import cores
 from lmablate.core.settings import Settings
-from lmablate.launcher.engine import task_arguments
+from lmablate.launcher.engine import Engine, task_arguments
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.task import Task
 
@@ -52,7 +52,7 @@ def train(arguments: list[str]) -> int:
     return Task(arguments).run()
 
 
-class RayEngine:
+class RayEngine(Engine):
     """An engine that starts jobs as Ray tasks. It connects when the first sweep of the command begins."""
 
     def __init__(self, settings: RaySettings) -> None:
@@ -73,12 +73,6 @@ class RayEngine:
                 f"{there.get('GPU', 0):g}: start workers (ray start --address=HOST:PORT), or set hydra.launcher.cpus and gpus"
             )
         return min(self.settings.at_once or min(room), len(jobs))
-
-    def ready(self) -> bool:
-        return True
-
-    def next(self, queue: Sequence[Sequence[Job]]) -> int:
-        return 0
 
     def start(self, jobs: Sequence[Job], slot: int) -> RemoteProcess:
         import ray
@@ -172,6 +166,4 @@ def _has_token() -> bool:
     return bool({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)) or TOKEN.expanduser().exists()
 
 
-def make(settings: RaySettings) -> RayEngine:
-    """Return the engine with these settings."""
-    return RayEngine(settings)
+make = RayEngine

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lmablate.launcher.job_files import read_status, write_status_file
+from lmablate.launcher.job_files import write_status_file
 from lmablate.runs import recovery
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Running:
 
     def verdict(self, job: Job, code: int, *, stopped: bool) -> Verdict:
         """Return and store the status of a job without a result whose process has ended with `code`."""
-        status = read_status(job)
+        status = job.directory.read_status()
         if stopped and code in (143, -signal.SIGTERM, -signal.SIGINT, 130):
             write_status_file(job, {**status, "state": "stopped"})
             return {"state": "stopped"}

@@ -9,14 +9,14 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from lmablate.core.hardware import cores
 from lmablate.core.locks import LockHeld, is_held
+from lmablate.data import TokenData
 from lmablate.launcher import sweep_manifest
 from lmablate.launcher.engine import Engine
 from lmablate.launcher.grouping import group_jobs, split_trunks
-from lmablate.launcher.job_files import name_launcher, read_status, write_status_file
+from lmablate.launcher.job_files import name_launcher, write_status_file
 from lmablate.launcher.jobs import Job, put_aside
 from lmablate.launcher.loop import ELSEWHERE_SECONDS, Loop
 from lmablate.launcher.processes import Starter
@@ -27,10 +27,7 @@ from lmablate.runs.recovery import failure
 from lmablate.runs.run import execute
 from lmablate.runs.tracking.account import resolve_mode
 from lmablate.runs.tracking.client import following, unsent
-from lmablate.training.trainer import Interrupted
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
+from lmablate.training.progress import Interrupted
 
 
 def run_jobs(jobs: Sequence[Job], gang: Mapping[str, TokenData] | None = None, engine: Engine | None = None) -> int:
@@ -92,7 +89,6 @@ def offline_hint(jobs: Sequence[Job]) -> str:
 
 def _run_here(job: Job, board: Board) -> int:
     """Train a single job in this process. Returns the signal that stopped it, or 0."""
-
     board.started(job)
     try:
         while True:
@@ -105,13 +101,13 @@ def _run_here(job: Job, board: Board) -> int:
                     time.sleep(ELSEWHERE_SECONDS)
     except (Interrupted, KeyboardInterrupt) as stop:  # the latter: a second signal, within a step
         if job.directory.path.is_dir():
-            write_status_file(job, {**read_status(job), "state": "stopped"})
+            write_status_file(job, {**job.directory.read_status(), "state": "stopped"})
         return int(stop.args[0]) if stop.args else signal.SIGINT
     except Exception as error:
         verdict = failure(error, job.cfg)
         if verdict["kind"] is None:
             traceback.print_exc()
-        write_status_file(job, {**read_status(job), **verdict, "pid": os.getpid()})
+        write_status_file(job, {**job.directory.read_status(), **verdict, "pid": os.getpid()})
         board.finished(job, verdict)
         return 0
     board.finished(job, {"state": "done"})

@@ -14,20 +14,18 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
-from lmablate.launcher.engine import task_arguments
+from lmablate.launcher.engine import Engine, task_arguments
+from lmablate.launcher.jobs import Job
 from lmablate.launcher.processes import environment_of
 from lmablate.launcher.remote import RemoteProcess, Retries
 from lmablate.launcher.scheduler import slot_count
 from lmablate.launcher.task import Task
-
-if TYPE_CHECKING:
-    from lmablate.launcher.jobs import Job
 
 FOLDER = ".submitit"  # in results_dir: submissions and logs of submitit
 
@@ -96,11 +94,11 @@ def _pass_on(task: Task, number: int) -> None:
     task.send(number)
 
 
-class SubmititEngine:
+class SubmititEngine(Engine):
     """An engine that submits jobs as they come; those that come together become one job array."""
 
-    def __init__(self, name: str, settings: LocalSettings | SlurmSettings) -> None:
-        self.name, self.settings = name, settings
+    def __init__(self, settings: LocalSettings | SlurmSettings) -> None:
+        self.settings = settings
         self.retries = Retries(settings.retries)
         self.waiting: list[tuple[list[str], _Handle]] = []
         self.executor: Any = None
@@ -115,12 +113,6 @@ class SubmititEngine:
             return len(jobs)
 
         return min(self.settings.at_once or slot_count(jobs), len(jobs))
-
-    def ready(self) -> bool:
-        return True
-
-    def next(self, queue: Sequence[Sequence[Job]]) -> int:
-        return 0
 
     def start(self, jobs: Sequence[Job], slot: int) -> RemoteProcess:
         arguments = task_arguments(jobs)
@@ -166,7 +158,7 @@ class SubmititEngine:
             executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=s.max_num_timeout)
         except RuntimeError as error:
             raise ConfigError(
-                f"hydra/launcher={self.name}: this machine has no Slurm ({error}): start the sweep on a login node of the cluster, "
+                f"hydra/launcher=submitit_slurm: this machine has no Slurm ({error}): start the sweep on a login node of the cluster, "
                 "or use hydra/launcher=local or submitit_local"
             ) from error
         executor.update_parameters(
@@ -218,7 +210,4 @@ class _Handle:
             self.job.cancel(check=False)
 
 
-def make(settings: LocalSettings | SlurmSettings) -> SubmititEngine:
-    """Return the engine with these settings."""
-    name = "submitit_local" if isinstance(settings, LocalSettings) else "submitit_slurm"
-    return SubmititEngine(name, settings)
+make = SubmititEngine

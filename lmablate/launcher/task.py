@@ -47,7 +47,7 @@ class Task:
         if args.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = args.gpu
         self.child = start_worker(args.directories, args.trust, environment, args.folder)
-        first = RunDirectory(args.directories[0].parent, args.directories[0].name)
+        first = RunDirectory.at(args.directories[0])
         with following(args.directories, args.wandb, first.log):
             try:
                 code = self._wait(beat)
@@ -88,7 +88,7 @@ class Task:
     def _record_kill(self, code: int) -> None:
         """Write into the run's folder that it was killed, which its own process cannot."""
         for path in self.args.directories:
-            directory = RunDirectory(path.parent, path.name)
+            directory = RunDirectory.at(path)
             if not directory.is_done:
                 reason = f"killed by {signal.Signals(-code).name}"
                 directory.write_status({"state": "failed", "error": reason, "killed": True})

@@ -67,7 +67,7 @@ def follow(ranks: Ranks) -> int:
     from lmablate.model import build_model
     from lmablate.runs.prepared import prepare_run
     from lmablate.training.distributed.trainer import RankTrainer
-    from lmablate.training.trainer import Interrupted
+    from lmablate.training.progress import Interrupted
 
     logging.getLogger("lmablate").setLevel(logging.WARNING)
     code = 0

@@ -56,7 +56,7 @@ def start_worker(
     command = [sys.executable, "-m", "lmablate.launcher.worker", *map(str, directories), "--parent", str(os.getpid())]
     for package in trusted:
         command += ["--trust", package]
-    with open(_directory(directories[0]).log_path, "ab") as log_file:
+    with open(RunDirectory.at(directories[0]).log_path, "ab") as log_file:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -103,7 +103,7 @@ def run_directory(path: Path) -> int:
     """
     from lmablate.runs.prepared import prepare_run
     from lmablate.runs.run import execute
-    from lmablate.training.trainer import Interrupted
+    from lmablate.training.progress import Interrupted
 
     cfg = None
     try:
@@ -130,9 +130,9 @@ def run_group(paths: Sequence[Path]) -> int:
     train in a gang train one by one, so that one bad run affects no other."""
     from lmablate.runs.gang_run import train_group
     from lmablate.runs.prepared import prepare_run
-    from lmablate.training.trainer import Interrupted
+    from lmablate.training.progress import Interrupted
 
-    directories = [_directory(path) for path in paths]
+    directories = [RunDirectory.at(path) for path in paths]
     try:
         configs = [read_config(request_path(path)) for path in paths]
         if all(cfg.branches for cfg in configs):
@@ -157,7 +157,6 @@ def run_group(paths: Sequence[Path]) -> int:
 
 def _run_branches(directories: Sequence[RunDirectory]) -> int:
     """Train the branches of one trunk one after the other, the longest first. Each starts from a checkpoint of the trunk."""
-
     worst = 0
     for i, directory in enumerate(directories):
         code = run_directory(directory.path)
@@ -171,13 +170,9 @@ def _run_branches(directories: Sequence[RunDirectory]) -> int:
 
 def merge_status(path: Path, status: dict[str, Any]) -> None:
     """Merge `status` into status.json, which keeps the last step, and ignore a failed write."""
-    directory = _directory(path)
+    directory = RunDirectory.at(path)
     with suppress(OSError):
         directory.write_status({**directory.read_status(), **status, "pid": os.getpid()})
-
-
-def _directory(path: Path) -> RunDirectory:
-    return RunDirectory(path.parent, path.name)
 
 
 if __name__ == "__main__":

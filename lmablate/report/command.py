@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lmablate.claims.report_verdicts import evidence, noise
 from lmablate.claims.report_verdicts import verdicts as judged
 from lmablate.claims.table import verdict_table
-from lmablate.core.console import plain, progress
+from lmablate.core.console import Column, plain, progress, table
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from lmablate.report.sections import Question
 
 VERDICTS_SCHEMA = 3
-LEAST_COLUMNS = 4  # of the table of arms, in the narrowest terminal
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
 
@@ -185,11 +183,8 @@ def _tables(sections: Sequence[Question]) -> list[str]:
 def _table(question: Question) -> list[str]:
     """Return the arms as lines, best first, and the loss of a unigram model."""
     runs, arms = question.runs, question.arms
-    rows: list[tuple[str, ...]] = [
-        ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "params", "FLOPs/token")
-    ]
-    if tasks := "val_accuracy" in arms:  # tasks have no bytes
-        rows = [tuple("accuracy" if name == "bits/byte" else name for name in rows[0])]
+    rows: list[tuple[str, ...]] = []
+    tasks = "val_accuracy" in arms  # tasks have no bytes
     for arm in arms.to_dict("records"):
         loss, sd, bpb = (f"{arm[key]:.4f}" if show(arm[key]) != "-" else "-" for key in ("mean", "sd", "val_bpb"))
         sizes = (f"{arm[key]:,}" for key in ("n_params", "flops_per_token"))
@@ -198,12 +193,9 @@ def _table(question: Question) -> list[str]:
         rows.append((name, loss, sd, str(arm["n"]), str(arm["diverged"]), second, *sizes))
     known = runs["data.unigram_val_loss"].dropna().unique() if "data.unigram_val_loss" in runs else []
     rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = shutil.get_terminal_size((sum(widths) + 2 * len(widths), 0)).columns
-    while len(widths) > LEAST_COLUMNS and sum(widths) + 2 * (len(widths) - 1) > room:
-        widths.pop()  # a narrow terminal keeps names and losses; the files have all columns
-    rows = [row[: len(widths)] for row in rows]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    kept = [Column("arm", keep=True, wrap=True), *(Column(name, keep=True) for name in ("mean val_loss", "sd", "runs"))]
+    more = ("diverged", "accuracy" if tasks else "bits/byte", "params", "FLOPs/token")
+    return table([*kept, *map(Column, more)], rows).plain.splitlines()
 
 
 def _mending_commands(sections: Sequence[Question]) -> list[str]:
@@ -239,14 +231,16 @@ def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str
     import pandas as pd
 
     tuned = every[every["stage"].isin(["tune", "search"])] if "stage" in every and len(every) > len(runs) else every[:0]
-    table = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()
-    if "provenance.overrides" in table:
-        table["provenance.overrides"] = [command(overrides) for overrides in table["provenance.overrides"]]
-        table = table.rename(columns={"provenance.overrides": "command"})
+    every_run = pd.concat([runs, tuned], ignore_index=True) if len(tuned) else runs.copy()
+    if "provenance.overrides" in every_run:
+        every_run["provenance.overrides"] = [command(overrides) for overrides in every_run["provenance.overrides"]]
+        every_run = every_run.rename(columns={"provenance.overrides": "command"})
     first = ["run_id", "arm"]
-    table = table[[*first, *(column for column in table.columns if column not in first)]].sort_values(
-        ["arm", "init_seed"]
-    )
-    frames = {"runs": table, "arms": arms_table(runs), "verdicts": verdict_table(claims)}
+    ordered = every_run[[*first, *(column for column in every_run.columns if column not in first)]]
+    frames = {
+        "runs": ordered.sort_values(["arm", "init_seed"]),
+        "arms": arms_table(runs),
+        "verdicts": verdict_table(claims),
+    }
     for name, frame in frames.items():
         atomic_write(folder / f"{name}.csv", frame.to_csv(index=False))

@@ -80,18 +80,19 @@ def render_html(context: Row, figures: Mapping[str, Any], data: Any, links: Mapp
     from markupsafe import Markup
 
     script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
-    return _environment(html=True).get_template("report.html").render(
+    return templates(html=True).get_template("report.html").render(
         **context, figures=figures, data=data, links=links, script=Markup(script), script_source=Markup(content_hash(script))
     )  # fmt: skip
 
 
 def render_markdown(context: Row) -> str:
     """Return the Markdown file, with links to figures/ and without interactive parts."""
-    text = _environment(html=False).get_template("report.md").render(**context)
+    text = templates(html=False).get_template("report.md").render(**context)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"  # templates leave blank lines for empty parts
 
 
-def _environment(html: bool) -> Any:
+def templates(html: bool) -> Any:
+    """Return jinja2's environment of the templates, for HTML or for Markdown."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -126,7 +126,6 @@ def _question(question: Question, records: dict[Any, Records], most: int, folder
 
 
 def _run(run: Row, arm: int, index_of: dict[str, int], folder_of: dict[str, int], curves: list[Any]) -> list[Any]:
-
     overrides: Any = run.get("provenance.overrides")
     typed = [] if is_missing(overrides) else [shlex.quote(str(text)) for text in overrides]
     values = {

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
-from lmablate.core.files import read_jsonl
+from lmablate.core.files import finite, read_jsonl
 from lmablate.results.duplicates import counted
 from lmablate.results.folders import SkippedFile, result_folders
-from lmablate.runs.evaluation_files import FOLDER, finite, path_of, read_evaluation, write_evaluation
+from lmablate.runs.evaluation_files import FOLDER, path_of, read_evaluation, write_evaluation
 from lmablate.schema.evaluation import MEASURES, EvaluationFile, WindowScores
 from lmablate.schema.evaluation_windows import VALIDATION
 

@@ -93,7 +93,6 @@ def check_trunk_diagnostics(trunk: Trunk | None, cfg: RunConfig) -> None:
 def add_diagnostics_summary(cfg: RunConfig, directory: RunDirectory, result: RunResult) -> RunResult:
     """Add the diagnostics summary to a result: the settings, the spike scores, and for a rerun how it compares with the
     first."""
-
     requested = requested_diagnostics(cfg)
     if requested is None:
         return result

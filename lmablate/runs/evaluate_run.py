@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
+from lmablate.data import TokenData
 from lmablate.evaluate.changes import changed, rebuilt
 from lmablate.evaluate.lengths import at_lengths
 from lmablate.evaluate.reach import check_lengths
 from lmablate.evaluate.ready import ready
 from lmablate.evaluate.text import Text, read_text, validation_text
 from lmablate.model import build_model
+from lmablate.model.transformer import TransformerLM
 from lmablate.runs.evaluation_files import write_evaluation
 from lmablate.runs.load import load_run
+from lmablate.runs.prepared import PreparedRun
 from lmablate.runs.provenance import device_name
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.evaluation import EvaluationFile, ScoredText, WindowScores
 from lmablate.schema.evaluation_windows import KEY_PREFIX, Protocol, protocols, requested_protocols
+from lmablate.schema.run_config import RunConfig
 from lmablate.training.checkpoint import checkpoints, load_weights
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.model.transformer import TransformerLM
-    from lmablate.runs.prepared import PreparedRun
-    from lmablate.schema.run_config import RunConfig
 
 
 def evaluation(
@@ -103,7 +100,6 @@ def evaluate_run(
 ) -> EvaluationFile:
     """Evaluate the finished run in `run_dir`. `overrides` change the model for evaluation, `paths` a glob of other text
     files, `times` multiples of the training length, `stride` tokens between windows. Raises ConfigError."""
-
     check_finished(run_dir)
     model, cfg, data = load_run(run_dir)
     train_length = cfg.model.context_length
@@ -130,7 +126,7 @@ def evaluate_run(
 
 def check_finished(run_dir: Path, to: str = "evaluate") -> None:
     """Raise ConfigError for a run that did not complete."""
-    directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    directory = RunDirectory.at(run_dir)
     if not access.there(directory.config_path):
         return  # load_run raises the error for it
     row = directory.read_result()

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lmablate.core.files import atomic_write, read_json
+from lmablate.core.files import atomic_write, finite, read_json
 from lmablate.schema.evaluation import EvaluationFile
 from lmablate.schema.evaluation_windows import VALIDATION, requested_protocols
 
@@ -45,15 +44,6 @@ def path_of(run_dir: Path, content: EvaluationFile) -> Path:
     """Return the path of an evaluation in the folder of its run."""
     windows = [(entry.length, entry.stride) for entry in content.results]
     return run_dir / FOLDER / file_name(content.text.name, content.text.fingerprint, windows, content.changes)
-
-
-def finite(value: Any) -> Any:
-    """Return `value` with every non-finite number replaced by None, since JSON cannot write it."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_evaluation(path: Path) -> EvaluationFile | None:

@@ -6,20 +6,18 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lmablate.core.locks import LockHeld
 from lmablate.core.signals import request_stop_on_signal
 from lmablate.model import build_model
+from lmablate.runs.prepared import PreparedRun
 from lmablate.runs.recovery import not_finite
 from lmablate.runs.run import Finished, RunSession, complete_evaluation, execute
 from lmablate.training.gang import Gang, MemberStack
 from lmablate.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from lmablate.runs.prepared import PreparedRun
 
 log = logging.getLogger(__name__)
 SIZES = (2, 4, 8, 16, 32)
@@ -34,7 +32,7 @@ def train_group(
 ) -> None:
     """Train runs of one graph, as many at a time as the planner finds fastest. `on_end` is called with the id and
     status of each run that ends. `on_trial` is called with a message before the trials that precede the first step. A
-    run that cannot start is reported as failed and leaves the others alone. Raises trainer.Interrupted after SIGTERM or
+    run that cannot start is reported as failed and leaves the others alone. Raises progress.Interrupted after SIGTERM or
     SIGINT, with checkpoints written, and LockHeld last for runs locked elsewhere."""
     torch.set_num_threads(runs[0].cfg.runtime.threads)
     torch.set_flush_denormal(True)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.core.source_code import describe
+from lmablate.data import TokenData
 from lmablate.model import build_model
 from lmablate.model.own_code import code_of
+from lmablate.model.transformer import TransformerLM
 from lmablate.runs.config_file import read_config
 from lmablate.runs.prepared import load_data
 from lmablate.runs.run_directory import RunDirectory
+from lmablate.schema.result import RunResult
+from lmablate.schema.run_config import RunConfig
 from lmablate.training.checkpoint import checkpoints, load_weights
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.model.transformer import TransformerLM
-    from lmablate.schema.result import RunResult
-    from lmablate.schema.run_config import RunConfig
 
 
 def existing_run(run_dir: Path) -> RunDirectory:
     """Return the directory of a run named by the user. Raises ConfigError for a folder that is no run."""
-    directory = RunDirectory(run_dir.absolute().parent, run_dir.absolute().name)
+    directory = RunDirectory.at(run_dir)
     if access.there(directory.config_path) is None:
         raise ConfigError(f"{run_dir}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():

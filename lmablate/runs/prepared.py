@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmablate.core.errors import ConfigError
 from lmablate.core.source_code import describe
-from lmablate.data import prepare
+from lmablate.data import TokenData, prepare
 from lmablate.model.own_code import code_of
 from lmablate.objective import reserved_ids
 from lmablate.runs.init_from import with_parent
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.schema.identity import run_id
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.schema.run_config import RunConfig
+from lmablate.schema.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,6 @@ def prepare_run(cfg: RunConfig, data: TokenData | None = None) -> PreparedRun:
 
 def load_data(cfg: RunConfig) -> TokenData:
     """Open the token store of a run, and build it first if it is missing."""
-
     cache = Path(cfg.runtime.cache_dir) if cfg.runtime.cache_dir else None
     return prepare(cfg.data, cfg.tokenizer, context_length=cfg.model.context_length, cache=cache)
 
@@ -57,7 +52,6 @@ def with_data(cfg: RunConfig, data: TokenData) -> RunConfig:
     """Return `cfg` with the vocabulary of its tokenizer plus the ids that the objective reserves (a mask, sentinels),
     and with the settings of its parent (trainer.init_from). Raises ConfigError for a preset at its own size with
     another vocabulary, and for a parent that does not fit."""
-
     check_vocabulary(cfg, data.vocab_size)
     own = cfg.objective.model_dump()
     size = data.vocab_size + reserved_ids(cfg.objective.kind, own, cfg.model.context_length)

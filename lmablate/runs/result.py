@@ -105,5 +105,4 @@ def outcome_columns(trainer: Trainer, cfg: RunConfig, started: datetime, numeric
 
 def _compile_note(trainer: Trainer) -> str | None:
     """Return why an eager run could not have been compiled, or None."""
-
     return None if trainer.compiled else trainer.compile_note or missing_compiler(trainer.device)

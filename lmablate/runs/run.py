@@ -35,7 +35,7 @@ from lmablate.training import distributed
 from lmablate.training.checkpoint import keep_last
 from lmablate.training.distributed import trainer_of
 from lmablate.training.memory import keep_freed_memory, limit_gpu_memory
-from lmablate.training.trainer import Interrupted
+from lmablate.training.progress import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def execute(
     """Train, evaluate and store one run. Returns its result.
 
     Training continues from a checkpoint if there is one. On SIGTERM or SIGINT it writes a checkpoint and raises
-    trainer.Interrupted with the signal's number. `on_status` is called with every heartbeat, `on_stop` at once on the
+    progress.Interrupted with the signal's number. `on_status` is called with every heartbeat, `on_stop` at once on the
     signal. A finished run that lacks a requested evaluation is evaluated from its checkpoint, and trained again only if
     that is gone. Raises locks.LockHeld if another process is training it. Handles runtime.on_oom and runtime.nan_restarts
     (recovery.py).

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
-from lmablate.core.files import append_line, atomic_write, make_folder, parsed, read_json
+from lmablate.core.files import append_line, atomic_write, finite, make_folder, parsed, read_json
 from lmablate.core.locks import NAME as LOCK
 from lmablate.core.paths import CHECKPOINTS, given_path
 from lmablate.core.secrets import redacted
@@ -44,6 +43,11 @@ class RunDirectory:
         self.lock_path = self.path / LOCK
         self.log_path = self.path / "log.txt"
         self.checkpoint_dir = self.path / CHECKPOINTS
+
+    @classmethod
+    def at(cls, path: Path) -> RunDirectory:
+        """Return the run whose folder is `path`."""
+        return cls(path.absolute().parent, path.absolute().name)
 
     def create(self) -> RunDirectory:
         """Make the folder unless it exists."""
@@ -205,15 +209,4 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    return redacted(json.dumps(_finite(value), allow_nan=False, indent=indent))
-
-
-def _finite(value: Any) -> Any:
-    """Return `value` with every non-finite number replaced by None, since JSON cannot write it."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
+    return redacted(json.dumps(finite(value), allow_nan=False, indent=indent))

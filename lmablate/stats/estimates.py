@@ -37,18 +37,18 @@ def interval(
     `se` and `df` replace the standard error of the mean and its degrees of freedom (a pooled variance)."""
     from scipy.special import stdtrit
 
-    if se is None or df is None:
-        if len(values) < 2:
-            return None
-        se, df = standard_error(values), len(values) - 1
-    half = float(stdtrit(df, (1 + level) / 2)) * se
+    if (spread := _spread(values, se, df)) is None:
+        return None
+    half = float(stdtrit(spread[1], (1 + level) / 2)) * spread[0]
     mean = statistics.fmean(values)
     return mean - half, mean + half
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean, sd / sqrt(n)."""
-    return statistics.stdev(values) / math.sqrt(len(values))
+def _spread(values: Sequence[float], se: float | None, df: int | None) -> tuple[float, int] | None:
+    """Return the given standard error of the mean and its degrees of freedom, else those of `values`; None below two."""
+    if se is not None and df is not None:
+        return se, df
+    return (statistics.stdev(values) / math.sqrt(len(values)), len(values) - 1) if len(values) > 1 else None
 
 
 def bootstrap_intervals(samples: Sequence[Sequence[float]], level: float = 0.95) -> list[tuple[float, float] | None]:
@@ -104,11 +104,9 @@ def t_test(values: Sequence[float], null: float = 0.0, *, se: float | None = Non
     """Return the two-sided p of Student's test that the mean is `null`; 1 for fewer than two values."""
     from scipy.special import stdtr
 
-    if se is None or df is None:
-        if len(values) < 2:
-            return 1.0
-        se, df = standard_error(values), len(values) - 1
-    return float(2 * stdtr(df, -abs(_ratio(statistics.fmean(values) - null, se))))
+    if (spread := _spread(values, se, df)) is None:
+        return 1.0
+    return float(2 * stdtr(spread[1], -abs(_ratio(statistics.fmean(values) - null, spread[0]))))
 
 
 def sign_flip(values: Sequence[float]) -> float:
@@ -138,11 +136,9 @@ def not_above(values: Sequence[float], margin: float, *, se: float | None = None
     """Return the one-sided p of "the mean is `margin` or more", which is small if the mean lies below."""
     from scipy.special import stdtr
 
-    if se is None or df is None:
-        if len(values) < 2:
-            return 1.0
-        se, df = standard_error(values), len(values) - 1
-    return float(stdtr(df, _ratio(statistics.fmean(values) - margin, se)))
+    if (spread := _spread(values, se, df)) is None:
+        return 1.0
+    return float(stdtr(spread[1], _ratio(statistics.fmean(values) - margin, spread[0])))
 
 
 def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:

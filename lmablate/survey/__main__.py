@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmablate.core.console import markdown_table
 from lmablate.core.errors import exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -121,10 +122,8 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 def as_markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Return rows as a Markdown table."""
-    lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        lines.append("| " + " | ".join(_cell(column, row[column]) for column in columns) + " |")
-    return "\n".join(lines) + "\n"
+    cells = ([_cell(column, row[column]) for column in columns] for row in rows)
+    return markdown_table([column.replace("_", " ") for column in columns], cells) + "\n"
 
 
 def _cell(column: str, value: object) -> str:

@@ -29,6 +29,11 @@ class Fit(NamedTuple):
     words: str
 
 
+def no_fit(words: str) -> Fit:
+    """Return the result of a grid without a best rate, for the reason `words`."""
+    return Fit(None, None, None, None, None, (), words)
+
+
 def fit_lr(losses: Mapping[float, float | None]) -> Fit:
     """Return the fit of the final `losses` (nats per token, by learning rate; None: a run diverged there).
 
@@ -39,7 +44,7 @@ def fit_lr(losses: Mapping[float, float | None]) -> Fit:
     grid = sorted(losses)
     finite = [lr for lr in grid if losses[lr] is not None]
     if not finite:
-        return Fit(None, None, None, None, None, (), f"every learning rate from {grid[0]:g} to {grid[-1]:g} diverged")
+        return no_fit(f"every learning rate from {grid[0]:g} to {grid[-1]:g} diverged")
     value = {lr: float(losses[lr]) for lr in finite}  # type: ignore[arg-type]
     best = min(finite, key=lambda lr: (value[lr], lr))
     at = grid.index(best)

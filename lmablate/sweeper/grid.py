@@ -10,9 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
-from lmablate.config.hints import explain
+from lmablate.config.hints import validated
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 
@@ -38,11 +36,7 @@ def read_grid(node: Mapping[str, Any]) -> GridSettings:
         )
     if unknown := [key for key in node if key not in GridSettings.model_fields]:
         raise ConfigError(f"sweep.{unknown[0]}: a grid has no such key; it has {', '.join(GridSettings.model_fields)}")
-    try:
-        return GridSettings.model_validate(dict(node))
-    except ValidationError as error:
-        lines = explain(error).splitlines()
-        raise ConfigError("\n".join(f"in the grid: sweep.{line}" for line in lines)) from error
+    return validated(GridSettings, dict(node), "in the grid: sweep.")
 
 
 def combinations(values: Mapping[str, Sequence[str]], zips: Zips | None, skips: Skips | None) -> list[dict[str, str]]:
@@ -104,7 +98,9 @@ def _check_skips(values: Mapping[str, Sequence[str]], skips: Skips, varied: Sequ
         for key, value in skip.items():
             _check_varies(_shown(skip), key, varied)
             if _plain(value) not in map(_plain, values[key]):
-                raise ConfigError(f"{_shown(skip)}: {key} takes {', '.join(values[key])} here, and not {_text(value)}")
+                raise ConfigError(
+                    f"{_shown(skip)}: {key} takes {', '.join(values[key])} here, and not {value_text(value)}"
+                )
 
 
 def _check_varies(shown: str, key: str, varied: Sequence[str]) -> None:
@@ -117,16 +113,17 @@ def _matches(combination: Mapping[str, str], skip: Mapping[str, Any]) -> bool:
 
 
 def _shown(skip: Mapping[str, Any]) -> str:
-    return "sweep.skip=" + ",".join(f"{key}={_text(value)}" for key, value in skip.items())
+    return "sweep.skip=" + ",".join(f"{key}={value_text(value)}" for key, value in skip.items())
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a value in Hydra's grammar."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _plain(value: Any) -> float | str:
     """Return a value such that 1e-3, 0.001 and '0.001' compare equal."""
-    text = _text(value).strip().strip("'\"")
+    text = value_text(value).strip().strip("'\"")
     try:
         return float(text)
     except ValueError:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from lmablate.stats.sequential import look_rule
+from lmablate.sweeper.settings import StudySettings, expand_arms
+
 
 class Look(NamedTuple):
     """The data available at a look: the `number`-th (from 0) of `planned` numbers of pairs.
@@ -25,3 +28,12 @@ StoppingRule = Callable[[Look], Mapping[str, str]]
 def never(look: Look) -> Mapping[str, str]:
     """Stop no arm: run every planned pair."""
     return {}
+
+
+def rule_of(settings: StudySettings) -> StoppingRule:
+    """Return the stopping rule of a study, at a two-sided 5 % for all its arms together.
+
+    Without `sweep.looks` nothing stops."""
+    if not settings.looks:
+        return never
+    return look_rule(settings.look_rule or "obrien_fleming", comparisons=max(1, len(expand_arms(settings)) - 1))

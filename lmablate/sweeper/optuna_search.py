@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
@@ -21,6 +21,7 @@ from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_table import report
 from lmablate.sweeper.optuna_trials import SearchTrial, metric_of, open_study, optuna_library
+from lmablate.sweeper.record import use_of
 from lmablate.sweeper.study import Compose, Launch
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ class Search:
             log.info("%s", line)
         self.base = self._without_space()
         self.identity = identity(self.base, self.settings)
+        self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
         earlier = load_studies(self.results_dir).get(self.name)
         if earlier is None:
-            self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
             return
         known = earlier.get("search")
         if not known or known["identity"]["base"] != self.identity["base"]:
@@ -83,10 +84,7 @@ class Search:
             )
         self.recorded = known["trials"]
         self.uses = {(use["run_id"], use["arm"]): use for use in earlier["runs"]}
-        same = known["identity"] == self.identity and not any(one["state"] == "failed" for one in self.recorded)
-        if same:
-            self._study = open_study(self.settings.sampler, self.space, self.settings.seed)
-        else:
+        if known["identity"] != self.identity or any(one["state"] == "failed" for one in self.recorded):
             self._enqueue()
 
     def _without_space(self) -> RunConfig:
@@ -100,12 +98,9 @@ class Search:
             groups = {one.key: one.choices for one in self.space if one.choices and "." not in one.key}
             if not groups:
                 raise
-            first = {key: f"{key}={choices[0]}" for key, choices in groups.items()}
-            each = [
-                self._compose([*{**first, key: f"{key}={choice}"}.values(), *self.fixed])
-                for key, choices in groups.items()
-                for choice in choices
-            ]
+            first = {key: choices[0] for key, choices in groups.items()}
+            options = ({**first, key: choice} for key, choices in groups.items() for choice in choices)
+            each = [self._compose([*(f"{k}={v}" for k, v in chosen.items()), *self.fixed]) for chosen in options]
             return each[0]
 
     def notices(self) -> list[str]:
@@ -126,7 +121,7 @@ class Search:
         self.aside = len(self.recorded) - len(fits)
         self.recorded = [{**one, "number": i} for i, one in enumerate(fits)]
         if self.settings.sampler == "grid":  # it visits every point anyway
-            self.recorded, self._study = [], open_study(self.settings.sampler, self.space, self.settings.seed)
+            self.recorded = []
             return
         self._study = open_study(self.settings.sampler, self.space, self.settings.seed + len(fits))
         for one in fits:
@@ -187,9 +182,8 @@ class Search:
         share = self.rungs[rung]
         if share < 1:
             steps = max(1, round(share * self.base.trainer.steps))
-            overrides = [item for item in overrides if not item.startswith("trainer.tokens=")] + [
-                f"trainer.steps={steps}"
-            ]
+            overrides = [item for item in overrides if not item.startswith("trainer.tokens=")]
+            overrides.append(f"trainer.steps={steps}")
         self._configs[one.number, rung] = self._compose(overrides).model_copy(update={"branches": None})
         return self._configs[one.number, rung]
 
@@ -215,46 +209,39 @@ class Search:
             job.label = f"trial {trial.number} · {trial.label} · seed {cfg.init_seed}{length}"
             if job.run_id not in trial.runs:
                 trial.runs.append(job.run_id)
-            use = {
-                "run_id": job.run_id,
-                "arm": trial.label,
-                "stage": SEARCH,
-                "lr": cfg.optim.lr,
-                "settings": list(trial.words),
-            }
-            self.uses[job.run_id, trial.label] = {**use, "init_seed": cfg.init_seed, "data_seed": cfg.data_seed}
+            self.uses[job.run_id, trial.label] = use_of(job, cfg, trial.words)
         return jobs, data
 
     def run(self, launch: Launch) -> int:
         """Train the missing runs, batch by batch. Return the exit code. Calling it again continues."""
         self.check()
-        worst, code = 0, 0
+        worst = 0
         if self.aside:
             log.info("%d earlier trials lie outside the space and are left aside", self.aside)
-        while code < 128 and (batch := self.ask()):
-            self.save()
+        for trials, _, jobs, data in self.rounds():
+            self.save()  # mark its runs as part of the search before they exist
+            waiting = [job for job in jobs if not job.done]
+            if waiting:
+                first, last = trials[0].number, trials[-1].number
+                numbers = f"s {first} to {last}" if len(trials) > 1 else f" {first}"
+                log.info("%s: trial%s of %d", self.name, numbers, self.total)
+                code = launch(waiting, data)
+                if code >= 128:
+                    return code
+                worst = max(worst, code)
+        self.save()
+        report(self)
+        return worst
+
+    def rounds(self) -> Iterator[tuple[list[SearchTrial], int, list[Job], dict[str, TokenData]]]:
+        """Yield trials that run together, their rung, their jobs and the data of each. The jobs must be done before the next."""
+        while batch := self.ask():
             for rung in range(len(self.rungs)):
                 alive = [one for one in batch if one.state == "asked"]
                 if alive:
-                    jobs, data = self.prepare(alive, rung)
-                    self.save()  # mark its runs as part of the search before they exist
-                    waiting = [job for job in jobs if not job.done]
-                    if waiting:
-                        numbers = (
-                            f"s {alive[0].number} to {alive[-1].number}" if len(alive) > 1 else f" {alive[0].number}"
-                        )
-                        log.info("%s: trial%s of %d", self.name, numbers, self.total)
-                    code = launch(waiting, data) if waiting else 0
-                    if code >= 128:
-                        break
-                    worst = max(worst, code)
+                    yield alive, rung, *self.prepare(alive, rung)
                     self.judge_rung(alive, rung)
-            if code < 128:
-                self.tell(batch)
-            self.save()
-        if code < 128:
-            report(self)
-        return code if code >= 128 else worst
+            self.tell(batch)
 
     def judge_rung(self, alive: Sequence[SearchTrial], rung: int) -> None:
         """Read the results of a rung, and stop the trials that do not continue."""

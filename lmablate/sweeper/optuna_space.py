@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError
+from pydantic import Discriminator, Field, Tag
 
-from lmablate.config.hints import explain
+from lmablate.config.hints import validated
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
+from lmablate.sweeper.grid import value_text
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -116,15 +117,11 @@ class Dimension:
         """Return ``key=value`` in Hydra's grammar.
 
         A drawn number is rounded to DIGITS digits, so that its run has a name that can be typed."""
-        if value is None:
-            return f"{self.key}=null"
-        if isinstance(value, bool):
-            return f"{self.key}={str(value).lower()}"
         if self.choices is None and isinstance(value, float):
             digits = 12 if self.step is not None else DIGITS
             value = min(max(float(f"{value:.{digits}g}"), self.low), self.high)
             return f"{self.key}={value:g}" if float(f"{value:g}") == value else f"{self.key}={value}"
-        return f"{self.key}={value}"
+        return f"{self.key}={value_text(value)}"
 
     def edge(self, value: Any) -> str | None:
         """Return ``low`` or ``high`` if a number lies within 5 % of the range from that end, else None."""
@@ -145,24 +142,19 @@ class Dimension:
 
 def read_search(raw: dict[str, Any], typed: dict[str, Any]) -> SearchSettings:
     """Return the checked keys of ``hydra.sweeper``; `typed` are dimensions of the command line. Raises ConfigError."""
-    space = {key: _spelt(value) for key, value in (raw.get("space") or {}).items()}
+    given = (raw.get("space") or {}).items()
+    space = {key: {"choices": value} if isinstance(value, list) else value for key, value in given}
     if both := set(space) & set(typed):
         raise ConfigError(f"{min(both)} stands in hydra.sweeper.space and on the command line: say it once")
     halving = raw.get("halving")
     if isinstance(halving, dict) and isinstance(halving.get("rungs"), list):
         raw = {**raw, "halving": {**halving, "rungs": [float(x) if _number(x) else x for x in halving["rungs"]]}}
     try:
-        settings = SearchSettings.model_validate({**raw, "space": {**space, **typed}})
-    except ValidationError as error:
-        lines = re.sub(r"(space\.\S+)\.(range|choices)(?=[.:])", r"\1", explain(error)).splitlines()
-        raise ConfigError("\n".join(f"in the search, hydra.sweeper.{line}" for line in lines)) from error
+        settings = validated(SearchSettings, {**raw, "space": {**space, **typed}}, "in the search, hydra.sweeper.")
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"(space\.\S+)\.(range|choices)(?=[.:])", r"\1", str(error))) from error
     check_search(settings)
     return settings
-
-
-def _spelt(value: Any) -> Any:
-    """Return a list as choices, as on the command line."""
-    return {"choices": value} if isinstance(value, list) else value
 
 
 def _number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from lmablate.launcher.jobs import Job
 from lmablate.launcher.pricing import show
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
     from lmablate.data import TokenData
     from lmablate.sweeper.optuna_search import Search
@@ -31,7 +32,7 @@ def report(search: Search) -> None:
         print(line)
 
 
-def trials_table(search: Search) -> Table:
+def trials_table(search: Search) -> Text:
     """Return the table of trials, the lowest value first, those without one last."""
     columns = [Column("trial", keep=True), Column(search.settings.metric, keep=True)]
     columns += [Column(one.key, keep=True, left=True) for one in search.space]
@@ -101,23 +102,12 @@ def plan(search: Search) -> int:
     data: dict[str, TokenData] = {}
     pending: list[SearchTrial] = []
     reached = 0
-    while not pending and (batch := search.ask()):
-        for rung in range(len(search.rungs)):
-            alive = [one for one in batch if one.state == "asked"]
-            if not alive:
-                break
-            batch_jobs, stores = search.prepare(alive, rung)
-            jobs |= {job.run_id: job for job in batch_jobs}
-            data |= stores
-            if not all(job.done for job in batch_jobs):
-                pending, reached = alive, rung
-                break
-            search.judge_rung(alive, rung)
-        else:
-            search.tell(batch)
-            continue
-        if not pending:
-            search.tell(batch)
+    for trials, rung, some, stores in search.rounds():
+        jobs |= {job.run_id: job for job in some}
+        data |= stores
+        if not all(job.done for job in some):
+            pending, reached = trials, rung
+            break
     answered = [one for one in search.trials if one.state != "asked"]
     if answered:
         console().print(trials_table(search))
@@ -129,8 +119,6 @@ def plan(search: Search) -> int:
 
 def _rest(search: Search, pending: list[SearchTrial], reached: int) -> list[Job]:
     """Return placeholder jobs for runs that are not known yet: future trials and later rungs, priced as the base run."""
-    import math
-
     out = []
     alive = len(pending)
     keep = search.settings.halving.keep if search.settings.halving is not None else 1.0

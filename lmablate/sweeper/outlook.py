@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from lmablate.data import TokenData
 from lmablate.launcher.jobs import Job, prepare_jobs
-from lmablate.sweeper.study import seed_label
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.sweeper.study import Study
+from lmablate.sweeper.study import Study, seed_label
 
 
 def known_and_later(study: Study) -> tuple[dict[str, Job], list[Job], dict[str, TokenData]]:

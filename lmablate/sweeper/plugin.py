@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from lmablate.config.hints import to_config_error
 from lmablate.config.overrides import SKIP, ZIP, rewrite
 from lmablate.core.errors import ConfigError
-from lmablate.launcher.composer import Composer
-from lmablate.launcher.hydra_launchers import launcher_of
+from lmablate.launcher.hydra_launchers import Composer, launcher_of
 from lmablate.sweeper.grid import combinations, read_grid
-from lmablate.sweeper.rules import rule_of
+from lmablate.sweeper.looks import rule_of
 from lmablate.sweeper.settings import read_study
 
 if TYPE_CHECKING:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lmablate.launcher.jobs import Job
+    from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
 
@@ -18,14 +22,18 @@ def decisions(study: Study) -> list[str]:
 
 def notes(study: Study) -> list[str]:
     """Return the decisions and the missing runs, one per line."""
-    counts: dict[str, int] = {}
-    for trial in study.missing:
-        counts[trial.arm] = counts.get(trial.arm, 0) + 1
+    counts = Counter(trial.arm for trial in study.missing)
     return decisions(study) + [
         f"{arm}: {n} run{'s' * (n > 1)} without a result; "
         + study.orphans.get(arm, "the same command trains what is missing")
         for arm, n in sorted(counts.items())
     ]
+
+
+def use_of(job: Job, cfg: RunConfig, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the record of one use of a run: its arm and stage, and the `settings` that were chosen for it."""
+    use = {"run_id": job.run_id, "arm": cfg.arm, "stage": cfg.stage, "lr": cfg.optim.lr, "settings": list(settings)}
+    return {**use, "init_seed": cfg.init_seed, "data_seed": cfg.data_seed}
 
 
 def content(study: Study) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from lmablate.config.hints import explain
+from lmablate.config.hints import validated
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
-from lmablate.sweeper.grid import Skips, Zips
+from lmablate.sweeper.grid import Skips, Zips, value_text
 from lmablate.sweeper.grid import combinations as arranged
 
 Seed = Annotated[int, Field(ge=0)]
@@ -91,11 +91,8 @@ def read_study(
         node["seeds"] = {"values": node["seeds"], "mode": "paired"}
     if typed:
         node["cross"] = {**(node.get("cross") or {}), **typed}
-    try:
-        study, tuning = StudySettings.model_validate(node), TuneSettings.model_validate(tune)
-    except ValidationError as error:
-        lines = explain(error).splitlines()
-        raise ConfigError("\n".join(f"in the study (sweep.*, tune.*): {line}" for line in lines)) from error
+    where = "in the study (sweep.*, tune.*): "
+    study, tuning = validated(StudySettings, node, where), validated(TuneSettings, tune, where)
     check_study(study, tuning)
     return study, tuning
 
@@ -117,9 +114,7 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
                 f"tune.factors={factors} with tune.extend={tune.extend}: tune={tune.mode} has one learning rate to choose from: give more "
                 "factors, or use tune=none"
             )
-        both = set(tune.seeds or ()) & {
-            number for pair in seed_pairs(study.seeds) for number in _moved(study.seeds, pair)
-        }
+        both = set(tune.seeds or ()) & {number for pair in seed_pairs(study.seeds) for number in pair}
         if both:
             raise ConfigError(
                 f"tune.seeds={tune.seeds} and the evaluation seeds share {', '.join(map(str, sorted(both)))}: "
@@ -192,7 +187,7 @@ def generation(starts: Mapping[str, str], arm: str) -> int:
 
 def expand_arms(study: StudySettings) -> list[Arm]:
     """Return every arm at every combination of ``sweep.cross``, in reading order. Raises ConfigError."""
-    cross = {key: [_value_text(value) for value in values] for key, values in (study.cross or {}).items()}
+    cross = {key: [value_text(value) for value in values] for key, values in (study.cross or {}).items()}
     arms = []
     for chosen in arranged({ARM: list(study.arms), **cross}, study.zip, study.skip):
         name = chosen.pop(ARM)
@@ -205,7 +200,7 @@ def combinations(tune: TuneSettings) -> list[tuple[str, ...]]:
     """Return the overrides of every combination of ``tune.cross``; one empty combination without it."""
     cross = tune.cross or {}
     return [
-        tuple(f"{key}={_value_text(value)}" for key, value in zip(cross, values, strict=True))
+        tuple(f"{key}={value_text(value)}" for key, value in zip(cross, values, strict=True))
         for values in itertools.product(*cross.values())
     ]
 
@@ -224,15 +219,3 @@ def seed_pairs(seeds: SeedSettings) -> list[SeedPair]:
             return [SeedPair(HELD, value) for value in values]
         case "crossed":
             return [SeedPair(a, b) for a, b in itertools.product(values, values)]
-
-
-def _moved(seeds: SeedSettings, pair: SeedPair) -> set[int]:
-    """Return the seeds that a run trains on, including the fixed one."""
-    return {pair.init, pair.data}
-
-
-def _value_text(value: Any) -> str:
-    """Return a value in Hydra's grammar."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)

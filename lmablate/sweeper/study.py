@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmablate.core.errors import ConfigError
+from lmablate.data import TokenData
 from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.results.studies import save_study
 from lmablate.runs.wsd_branches import branch_name, expand
+from lmablate.schema.run_config import RunConfig
 from lmablate.sweeper import record
 from lmablate.sweeper.looks import Look, StoppingRule, never
 from lmablate.sweeper.settings import (
@@ -23,10 +25,6 @@ from lmablate.sweeper.settings import (
     seed_pairs,
 )
 from lmablate.sweeper.tuning import Cell, Tuning
-
-if TYPE_CHECKING:
-    from lmablate.data import TokenData
-    from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 TUNE, EVALUATE, SHARED = "tune", "evaluate", "evaluate_shared"
@@ -157,15 +155,7 @@ class Study:
                     )
                 stage = " · tune" if trial.stage == TUNE else ""
                 job.label = f"{cfg.arm} · lr {trial.lr:g} · {seed_label(*trial.seeds)}{stage}"
-                self.uses[(job.run_id, cfg.arm, trial.stage)] = {
-                    "run_id": job.run_id,
-                    "arm": cfg.arm,
-                    "stage": trial.stage,
-                    "lr": trial.lr,
-                    "settings": list(trial.settings),
-                    "init_seed": trial.seeds.init,
-                    "data_seed": trial.seeds.data,
-                }
+                self.uses[(job.run_id, cfg.arm, trial.stage)] = record.use_of(job, cfg, trial.settings)
             self._job_of[trial] = by_overrides[tuple(configs[-1].overrides)]  # of branches, the longest counts
         self.collect(trials)
         return jobs, data

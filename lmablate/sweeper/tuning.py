@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from lmablate.core.errors import ConfigError
-from lmablate.sweeper.fit import Edge, Fit, beyond, fit_lr, rounded
+from lmablate.sweeper.fit import Edge, Fit, beyond, fit_lr, no_fit, rounded
 from lmablate.sweeper.settings import TuneSettings, combinations
 
 
@@ -81,27 +81,20 @@ class Tuning:
 
     def mean(self, cell: Cell, lr: float) -> float | None:
         """Return the mean final loss over the tuning seeds, or None if one diverged."""
-        values = self.losses[(cell, lr)].values()
-        finished = [value for value in values if value is not None]
-        return statistics.fmean(finished) if len(finished) == len(values) else None
+        return _mean(self.losses[(cell, lr)].values())
 
     def fit(self, cell: Cell) -> Fit:
         """Return the fit of a cell, without failed runs."""
         losses = {lr: self.mean(cell, lr) for lr in self.grids[cell] if (cell, lr) in self.losses}
-        return fit_lr(losses) if losses else Fit(None, None, None, None, None, (), "no tuning run has finished")
+        return fit_lr(losses) if losses else no_fit("no tuning run has finished")
 
     def fit_shared(self, settings: tuple[str, ...]) -> Fit:
         """Return the fit for all arms together, of the mean of their losses."""
         cells = [Cell(arm, settings) for arm in self.arms]
         common = [lr for lr in self.grids[cells[0]] if all((cell, lr) in self.losses for cell in cells)]
         if not common:
-            return Fit(None, None, None, None, None, (), "no learning rate has finished in every arm")
-        losses: dict[float, float | None] = {}
-        for lr in common:
-            means = [self.mean(cell, lr) for cell in cells]
-            finished = [mean for mean in means if mean is not None]
-            losses[lr] = statistics.fmean(finished) if len(finished) == len(means) else None
-        return fit_lr(losses)
+            return no_fit("no learning rate has finished in every arm")
+        return fit_lr({lr: _mean([self.mean(cell, lr) for cell in cells]) for lr in common})
 
     def choice(self, arm: str, *, shared: bool = False) -> tuple[tuple[str, ...], float]:
         """Return the settings and the learning rate at which an arm is evaluated.
@@ -167,6 +160,12 @@ class Tuning:
                 f"{lr:g}, but {fit.words}, after {times} (tune.extend={self.tune.extend}): the optimum may lie beyond"
             )
         return fit.words
+
+
+def _mean(values: Collection[float | None]) -> float | None:
+    """Return the mean, or None if a value is missing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _plain(fit: Fit) -> dict[str, Any]:

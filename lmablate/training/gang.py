@@ -26,7 +26,8 @@ from lmablate.model.training_hooks import before_step, join_counts, leave_counts
 from lmablate.objective import member_losses, objective_of, stacked
 from lmablate.schema.identity import science
 from lmablate.training.compile import compile_blocks
-from lmablate.training.trainer import Interrupted, Record, Trainer
+from lmablate.training.progress import Interrupted, Record
+from lmablate.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData

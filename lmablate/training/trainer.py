@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +15,7 @@ from lmablate.core.paths import CHECKPOINTS
 from lmablate.core.torch_utils import eager
 from lmablate.data.tokens import inputs_and_targets, share_of
 from lmablate.diagnostics.probe import open_probe
-from lmablate.evaluate import Evaluation, evaluate
+from lmablate.evaluate import evaluate
 from lmablate.model.init import seed_everything, seed_of
 from lmablate.model.primitives import set_compute_dtype
 from lmablate.model.training_hooks import after_step, before_step
@@ -27,52 +25,12 @@ from lmablate.training.compile import compile_blocks
 from lmablate.training.divergence import DivergenceDetector
 from lmablate.training.memory import keep_freed_memory
 from lmablate.training.optim import build_optimizer, lr_factor, set_lr
+from lmablate.training.progress import Interrupted, Progress, Record, Trunk
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.model.transformer import TransformerLM
     from lmablate.schema.run_config import RunConfig
-
-log = logging.getLogger(__name__)
-Record = dict[str, Any]
-
-
-class Interrupted(Exception):
-    """A signal stopped the run; a checkpoint of its last whole step is on disk."""
-
-
-@dataclass
-class Progress:
-    """The state of a run at a step. All of it goes into the checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training, evaluation not counted
-    init_val_loss: float = math.nan
-    evaluation: Evaluation = field(default_factory=lambda: Evaluation(math.nan, math.nan))
-    diverged_at_step: int | None = None
-    window_loss: float = 0.0  # sum over the steps since the last record
-    window_norm: float = 0.0
-    window_steps: int = 0
-
-    def state(self) -> dict[str, Any]:
-        return {**vars(self), "evaluation": list(self.evaluation)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        for name in vars(self):
-            setattr(self, name, state[name])
-        self.evaluation = Evaluation(*state["evaluation"])
-
-
-class Trunk(Protocol):
-    """The checkpoints a run leaves at the steps `points` for shorter runs, and may itself start from (runs/wsd_branches.py)."""
-
-    folder: Path
-    points: frozenset[int]
-    end: int
-    left_at: int | None
-
-    def keep_history(self, step: int) -> None:
-        """Store the records of this run up to `step` next to the checkpoint."""
 
 
 class Trainer:

@@ -212,8 +212,6 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "lmablate.inspect": _inspect,
     "lmablate.presets": _plain([[], ["--csv"], ["--markdown"]]),
     "lmablate.survey": _plain([[], ["--out", "survey"]]),
-    "lmablate.core.axes": _plain([[], ["notes.md"]]),
-    "lmablate.claims.lecture": _plain([["results", "--out", "lecture.md"]]),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
     "lmablate.check": _plain(
         [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=largest", "--only", "gradients"]]

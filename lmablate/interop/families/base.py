@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,14 +43,18 @@ USUAL_SIZES = {
 class Family:
     """A class of transformers.
 
-    `name` is the class, `config` its configuration's class. `lenses` come after those of every class: `sizes`, the vocabulary and
+    `name` is the class. `lenses` come after those of every class: `sizes`, the vocabulary and
     the tied head. `rules` lists the weights of a model of a spec."""
 
     name: str
-    config: str
     lenses: Sequence[Lens]
     rules: Callable[[Spec], Sequence[Rule]]
     sizes: Mapping[str, str]
+
+    @property
+    def config(self) -> str:
+        """Return the name of the configuration's class: ``GPT2Config`` of ``GPT2LMHeadModel``."""
+        return re.sub(r"(For[A-Z]|LMHead).*", "Config", self.name)
 
     def all_lenses(self) -> list[Lens]:
         """Return the lenses of every class, followed by this class's own."""

@@ -131,7 +131,6 @@ def _family(name: str, *lenses: Lens, third: bool = False) -> Family:
     scale = Via((), _read_scale, lambda spec: {})
     return Family(
         f"{name}ForCausalLM",
-        f"{name}Config",
         [
             Keys({"norm.eps": "rms_norm_eps", **LATENT}),
             GATED,

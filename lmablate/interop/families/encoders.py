@@ -131,27 +131,24 @@ _PADDED = Via(
 )
 
 
-def _family(name: str, config: str, rules: Any, *more: Any, sizes: Sequence[str] = tuple(USUAL_SIZES)) -> Family:
-    return Family(name, config, [Fixed(BERT), OWN, IDLE, *more], rules, {key: USUAL_SIZES[key] for key in sizes})
+def _family(name: str, rules: Any, *more: Any, sizes: Sequence[str] = tuple(USUAL_SIZES)) -> Family:
+    return Family(name, [Fixed(BERT), OWN, IDLE, *more], rules, {key: USUAL_SIZES[key] for key in sizes})
 
 
 FAMILIES = (
-    _family("BertForMaskedLM", "BertConfig", _bert, Activation("hidden_act"), ENCODER),
+    _family("BertForMaskedLM", _bert, Activation("hidden_act"), ENCODER),
     _family(
         "ElectraForMaskedLM",
-        "ElectraConfig",
         _electra,
         *(Activation("hidden_act", EXACT), ENCODER, factorised(always=False)),
     ),
     _family(
         "AlbertForMaskedLM",
-        "AlbertConfig",
         _albert,
         *(Activation("hidden_act"), factorised(always=True), _groups(), Only({"inner_group_num": 1})),
     ),
     _family(
         "RobertaForMaskedLM",
-        "RobertaConfig",
         _roberta,
         *(Activation("hidden_act", EXACT), ENCODER, _PADDED),
         sizes=[key for key in USUAL_SIZES if key != "model.context_length"],

@@ -79,7 +79,6 @@ _OF_QWEN = (
 FAMILIES = (
     Family(
         "MixtralForCausalLM",
-        "MixtralConfig",
         [
             Keys({"norm.eps": "rms_norm_eps"}),
             GATED,
@@ -92,7 +91,6 @@ FAMILIES = (
     ),
     Family(
         "Qwen2MoeForCausalLM",
-        "Qwen2MoeConfig",
         [
             Keys({"norm.eps": "rms_norm_eps", "model.qkv_bias": "qkv_bias"}),
             GATED,

@@ -126,7 +126,6 @@ _BLOOM_LENGTH = Via(
 FAMILIES = (
     Family(
         "MptForCausalLM",
-        "MptConfig",
         [
             Fixed({"norm": "layer", "posemb": "alibi", "activation": "gelu"}),
             *(NORM_EPS, Only({"embedding_fraction": 1.0, "no_bias": True, "logit_scale": None})),
@@ -143,7 +142,6 @@ FAMILIES = (
     ),
     Family(
         "BloomForCausalLM",
-        "BloomConfig",
         [
             Fixed({"norm": "layer", "norm.bias": True, "posemb": "alibi", "activation": "gelu_tanh", **BIASED}),
             Fixed({"model.embedding_norm": True}),
@@ -154,7 +152,6 @@ FAMILIES = (
     ),
     Family(
         "FalconForCausalLM",
-        "FalconConfig",
         [
             Fixed({"norm": "layer", "norm.bias": True}),
             *(NORM_EPS, Activation("activation"), Rope(), Via(_FALCON_KEYS, _read_falcon, _write_falcon)),

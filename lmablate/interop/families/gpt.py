@@ -184,7 +184,6 @@ _KV_SWITCH = Via(
 FAMILIES = (
     Family(
         "GPT2LMHeadModel",
-        "GPT2Config",
         [
             *(Fixed({**LEARNED, **BIASED}), NORM_EPS, inner("n_inner"), Activation("activation_function")),
             *(scaled_scores(), Only({"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False})),
@@ -194,7 +193,6 @@ FAMILIES = (
     ),
     Family(
         "OpenAIGPTLMHeadModel",
-        "OpenAIGPTConfig",
         [
             Fixed({**LEARNED, **BIASED, "norm_position": "post", "model.final_norm": False}),
             *(NORM_EPS, four_times(), Activation("afn", _GPT1_ACTIVATIONS, {"swish": "silu"})),
@@ -204,7 +202,6 @@ FAMILIES = (
     ),
     Family(
         "GPTBigCodeForCausalLM",
-        "GPTBigCodeConfig",
         [
             *(Fixed({**LEARNED, **BIASED}), NORM_EPS, inner("n_inner"), Activation("activation_function")),
             *(scaled_scores(), _KV_SWITCH, Only({"add_cross_attention": False})),
@@ -214,7 +211,6 @@ FAMILIES = (
     ),
     Family(
         "GPTNeoForCausalLM",
-        "GPTNeoConfig",
         [
             Fixed({**LEARNED, "model.out_bias": True, "model.mlp_bias": True}),
             *(NORM_EPS, inner("intermediate_size"), Activation("activation_function")),
@@ -226,7 +222,6 @@ FAMILIES = (
     ),
     Family(
         "OPTForCausalLM",
-        "OPTConfig",
         [Fixed(LEARNED), _OPT, Activation("activation_function")],
         _opt,
         {**USUAL_SIZES, "model.d_ff": "ffn_dim"},

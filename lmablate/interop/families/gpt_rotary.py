@@ -63,7 +63,6 @@ def _parallel_or_serial() -> Via:
 FAMILIES = (
     Family(
         "GPTJForCausalLM",
-        "GPTJConfig",
         [
             Fixed({"norm": "layer", "norm.bias": True, "block_layout": "parallel", "model.mlp_bias": True}),
             Fixed({"model.head_bias": True}),
@@ -74,7 +73,6 @@ FAMILIES = (
     ),
     Family(
         "GPTNeoXForCausalLM",
-        "GPTNeoXConfig",
         [
             Fixed({"norm": "layer", "norm.bias": True, "model.mlp_bias": True}),
             *(Keys({"norm.eps": "layer_norm_eps"}), Activation("hidden_act"), Rope(partial=True), attention_bias()),
@@ -85,7 +83,6 @@ FAMILIES = (
     ),
     Family(
         "Starcoder2ForCausalLM",
-        "Starcoder2Config",
         [
             Fixed({"norm": "layer", "norm.bias": True}),
             *(Keys({"norm.eps": "norm_epsilon"}), Activation("hidden_act"), Rope(), window_everywhere()),

@@ -112,7 +112,6 @@ def like_llama(
 
     return Family(
         f"{name}ForCausalLM",
-        f"{name}Config",
         [Keys({"norm.eps": eps}), activation, rope or Rope(), *lenses],
         of,
         sizes,

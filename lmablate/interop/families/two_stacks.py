@@ -78,7 +78,6 @@ def _block(ours: str, theirs: str, *, cross: bool, spec: Spec) -> list[Rule]:
 FAMILIES = (
     Family(
         "T5ForConditionalGeneration",
-        "T5Config",
         [
             Fixed(
                 {

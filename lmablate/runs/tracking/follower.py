@@ -128,7 +128,7 @@ class FollowedRun:
 
     def __init__(self, folder: Path, service: WandbSession) -> None:
         self.folder, self.service = folder, service
-        self.directory = RunDirectory(folder.parent, folder.name)
+        self.directory = RunDirectory.at(folder)
         self.run: wandb.Run | None = None
         self.last = -1  # step sent
         self.through = False  # nothing more is to be sent

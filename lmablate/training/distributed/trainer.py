@@ -27,7 +27,8 @@ from lmablate.training.checkpoint import checkpoints, load_weights
 from lmablate.training.compile import compile_blocks
 from lmablate.training.distributed.checkpoint import load_together, save_together, save_whole
 from lmablate.training.distributed.ranks import current
-from lmablate.training.trainer import Interrupted, Record, Trainer, Trunk
+from lmablate.training.progress import Interrupted, Record, Trunk
+from lmablate.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData

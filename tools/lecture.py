@@ -1,6 +1,6 @@
 """The lecture page by page: what it claims, the sweep that tests it, the figure, the command, and the verdict so far.
 
-``python -m lmablate.claims.lecture docs/results --out docs/lecture.md`` writes the page from the stored verdicts.
+``python tools/lecture.py docs/results --out docs/lecture.md`` writes the page from the stored verdicts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lmablate.core.paths import given_path
 HEAD = """# The lecture, claim by claim
 
 Every page of the notes of CS336 lecture 3 that makes a claim, what tests it here, and what came out so far. Written by
-`python -m lmablate.claims.lecture docs/results --out docs/lecture.md` from `lmablate/claims/` and the stored verdicts; how a
+`python tools/lecture.py docs/results --out docs/lecture.md` from `lmablate/claims/` and the stored verdicts; how a
 verdict is reached stands in [verdicts.md](verdicts.md). Effects are in per cent with their 95 % intervals unless a unit is
 given, n is the number of paired seeds. All results are of models of about a million parameters (`scale=laptop`): a verdict is
 of that scale. The lecture's survey of published systems (its tables of norms, positions, activations, ratios and vocabularies)
@@ -109,7 +109,7 @@ def _effect(test: Mapping[str, Any]) -> str:
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of the lecture's claims. Return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lmablate.claims.lecture", description=prose(__doc__))
+    parser = argparse.ArgumentParser(description=prose(__doc__))
     parser.add_argument(
         "results", type=given_path, help="the folder of published results, with a verdicts.json for each sweep"
     )
