@@ -80,7 +80,7 @@ def study(text, folder, *, arms=ARMS, tune=TUNE, seeds=3, rule=None, **node) -> 
         "runtime.compile=false",
     ]
     more = {} if rule is None else {"rule": rule}
-    return Study("which", settings, tuning, lambda words: compose([*fixed, *words]), **more)
+    return Study("which", settings, tuning, lambda words, counted: compose([*fixed, *words]), **more)
 
 
 def saved(folder) -> dict:

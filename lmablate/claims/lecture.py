@@ -93,7 +93,10 @@ def _row(
 
 def _verdict(sweep: str, verdict: Mapping[str, Any]) -> str:
     effects = [_effect(test) for test in verdict["tests"] if test["effect"] is not None]
-    return f"[{verdict['verdict']}](results/{sweep}): {verdict['reason']}" + (
+    length = verdict.get("tokens_per_param")  # rows of the past lack it
+    short = ", short run" if verdict.get("short_run") else ""
+    said = f", {length:g} tokens per parameter{short}" if length is not None else ""
+    return f"[{verdict['verdict']}](results/{sweep}){said}: {verdict['reason']}" + (
         f" ({'; '.join(effects)})" if effects else ""
     )
 

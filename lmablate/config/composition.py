@@ -1,9 +1,9 @@
 """Compose override strings into a checked RunConfig with Hydra."""
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lmablate.config.budget_matching import reference_overrides
 from lmablate.config.hints import explain, to_config_error
 from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite
 from lmablate.config.presets import with_preset
-from lmablate.config.resolve import choose_alternatives, choose_draws, resolve
+from lmablate.config.resolve import Counted, choose_alternatives, choose_draws, resolve
 from lmablate.config.reuse import CachedComposer, Loader
 from lmablate.config.task_constraints import without_tokenizer
 from lmablate.config.untrusted_yaml import refuse_hidden
@@ -109,10 +109,25 @@ def _hydra_1_3() -> Iterator[None]:
         version.version_base = before
 
 
-def to_run_config(composed: DictConfig) -> RunConfig:
-    """Return the checked and resolved RunConfig of what Hydra composed, which includes its ``hydra`` node. Raises ConfigError."""
+def to_run_config(composed: DictConfig, counted: Counted | None = None) -> RunConfig:
+    """Return the checked and resolved RunConfig of what Hydra composed, which includes its ``hydra`` node. Raises ConfigError.
+
+    `counted` as in resolve: for the runs of one command, the parameters that trainer.tokens_per_param counts."""
     raw = to_request(composed)
-    return from_request(raw, explicit(raw["overrides"]))
+    return from_request(raw, explicit(raw["overrides"]), counted)
+
+
+def counted_in(*candidates: Callable[[], RunConfig]) -> Counted:
+    """Return what trainer.tokens_per_param counts in the first of the `candidates` that is a run, composed where it is needed."""
+
+    @cache
+    def counted() -> int | None:
+        for candidate in candidates:
+            with suppress(ConfigError, HydraException, OmegaConfBaseException):
+                return candidate().counted_params
+        return None
+
+    return counted
 
 
 def to_request(composed: DictConfig) -> dict[str, Any]:
@@ -146,10 +161,10 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": overrides}
 
 
-def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
+def from_request(raw: dict[str, Any], given: dict[str, Any], counted: Counted | None = None) -> RunConfig:
     """Return the RunConfig of `raw`: check it, resolve its numbers, and build the model without weights.
 
-    `given` maps the keys of the command line to their values. Raises ConfigError."""
+    `given` maps the keys of the command line to their values; `counted` as in resolve. Raises ConfigError."""
     raw = without_tokenizer(with_preset(raw, given), given)
     choose_alternatives(raw, given)
     choose_draws(raw, given)
@@ -157,7 +172,7 @@ def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
         request = RunRequest.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
-    cfg = resolve(request, given, lambda: _reference(raw))
+    cfg = resolve(request, given, lambda: _reference(raw), counted)
     check(cfg)
     check_requested(cfg)
     return cfg.model_copy(update={"code": code_of(cfg)})

@@ -61,6 +61,11 @@ def show(
     priced = [(job, _seconds(job, speed)) for job in jobs]
     priced += [(job, job.work / speed) for job in later]
     console().print(_arms_table(priced) if folded else _runs_table(priced, len(jobs), when))
+    if counted := sorted({job.cfg.counted_params for job, _ in priced if job.cfg.counted_params is not None}):
+        print(
+            f"trainer.tokens_per_param counts {', '.join(f'{one:,}' for one in counted)} non-embedding parameters: the baseline's in a "
+            "study, the budget's reference's, in a grid those of the command without the axes it varies"
+        )
     for line in _price(len(priced), todo, speed, sum(seconds or 0.0 for _, seconds in priced)):
         print(line)
 
@@ -77,15 +82,24 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
     for number, (job, seconds) in enumerate(priced):
         cfg, counts, open_ = job.cfg, parameters(job.cfg), number >= known
         sizes = (flops_per_token(cfg), cfg.tokens, cfg.trainer.steps, counts.non_embedding, kv_bytes_per_token(cfg))
+        length = f"{cfg.tokens / counts.active_non_embedding:.3g}"
         state = when if open_ else _state(job)
         price = "-" if seconds is None else f"{seconds:,.0f}"
         cells.append(
-            ("-" if open_ else job.run_id, job.label, state, f"{counts.total:,}", price, *(f"{n:,}" for n in sizes))
+            (
+                "-" if open_ else job.run_id,
+                job.label,
+                state,
+                f"{counts.total:,}",
+                price,
+                length,
+                *(f"{n:,}" for n in sizes),
+            )
         )
     columns = (
         Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("state", keep=True, left=True),
         Column("params", keep=True), Column("seconds", keep=True),
-        *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
+        *map(Column, ("tokens/param", "FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
     )  # fmt: skip
     return table(columns, cells)
 
@@ -112,8 +126,10 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
         params = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
         done = sum(seconds is None for _, seconds in own)
         price = sum(seconds or 0.0 for _, seconds in own)
-        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
-    names = ("params", "tuning runs", "evaluation runs", "done", "seconds")
+        lengths = sorted(job.cfg.tokens / parameters(job.cfg).active_non_embedding for job, _ in own)
+        length = " to ".join(dict.fromkeys(f"{one:.3g}" for one in (lengths[0], lengths[-1])))
+        cells.append((arm, params, length, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
+    names = ("params", "tokens/param", "tuning runs", "evaluation runs", "done", "seconds")
     return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 

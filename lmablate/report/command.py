@@ -24,7 +24,7 @@ from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.core.secrets import redacted
 from lmablate.launcher.progress import accuracy
-from lmablate.report.claim_tables import lines
+from lmablate.report.claim_tables import length_words, lines
 from lmablate.report.figures import draw, draw_verdicts, inline
 from lmablate.report.page import content, render_html, render_markdown
 from lmablate.report.page_data import as_json, config_links, page_data
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from lmablate.report.sections import Question
 
-VERDICTS_SCHEMA = 3
+VERDICTS_SCHEMA = 4
 LEAST_COLUMNS = 4  # of the table of arms, in the narrowest terminal
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
@@ -186,7 +186,7 @@ def _table(question: Question) -> list[str]:
     """Return the arms as lines, best first, and the loss of a unigram model."""
     runs, arms = question.runs, question.arms
     rows: list[tuple[str, ...]] = [
-        ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "params", "FLOPs/token")
+        ("arm", "mean val_loss", "sd", "runs", "diverged", "bits/byte", "tokens/param", "params", "FLOPs/token")
     ]
     if tasks := "val_accuracy" in arms:  # tasks have no bytes
         rows = [tuple("accuracy" if name == "bits/byte" else name for name in rows[0])]
@@ -195,9 +195,10 @@ def _table(question: Question) -> list[str]:
         sizes = (f"{arm[key]:,}" for key in ("n_params", "flops_per_token"))
         second = accuracy(arm) if tasks else bpb
         name = arm["arm"].removeprefix(f"{question.name}: ")
-        rows.append((name, loss, sd, str(arm["n"]), str(arm["diverged"]), second, *sizes))
+        length = length_words(arm["tokens_per_param"])
+        rows.append((name, loss, sd, str(arm["n"]), str(arm["diverged"]), second, length, *sizes))
     known = runs["data.unigram_val_loss"].dropna().unique() if "data.unigram_val_loss" in runs else []
-    rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
+    rows += [("a unigram model", f"{value:.4f}", *[""] * 7) for value in known]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = shutil.get_terminal_size((sum(widths) + 2 * len(widths), 0)).columns
     while len(widths) > LEAST_COLUMNS and sum(widths) + 2 * (len(widths) - 1) > room:

@@ -25,12 +25,14 @@ from lmablate.sweeper.settings import (
 from lmablate.sweeper.tuning import Cell, Tuning
 
 if TYPE_CHECKING:
+    from lmablate.config.resolve import Counted
     from lmablate.data import TokenData
     from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
 TUNE, EVALUATE, SHARED = "tune", "evaluate", "evaluate_shared"
-Compose = Callable[[Sequence[str]], "RunConfig"]
+# Composes the run of an arm's overrides; a second argument tells what trainer.tokens_per_param counts (config/resolve.py).
+Compose = Callable[[Sequence[str], "Counted"], "RunConfig"]
 # Trains the missing runs of some jobs, given the data of each by run id; returns an exit code.
 Launch = Callable[[Sequence[Job], Mapping[str, "TokenData"]], int]
 
@@ -107,15 +109,22 @@ class Study:
         key = (arm, settings)
         if key not in self._configs:
             try:
-                self._configs[key] = self._compose([*self.arms[arm], *settings])
+                self._configs[key] = self._compose([*self.arms[arm], *settings], lambda: self._counted(arm, settings))
             except ConfigError as error:
                 raise ConfigError(f"arm {arm} of sweeps={self.name}: {error}") from error
         return self._configs[key]
+
+    def _counted(self, arm: str, settings: tuple[str, ...]) -> int | None:
+        """Return the parameters that trainer.tokens_per_param counts: those of the baseline, whose tokens all arms get."""
+        baseline = next(iter(self.arms))
+        return None if arm == baseline else self._base(baseline, settings).counted_params
 
     def configs(self, trial: Trial) -> list[RunConfig]:
         """Return the runs of a trial: one, or in the evaluation one for each branch of a WSD trunk."""
         cfg = self._base(trial.arm, trial.settings)
         overrides = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]
+        if cfg.counted_params is not None:  # the baseline's parameters decided the steps
+            overrides += ["trainer.tokens_per_param=null", f"trainer.steps={cfg.trainer.steps}"]
         moved: dict[str, Any] = {
             "optim": cfg.optim.model_copy(update={"lr": trial.lr}),
             "init_seed": trial.seeds.init,
