@@ -51,9 +51,9 @@ def main(
         return 0
     flags = parse_flags(args)
     trust_packages(flags.trusted)
-    from lmablate.config.overrides import rewrite
+    from lmablate.config.overrides import rewrite, sized
 
-    return _run(flags, rewrite(flags.overrides), action, study)
+    return _run(flags, rewrite(sized(flags.overrides)), action, study)
 
 
 def trust_packages(packages: Sequence[str]) -> None:

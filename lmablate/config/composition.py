@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from lmablate.budget.agreement import check
 from lmablate.config.budget_matching import reference_overrides
 from lmablate.config.hints import explain, to_config_error
-from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite
+from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite, sized
 from lmablate.config.presets import with_preset
 from lmablate.config.resolve import Counted, choose_alternatives, choose_draws, resolve
 from lmablate.config.reuse import CachedComposer, Loader
@@ -49,13 +49,13 @@ def compose(overrides: Iterable[str] = ()) -> RunConfig:
     """Return the RunConfig of overrides such as ``["norm=rms", "model.d_model=64"]``.
 
     Raises ConfigError for an unknown group, option or key, a wrong type, or an impossible combination."""
-    return to_run_config(_composed(overrides))
+    return to_run_config(_composed(sized(list(overrides))))
 
 
 def request(overrides: Iterable[str]) -> dict[str, Any]:
     """Return the values that overrides set, in the shape of a RunRequest but not yet checked. Raises ConfigError."""
     try:
-        return to_request(_composed(overrides))
+        return to_request(_composed(sized(list(overrides))))
     except (HydraException, OmegaConfBaseException) as error:
         raise to_config_error(error) from error
 
@@ -156,7 +156,7 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     groups = {
         group: option
         for group, option in choices.items()
-        if option and "/" not in group and group not in ("sweeps", "tune", "diagnostics")
+        if option and "/" not in group and group not in ("sweeps", "scale", "tune", "diagnostics")
     }
     return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": overrides}
 

@@ -65,7 +65,10 @@ def groups() -> dict[str, str | None]:
     entries = yaml.safe_load((CONF_DIR / "train.yaml").read_text())["defaults"]
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     found = {group.removeprefix("override "): option for group, option in pairs if group != "sweeps"}
-    plugins = {group: found.get(group) for group in ("hydra/launcher", "hydra/sweeper")}
+    plugins = {
+        "hydra/launcher": "local",
+        "hydra/sweeper": found.get("hydra/sweeper"),
+    }  # conf/launcher.yaml says the first
     return {group: option for group, option in found.items() if "hydra" not in group} | plugins
 
 
