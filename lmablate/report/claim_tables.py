@@ -76,7 +76,7 @@ def group_heading(claim: Mapping[str, Any]) -> str:
 
 def _claim_cells(claim: Mapping[str, Any], several: bool) -> Row:
     """Return `joint_words`, the cells of the deciding test (`effect_words`, `interval_words`, `n`), and `tests` with cells."""
-    tests = [_test_cells(claim, test) for test in claim["tests"]]
+    tests = [claim_cells(claim, test) for test in claim["tests"]]
     deciding = [test for test in tests if test["verdict"] == claim["verdict"] and test["effect"] is not None]
     one = next(iter(deciding or tests), None)
     return {
@@ -90,7 +90,7 @@ def _claim_cells(claim: Mapping[str, Any], several: bool) -> Row:
     }
 
 
-def _test_cells(claim: Mapping[str, Any], test: Row) -> Row:
+def claim_cells(claim: Mapping[str, Any], test: Row) -> Row:
     """Return a test of a claim with its table cells. Published effects belong to a claim's first test."""
     unit = "%" if test["unit"] == "per cent" else "points"
     first = test["says"] == claim["tests"][0]["says"]

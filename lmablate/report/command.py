@@ -25,6 +25,8 @@ from lmablate.core.paths import given_path
 from lmablate.core.secrets import redacted
 from lmablate.launcher.progress import accuracy
 from lmablate.report.claim_tables import length_words, lines
+from lmablate.report.controls import controls
+from lmablate.report.controls import lines as control_lines
 from lmablate.report.figures import draw, draw_verdicts, inline
 from lmablate.report.page import content, render_html, render_markdown
 from lmablate.report.page_data import as_json, config_links, page_data
@@ -97,6 +99,7 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     _write_tables(runs, every, claims, out / "tables")
     verdicts = {
         "schema": VERDICTS_SCHEMA,
+        "controls": (control_rows := controls(every, claims)),
         "claims": claims,
         "comparisons": _comparisons(sections),
         "learning_rates": [row for question in sections for row in question.rates],
@@ -105,12 +108,13 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     write_page(
-        sections, claims, every, history,
+        sections, claims, every, history, control_rows,
         unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
     )  # fmt: skip
     printed = [
         *_tables(sections),
         "",
+        *control_lines(control_rows),
         *lines(claims),
         *_mending_commands(sections),
         *(f"note: {line}" for line in [*_question_notices(sections), *notices]),
@@ -124,6 +128,7 @@ def write_page(
     claims: list[dict[str, Any]],
     every: pd.DataFrame,
     history: pd.DataFrame,
+    control_rows: list[dict[str, Any]],
     *,
     unfinished: list[dict[str, Any]],
     notices: list[str],
@@ -140,7 +145,7 @@ def write_page(
     for one in progress(figures, "figures written"):
         save(one.figure, out / "figures" / one.stem)
     context = content(
-        sections, claims, every, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
+        sections, claims, every, control_rows, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
     )  # fmt: skip
     if page == "markdown":
         text = render_markdown(context)

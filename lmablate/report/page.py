@@ -14,6 +14,7 @@ from lmablate.claims.evidence import SHORT
 from lmablate.launcher.progress import accuracy
 from lmablate.report import summary
 from lmablate.report.claim_tables import by_study, headline, length_words, minus, signed
+from lmablate.report.controls import sentence
 from lmablate.report.page_data import content_hash
 from lmablate.report.reproduce import command
 from lmablate.report.sections import Missing
@@ -40,6 +41,7 @@ def content(
     questions: Sequence[Question],
     claims: Sequence[Row],
     every: pd.DataFrame,
+    controls: Sequence[Row] = (),
     *,
     drawn: Sequence[Sequence[Drawn]],
     unfinished: Sequence[Row],
@@ -49,8 +51,8 @@ def content(
 ) -> Row:
     """Return the values that page and Markdown show.
 
-    `drawn`: a list of figures for each question. `claims` as from claims.report_verdicts. `every`: finished runs. `notices`: of
-    the report as a whole. `survey` as from lmablate.survey.judged."""
+    `drawn`: a list of figures for each question. `claims` as from claims.report_verdicts. `every`: finished runs. `controls` as
+    from report.controls. `notices`: of the report as a whole. `survey` as from lmablate.survey.judged."""
     sections = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
     alone = sections[0] if len(sections) == 1 else None
     return {
@@ -61,6 +63,8 @@ def content(
         "n_arms": sum(one["n_arms"] for one in sections),
         "n_tuned": len({run_id for one in questions for run_id in one.tuned["run_id"]}),
         "notices": notices,
+        "controls": controls,
+        "controls_said": sentence(controls),
         "judged": headline(claims) if claims else "",
         "short_limit": SHORT,
         "at_length": _at_length(claim["tokens_per_param"] for claim in claims),

@@ -14,11 +14,12 @@ BYTES_VOCAB = 257  # 256 bytes and the end of text
 class _Text(Settings):
     """Keys of every text source. `val_fraction`: held-out share of the documents, whose first `val_bytes` bytes of
     UTF-8 are the validation text. `train_bytes`: limit on the other bytes for training; the tokenizer still sees all
-    of them."""
+    of them. `shuffle_tokens`: a control in which tokens have no order (data/shuffled.py)."""
 
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_bytes: Annotated[int, Field(ge=100)]
     train_bytes: Annotated[int, Field(ge=100)] | None = None
+    shuffle_tokens: Literal[True] | None = None
 
 
 class KjvData(_Text):
