@@ -63,8 +63,8 @@ def show(
     console().print(_arms_table(priced) if folded else _runs_table(priced, len(jobs), when))
     if counted := sorted({job.cfg.counted_params for job, _ in priced if job.cfg.counted_params is not None}):
         print(
-            f"trainer.tokens_per_param counts {', '.join(f'{one:,}' for one in counted)} non-embedding parameters: the baseline's in a "
-            "study, the budget's reference's, in a grid those of the command without the axes it varies"
+            f"trainer.tokens_per_param counts {', '.join(f'{one:,}' for one in counted)} non-embedding parameters: those of "
+            "the command without the axes that a grid or a study varies, or of the budget's reference"
         )
     for line in _price(len(priced), todo, speed, sum(seconds or 0.0 for _, seconds in priced)):
         print(line)
