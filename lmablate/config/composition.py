@@ -49,15 +49,22 @@ def compose(overrides: Iterable[str] = ()) -> RunConfig:
     """Return the RunConfig of overrides such as ``["norm=rms", "model.d_model=64"]``.
 
     Raises ConfigError for an unknown group, option or key, a wrong type, or an impossible combination."""
-    return to_run_config(_composed(sized(list(overrides))))
+    return to_run_config(_composed(_of_one_run(overrides)))
 
 
 def request(overrides: Iterable[str]) -> dict[str, Any]:
     """Return the values that overrides set, in the shape of a RunRequest but not yet checked. Raises ConfigError."""
     try:
-        return to_request(_composed(sized(list(overrides))))
+        return to_request(_composed(_of_one_run(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise to_config_error(error) from error
+
+
+def _of_one_run(overrides: Iterable[str]) -> list[str]:
+    """Return overrides with what a stored sweep says of its scale, but not of its arms: they are those of one run."""
+    given = list(overrides)
+    added = sized(given)[: -len(given) or None]
+    return [*(one for one in added if not one.startswith("sweep.")), *given]
 
 
 def _composed(overrides: Iterable[str]) -> DictConfig:
