@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SWEEP = "noise_floor"
+NEAR = (("base", "layer"), ("gelu", "silu"))  # arms that are nearly the same
 
 
 class Spread(NamedTuple):
@@ -55,10 +56,23 @@ def spread(runs: pd.DataFrame) -> Spread | None:
     return Spread(*(math.sqrt(part) for part in parts), math.sqrt(sum(parts)), (a, b))
 
 
+def near_arms(runs: pd.DataFrame) -> dict[str, float]:
+    """Return the standard deviation over seeds of the difference of two near arms, in per cent of the first one's mean loss."""
+    done = runs[runs["status"] == "completed"]
+    table = done.pivot_table(index=["init_seed", "data_seed"], columns="arm", values="val_loss", aggfunc="mean")
+    out = {}
+    for a, b in NEAR:
+        if {a, b} <= set(table) and len(pairs := table[[a, b]].dropna()) > 1:
+            out[f"{b} against {a}"] = float(100 * (pairs[b] - pairs[a]).std() / pairs[a].mean())
+    return out
+
+
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
-    """Final loss of every run by its draw of the weights, a colour an order of the data; and what each seed adds."""
-    own = stage(runs, "evaluate")
-    own = own[own["status"] == "completed"]
+    """Final loss of every run of the first arm by its draw of the weights, a colour an order of the data; and what each seed adds."""
+    every = stage(runs, "evaluate")
+    own = every[every["status"] == "completed"]
+    if "base" in set(own["arm"]):
+        own = own[own["arm"] == "base"]
     if own.empty:
         return message(NOTHING.format(SWEEP))
     parts = spread(own)
@@ -92,6 +106,9 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
             right.margins(x=0.2)
             right.set(title="Standard deviation it adds", xlabel="nats per token")
             note = f"{parts.shape[0]} draws x {parts.shape[1]} orders, variance components of a two-way layout"
+        if near := near_arms(every):
+            said = ", ".join(f"{names} {value:.2f} %" for names, value in near.items())
+            note += f"; standard deviation of a paired difference of near arms: {said}"
         entitle(figure, sweep_question(SWEEP) or SWEEP, note)
     return figure
 

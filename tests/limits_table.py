@@ -206,6 +206,14 @@ LIMITS: dict[str, Limit] = {
     ),
     "trainer.steps": Limit("none beside tokens", refused=("trainer.steps=10 trainer.tokens=100000",)),
     "trainer.tokens": Limit("less than a step is not trained", refused=("trainer.tokens=100",)),
+    "trainer.tokens_per_param": Limit(
+        "none beside steps or tokens; less than a step is not trained",
+        refused=(
+            "trainer.tokens_per_param=20.0 trainer.steps=10",
+            "trainer.tokens_per_param=20.0 trainer.tokens=100000",
+            "trainer.tokens_per_param=0.0001",
+        ),
+    ),
     "trainer.batch_size": Limit("acts at every value", refused=("trainer.batch_size=0",)),
     "trainer.divergence_smoothing": Limit("0 is none", refused=("trainer.divergence_smoothing=1.0",)),
     "trainer.divergence_patience": Limit(

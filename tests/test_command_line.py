@@ -118,8 +118,8 @@ def test_duplicates_are_merged(grid):
         ("runtime.device=mps", "use runtime.device=cpu"),
         ("sweeps=a,b", "one stored sweep at a time"),
         ("sweeps=unknown", "unknown"),
-        ("scale=laptop", "add sweeps=<question>"),
-        ("sweeps=norm_and_activation scale=huge", "laptop, gpu, lab"),
+        ("sweeps=norm_and_activation scale=huge", "scale=huge: no such option; scale has gpu, lab, laptop"),
+        ("sweeps=norm_and_activation scale=laptop,gpu", "one size at a time"),
     ],
 )
 def test_bad_input_is_refused_in_words(words, says):

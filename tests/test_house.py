@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lmablate.config.overrides import explicit
 from lmablate.core import axes
 from lmablate.core.paths import CONF_DIR, ROOT, SWEEPS_DIR
 from lmablate.model import components
@@ -190,7 +191,11 @@ def test_a_stored_sweep_says_its_question_and_has_its_analysis(path):
     assert lines[1].startswith("# ")
     assert "?" in lines[1]
     node = yaml.safe_load(path.read_text())
-    assert set(node["sweep"]["scales"]) == {"laptop", "gpu", "lab"}
+    assert set(node["sweep"].get("scales", ())) <= {path.stem for path in (CONF_DIR / "scale").glob("*.yaml")}
+    own = [key for overrides in node["sweep"].get("scales", {}).values() for key in explicit(overrides)]
+    of_the_size = {"tokenizer.vocab_size", "runtime.evaluations", "hydra/launcher"}  # conf/scale says these for all
+    assert not of_the_size & set(own), "a stored sweep names what differs from its size, and nothing else"
+    assert node["sweep"].get("seeds", {}).get("values") != 4, "four paired seeds are what every study has"
     assert (ROOT / "analysis" / path.name).with_suffix(".py").is_file()
 
 

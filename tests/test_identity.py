@@ -18,7 +18,7 @@ def text(tmp_path_factory):
 
 def identity(text, *words):
     given = {word.split("=")[0] for word in words}
-    replaced = given | ({"trainer.steps"} if "trainer.tokens" in given else set())
+    replaced = given | ({"trainer.steps"} if {"trainer.tokens", "trainer.tokens_per_param"} & given else set())
     base = [word for word in QUICK if word.split("=")[0] not in replaced]
     cfg = compose([*base, f"data.paths={text}/*.txt", *words])
     data = load_data(cfg)
@@ -35,6 +35,7 @@ def identity(text, *words):
         (("model.n_heads=4",), ("model.head_dim=8",)),
         (("attention=gqa",), ("attention=gqa", "model.n_kv_heads=2")),
         (("trainer.steps=12",), (f"trainer.tokens={12 * 4 * 32}",)),
+        (("trainer.steps=60",), (f"trainer.tokens_per_param={60 * 4 * 32 / 24_864}",)),
         (("schedule.warmup_fraction=0.25",), ("schedule.warmup_steps=3",)),
         ((), ("runtime.log_every=1", "runtime.evaluations=1", "runtime.checkpoint_seconds=0", "runtime.wandb=offline")),
         ((), ("results_dir=elsewhere",)),

@@ -43,7 +43,10 @@ def test_a_dead_key_is_caught(monkeypatch):
 
 
 @pytest.mark.parametrize("first", ["model.d_ff=64", "trainer.steps=3", "schedule.warmup_steps=1"])
-@pytest.mark.parametrize("second", ["model.ff_ratio=2.0", "trainer.tokens=10_000", "schedule.warmup_fraction=0.5"])
+@pytest.mark.parametrize(
+    "second",
+    ["model.ff_ratio=2.0", "trainer.tokens=10_000", "trainer.tokens_per_param=2", "schedule.warmup_fraction=0.5"],
+)
 def test_two_words_for_one_thing_are_refused_together(first, second):
     same_thing = first.split(".")[0] == second.split(".")[0]
     if same_thing:

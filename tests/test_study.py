@@ -5,13 +5,13 @@ import math
 import random
 
 import pytest
-import yaml
 from corpus import QUICK, command, here, write_corpus
 
 from lmablate.budget import flops_per_token, parameters
+from lmablate.cli import front_door
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
-from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
+from lmablate.core.paths import SWEEPS_DIR
 from lmablate.launcher.jobs import prepare_jobs
 from lmablate.results import load_runs
 from lmablate.results.studies import load_studies, study_path, study_runs
@@ -80,7 +80,7 @@ def study(text, folder, *, arms=ARMS, tune=TUNE, seeds=3, rule=None, **node) -> 
         "runtime.compile=false",
     ]
     more = {} if rule is None else {"rule": rule}
-    return Study("which", settings, tuning, lambda words: compose([*fixed, *words]), **more)
+    return Study("which", settings, tuning, lambda words, counted: compose([*fixed, *words]), **more)
 
 
 def saved(folder) -> dict:
@@ -312,26 +312,34 @@ STUDIES = sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml") if "sweeper: st
 
 
 SCALES = ["laptop", *(pytest.param(scale, marks=pytest.mark.slow) for scale in ("gpu", "lab"))]
+SIZES = {"laptop": (80_000, 260_000), "gpu": (10e6, 50e6), "lab": (100e6, 250e6)}
+OTHERWISE = {"skills"}  # its task decides its size
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_arms_of_a_stored_study_can_be_trained_and_have_equal_parameters(name, scale):
-    raw = yaml.safe_load((SWEEPS_DIR / f"{name}.yaml").read_text())
-    tuned = next((word["override /tune"] for word in raw["defaults"] if "override /tune" in word), "none")
-    tune = {**yaml.safe_load((CONF_DIR / "tune" / f"{tuned}.yaml").read_text()), **raw.get("tune", {})}
-    settings, _ = read_study(raw["sweep"], tune, {})
-    skipped = ("data=", "tokenizer.", "hydra/")  # what would be fetched, or what runs the jobs
-    matched = {arm: words for arm, words in settings.arms.items() if "unmatched" not in arm}
-    sizes = [word for word in settings.scales[scale] if not word.startswith(skipped)]
-    configs = [compose([f"sweeps={name}", *sizes, *words]) for words in matched.values()]
-    if name == "sanity":
+def test_the_arms_of_a_stored_study_have_the_size_and_the_tokens_of_its_scale(name, scale):
+    bases = {}
+
+    def study(one, _):
+        one.check()
+        bases.update({arm: one._base(arm, one._settings(arm)) for arm in one.arms if "unmatched" not in arm})
+        return 0
+
+    assert front_door.main("x", "y", lambda *_: 1, [f"sweeps={name}", f"scale={scale}"], study=study) == 0
+    counts = [parameters(cfg) for cfg in bases.values()]
+    if name not in OTHERWISE:
+        low, high = SIZES[scale]
+        first = next(iter(bases.values()))
+        assert low < counts[0].non_embedding < high or name == "block_layout"  # its size is that of the deeper arms
+        assert first.tokens / counts[0].active_non_embedding == pytest.approx(20, rel=0.02)
+        assert all(cfg.tokens / counts[0].active_non_embedding >= 1.9 for cfg in bases.values())
+    if name in ("sanity", "block_layout"):
         return
-    counts = [parameters(cfg) for cfg in configs]
     of = {
         "non-embedding parameters": [one.non_embedding for one in counts],
         "parameters": [one.total for one in counts],
-        "FLOPs": [flops_per_token(cfg) for cfg in configs],
+        "FLOPs": [flops_per_token(cfg) for cfg in bases.values()],
     }
     equal = [what for what, sizes in of.items() if sizes == pytest.approx([sizes[0]] * len(sizes), rel=0.01)]
     assert equal, of  # each to the baseline's

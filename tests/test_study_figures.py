@@ -10,7 +10,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from lmablate.analysis import _studies
-from lmablate.analysis.noise_floor import spread
+from lmablate.analysis.noise_floor import near_arms, spread
 from lmablate.core.paths import SWEEPS_DIR
 
 STUDIES = {
@@ -141,3 +141,15 @@ def test_variance_components_agree_with_the_draws():
     assert found.both == pytest.approx(0.01, rel=0.03)
     assert found.total == pytest.approx(math.sqrt(found.init**2 + found.data**2 + found.both**2))
     assert spread(runs[runs["init_seed"] == 0]) is None
+
+
+def test_near_arms_are_compared_pair_by_pair():
+    losses = {"base": [3.0, 3.1, 2.9], "layer": [3.03, 3.13, 2.93], "gelu": [3.0, 3.1, 2.9], "silu": [3.03, 3.07, 2.93]}
+    runs = pd.DataFrame(
+        {"status": "completed", "arm": arm, "init_seed": seed, "data_seed": seed, "val_loss": loss}
+        for arm, own in losses.items()
+        for seed, loss in enumerate(own)
+    )
+    assert near_arms(runs) == pytest.approx(
+        {"layer against base": 0.0, "silu against gelu": 100 * 0.034641 / 3}, abs=1e-4
+    )

@@ -24,7 +24,7 @@ HEAD = """# The lecture, claim by claim
 Every page of the notes of CS336 lecture 3 that makes a claim, what tests it here, and what came out so far. Written by
 `python tools/lecture.py docs/results --out docs/lecture.md` from `lmablate/claims/` and the stored verdicts; how a
 verdict is reached stands in [verdicts.md](verdicts.md). Effects are in per cent with their 95 % intervals unless a unit is
-given, n is the number of paired seeds. All results are of models of about a million parameters (`scale=laptop`): a verdict is
+given, n is the number of paired seeds. All results are of small models (`scale=laptop`): a verdict is
 of that scale. The lecture's survey of published systems (its tables of norms, positions, activations, ratios and vocabularies)
 is judged in [results/survey](results/survey).
 
@@ -93,7 +93,10 @@ def _row(
 
 def _verdict(sweep: str, verdict: Mapping[str, Any]) -> str:
     effects = [_effect(test) for test in verdict["tests"] if test["effect"] is not None]
-    return f"[{verdict['verdict']}](results/{sweep}): {verdict['reason']}" + (
+    length = verdict.get("tokens_per_param")  # rows of the past lack it
+    short = ", short run" if verdict.get("short_run") else ""
+    said = f", {length:g} tokens per parameter{short}" if length is not None else ""
+    return f"[{verdict['verdict']}](results/{sweep}){said}: {verdict['reason']}" + (
         f" ({'; '.join(effects)})" if effects else ""
     )
 

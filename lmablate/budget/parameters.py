@@ -38,6 +38,11 @@ class Parameters(_Counts):
         """Return the count that a token uses; all in a dense model."""
         return self.total - self.idle
 
+    @property
+    def active_non_embedding(self) -> int:
+        """Return the count that a token uses, without tables and head: what tokens per parameter count."""
+        return self.non_embedding - self.idle
+
 
 def ffn_params(d_model: int, d_ff: int, *, gated: bool, bias: bool) -> int:
     """Return the number of weights (and biases) of one feed-forward network."""

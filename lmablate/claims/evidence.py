@@ -16,6 +16,7 @@ LR = "optim.lr"
 # These may differ between two arms besides their own columns: each arm's best rate, the width that a gate changes, and the
 # option that requested equal sizes, which a run of another sweep may have. The sizes themselves are compared.
 FOLLOW = (LR, "model.d_ff", "provenance.overrides", "preset", "trunk", "budget")
+SHORT = 5.0  # tokens per parameter below which the sign of an effect may still turn
 _STAGES = {"own": ("evaluate",), "shared": ("evaluate_shared",)}
 
 
@@ -45,6 +46,13 @@ class Sample(NamedTuple):
         return sorted(set.intersection(*(set(arm.rows) for arm in self.arms)))
 
     @property
+    def tokens_per_param(self) -> float | None:
+        """Return the fewest training tokens per non-embedding parameter of its runs; None if no row says."""
+        rows = (row for arm in self.arms for own in arm.rows.values() for row in own)
+        known = [row["tokens_per_param"] for row in rows if not is_missing(row.get("tokens_per_param"))]
+        return round(float(min(known)), 2) if known else None
+
+    @property
     def unpaired(self) -> int:
         """Return the number of runs without a partner in every other arm."""
         return sum(len(rows) for arm in self.arms for pair, rows in arm.rows.items() if pair not in set(self.pairs))
@@ -56,6 +64,11 @@ class SampleSearch(NamedTuple):
     samples: list[Sample]
     problem: str
     touched: bool
+
+
+def is_short(tokens_per_param: float | None) -> bool:
+    """Return True for runs too short for a verdict that counts."""
+    return tokens_per_param is not None and round(tokens_per_param, 1) < SHORT
 
 
 def find(runs: Table, test: Hypothesis) -> SampleSearch:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("study", "scope", "claim", "verdict", "joint_verdict", "test", "test_verdict", "test_joint_verdict", "where"),
     *("effect", "low", "high", "unit", "margin", "n", "correlation", "p_holm", "p_claim_holm", "diverged_plus"),
-    *("diverged_minus", "unpaired", "more_seeds", "published_effect", "reason"),
+    *("diverged_minus", "unpaired", "more_seeds", "tokens_per_param", "short_run", "published_effect", "reason"),
 )
 
 
@@ -26,7 +26,10 @@ def verdict_table(claims: Sequence[dict[str, Any]]) -> pd.DataFrame:
         about |= {key: claim[key] for key in ("study", "scope", "verdict")}
         for test in claim["tests"]:
             low, high = test["interval_95"] or (None, None)
-            same = ("effect", "unit", "margin", "n", "correlation", "p_holm", "p_claim_holm", "unpaired", "more_seeds")
+            same = (
+                *("effect", "unit", "margin", "n", "correlation", "p_holm", "p_claim_holm", "unpaired", "more_seeds"),
+                *("tokens_per_param", "short_run"),
+            )
             rows.append(
                 about | {key: test[key] for key in same}
                 | {"test": test["says"], "test_verdict": test["verdict"], "test_joint_verdict": _joint(test), "low": low, "high": high}

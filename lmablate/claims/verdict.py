@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lmablate.claims.claim import Claim, Hypothesis, load_claims
 from lmablate.claims.error_rates import Corrected, Group, Judged, Requests, correct, groups, p_claim
-from lmablate.claims.evidence import Sample
+from lmablate.claims.evidence import Sample, is_short
 from lmablate.claims.explanations import diverged_note, more_seeds, no_pair, remarks
 from lmablate.claims.measure import Estimate
 from lmablate.claims.predicates import describe
@@ -153,11 +153,13 @@ def _row(one: Judged, ps: Corrected | None, studies: list[Mapping[str, Any]], al
     verdict, reason, more = _verdict(one, ps, alpha)
     notes = [*(sample.notes if sample else ()), *e.notes, *remarks(one.claim, test, sample, e, studies)]
     interval = list(e.interval) if e.interval else None
+    length = sample.tokens_per_param if sample else None
     return {
         "says": test.says, "where": sample.where if sample else {}, "metric": test.metric, "direction": test.direction,
         "margin": test.margin, "unit": "percentage points" if test.metric == "diverged" else "per cent",
         "plus": _side(sample, 1) or _describe_side(test, 1), "minus": _side(sample, -1) or _describe_side(test, -1),
         "verdict": verdict, "reason": reason, "notes": notes, "more_seeds": more,
+        "tokens_per_param": length, "short_run": is_short(length),
         "effect": e.effect, "interval_95": interval, "bootstrap_95": list(e.bootstrap) if e.bootstrap else None,
         "effect_in_units": None if e.effect is None or e.scale is None else e.effect * e.scale,
         "values": e.values if test.metric != "diverged" else [], "sd": e.sd, "n": len(e.values), "correlation": e.correlation,
@@ -178,6 +180,7 @@ def _claim_row(claim: Claim, group: Group, tests: list[Row]) -> Row:
         "scope": group.scope,
         "published": [entry.model_dump() for entry in claim.published],
         **_worst(claim, tests),
+        **_length(tests),
         "joint": _worst(claim, [test["joint"] for test in tests]) if group.scope == "asked" else None,
         "tests": tests,
     }
@@ -194,6 +197,14 @@ def _worst(claim: Claim, tests: Sequence[Row]) -> Row:
         reason = f"{len(deciding)} of {len(tests)} tests: {reason}"
     more = [test["more_seeds"] for test in tests if test["more_seeds"] is not None]
     return {"verdict": verdict, "reason": reason, "more_seeds": max(more) if more else None}
+
+
+def _length(tests: Sequence[Row]) -> Row:
+    """Return the fewest tokens per parameter behind a claim's verdict, and whether that is too short to count."""
+    verdict = min((test["verdict"] for test in tests), key=GRAVITY.index, default=None)
+    known = [test["tokens_per_param"] for test in tests if test["verdict"] == verdict]
+    length = min((one for one in known if one is not None), default=None)
+    return {"tokens_per_param": length, "short_run": is_short(length)}
 
 
 def _side(sample: Sample | None, sign: int) -> list[str]:

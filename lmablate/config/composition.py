@@ -1,9 +1,9 @@
 """Compose override strings into a checked RunConfig with Hydra."""
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from lmablate.budget.agreement import check
 from lmablate.config.budget_matching import reference_overrides
 from lmablate.config.hints import explain, to_config_error
-from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite
+from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite, sized
 from lmablate.config.presets import with_preset
-from lmablate.config.resolve import choose_alternatives, choose_draws, resolve
+from lmablate.config.resolve import Counted, choose_alternatives, choose_draws, resolve
 from lmablate.config.reuse import CachedComposer, Loader
 from lmablate.config.task_constraints import without_tokenizer
 from lmablate.config.untrusted_yaml import refuse_hidden
@@ -49,15 +49,22 @@ def compose(overrides: Iterable[str] = ()) -> RunConfig:
     """Return the RunConfig of overrides such as ``["norm=rms", "model.d_model=64"]``.
 
     Raises ConfigError for an unknown group, option or key, a wrong type, or an impossible combination."""
-    return to_run_config(_composed(overrides))
+    return to_run_config(_composed(_of_one_run(overrides)))
 
 
 def request(overrides: Iterable[str]) -> dict[str, Any]:
     """Return the values that overrides set, in the shape of a RunRequest but not yet checked. Raises ConfigError."""
     try:
-        return to_request(_composed(overrides))
+        return to_request(_composed(_of_one_run(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise to_config_error(error) from error
+
+
+def _of_one_run(overrides: Iterable[str]) -> list[str]:
+    """Return overrides with what a stored sweep says of its scale, but not of its arms: they are those of one run."""
+    given = list(overrides)
+    added = sized(given)[: -len(given) or None]
+    return [*(one for one in added if not one.startswith("sweep.")), *given]
 
 
 def _composed(overrides: Iterable[str]) -> DictConfig:
@@ -109,10 +116,25 @@ def _hydra_1_3() -> Iterator[None]:
         version.version_base = before
 
 
-def to_run_config(composed: DictConfig) -> RunConfig:
-    """Return the checked and resolved RunConfig of what Hydra composed, which includes its ``hydra`` node. Raises ConfigError."""
+def to_run_config(composed: DictConfig, counted: Counted | None = None) -> RunConfig:
+    """Return the checked and resolved RunConfig of what Hydra composed, which includes its ``hydra`` node. Raises ConfigError.
+
+    `counted` as in resolve: for the runs of one command, the parameters that trainer.tokens_per_param counts."""
     raw = to_request(composed)
-    return from_request(raw, explicit(raw["overrides"]))
+    return from_request(raw, explicit(raw["overrides"]), counted)
+
+
+def counted_in(*candidates: Callable[[], RunConfig]) -> Counted:
+    """Return what trainer.tokens_per_param counts in the first of the `candidates` that is a run, composed where it is needed."""
+
+    @cache
+    def counted() -> int | None:
+        for candidate in candidates:
+            with suppress(ConfigError, HydraException, OmegaConfBaseException):
+                return candidate().counted_params
+        return None
+
+    return counted
 
 
 def to_request(composed: DictConfig) -> dict[str, Any]:
@@ -141,15 +163,15 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     groups = {
         group: option
         for group, option in choices.items()
-        if option and "/" not in group and group not in ("sweeps", "tune", "diagnostics")
+        if option and "/" not in group and group not in ("sweeps", "scale", "tune", "diagnostics")
     }
     return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": overrides}
 
 
-def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
+def from_request(raw: dict[str, Any], given: dict[str, Any], counted: Counted | None = None) -> RunConfig:
     """Return the RunConfig of `raw`: check it, resolve its numbers, and build the model without weights.
 
-    `given` maps the keys of the command line to their values. Raises ConfigError."""
+    `given` maps the keys of the command line to their values; `counted` as in resolve. Raises ConfigError."""
     raw = without_tokenizer(with_preset(raw, given), given)
     choose_alternatives(raw, given)
     choose_draws(raw, given)
@@ -157,7 +179,7 @@ def from_request(raw: dict[str, Any], given: dict[str, Any]) -> RunConfig:
         request = RunRequest.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
-    cfg = resolve(request, given, lambda: _reference(raw))
+    cfg = resolve(request, given, lambda: _reference(raw), counted)
     check(cfg)
     check_requested(cfg)
     return cfg.model_copy(update={"code": code_of(cfg)})

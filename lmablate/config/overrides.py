@@ -1,6 +1,6 @@
 """Translate our grammar of overrides into Hydra's, and refuse what no grammar can read.
 
-``scale=`` picks the size of a stored sweep, ``double`` is ``sandwich``, keys that hold text need no quotes, and ``sweep.zip``
+A stored sweep adds what it says of a ``scale``, ``double`` is ``sandwich``, keys that hold text need no quotes, and ``sweep.zip``
 and ``sweep.skip`` arrange a grid. Each override is parsed here once, so that an error names the override it is in.
 """
 
@@ -46,11 +46,26 @@ def explicit(overrides: Sequence[str]) -> dict[str, Any]:
     return {key: None if value in ("null", "") else value for key, _, value in pairs}
 
 
+def sized(overrides: Sequence[str]) -> list[str]:
+    """Return a command's overrides with those by which its stored sweep differs from its ``scale``, as far as they are not given.
+
+    They stand in front, so that the command's own win. Raises ConfigError."""
+    keys = explicit(overrides)
+    sweeps, scale = keys.get("sweeps"), keys.get("scale")
+    if not sweeps or not scale or re.search(r"[,(\[]", sweeps):
+        return list(overrides)
+    if re.search(r"[,(\[]", scale):
+        raise ConfigError(f"scale={scale}: a stored sweep has one size at a time; run the command once for each")
+    node = OmegaConf.load(sweep_file(sweeps))
+    differs = map(str, (OmegaConf.select(node, "sweep.scales") or {}).get(scale) or ())
+    return [*(one for one in differs if not explicit([one]).keys() & keys.keys()), *overrides]
+
+
 def rewrite(overrides: list[str]) -> list[str]:
     """Return the overrides in Hydra's grammar. Raises ConfigError, naming the override, for one that cannot be parsed."""
     _check_spaces(overrides)
     keys = explicit(overrides)
-    sweeps, scale = keys.get("sweeps"), keys.get("scale")
+    sweeps = keys.get("sweeps")
     if sweeps and re.search(r"[,(\[]", str(sweeps)):
         raise ConfigError(
             f"sweeps={sweeps}: one stored sweep at a time, since Hydra would drop the grids of all; run the command once for each"
@@ -63,10 +78,6 @@ def rewrite(overrides: list[str]) -> list[str]:
         if key in HYDRAS_FOLDERS:
             raise ConfigError(f"{key}: nothing is kept there, runs are in results_dir/<run_id>; write results_dir=PATH")
     out = [_own(override) for override in _with_arrangement(overrides) if not _is_off(override)]
-    if "scale" in keys:
-        out = [override for override in out if not override.startswith("scale=")]
-        # in front, so that the user's overrides win
-        out = _scale_overrides(sweeps, scale) + out
     for override in out:
         _check(override)
     return out
@@ -212,18 +223,6 @@ def sweep_file(name: str) -> Path:
     raise ConfigError(
         f"sweeps={name}: no such stored sweep{f', did you mean {near[0]}?' if near else ';'} there are {', '.join(stored) or 'none'}"
     )
-
-
-def _scale_overrides(sweeps: str | None, scale: str | None) -> list[str]:
-    if not sweeps:
-        raise ConfigError(
-            f"scale={scale} picks the size of a stored sweep: add sweeps=<question>, or set model=, trainer.steps= yourself"
-        )
-    node = OmegaConf.load(sweep_file(sweeps))
-    sizes = OmegaConf.select(node, "sweep.scales") or {}
-    if scale not in sizes:
-        raise ConfigError(f"scale={scale}: sweeps={sweeps} has the sizes {', '.join(map(str, sizes)) or '(none)'}")
-    return [str(override) for override in sizes[scale]]
 
 
 def several_values(override: str) -> str:

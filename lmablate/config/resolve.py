@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from lmablate.budget import parameters
 from lmablate.config.budget_matching import meet_budget
 from lmablate.config.limits import check_schedule, check_seeds
 from lmablate.config.sizes import sizes
@@ -11,24 +12,25 @@ from lmablate.config.task_constraints import check_task
 from lmablate.core.errors import ConfigError
 from lmablate.core.hardware import bf16_is_faster
 from lmablate.schema.run_config import RunConfig, RunRequest
-from lmablate.schema.training_config import OptimRequest, OptimSettings, ScheduleSettings, TrainerSettings
+from lmablate.schema.training_config import LENGTHS, OptimRequest, OptimSettings, ScheduleSettings, TrainerSettings
 
-# Two keys for one quantity: the one given on the command line replaces the other's default, and both are refused.
-ALTERNATIVES = (
+# Keys for one quantity: the one given on the command line replaces the others' defaults, and several are refused.
+ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     ("model.d_ff", "model.ff_ratio"),
-    ("trainer.steps", "trainer.tokens"),
+    LENGTHS,
     ("schedule.warmup_steps", "schedule.warmup_fraction"),
 )
+# Returns the parameters that trainer.tokens_per_param counts for the runs of one command; None: each run counts its own.
+Counted = Callable[[], int | None]
 
 
 def choose_alternatives(raw: dict[str, Any], given: dict[str, Any]) -> None:
-    """Clear the default of the alternative that was not given; `given` maps the keys of the command line to values."""
-    for pair in ALTERNATIVES:
-        chosen = [key for key in pair if given.get(key) is not None]
-        if len(chosen) == 1:
-            other = pair[1 - pair.index(chosen[0])]
-            group, name = other.split(".")
-            if isinstance(raw.get(group), dict) and other not in given:
+    """Clear the defaults of the alternatives that were not given; `given` maps the keys of the command line to values."""
+    for keys in ALTERNATIVES:
+        if all(given.get(key) is None for key in keys):
+            continue
+        for group, name in (key.split(".") for key in keys if key not in given):
+            if isinstance(raw.get(group), dict):
                 raw[group][name] = None
 
 
@@ -41,21 +43,25 @@ def choose_draws(raw: dict[str, Any], given: dict[str, Any]) -> None:
         model["depth_scaled_init"] = False
 
 
-def _exactly_one(group: Any, pair: tuple[str, str]) -> None:
-    names = [key.split(".")[1] for key in pair]
-    set_ = [name for name in names if getattr(group, name) is not None]
-    if len(set_) != 1:
-        got = " and ".join(f"{key}={getattr(group, key.split('.')[1])}" for key in pair)
-        raise ConfigError(f"give {pair[0]} or {pair[1]}, not {'both' if set_ else 'neither'}: got {got}")
+def _exactly_one(group: Any, keys: tuple[str, ...]) -> None:
+    values = {key: getattr(group, key.split(".")[1]) for key in keys}
+    given = [key for key in keys if values[key] is not None]
+    if len(given) != 1:
+        number = {0: "neither" if len(keys) == 2 else "none of them", 2: "both"}.get(len(given), "all of them")
+        got = " and ".join(f"{key}={values[key]}" for key in given or keys)
+        raise ConfigError(f"give {' or '.join(keys)}, not {number}: got {got}")
 
 
-def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], RunConfig]) -> RunConfig:
+def resolve(
+    request: RunRequest, given: dict[str, Any], reference: Callable[[], RunConfig], counted: Counted | None = None
+) -> RunConfig:
     """Return the RunConfig of `request`, with every open number resolved.
 
     `given` maps the keys of the command line to values. `reference` composes the run whose cost a budget matches.
-    Raises ConfigError for sizes that do not fit together."""
-    for pair, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
-        _exactly_one(group, pair)
+    `counted` returns the parameters that trainer.tokens_per_param counts; without it they are those of the reference, or
+    of the run itself. Raises ConfigError for sizes that do not fit together."""
+    for keys, group in zip(ALTERNATIVES, (request.model, request.trainer, request.schedule), strict=True):
+        _exactly_one(group, keys)
     check_seeds(request, given)
     _check_rate(request.optim, given)
     _check_scale(request)
@@ -65,13 +71,15 @@ def resolve(request: RunRequest, given: dict[str, Any], reference: Callable[[], 
     common["data_seed"] = request.seed if request.data_seed is None else request.data_seed
     common["model"] = sizes(request, request.model)
     common["ffn"] = _experts(request)
-    common["trainer"] = _trainer(request)
-    common["optim"] = _optim(request.optim, RunConfig.model_construct(**common))
     if request.diagnostics is not None and not request.diagnostics.on:
         common["diagnostics"] = None
     own = {"device": _device(request.runtime.device), "compile": request.runtime.compile is True}
     common["runtime"] = request.runtime.model_copy(update=own)
-    cfg = meet_budget(request, RunConfig.model_construct(**common), given, reference)
+    draft = RunConfig.model_construct(**common)
+    count = None if request.trainer.tokens_per_param is None else _count(request, draft, reference, counted)
+    draft = draft.model_copy(update={"trainer": _trainer(request, count), "counted_params": count})
+    draft = draft.model_copy(update={"optim": _optim(request.optim, draft)})
+    cfg = meet_budget(request, draft, given, reference)
     cfg = cfg.model_copy(update=_schedule(request.schedule, cfg.trainer, cfg.optim.lr))
     return cfg.model_copy(update=_final_lr(request.optim, cfg))
 
@@ -99,6 +107,22 @@ def _final_lr(optim: OptimRequest, cfg: RunConfig) -> dict[str, Any]:
         return {"optim": final}
     sizes = f"model.d_model={cfg.model.d_model}, {cfg.tokens:,} tokens and {cfg.tokens_per_step:,} tokens a step"
     return {"optim": final, "lr_from": f"optim.lr=rule is {final.lr:g} for {sizes}"}
+
+
+def _count(request: RunRequest, draft: RunConfig, reference: Callable[[], RunConfig], counted: Counted | None) -> int:
+    """Return the parameters that trainer.tokens_per_param counts: the command's, else the reference's, else the run's."""
+    if counted is not None and (count := counted()) is not None:
+        return count
+    matched = request.budget is not None and request.budget.match is not None
+    return parameters(reference() if matched else draft).active_non_embedding
+
+
+def by_steps(cfg: RunConfig) -> RunConfig:
+    """Return `cfg` with overrides that make the same run alone, where the parameters of another run decided its steps."""
+    if cfg.counted_params is None:
+        return cfg
+    kept = [one for one in cfg.overrides if one.lstrip("+").partition("=")[0] not in LENGTHS]
+    return cfg.model_copy(update={"overrides": [*kept, f"trainer.steps={cfg.trainer.steps}"]})
 
 
 def _experts(request: RunRequest) -> dict[str, Any] | None:
@@ -138,15 +162,30 @@ def _check_scale(request: RunRequest) -> None:
         )
 
 
-def _trainer(request: RunRequest) -> TrainerSettings:
+def _steps(request: RunRequest, counted: int | None) -> int:
+    """Return the steps that the trainer asks for; `counted`: the parameters of trainer.tokens_per_param. Raises ConfigError."""
     t = request.trainer
     per_step = t.batch_size * request.model.context_length
-    if t.tokens is not None and t.tokens < per_step:
+    if t.steps is not None:
+        return t.steps
+    tokens, said = t.tokens or 0, f"trainer.tokens={t.tokens}"
+    if t.tokens_per_param is not None:
+        assert counted is not None
+        tokens = round(t.tokens_per_param * counted)
+        said = (
+            f"trainer.tokens_per_param={t.tokens_per_param:g} of {counted:,} parameters makes {tokens:,} tokens, which"
+        )
+    if tokens < per_step:
         raise ConfigError(
-            f"trainer.tokens={t.tokens} is less than one step, which has trainer.batch_size={t.batch_size} times "
+            f"{said} is less than one step, which has trainer.batch_size={t.batch_size} times "
             f"model.context_length={request.model.context_length} = {per_step} tokens: give more tokens, or a smaller batch"
         )
-    steps = t.steps if t.steps is not None else round((t.tokens or 0) / per_step)
+    return round(tokens / per_step)
+
+
+def _trainer(request: RunRequest, counted: int | None) -> TrainerSettings:
+    t = request.trainer
+    steps = _steps(request, counted)
     precision = _native_precision(request) if t.precision == "auto" else t.precision
     return TrainerSettings(
         steps=steps,

@@ -26,6 +26,7 @@ _THEIRS = {
     "trainer.steps": "n_steps num_steps max_steps max_iters iterations iters train_steps num_train_steps n_iters",
     "trainer.batch_size": "batch bs global_batch_size train_batch_size per_device_train_batch_size",
     "runtime.microbatch_size": "micro_batch_size microbatch gradient_accumulation_steps grad_accum",
+    "trainer.tokens_per_param": "tokens_per_parameter chinchilla_ratio data_ratio",
     "trainer.tokens": "epochs n_epochs num_epochs num_train_epochs max_epochs max_tokens n_tokens",
     "trainer.precision": "dtype amp mixed_precision bf16 fp16",
     "tokenizer.vocab_size": "vocab n_vocab",

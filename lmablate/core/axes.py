@@ -59,5 +59,8 @@ def _description(path: Path) -> str:
 def groups() -> dict[str, str | None]:
     """Return every group of conf/ in the order of train.yaml, with its default option or None."""
     found = {group.removeprefix("override "): option for group, option in _defaults() if group != "sweeps"}
-    plugins = {group: found.get(group) for group in ("hydra/launcher", "hydra/sweeper")}
+    plugins = {
+        "hydra/launcher": "local",
+        "hydra/sweeper": found.get("hydra/sweeper"),
+    }  # conf/launcher.yaml says the first
     return {group: option for group, option in found.items() if "hydra" not in group} | plugins

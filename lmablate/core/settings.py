@@ -16,6 +16,7 @@ BOOKKEEPING = frozenset(
         "branches",
         "published_vocab_size",
         "solved",
+        "counted_params",
         "code",
     }
 )

@@ -17,6 +17,7 @@ from lmablate.core.console import progress
 from lmablate.core.errors import DataError
 from lmablate.core.paths import cache_dir
 from lmablate.data.documents import CUT_REACH, Corpus, collect
+from lmablate.data.shuffled import shuffled
 from lmablate.data.sources import Source, open_source
 from lmablate.data.stamp import Stamp, stamp_files
 from lmablate.data.store import FORMAT, build_folder, look_up, open_store, publish, store_request, write_store
@@ -54,7 +55,8 @@ def prepare(
     where = " and ".join(source.where for source in sources.values())
     stamps = [*(source.stamp() for source in sources.values()), _stamp(tokenizer)]
     versions = [FORMAT, __version__, _version(tokenizer)]
-    key = _digest([versions, data.model_dump(), tokenizer.model_dump(), [stamp.content for stamp in stamps]])
+    asked = data.model_dump(exclude={"shuffle_tokens"})  # which changes nothing that is stored
+    key = _digest([versions, asked, tokenizer.model_dump(), [stamp.content for stamp in stamps]])
     name, notices = look_up(cache, key) or (None, [])
     opened = open_store(cache / "stores" / name) if name else None
     if opened is None:
@@ -71,6 +73,8 @@ def prepare(
     _warn_once([*notices, *_of_texts(data, sources, meta), *_of_tokenizer(tokenizer, meta)])
     if len(tokens.train) <= context_length:
         raise DataError(f"{where}: {too_short(len(tokens.train), context_length)}")
+    if any(part.shuffle_tokens for part in data.parts.values()):
+        return shuffled(tokens)
     if isinstance(tokenizer, BytesTokenizer) and not tokens.texts:
         return dataclasses.replace(tokens, entropy_floor=next(iter(sources.values())).entropy_floor)
     return tokens

@@ -33,6 +33,11 @@ class LocalLauncher(Launcher):
 
     __module__ = "hydra_plugins.lmablate"
     collected: ClassVar[list[DictConfig]] = []
+    bases: ClassVar[
+        list[tuple[str, ...]]
+    ] = []  # the overrides of each job's base (sweeper/grid.py), which `compose` composes
+    compose: ClassVar[Composer]
+    base_overrides: Sequence[tuple[str, ...]] = ()
 
     def __init__(self, **settings: Any) -> None:
         """Accept the settings of an engine's group; the engine checks them (engine.py)."""
@@ -41,7 +46,8 @@ class LocalLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        compose = Composer(self.hydra_context.config_loader, self.config)
+        LocalLauncher.compose = compose = Composer(self.hydra_context.config_loader, self.config)
+        self.bases.extend(self.base_overrides)
         for overrides in job_overrides:
             try:
                 self.collected.append(compose(overrides))

@@ -60,6 +60,11 @@ def show(
     priced = [(job, _seconds(job, speed)) for job in jobs]
     priced += [(job, job.work / speed) for job in later]
     console().print(_arms_table(priced) if folded else _runs_table(priced, len(jobs), when))
+    if counted := sorted({job.cfg.counted_params for job, _ in priced if job.cfg.counted_params is not None}):
+        print(
+            f"trainer.tokens_per_param counts {', '.join(f'{one:,}' for one in counted)} non-embedding parameters: those of "
+            "the command without the axes that a grid or a study varies, or of the budget's reference"
+        )
     for line in _price(len(priced), todo, speed, sum(seconds or 0.0 for _, seconds in priced)):
         print(line)
 
@@ -75,6 +80,7 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
     for number, (job, seconds) in enumerate(priced):
         cfg, counts, open_ = job.cfg, parameters(job.cfg), number >= known
         sizes = (flops_per_token(cfg), cfg.tokens, cfg.trainer.steps, counts.non_embedding, kv_bytes_per_token(cfg))
+        length = f"{cfg.tokens / counts.active_non_embedding:.3g}"
         state = when if open_ else _state(job)
         price = "-" if seconds is None else f"{seconds:,.0f}"
         cells.append(
@@ -85,13 +91,14 @@ def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: st
                 f"{counts.total:,}",
                 price,
                 *_epochs(job, priced),
+                length,
                 *(f"{n:,}" for n in sizes),
             )
         )
     columns = (
         Column("run", keep=True, left=True), Column("what", keep=True, wrap=True), Column("state", keep=True, left=True),
         Column("params", keep=True), Column("seconds", keep=True), *(Column(name, keep=True) for name in _epochs(None, priced)),
-        *map(Column, ("FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
+        *map(Column, ("tokens/param", "FLOPs/token", "tokens", "steps", "non-emb.", "KV B/token")),
     )  # fmt: skip
     return table(columns, cells)
 
@@ -125,9 +132,12 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Text:
         params = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
         done = sum(seconds is None for _, seconds in own)
         price = sum(seconds or 0.0 for _, seconds in own)
+        lengths = sorted(job.cfg.tokens / parameters(job.cfg).active_non_embedding for job, _ in own)
+        length = " to ".join(dict.fromkeys(f"{one:.3g}" for one in (lengths[0], lengths[-1])))
         most = max((job for job, _ in own), key=lambda job: job.epochs or 0.0)
-        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}", *_epochs(most, priced)))
-    names = ("params", "tuning runs", "evaluation runs", "done", "seconds", *_epochs(None, priced))
+        runs = (str(tune), str(len(own) - tune), str(done))
+        cells.append((arm, params, length, *runs, f"{price:,.0f}", *_epochs(most, priced)))
+    names = ("params", "tokens/param", "tuning runs", "evaluation runs", "done", "seconds", *_epochs(None, priced))
     return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmablate.results.arms import show
+from lmablate.claims.evidence import SHORT
+from lmablate.results.arms import is_missing, show
 
 Row = dict[str, Any]
 ORDER = ("supported", "contradicted", "no difference", "not decided", "not testable at this scale")
@@ -21,7 +22,16 @@ def headline(claims: Sequence[Mapping[str, Any]]) -> str:
     that no study requested."""
     requested = [claim for claim in claims if claim["scope"] == "asked"]
     studies = {claim["study"] for claim in requested}
-    sentences = [_tally(requested or claims)]
+    counted = requested or claims
+    short = [claim for claim in counted if claim["short_run"]]
+    long = [claim for claim in counted if not claim["short_run"]]
+    sentences = [_tally(long)] if long else []
+    if short:
+        is_one = len(short) == 1
+        sentences.append(
+            f"{len(short)} {'verdict rests' if is_one else 'verdicts rest'} on short runs, of less than {SHORT:g} tokens per "
+            f"parameter, and {'is' if is_one else 'are'} not counted."
+        )
     if len(studies) > 1:
         moved = [claim for claim in requested if claim["joint"]["verdict"] != claim["verdict"]]
         family = max((test["joint"]["family"] or 0 for claim in requested for test in claim["tests"]), default=0)
@@ -66,11 +76,13 @@ def group_heading(claim: Mapping[str, Any]) -> str:
 
 def _claim_cells(claim: Mapping[str, Any], several: bool) -> Row:
     """Return `joint_words`, the cells of the deciding test (`effect_words`, `interval_words`, `n`), and `tests` with cells."""
-    tests = [_test_cells(claim, test) for test in claim["tests"]]
+    tests = [claim_cells(claim, test) for test in claim["tests"]]
     deciding = [test for test in tests if test["verdict"] == claim["verdict"] and test["effect"] is not None]
     one = next(iter(deciding or tests), None)
     return {
         "tests": tests,
+        "verdict_words": _verdict_words(claim),
+        "length_words": length_words(claim["tokens_per_param"]),
         "joint_words": claim["joint"]["verdict"] if several and claim["joint"] else "–",
         "effect_words": one["effect_words"] if one else "–",
         "interval_words": one["interval_words"] if one else "–",
@@ -78,7 +90,7 @@ def _claim_cells(claim: Mapping[str, Any], several: bool) -> Row:
     }
 
 
-def _test_cells(claim: Mapping[str, Any], test: Row) -> Row:
+def claim_cells(claim: Mapping[str, Any], test: Row) -> Row:
     """Return a test of a claim with its table cells. Published effects belong to a claim's first test."""
     unit = "%" if test["unit"] == "per cent" else "points"
     first = test["says"] == claim["tests"][0]["says"]
@@ -86,6 +98,8 @@ def _test_cells(claim: Mapping[str, Any], test: Row) -> Row:
     interval = [signed(end, 2) for end in test["interval_95"] or ()]
     return {
         **test,
+        "verdict_words": _verdict_words(test),
+        "length_words": length_words(test["tokens_per_param"]),
         "effect_words": "–" if test["effect"] is None else f"{signed(test['effect'], 2)} {unit}",
         "published_words": "; ".join(f"{signed(one['effect'], 2)} {unit} ({one['grade']})" for one in published) or "–",
         "margin_words": f"{show(test['margin'])} {unit}",
@@ -93,6 +107,15 @@ def _test_cells(claim: Mapping[str, Any], test: Row) -> Row:
         "where_words": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in test["where"].items()),
         "arms_words": f"{', '.join(test['plus'])} − {', '.join(test['minus'])}",
     }
+
+
+def _verdict_words(row: Row | Mapping[str, Any]) -> str:
+    return str(row["verdict"]) + (", short run" if row["short_run"] else "")
+
+
+def length_words(tokens_per_param: Any) -> str:
+    """Return training tokens per parameter with three digits: ``20``, ``4.13``."""
+    return "–" if is_missing(tokens_per_param) else f"{tokens_per_param:.3g}"
 
 
 def signed(value: Any, digits: int = 4) -> str:
@@ -115,12 +138,17 @@ def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     for group in groups:
         out += ["", f"{group['words']}:"] if len(groups) > 1 else [""]
         for claim in group["claims"]:
-            numbers = f" ({claim['effect_words']}, 95 % {claim['interval_words']}, {claim['n']} pairs)"
+            length = claim["length_words"]
+            numbers = f" ({claim['effect_words']}, 95 % {claim['interval_words']}, {claim['n']} pairs" + (
+                f", {length} tokens per parameter)" if length != "–" else ")"
+            )
             known = claim["interval_words"] != "–"
             joint = claim["joint"] and claim["joint"]["verdict"]
             joint_note = f"; all studies together: {joint}" if joint and joint != claim["verdict"] else ""
             out.append(f"{claim['id']}: {claim['statement']}")
             out.append(
-                f"    {claim['verdict']}{numbers if known else ''}: {claim['reason']}{joint_note}".replace("−", "-")
+                f"    {claim['verdict_words']}{numbers if known else ''}: {claim['reason']}{joint_note}".replace(
+                    "−", "-"
+                )
             )
     return [*out, ""] if out else []

@@ -23,7 +23,9 @@ from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.core.secrets import redacted
 from lmablate.launcher.progress import accuracy
-from lmablate.report.claim_tables import lines
+from lmablate.report.claim_tables import length_words, lines
+from lmablate.report.controls import controls
+from lmablate.report.controls import lines as control_lines
 from lmablate.report.figures import draw, draw_verdicts, inline
 from lmablate.report.page import content, render_html, render_markdown
 from lmablate.report.page_data import as_json, config_links, page_data
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
     from lmablate.report.sections import Question
 
-VERDICTS_SCHEMA = 3
+VERDICTS_SCHEMA = 4
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
 
@@ -95,6 +97,7 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     _write_tables(runs, every, claims, out / "tables")
     verdicts = {
         "schema": VERDICTS_SCHEMA,
+        "controls": (control_rows := controls(every, claims)),
         "claims": claims,
         "comparisons": _comparisons(sections),
         "learning_rates": [row for question in sections for row in question.rates],
@@ -103,12 +106,13 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     write_page(
-        sections, claims, every, history,
+        sections, claims, every, history, control_rows,
         unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
     )  # fmt: skip
     printed = [
         *_tables(sections),
         "",
+        *control_lines(control_rows),
         *lines(claims),
         *_mending_commands(sections),
         *(f"note: {line}" for line in [*_question_notices(sections), *notices]),
@@ -122,6 +126,7 @@ def write_page(
     claims: list[dict[str, Any]],
     every: pd.DataFrame,
     history: pd.DataFrame,
+    control_rows: list[dict[str, Any]],
     *,
     unfinished: list[dict[str, Any]],
     notices: list[str],
@@ -138,7 +143,7 @@ def write_page(
     for one in progress(figures, "figures written"):
         save(one.figure, out / "figures" / one.stem)
     context = content(
-        sections, claims, every, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
+        sections, claims, every, control_rows, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
     )  # fmt: skip
     if page == "markdown":
         text = render_markdown(context)
@@ -190,11 +195,12 @@ def _table(question: Question) -> list[str]:
         sizes = (f"{arm[key]:,}" for key in ("n_params", "flops_per_token"))
         second = accuracy(arm) if tasks else bpb
         name = arm["arm"].removeprefix(f"{question.name}: ")
-        rows.append((name, loss, sd, str(arm["n"]), str(arm["diverged"]), second, *sizes))
+        length = length_words(arm["tokens_per_param"])
+        rows.append((name, loss, sd, str(arm["n"]), str(arm["diverged"]), second, length, *sizes))
     known = runs["data.unigram_val_loss"].dropna().unique() if "data.unigram_val_loss" in runs else []
-    rows += [("a unigram model", f"{value:.4f}", *[""] * 6) for value in known]
+    rows += [("a unigram model", f"{value:.4f}", *[""] * 7) for value in known]
     kept = [Column("arm", keep=True, wrap=True), *(Column(name, keep=True) for name in ("mean val_loss", "sd", "runs"))]
-    more = ("diverged", "accuracy" if tasks else "bits/byte", "params", "FLOPs/token")
+    more = ("diverged", "accuracy" if tasks else "bits/byte", "tokens/param", "params", "FLOPs/token")
     return table([*kept, *map(Column, more)], rows).plain.splitlines()
 
 

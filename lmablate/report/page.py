@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.budget import DEFINITIONS
 from lmablate.claims.claim import GRADES
+from lmablate.claims.evidence import SHORT
 from lmablate.launcher.progress import accuracy
 from lmablate.report import summary
-from lmablate.report.claim_tables import by_study, headline, minus, signed
+from lmablate.report.claim_tables import by_study, headline, length_words, minus, signed
+from lmablate.report.controls import sentence
 from lmablate.report.page_data import content_hash
 from lmablate.report.reproduce import command
 from lmablate.report.sections import Missing
 from lmablate.report.summary import seed_label
 from lmablate.report.tuned_studies import correlation_note
-from lmablate.results.arms import show
+from lmablate.results.arms import is_missing, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,7 @@ def content(
     questions: Sequence[Question],
     claims: Sequence[Row],
     every: pd.DataFrame,
+    controls: Sequence[Row] = (),
     *,
     drawn: Sequence[Sequence[Drawn]],
     unfinished: Sequence[Row],
@@ -48,8 +51,8 @@ def content(
 ) -> Row:
     """Return the values that page and Markdown show.
 
-    `drawn`: a list of figures for each question. `claims` as from claims.report_verdicts. `every`: finished runs. `notices`: of
-    the report as a whole. `survey` as from lmablate.survey.judged."""
+    `drawn`: a list of figures for each question. `claims` as from claims.report_verdicts. `every`: finished runs. `controls` as
+    from report.controls. `notices`: of the report as a whole. `survey` as from lmablate.survey.judged."""
     sections = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
     alone = sections[0] if len(sections) == 1 else None
     return {
@@ -60,7 +63,11 @@ def content(
         "n_arms": sum(one["n_arms"] for one in sections),
         "n_tuned": len({run_id for one in questions for run_id in one.tuned["run_id"]}),
         "notices": notices,
+        "controls": controls,
+        "controls_said": sentence(controls),
         "judged": headline(claims) if claims else "",
+        "short_limit": SHORT,
+        "at_length": _at_length(claim["tokens_per_param"] for claim in claims),
         "groups": by_study(claims),
         "several": len({claim["study"] for claim in claims if claim["scope"] == "asked"}) > 1,
         "grades": GRADES,
@@ -100,8 +107,8 @@ def templates(html: bool) -> Any:
         lstrip_blocks=True,
     )  # fmt: skip
     filters: dict[str, Callable[..., str]] = {
-        "show": show, "loss": _loss, "signed": signed, "minus": minus, "count": _count, "accuracy": accuracy, "short": _short,
-        "command": command, "cell": _cell, "code": _code,
+        "show": show, "loss": _loss, "length": length_words, "signed": signed, "minus": minus, "count": _count, "accuracy": accuracy,
+        "short": _short, "command": command, "cell": _cell, "code": _code,
     }  # fmt: skip
     environment.filters |= filters
     return environment
@@ -131,6 +138,8 @@ def _question(question: Question, drawn: list[Drawn]) -> Row:
         "tasks": "val_accuracy" in arms,
         "numerics": runs["numerics"].nunique() > 1,
         "unigram": _common(runs, "data.unigram_val_loss"),
+        "at_length": (at_length := _at_length(arms["tokens_per_param"])),
+        "at_length_after": f", {at_length.rstrip('. ')}" if at_length else "",
         "headline": [one for one in drawn if one.kind == "headline"],
         "figures": {one.kind: one for one in drawn},
         "rates": question.rates,
@@ -145,6 +154,13 @@ def _question(question: Question, drawn: list[Drawn]) -> Row:
         "diverged": [row for row in rows if row["status"] != "completed"][:STILL_ROWS],
         "n_diverged": sum(row["status"] != "completed" for row in rows),
     }
+
+
+def _at_length(values: Iterable[Any]) -> str:
+    """Return the part of a caption that says how long the runs are: ``20 tokens per parameter. ``."""
+    known = sorted({float(value) for value in values if not is_missing(value)})
+    ends = dict.fromkeys(length_words(value) for value in (known[0], known[-1])) if known else ()
+    return f"{' to '.join(ends)} tokens per parameter. " if ends else ""
 
 
 def _title(names: Sequence[str | None]) -> str:
@@ -193,6 +209,7 @@ def _run_rows(runs: pd.DataFrame) -> list[Row]:
         "train_loss",
         "init_val_loss",
         "tokens",
+        "tokens_per_param",
     ]
     columns += [
         "diverged_at_step",

@@ -35,7 +35,7 @@ CONFIG = "config.yaml"
 # A run in the page's JSON is a list of these, in this order; templates/report.js reads it by the same names.
 FIELDS = (
     *("id", "arm", "seed", "stage", "status", "val_loss", "train_loss", "init_val_loss", "val_bpb", "val_accuracy"),
-    *("tokens", "wall_seconds", "diverged_at_step", "folder", "numerics", "words", "curves"),
+    *("tokens", "tokens_per_param", "wall_seconds", "diverged_at_step", "folder", "numerics", "words", "curves"),
 )
 
 RUN_COLUMNS = ("run_id", "init_seed", "data_seed", "provenance.overrides", *FIELDS)

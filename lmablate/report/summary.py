@@ -29,7 +29,7 @@ def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns: arm, its options, n (completed runs), mean, sd, min and max of the final validation loss (nats per token),
     diverged, failed (runs), val_bpb (mean, bits per byte), of tasks val_accuracy (mean), n_params, n_params_non_embedding,
-    flops_per_token, tokens (training tokens, the most of any run), tokens_per_second (median).
+    flops_per_token, tokens (training tokens, the most of any run), tokens_per_param (the fewest of any run), tokens_per_second (median).
     """
     import pandas as pd
 
@@ -45,6 +45,7 @@ def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
         if tasks:
             row["val_accuracy"] = group["val_accuracy"].mean()
         row |= {key: int(group[key].max()) for key in (*SIZES, "tokens")}
+        row["tokens_per_param"] = group["tokens_per_param"].min() if "tokens_per_param" in group else None
         row["tokens_per_second"] = group["tokens_per_second"].median()
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["mean", "arm"], na_position="last", ignore_index=True)

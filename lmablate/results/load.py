@@ -73,9 +73,20 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
         frame[seed] = frame[seed].fillna(frame["seed"])
     if "ffn" in axes:  # older rows lack it, when there was one option
         frame["ffn"] = frame["ffn"].fillna("dense")
+    frame["tokens_per_param"] = frame["tokens_per_param"].fillna(_tokens_per_param(frame))  # older rows lack it
     frame.attrs["axes"] = list(axes)
     frame.attrs["folders"] = list(map(str, folders))
     return frame
+
+
+def _tokens_per_param(frame: pd.DataFrame) -> pd.Series:
+    """Return the tokens that each run saw for each non-embedding parameter that a token meets."""
+    import pandas as pd
+
+    active = frame["n_params_non_embedding"].astype("float64")
+    if "n_params_active" in frame:
+        active -= (frame["n_params"] - pd.to_numeric(frame["n_params_active"])).fillna(0)
+    return frame["tokens"] / active.where(active > 0)
 
 
 def load_history(

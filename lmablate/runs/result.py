@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.budget import flops_per_token, kv_bytes_per_token, parameters
 from lmablate.core.settings import BOOKKEEPING
 from lmablate.data.tasks.store import TaskData
 from lmablate.runs.provenance import device_name, peak_memory_bytes, provenance
+from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.wsd_branches import trunk_id
 from lmablate.schema.identity import SCIENCE_VERSION
 from lmablate.training.compile import missing_compiler
@@ -38,6 +40,7 @@ def initial_columns(run: PreparedRun) -> dict[str, Any]:
         "n_params": counts.total,
         "n_params_non_embedding": counts.non_embedding,
         "n_params_active": counts.active,
+        "tokens_per_param": cfg.tokens / counts.active_non_embedding + _of_parent(cfg),
         "flops_per_token": flops_per_token(cfg),
         "targets_per_token": objective_of(cfg).targets_per_token(cfg.model.context_length),
         "flops_counted": measures_flops(cfg) or None,
@@ -67,6 +70,14 @@ def epochs(tokens: int, data: TokenData) -> float | None:
     """Return how often a run of `tokens` reads its training text; None for a task whose examples are all new."""
     size = data.row_fields()["train_tokens"] if isinstance(data, TaskData) else len(data.train)
     return tokens / size if size else None
+
+
+def _of_parent(cfg: RunConfig) -> float:
+    """Return the tokens per parameter that the weights had seen before the run."""
+    if cfg.trainer.init_from is None:
+        return 0.0
+    row = RunDirectory(Path(cfg.results_dir), cfg.trainer.init_from).read_result()
+    return (row.tokens_per_param if row else None) or 0.0
 
 
 def outcome_columns(trainer: Trainer, cfg: RunConfig, started: datetime, numerics: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from lmablate.core import access
 from lmablate.core.files import atomic_write
 from lmablate.schema.identity import science
+from lmablate.schema.training_config import LENGTHS
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -40,7 +41,9 @@ def expand(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def _branch(cfg: RunConfig, steps: int) -> RunConfig:
     trainer = cfg.trainer.model_copy(update={"steps": steps})
-    return cfg.model_copy(update={"trainer": trainer, "overrides": [*cfg.overrides, f"trainer.steps={steps}"]})
+    other_lengths = [f"{key}=null" for key in LENGTHS if any(one.startswith(f"{key}=") for one in cfg.overrides)]
+    overrides = [*cfg.overrides, *other_lengths, f"trainer.steps={steps}"]
+    return cfg.model_copy(update={"trainer": trainer, "overrides": overrides})
 
 
 def branch_name(arm: str, cfg: RunConfig) -> str:

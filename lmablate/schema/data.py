@@ -14,11 +14,12 @@ BYTES_VOCAB = 257  # 256 bytes and the end of text
 class _Text(Settings):
     """Keys of every text source. `val_fraction`: held-out share of the documents, whose first `val_bytes` bytes of
     UTF-8 are the validation text. `train_bytes`: limit on the other bytes for training; the tokenizer still sees all
-    of them."""
+    of them. `shuffle_tokens`: a control in which tokens have no order (data/shuffled.py)."""
 
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_bytes: Annotated[int, Field(ge=100)]
     train_bytes: Annotated[int, Field(ge=100)] | None = None
+    shuffle_tokens: Literal[True] | None = None
 
     @property
     def parts(self) -> "dict[str, OneText]":
@@ -126,7 +127,12 @@ class MixtureData(Settings):
                 f"data.texts has {', '.join(self.texts) or 'no text'}, and a mixture has at least two: add one, or use it alone, "
                 "e.g. data=sotu"
             )
-        for name in self.texts:
+        for name, text in self.texts.items():
+            if text.shuffle_tokens:
+                raise ValueError(
+                    f"data.texts.{name}.shuffle_tokens=true: tokens without order are a control on one text, and not a part of a "
+                    "mixture: use that text alone"
+                )
             if not _NAME.fullmatch(name):
                 raise ValueError(
                     f"data.texts.{name}: the loss of a text is in the column val_loss_{name}, so its name is of small letters, digits "

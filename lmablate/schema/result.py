@@ -35,6 +35,11 @@ class RunResult(BaseModel):
         None,
         description="these tokens over the training tokens of the text; null where every example is new",
     )
+    tokens_per_param: float | None = Field(
+        None,
+        description="training tokens of the whole run, and of the run its weights come from, for each non-embedding parameter that "
+        "a token meets",
+    )
     train_loss: float | None = Field(description="nats per target, mean over the last logging interval")
     init_val_loss: float | None = Field(description="val_loss before training")
     val_loss: float | None = Field(
@@ -102,7 +107,7 @@ REQUIRED = tuple(name for name, field in RunResult.model_fields.items() if field
 # The first columns of load_runs: those of every row, and those that distinguish runs of one arm.
 LEADING = tuple(
     name
-    for name in (*REQUIRED, "val_accuracy", "init_seed", "data_seed", "sweep")
+    for name in (*REQUIRED, "tokens_per_param", "val_accuracy", "init_seed", "data_seed", "sweep")
     if name not in ("choices", "provenance")
 )
 

@@ -166,6 +166,7 @@ class RunConfig(_Common):
     trainer: TrainerSettings
     lr_from: str | None = None  # message about the learning rate that the rule gave
     solved: str | None = None  # message about the sizes that a budget solved
+    counted_params: PositiveInt | None = None  # non-embedding parameters that trainer.tokens_per_param counted
     code: dict[str, str] | None = None  # fingerprints of modules that are not as shipped (core/source_code.py)
     branches: list[PositiveInt] | None = None  # steps of every run that shares this one's trunk (runs/wsd_branches.py)
 

@@ -20,7 +20,10 @@ from lmablate.schema.types import (
     PositiveInt,
     RunId,
     Share,
+    TokensPerParam,
 )
+
+LENGTHS = ("trainer.steps", "trainer.tokens", "trainer.tokens_per_param")  # keys of which a run has one
 
 
 def _check_keys(settings: Any, group: str, belongs: Mapping[str, Sequence[str]]) -> None:
@@ -145,6 +148,7 @@ class _Trainer(Settings):
 class TrainerRequest(_Trainer):
     steps: Count | None
     tokens: Count | None
+    tokens_per_param: TokensPerParam | None = None
     precision: Literal["auto", "fp32", "bf16"]
 
 

@@ -23,6 +23,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ClosedFraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+TokensPerParam = Annotated[float, Field(gt=0, le=1_000_000)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 

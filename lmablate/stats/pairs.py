@@ -27,7 +27,7 @@ def paired_differences(runs: pd.DataFrame, axis: str, *, mix_numerics: bool = Fa
     other columns' values), n_pairs, differences (final validation loss of b minus that of a, nats per token, by seed),
     seeds, mean_difference, sd_difference, interval_95 (Student t; None below two pairs), bootstrap_95 (None below three),
     p_sign_flip (exact), correlation (of the two arms' losses over the pairs; None below three), n_diverged, n_unpaired
-    (runs without a partner), verdict and reason.
+    (runs without a partner), tokens_per_param (the fewest of its runs), verdict and reason.
     """
     held = [column for column in arm_columns(runs) if column != axis]
     cells: dict[tuple[Hashable, ...], dict[Hashable, list[Row]]] = {}
@@ -92,6 +92,7 @@ def _compare(
         "correlation": correlation(losses_a, losses_b),
         "n_diverged": diverged,
         "n_unpaired": unpaired,
+        "tokens_per_param": _fewest_tokens(rows_a, rows_b),
         "verdict": "undecided",
         "reason": _reason(differences, bounds, diverged, unpaired, _mismatch(rows_a, rows_b)),
     }
@@ -100,6 +101,12 @@ def _compare(
 def _by_seed(rows: list[Row], mix_numerics: bool) -> dict[tuple[int, int, str], Row]:
     known = [row for row in rows if not is_missing(row["init_seed"]) and not is_missing(row["data_seed"])]
     return {(int(r["init_seed"]), int(r["data_seed"]), "" if mix_numerics else r["numerics"]): r for r in known}
+
+
+def _fewest_tokens(rows_a: list[Row], rows_b: list[Row]) -> float | None:
+    """Return the fewest training tokens per non-embedding parameter; None if no row says."""
+    known = [row["tokens_per_param"] for row in (*rows_a, *rows_b) if not is_missing(row.get("tokens_per_param"))]
+    return round(float(min(known)), 2) if known else None
 
 
 def _mismatch(rows_a: list[Row], rows_b: list[Row]) -> float:

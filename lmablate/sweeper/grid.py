@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lmablate.config.budget_matching import reference_overrides
 from lmablate.config.hints import validated
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
@@ -37,6 +38,14 @@ def read_grid(node: Mapping[str, Any]) -> GridSettings:
     if unknown := [key for key in node if key not in GridSettings.model_fields]:
         raise ConfigError(f"sweep.{unknown[0]}: a grid has no such key; it has {', '.join(GridSettings.model_fields)}")
     return validated(GridSettings, dict(node), "in the grid: sweep.")
+
+
+def base_of(job: Mapping[str, str], varied: Collection[str]) -> tuple[str, ...]:
+    """Return the overrides of a job without the `varied` keys that an ablation varies: those of size stay.
+
+    The runs of one size have one base. They get its tokens (trainer.tokens_per_param), whatever their axes add to it."""
+    sizes = reference_overrides([f"{key}={value}" for key, value in job.items() if key in varied], None)
+    return (*(f"{key}={value}" for key, value in job.items() if key not in varied), *sizes)
 
 
 def combinations(values: Mapping[str, Sequence[str]], zips: Zips | None, skips: Skips | None) -> list[dict[str, str]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
+from lmablate.config.composition import counted_in
 from lmablate.config.overrides import SKIP, ZIP
+from lmablate.config.resolve import by_steps
 from lmablate.core.errors import ConfigError
-from lmablate.sweeper.optuna_space import LENGTHS, OWN, read_search
+from lmablate.schema.training_config import LENGTHS
+from lmablate.sweeper.optuna_space import OWN, read_search
 from lmablate.sweeper.plugin import StudySweeper, _values
 
 if TYPE_CHECKING:
+    from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.optuna_search import Search
 
 
@@ -49,7 +54,12 @@ class SearchSweeper(StudySweeper):
         stored = self.master.hydra.runtime.choices.get("sweeps")
         question = str(grid.get("question") or "") if isinstance(grid, dict) else ""
         name = settings.name or str(stored or "search")
-        return Search(name, settings, tuple(fixed), self._compose, question)
+        whole = counted_in(lambda: self._compose(fixed))
+
+        def compose(overrides: Sequence[str]) -> RunConfig:
+            return by_steps(self._compose(overrides, None if list(overrides) == fixed else whole))
+
+        return Search(name, settings, tuple(fixed), compose, question)
 
     def _split_search(self) -> tuple[list[str], dict[str, Any]]:
         """Return the overrides that hold for every trial, and the dimensions. Raises ConfigError."""

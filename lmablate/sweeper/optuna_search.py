@@ -10,19 +10,20 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.jobs import Job, prepare_jobs
 from lmablate.launcher.scheduler import slot_count
 from lmablate.results.studies import load_studies, save_study
+from lmablate.schema.training_config import LENGTHS
 from lmablate.sweeper.optuna_record import content, identity, within
 from lmablate.sweeper.optuna_space import SearchSettings, dimensions
 from lmablate.sweeper.optuna_table import report
 from lmablate.sweeper.optuna_trials import SearchTrial, metric_of, open_study, optuna_library
 from lmablate.sweeper.record import use_of
-from lmablate.sweeper.study import Compose, Launch
+from lmablate.sweeper.study import Launch
 
 if TYPE_CHECKING:
     import optuna
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SEARCH = "search"
+Compose = Callable[[Sequence[str]], "RunConfig"]
 SAME_TOKENS = 0.02  # steps are whole
 
 
@@ -182,8 +184,8 @@ class Search:
         share = self.rungs[rung]
         if share < 1:
             steps = max(1, round(share * self.base.trainer.steps))
-            overrides = [item for item in overrides if not item.startswith("trainer.tokens=")]
-            overrides.append(f"trainer.steps={steps}")
+            given = [item for item in overrides if item.partition("=")[0] not in LENGTHS]
+            overrides = [*given, f"trainer.steps={steps}"]
         self._configs[one.number, rung] = self._compose(overrides).model_copy(update={"branches": None})
         return self._configs[one.number, rung]
 

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag
 from lmablate.config.hints import validated
 from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
+from lmablate.schema.training_config import LENGTHS
 from lmablate.sweeper.grid import value_text
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ DIGITS = 4  # significant digits of a number that is drawn from a range
 LR = "optim.lr"
 # Keys that the search sets itself, with the setting that controls them.
 OWN = dict.fromkeys(("seed", "init_seed", "data_seed"), "hydra.sweeper.seeds")
-LENGTHS = ("trainer.steps", "trainer.tokens")
 
 
 class RangeSettings(Settings):

@@ -17,11 +17,12 @@ from lmablate.config.hints import to_config_error
 from lmablate.config.overrides import SKIP, ZIP, rewrite
 from lmablate.core.errors import ConfigError
 from lmablate.launcher.hydra_launchers import Composer, launcher_of
-from lmablate.sweeper.grid import combinations, read_grid
+from lmablate.sweeper.grid import base_of, combinations, read_grid
 from lmablate.sweeper.looks import rule_of
 from lmablate.sweeper.settings import read_study
 
 if TYPE_CHECKING:
+    from lmablate.config.resolve import Counted
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
@@ -59,7 +60,9 @@ class StudySweeper(Sweeper):
         fixed, multiplied = self._split_overrides(sweep)
         settings, tune = read_study(sweep, _plain(self.master.tune), multiplied)
         name = self.master.hydra.runtime.choices.get("sweeps") or "study"
-        return Study(str(name), settings, tune, lambda own: self._compose([*fixed, *own]), rule_of(settings))
+        return Study(
+            str(name), settings, tune, lambda own, counted: self._compose([*fixed, *own], counted), rule_of(settings)
+        )
 
     def _split_overrides(self, sweep: dict[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
         """Return the overrides that hold for every run, and the keys with several values, which multiply the arms."""
@@ -91,7 +94,7 @@ class StudySweeper(Sweeper):
                 multiplied[key] = values
         return fixed, multiplied
 
-    def _compose(self, overrides: Sequence[str]) -> RunConfig:
+    def _compose(self, overrides: Sequence[str], counted: Counted | None = None) -> RunConfig:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
@@ -99,7 +102,7 @@ class StudySweeper(Sweeper):
 
         rewritten = rewrite(list(overrides))
         try:
-            return to_run_config(self.composer(rewritten))
+            return to_run_config(self.composer(rewritten), counted)
         except (HydraException, OmegaConfBaseException) as error:
             raise to_config_error(error, rewritten) from error
 
@@ -135,6 +138,8 @@ class GridSweeper(Sweeper):
         node = OmegaConf.select(self.config, "sweep")
         settings = read_grid(_plain(node) if node is not None else {})
         jobs = combinations(values, settings.zip, settings.skip)
+        varied = {key for key, own in values.items() if len(own) > 1}
+        self.launcher.base_overrides = [base_of(job, varied) for job in jobs]  # type: ignore[attr-defined]  # hydra_launchers.py
         self.launcher.launch([[f"{key}={value}" for key, value in job.items()] for job in jobs], initial_job_idx=0)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from lmablate.config.budget_matching import reference_overrides
+from lmablate.config.composition import counted_in
 from lmablate.core.errors import ConfigError
 from lmablate.data import TokenData
 from lmablate.launcher.jobs import Job, prepare_jobs
@@ -26,9 +29,13 @@ from lmablate.sweeper.settings import (
 )
 from lmablate.sweeper.tuning import Cell, Tuning
 
+if TYPE_CHECKING:
+    from lmablate.config.resolve import Counted
+
 log = logging.getLogger(__name__)
 TUNE, EVALUATE, SHARED = "tune", "evaluate", "evaluate_shared"
-Compose = Callable[[Sequence[str]], "RunConfig"]
+# Composes the run of an arm's overrides; a second argument tells what trainer.tokens_per_param counts (config/resolve.py).
+Compose = Callable[[Sequence[str], "Counted | None"], "RunConfig"]
 # Trains the missing runs of some jobs, given the data of each by run id; returns an exit code.
 Launch = Callable[[Sequence[Job], Mapping[str, "TokenData"]], int]
 
@@ -55,6 +62,7 @@ class Study:
         self.arms = {arm.name: arm.overrides for arm in expand_arms(settings)}
         self.pairs = seed_pairs(settings.seeds)
         self._configs: dict[tuple[str, tuple[str, ...]], RunConfig] = {}
+        self._counts: dict[tuple[str, ...], Counted] = {}
         self._job_of: dict[Trial, Job] = {}
         self.uses: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.losses: dict[Trial, float | None] = {}
@@ -105,15 +113,27 @@ class Study:
         key = (arm, settings)
         if key not in self._configs:
             try:
-                self._configs[key] = self._compose([*self.arms[arm], *settings])
+                self._configs[key] = self._compose([*self.arms[arm], *settings], self._counted(settings))
             except ConfigError as error:
                 raise ConfigError(f"arm {arm} of sweeps={self.name}: {error}") from error
         return self._configs[key]
+
+    def _counted(self, settings: tuple[str, ...]) -> Counted:
+        """Return what trainer.tokens_per_param counts, for all arms alike: the baseline without its axes, as in a grid.
+
+        So an arm that two studies share is one run in both. A baseline that is no run without its axes counts as it is."""
+        if settings not in self._counts:
+            baseline = [*next(iter(self.arms.values())), *settings]
+            sizes = reference_overrides(baseline, None)
+            self._counts[settings] = counted_in(*(partial(self._compose, own, None) for own in (sizes, baseline)))
+        return self._counts[settings]
 
     def configs(self, trial: Trial) -> list[RunConfig]:
         """Return the runs of a trial: one, or in the evaluation one for each branch of a WSD trunk."""
         cfg = self._base(trial.arm, trial.settings)
         overrides = [f"optim.lr={trial.lr:g}", f"init_seed={trial.seeds.init}", f"data_seed={trial.seeds.data}"]
+        if cfg.counted_params is not None:  # other parameters than the run's decided the steps
+            overrides += ["trainer.tokens_per_param=null", f"trainer.steps={cfg.trainer.steps}"]
         moved: dict[str, Any] = {
             "optim": cfg.optim.model_copy(update={"lr": trial.lr}),
             "lr_from": cfg.lr_from if trial.lr == cfg.optim.lr else None,

@@ -42,6 +42,7 @@ function table(box, question, curves) {
     number("init_val_loss", "at init", loss),
     question.tasks ? number("val_accuracy", "accuracy", percent) : number("val_bpb", "bits/byte", loss),
     number("tokens", "tokens", count),
+    number("tokens_per_param", "tokens/parameter", (value) => String(Number(value.toPrecision(3)))),
     number("wall_seconds", "seconds", count),
     question.numerics.length > 1 ? { words: "numerics", value: (run) => question.numerics[get(run, "numerics")] } : null,
     { words: "command", value: command, cell: shownCommand },
