@@ -13,8 +13,6 @@ from pathlib import Path
 from corpus import write_corpus
 from own_package import write_package
 
-from lmablate.core import axes
-
 # Six steps of a model that is as small as one can be.
 TINY = (
     "trainer.steps=6", "trainer.batch_size=2", "model.n_layers=1", "model.d_model=16", "model.n_heads=2",
@@ -41,7 +39,6 @@ def build(root: Path, run: Callable[[str, Sequence[str], Path], None]) -> None:
     write_corpus(work / "text", documents=5)
     rows = [json.dumps({"text": f"row {i} of the book", "id": i}) for i in range(40)]
     (work / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    (work / "notes.md").write_text(f"# Notes\n\n{axes._BEGIN}\n{axes._END}\n")
     (work / "sweeps").mkdir()
     (work / "sweeps" / "mine.yaml").write_text(SWEEP)
     write_package(work)
