@@ -128,8 +128,8 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Table:
         price = sum(seconds or 0.0 for _, seconds in own)
         lengths = sorted(job.cfg.tokens / parameters(job.cfg).active_non_embedding for job, _ in own)
         length = " to ".join(dict.fromkeys(f"{one:.3g}" for one in (lengths[0], lengths[-1])))
-        cells.append((arm, params, length, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}"))
-    names = ("params", "tokens/param", "tuning runs", "evaluation runs", "done", "seconds")
+        cells.append((arm, params, str(tune), str(len(own) - tune), str(done), f"{price:,.0f}", length))
+    names = ("params", "tuning runs", "evaluation runs", "done", "seconds", "tokens/param")
     return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 
