@@ -167,7 +167,7 @@ def test_tables_hold_the_numbers(written):
 
 def test_comparisons_without_a_margin_are_undecided_and_complete(written):
     verdicts = json.loads((written[1] / "verdicts.json").read_text())
-    assert verdicts["schema"] == 3
+    assert verdicts["schema"] == 4
     assert [(row["axis"], row["where"]) for row in verdicts["comparisons"]] == [
         ("norm", {"activation": "gelu"}), ("norm", {"activation": "swiglu"}),
         ("activation", {"norm": "layer"}), ("activation", {"norm": "rms"}),

@@ -10,9 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmablate.cli.flags import Flags, parse_flags
 from lmablate.core.errors import FULL_TRACE, ConfigError, exit_on_config_error
@@ -67,7 +66,8 @@ def trust_packages(packages: Sequence[str]) -> None:
 
 def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction | None) -> int:
     """Compose and check every job of a command, and pass them to `action`."""
-    from lmablate.launcher.hydra_launchers import launcher_of
+    from lmablate.config.composition import grid_configs, to_run_config
+    from lmablate.launcher.hydra_launchers import LocalLauncher, launcher_of
     from lmablate.runs.wsd_branches import expand
     from lmablate.sweeper.plugin import StudySweeper
 
@@ -83,34 +83,9 @@ def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction 
         return study(StudySweeper.captured.study(), StudySweeper.captured.launcher_name)
     if composed and (sweeper := composed[0].hydra.runtime.choices["hydra/sweeper"]) in ("study", "optuna"):
         raise ConfigError(f"hydra/sweeper={sweeper} trains several runs: add -m in front of the overrides")
-    configs = expand(_jobs(composed))
+    bases = LocalLauncher.bases
+    configs = expand(grid_configs(composed, bases, LocalLauncher.compose) if bases else [*map(to_run_config, composed)])
     return action(configs, launcher_of(composed[0])) if configs else 0
-
-
-def _jobs(composed: Sequence[DictConfig]) -> list[RunConfig]:
-    """Return the runs of a command. In a grid, trainer.tokens_per_param counts the parameters of each job's base.
-
-    If a base is no run (a key needs an option that varies), the first of its jobs stands for it."""
-    from lmablate.config.composition import counted_in, to_run_config
-    from lmablate.config.resolve import by_steps
-    from lmablate.launcher.hydra_launchers import LocalLauncher
-
-    if not LocalLauncher.bases:
-        return [to_run_config(job) for job in composed]
-    counted: dict[tuple[str, ...], Any] = {}
-    configs = []
-    for job, base in zip(composed, LocalLauncher.bases, strict=True):
-        if base not in counted:
-            whole = partial(LocalLauncher.compose, base)
-            counted[base] = counted_in(partial(_resolved, whole), partial(to_run_config, job))
-        configs.append(by_steps(to_run_config(job, counted[base])))
-    return configs
-
-
-def _resolved(compose: Callable[[], DictConfig]) -> RunConfig:
-    from lmablate.config.composition import to_run_config
-
-    return to_run_config(compose())
 
 
 def _is_grid(overrides: Sequence[str]) -> bool:

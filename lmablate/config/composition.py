@@ -1,9 +1,9 @@
 """Compose override strings into a checked RunConfig with Hydra."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lmablate.config.budget_matching import reference_overrides
 from lmablate.config.hints import explain, to_config_error
 from lmablate.config.overrides import SKIP, ZIP, explicit, rewrite, sized
 from lmablate.config.presets import with_preset
-from lmablate.config.resolve import Counted, choose_alternatives, choose_draws, resolve
+from lmablate.config.resolve import Counted, by_steps, choose_alternatives, choose_draws, resolve
 from lmablate.config.reuse import CachedComposer, Loader
 from lmablate.config.task_constraints import without_tokenizer
 from lmablate.config.untrusted_yaml import refuse_hidden
@@ -135,6 +135,25 @@ def counted_in(*candidates: Callable[[], RunConfig]) -> Counted:
         return None
 
     return counted
+
+
+def grid_configs(
+    composed: Sequence[DictConfig], bases: Sequence[tuple[str, ...]], compose: Callable[[tuple[str, ...]], DictConfig]
+) -> list[RunConfig]:
+    """Return the runs of a grid. In each, trainer.tokens_per_param counts the parameters of the job's base (sweeper/grid.py).
+
+    If a base is no run (a key needs an option that varies), the first of its jobs stands for it."""
+    counted: dict[tuple[str, ...], Counted] = {}
+    configs = []
+    for job, base in zip(composed, bases, strict=True):
+        if base not in counted:
+            counted[base] = counted_in(partial(_base, compose, base), partial(to_run_config, job))
+        configs.append(by_steps(to_run_config(job, counted[base])))
+    return configs
+
+
+def _base(compose: Callable[[tuple[str, ...]], DictConfig], overrides: tuple[str, ...]) -> RunConfig:
+    return to_run_config(compose(overrides))
 
 
 def to_request(composed: DictConfig) -> dict[str, Any]:

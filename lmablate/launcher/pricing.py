@@ -136,8 +136,8 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Text:
         length = " to ".join(dict.fromkeys(f"{one:.3g}" for one in (lengths[0], lengths[-1])))
         most = max((job for job, _ in own), key=lambda job: job.epochs or 0.0)
         runs = (str(tune), str(len(own) - tune), str(done))
-        cells.append((arm, params, length, *runs, f"{price:,.0f}", *_epochs(most, priced)))
-    names = ("params", "tokens/param", "tuning runs", "evaluation runs", "done", "seconds", *_epochs(None, priced))
+        cells.append((arm, params, *runs, f"{price:,.0f}", *_epochs(most, priced), length))
+    names = ("params", "tuning runs", "evaluation runs", "done", "seconds", *_epochs(None, priced), "tokens/param")
     return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 

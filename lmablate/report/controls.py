@@ -80,7 +80,7 @@ def sentence(rows: Sequence[Row]) -> str:
     n = sum(row["verdict"] == CAME_OUT for row in rows)
     if any(row["verdict"] == FAILED for row in rows):
         return f"{n} of {len(rows)} controls came out. Until the others do, no verdict of this size counts."
-    return f"{n} of {len(rows)} controls came out." + (" The others need more seeds." if n < len(rows) else "")
+    return f"{n} of {len(rows)} controls came out." + (" The others are not decided." if n < len(rows) else "")
 
 
 def lines(rows: Sequence[Row]) -> list[str]:

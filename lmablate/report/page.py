@@ -107,7 +107,7 @@ def templates(html: bool) -> Any:
         lstrip_blocks=True,
     )  # fmt: skip
     filters: dict[str, Callable[..., str]] = {
-        "show": show, "loss": _loss, "length": length_words, "signed": signed, "minus": minus, "count": _count, "accuracy": accuracy,
+        "show": show, "loss": _loss, "per_param": length_words, "signed": signed, "minus": minus, "count": _count, "accuracy": accuracy,
         "short": _short, "command": command, "cell": _cell, "code": _code,
     }  # fmt: skip
     environment.filters |= filters
