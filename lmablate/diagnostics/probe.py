@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -59,10 +59,6 @@ class MeasuredTrainer(Protocol):
         """Fill the gradients of one step."""
         ...
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """Return the context of the forward pass."""
-        ...
-
 
 class Probe:
     """The measurements of one run. `found` collects a step's numbers, which stay on the device until the step's record."""
@@ -104,7 +100,7 @@ class Probe:
             training = model.training
             model.eval()
             try:
-                with trainer.precision(), eager(trainer.compiled):
+                with eager(trainer.compiled):
                     self.found |= measure_pass(model, self.texts(trainer), self.settings.measures)
             finally:
                 model.train(training)

@@ -59,14 +59,13 @@ def _has_head(model: Any) -> TypeGuard[LanguageModel]:
 
 def _chunked(model: LanguageModel, hidden: Tensor, targets: Tensor, z_loss: Tensor | None) -> tuple[Tensor, Tensor]:
     head = model.embedding if model.head.proj is None else model.head.proj
-    device = hidden.device.type
     return linear_cross_entropy(
         hidden,
         head.weight,
         targets,
         z_loss=z_loss,
         soft_cap=model.final_soft_cap,
-        compute_dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.compute_dtype,
+        compute_dtype=head.compute_dtype,
         ignore_index=IGNORE,
     )
 

@@ -21,7 +21,7 @@ import torch
 from lmablate.data.tokens import share_of
 from lmablate.model import build_model
 from lmablate.model.plain_torch import why_solo
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import compute_dtype, set_compute_dtype
 from lmablate.model.training_hooks import before_step, join_counts, leave_counts, stack_counts
 from lmablate.objective import member_losses, objective_of, stacked
 from lmablate.schema.identity import science
@@ -69,8 +69,7 @@ class MemberStack:
         self.model = build_model(cfg, device="meta").to_empty(device=self.device)
         for mine, theirs in zip(self.model.buffers(), members[0].model.buffers(), strict=True):
             mine.copy_(theirs)
-        if cfg.trainer.precision == "bf16" and self.device == "cpu":
-            set_compute_dtype(self.model, torch.bfloat16)
+        set_compute_dtype(self.model, compute_dtype(cfg.trainer.precision))
         self.stacked: list[torch.nn.Parameter] = list(self.model.parameters())
         solo = [list(member.model.parameters()) for member in members]
         for i, parameter in enumerate(self.stacked):
@@ -120,9 +119,7 @@ class MemberStack:
         self.model.train()
         for micro in batch.split(cfg.runtime.microbatch_size or batch.inputs.shape[1], dim=1):
             share = share_of(micro.targets, batch.targets)
-            with self.members[0].precision():
-                objectives = [member.objective for member in self.members]
-                losses = member_losses(objectives, self.model, *micro)
+            losses = member_losses([member.objective for member in self.members], self.model, *micro)
             (losses.objective * share).sum().backward()
             totals += losses.nats.detach() * share
         for k, member in enumerate(self.members):

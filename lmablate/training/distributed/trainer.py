@@ -152,8 +152,7 @@ class RankTrainer(Trainer):
         """Run forward and backward over some rows; return their mean nats."""
 
         def work() -> tuple[Tensor, Tensor]:
-            with self.precision():
-                loss = self.objective(self.model, *micro)
+            loss = self.objective(self.model, *micro)
             return loss.objective * share * self.ranks.size, loss.nats.detach()
 
         objective, nats = self.root(work)
