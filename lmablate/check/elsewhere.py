@@ -12,7 +12,7 @@ from lmablate.check.small import tokens_for
 from lmablate.check.subject import Subject
 from lmablate.core.errors import ConfigError
 from lmablate.objective import objective_of
-from lmablate.training.compile import compile_blocks
+from lmablate.training.compile import compile_model
 
 NEAR = 1e-3  # of the largest logit: the tolerance between two exact programs in fp32
 
@@ -63,7 +63,7 @@ def compiles(subject: Subject) -> Finding:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        why = compile_blocks(model, cfg, step)
+        why = compile_model(model, cfg, step, objective)
     finally:
         log.setLevel(level)
     if why is not None:

@@ -65,6 +65,7 @@ def _parts(label: str, cfg: RunConfig, data: TokenData, mode: str) -> list[Timed
     norm = norm_modules(block, cfg)[0]
     if mode == COMPILED:
         norm.compile()
+        block.compile()
     calls = _recorded_calls(trainer, block, norm)
     passes = [Timed(label, name, mode, _both_passes(trainer, calls[name])) for name in ("norm", "block")]
     return [*passes, Timed(label, "step", mode, lambda: step(0))]

@@ -22,7 +22,7 @@ from lmablate.model.precision import compute_dtype, set_compute_dtype
 from lmablate.model.training_hooks import after_step, before_step
 from lmablate.objective import Batch, objective_of
 from lmablate.training.checkpoint import load_checkpoint, load_parent_weights, save_checkpoint
-from lmablate.training.compile import compile_blocks
+from lmablate.training.compile import compile_model
 from lmablate.training.divergence import DivergenceDetector
 from lmablate.training.memory import keep_freed_memory
 from lmablate.training.optim import build_optimizer, lr_factor, set_lr
@@ -109,7 +109,7 @@ class Trainer:
             loss = self.objective(self.model, *batch)
             loss.objective.backward()
 
-        self.compile_note = compile_blocks(self.model, self.cfg, step)
+        self.compile_note = compile_model(self.model, self.cfg, step, self.objective)
         self.compiled = self.compile_note is None
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
@@ -287,7 +287,8 @@ class Trainer:
     def backward(self, rows: torch.Tensor) -> torch.Tensor:
         """Compute the gradients of the mean loss over `rows` into the parameters; return the mean nats per token."""
         cfg = self.cfg
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         before_step(self.model)
         total = torch.zeros((), device=self.device)
