@@ -27,7 +27,7 @@ from lmablate.config import compose  # noqa: E402
 from lmablate.model.factory import ffn_option, ffn_shape  # noqa: E402
 from lmablate.model.init import initialise  # noqa: E402
 from lmablate.model.posemb import AttentionContext  # noqa: E402
-from lmablate.model.primitives import set_compute_dtype  # noqa: E402
+from lmablate.model.precision import set_compute_dtype  # noqa: E402
 from lmablate.training.memory import keep_freed_memory  # noqa: E402
 
 WARM = 40  # steps in which most numbers of rows are met once

@@ -17,7 +17,7 @@ from lmablate.budget.flops import SOFTMAX_OPERATIONS, softmax_flops, spans
 from lmablate.budget.trace import Work, all_flops_per_token, trace
 from lmablate.cli.front_door import main as front_door
 from lmablate.model import build_model
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import compute_dtype, set_compute_dtype
 from lmablate.objective import Causal
 
 SIZES = {
@@ -120,8 +120,7 @@ def test_activation_bytes_are_those_that_autograd_keeps(case):
     cfg = config(*words)
     cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update=sizes)})
     model = build_model(cfg)
-    if cfg.trainer.precision == "bf16":
-        set_compute_dtype(model, torch.bfloat16)
+    set_compute_dtype(model, compute_dtype(cfg.trainer.precision))
     own = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
     kept, alive = {}, []
 

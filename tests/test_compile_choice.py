@@ -39,8 +39,24 @@ def test_what_stands_beside_a_run_does_not_decide_whether_it_is_compiled(text, t
     alone = jobs_of(text, tmp_path, ("seed=0",))
     beside = jobs_of(text, tmp_path, ("seed=0",), *[(f"seed={seed}", *long) for seed in range(1, 20)])
     assert alone[0].run_id == beside[0].run_id
-    assert {job.cfg.runtime.compile for job in [*alone, *beside]} == {False}
+    assert [job.cfg.runtime.compile for job in [*alone, *beside]] == [False, False, *[True] * 19]
     assert [job.cfg.runtime.compile for job in jobs_of(text, tmp_path, ("runtime.compile=true",))] == [True]
+
+
+def test_a_run_is_compiled_by_its_own_tokens_alone(monkeypatch):
+    """The rung's 1,900 steps are, a test of 50 is not; what a budget makes of them, and a trunk's branches, do not count."""
+
+    def compiled(*words):
+        return compose(["runtime.device=cpu", "model.d_model=64", *words]).runtime.compile
+
+    assert compiled("trainer.steps=1900") and not compiled("trainer.steps=50") and not compiled()
+    assert compiled("trainer.tokens=4000000", "model.bias=true", "activation=gelu", "norm_position=post")
+    assert compiled("trainer.steps=50", "runtime.compile=true") and not compiled(
+        "trainer.steps=1900", "runtime.compile=false"
+    )
+    assert not compiled("trainer.steps=1900", "schedule=wsd_branches")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiled("trainer.steps=1900")
 
 
 def test_without_a_compiler_it_is_eager_and_the_row_says_so(text, tmp_path, monkeypatch, caplog):

@@ -78,7 +78,9 @@ def of_lengths(*steps):
 
 def test_slots_of_a_compiled_gang_stay_until_half_are_free(monkeypatch):
     built = []
-    monkeypatch.setattr("lmablate.training.gang.compile_blocks", lambda model, cfg, step: built.append(step()))
+    monkeypatch.setattr(
+        "lmablate.training.gang.compile_model", lambda model, cfg, step, objective: built.append(step())
+    )
     cfgs = of_lengths(6, 20, 3, 11)
     for mine, alone in zip(gang(cfgs, compiled=True), map(solo, cfgs), strict=True):
         assert_same_bits(mine, alone)

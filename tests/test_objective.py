@@ -25,7 +25,7 @@ from lmablate.interop import from_hf, to_hf
 from lmablate.model import build_model
 from lmablate.model.attention import AttentionSpan, visible, with_prefix
 from lmablate.model.posemb import ALiBi, PositionShape, T5Bias, TransformerXL
-from lmablate.objective import IGNORE, OBJECTIVES, Batch, Causal, Prefix, member_losses, objective_of, stacked
+from lmablate.objective import IGNORE, OBJECTIVES, Batch, Causal, Prefix, objective_of, stacked
 from lmablate.objective.prefix import draws
 from lmablate.schema.training_config import ObjectiveSettings
 from lmablate.training.gang import Gang, graph_key
@@ -316,7 +316,7 @@ def test_losses_of_members_are_their_own():
             return logits
 
     objectives = [objective_of(cfg) for cfg in cfgs]
-    together = member_losses(objectives, Told(), *stacked(batches))
+    together = objectives[0](Told(), *stacked(batches))
     for k, (objective, batch) in enumerate(zip(objectives, batches, strict=True)):
         close(together.nats[k], objective(model, *batch).nats, 1e-6)
 

@@ -22,7 +22,7 @@ from lmablate.budget.flops import flops_per_token, softmax_flops
 from lmablate.model import components
 from lmablate.model.factory import build_model
 from lmablate.model.norm import RMSNorm
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import compute_dtype, set_compute_dtype
 from lmablate.objective import objective_of
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ def trace(cfg: RunConfig) -> Step:
     """Return the step of `cfg`, in its precision and with its dropout."""
     shapes = _Shapes()
     model = build_model(cfg, device="meta")
-    if cfg.trainer.precision == "bf16":
-        set_compute_dtype(model, torch.bfloat16)
+    set_compute_dtype(model, compute_dtype(cfg.trainer.precision))
     objective = objective_of(cfg)
     bound = _Bound(model, objective)
     state = shapes.state(bound)

@@ -8,10 +8,11 @@ import torch
 
 from lmablate.check.finding import Finding, check, fails, holds, skips
 from lmablate.check.outputs import gap_text, logits_of
-from lmablate.check.small import first_loss
+from lmablate.check.small import tokens_for
 from lmablate.check.subject import Subject
 from lmablate.core.errors import ConfigError
-from lmablate.training.compile import compile_blocks
+from lmablate.objective import objective_of
+from lmablate.training.compile import compile_model
 
 NEAR = 1e-3  # of the largest logit: the tolerance between two exact programs in fp32
 
@@ -48,10 +49,12 @@ def export(subject: Subject) -> Finding:
     mend="no Python side effects and no item() in forward(); shapes_depend_on_data leaves a module out",
 )
 def compiles(subject: Subject) -> Finding:
-    model = subject.model()
+    cfg, rows = subject.cfg, tokens_for(subject.cfg)
+    model, objective = subject.model(), objective_of(cfg)
+    batch = objective.batch(rows[:, :-1], rows[:, 1:], data_seed=cfg.data_seed, step=0)
 
     def step() -> torch.Tensor:
-        loss = first_loss(subject.cfg, model)
+        loss = objective(model.train(), *batch).objective
         loss.backward()
         return loss.detach()
 
@@ -60,7 +63,7 @@ def compiles(subject: Subject) -> Finding:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        why = compile_blocks(model, subject.cfg, step)
+        why = compile_model(model, cfg, step, objective)
     finally:
         log.setLevel(level)
     if why is not None:

@@ -16,7 +16,7 @@ from lmablate.core.axes import options
 from lmablate.core.errors import ConfigError
 from lmablate.decoding import Decoder
 from lmablate.model.attention import EVERYTHING, visible, with_prefix
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import set_compute_dtype
 from lmablate.model.transformer import TransformerLM
 from lmablate.objective import Batch, objective_of
 from lmablate.schema.run_config import RunConfig

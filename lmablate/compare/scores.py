@@ -108,21 +108,19 @@ def _differences(a: RunConfig, b: RunConfig) -> tuple[str, str]:
 
 
 def _score(run: _Run, text: Text, window: int) -> Scored:
-    from lmablate.evaluate.lengths import precision
     from lmablate.evaluate.scoring import score
 
     device = run.model.embedding.weight.device.type
-    with precision(run.cfg, run.model):
-        scored = score(
-            run.model,
-            text.tokens,
-            first=run.data.eot_id,
-            length=window,
-            stride=window,
-            pass_tokens=PASS_TOKENS,
-            device=device,
-            what=f"{run.name}, passes",
-        )
+    scored = score(
+        run.model,
+        text.tokens,
+        first=run.data.eot_id,
+        length=window,
+        stride=window,
+        pass_tokens=PASS_TOKENS,
+        device=device,
+        what=f"{run.name}, passes",
+    )
     if not np.isfinite(scored.nats).all():
         raise ConfigError(f"{run.name}: its loss on {text.name} is not finite, so that there is nothing to compare")
     return scored

@@ -13,6 +13,9 @@ from lmablate.core.errors import ConfigError
 from lmablate.core.hardware import bf16_is_faster
 from lmablate.schema.run_config import RunConfig, RunRequest
 from lmablate.schema.training_config import LENGTHS, OptimRequest, OptimSettings, ScheduleSettings, TrainerSettings
+from lmablate.training.compile import missing_compiler
+
+COMPILE_TOKENS = 1_000_000  # of a run: compiling costs as much as it saves in about as many on one core, and once only
 
 # Keys for one quantity: the one given on the command line replaces the others' defaults, and several are refused.
 ALTERNATIVES: tuple[tuple[str, ...], ...] = (
@@ -73,12 +76,15 @@ def resolve(
     common["ffn"] = _experts(request)
     if request.diagnostics is not None and not request.diagnostics.on:
         common["diagnostics"] = None
-    own = {"device": _device(request.runtime.device), "compile": request.runtime.compile is True}
-    common["runtime"] = request.runtime.model_copy(update=own)
+    device = _device(request.runtime.device)
+    common["runtime"] = request.runtime.model_copy(
+        update={"device": device, "compile": request.runtime.compile is True}
+    )
     draft = RunConfig.model_construct(**common)
     count = None if request.trainer.tokens_per_param is None else _count(request, draft, reference, counted)
     draft = draft.model_copy(update={"trainer": _trainer(request, count), "counted_params": count})
-    draft = draft.model_copy(update={"optim": _optim(request.optim, draft)})
+    compiled = draft.runtime.model_copy(update={"compile": _compile(request, device, draft.trainer)})
+    draft = draft.model_copy(update={"optim": _optim(request.optim, draft), "runtime": compiled})
     cfg = meet_budget(request, draft, given, reference)
     cfg = cfg.model_copy(update=_schedule(request.schedule, cfg.trainer, cfg.optim.lr))
     return cfg.model_copy(update=_final_lr(request.optim, cfg))
@@ -195,6 +201,19 @@ def _trainer(request: RunRequest, counted: int | None) -> TrainerSettings:
         divergence_patience=t.divergence_patience,
         init_from=t.init_from,
     )
+
+
+def _compile(request: RunRequest, device: str, trainer: TrainerSettings) -> bool:
+    """Return whether a run is compiled: with ``runtime.compile=auto`` if it trains on a CPU for `COMPILE_TOKENS` or more.
+
+    Only the command's own tokens decide, before a budget changes them: arms of a comparison have them in common, and what else is
+    trained or cached does not move a run. A branch has those of its trunk, and stands for a run of its own, so both stay eager."""
+    if request.runtime.compile != "auto":
+        return request.runtime.compile
+    if device != "cpu" or request.runtime.parallel is not None or request.schedule.kind == "wsd_branches":
+        return False
+    tokens = trainer.steps * trainer.batch_size * request.model.context_length
+    return tokens >= COMPILE_TOKENS and missing_compiler(device) is None
 
 
 def _longest_branch(schedule: ScheduleSettings, trainer: TrainerSettings) -> dict[str, Any]:

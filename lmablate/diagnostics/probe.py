@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -60,10 +60,6 @@ class MeasuredTrainer(Protocol):
         """Fill the gradients of one step."""
         ...
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """Return the context of the forward pass."""
-        ...
-
 
 class Probe:
     """The measurements of one run. `found` collects a step's numbers, which stay on the device until the step's record."""
@@ -102,7 +98,7 @@ class Probe:
             self.found |= update_ratios(self.places(model), self._before)
             self._before = {}
         if PASS & set(self.settings.measures):
-            with evaluating(model), trainer.precision(), eager(trainer.compiled):
+            with evaluating(model), eager(trainer.compiled):
                 self.found |= measure_pass(model, self.texts(trainer), self.settings.measures)
         if "norms" in self.settings.measures:
             self.found |= gains(model)

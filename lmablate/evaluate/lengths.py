@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +43,16 @@ def at_lengths(
                 "give more text (--data), or shorter lengths"
             )
         try:
-            with precision(cfg, model):
-                scored = score(
-                    model,
-                    text.tokens,
-                    first=eot_id,
-                    length=length,
-                    stride=stride,
-                    pass_tokens=(cfg.runtime.microbatch_size or cfg.trainer.batch_size) * train_length,
-                    device=model.embedding.weight.device.type,
-                    what=watched and f"{watched}, windows of {length:,}, passes",
-                )
+            scored = score(
+                model,
+                text.tokens,
+                first=eot_id,
+                length=length,
+                stride=stride,
+                pass_tokens=(cfg.runtime.microbatch_size or cfg.trainer.batch_size) * train_length,
+                device=model.embedding.weight.device.type,
+                what=watched and f"{watched}, windows of {length:,}, passes",
+            )
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "memory" not in str(error):
                 raise
@@ -63,13 +61,3 @@ def at_lengths(
             ) from error
         out.append(summarise(scored, n_bytes=text.n_bytes, length=length, stride=stride, train_length=train_length))
     return out
-
-
-def precision(cfg: RunConfig, model: TransformerLM) -> contextlib.AbstractContextManager[Any]:
-    """Return the autocast context of a GPU as in training; on a CPU precision is a setting of the model's weights."""
-    import torch
-
-    device = model.embedding.weight.device.type
-    if device != "cpu" and cfg.trainer.precision == "bf16":
-        return torch.autocast(device, dtype=torch.bfloat16)
-    return contextlib.nullcontext()

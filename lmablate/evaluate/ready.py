@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import compute_dtype, set_compute_dtype
 
 if TYPE_CHECKING:
     from lmablate.model.transformer import TransformerLM
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
 
 def ready(model: TransformerLM, cfg: RunConfig, device: str) -> TransformerLM:
     """Return `model` on `device`, in the precision of its training and in eval mode."""
-    if cfg.trainer.precision == "bf16" and device == "cpu":
-        set_compute_dtype(model, torch.bfloat16)
+    set_compute_dtype(model, compute_dtype(cfg.trainer.precision))
     return model.to(device).eval()
 
 

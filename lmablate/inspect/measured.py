@@ -15,7 +15,6 @@ from lmablate.core.errors import ConfigError
 from lmablate.inspect import operators as kinds
 from lmablate.inspect.accounted import COMPILED, WRITTEN_OUT, flops_by_kind, visible_products
 from lmablate.inspect.profiling import UPDATE, Split, alike, marked, profiled, split
-from lmablate.training.compile import compile_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,8 +137,10 @@ def train_step(cfg: RunConfig, data: TokenData, mode: str) -> tuple[Trainer, Cal
     from lmablate.training.trainer import Trainer
 
     trainer = Trainer(build_model(cfg), data, cfg, folder=None)
-    if mode == COMPILED and (why := compile_blocks(trainer.model, cfg, lambda: trainer.backward(trainer.rows(0)))):
-        raise ConfigError(f"--compiled: {why}; leave --compiled out")
+    if mode == COMPILED:
+        trainer.compile()
+        if trainer.compile_note is not None:
+            raise ConfigError(f"--compiled: {trainer.compile_note}; leave --compiled out")
 
     def step(number: int) -> None:
         nats = trainer.backward(trainer.rows(number))

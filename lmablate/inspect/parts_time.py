@@ -65,6 +65,7 @@ def _parts(label: str, cfg: RunConfig, data: TokenData, mode: str) -> list[Timed
     norm = norm_modules(block, cfg)[0]
     if mode == COMPILED:
         norm.compile()
+        block.compile()
     calls = _recorded_calls(trainer, block, norm)
     passes = [Timed(label, name, mode, _both_passes(trainer, calls[name])) for name in ("norm", "block")]
     return [*passes, Timed(label, "step", mode, lambda: step(0))]
@@ -94,7 +95,7 @@ def _recorded_calls(trainer: Trainer, block: nn.Module, norm: nn.Module) -> dict
 
     handles = [part.register_forward_hook(note(name)) for name, part in (("block", block), ("norm", norm))]
     try:
-        with trainer.precision(), torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"):
             trainer.model.train()
             trainer.model(trainer.rows(0)[:, :-1])
     finally:
@@ -109,8 +110,7 @@ def _both_passes(trainer: Trainer, call: _Call) -> Callable[[], object]:
     wanted = [call.args[0], *(p for p in call.module.parameters() if p.requires_grad)]
 
     def run() -> object:
-        with trainer.precision():
-            out = call.module(*call.args)
+        out = call.module(*call.args)
         # A part that returns its input has no graph of its own.
         return None if out is call.args[0] else torch.autograd.grad(out, wanted, call.like, allow_unused=True)
 

@@ -27,9 +27,6 @@ def train_together(configs: Sequence[RunConfig], launcher: str) -> int:
     from lmablate.training.distributed.ranks import joined
 
     cfg = check(configs, launcher)
-    if cfg.runtime.compile == "auto":
-        runtime = cfg.runtime.model_copy(update={"compile": False})
-        cfg = cfg.model_copy(update={"runtime": runtime})
     with joined(cfg.runtime.device) as ranks:
         if ranks.first:
             code = lead(cfg)

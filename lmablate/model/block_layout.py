@@ -38,7 +38,7 @@ class Sum(nn.Module):
         self.ffn = ffn
 
     def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
-        return self.attention(x, positions) + self.ffn(x, positions)
+        return self.attention(x, positions).to(x.dtype) + self.ffn(x, positions).to(x.dtype)
 
 
 class Serial(nn.Module):

@@ -62,7 +62,7 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, table: Embedding, at: Tensor) -> Tensor:
         """Map embedded `tokens`, ``[..., T, E]``, to the logits at positions `at` ``[..., n]``: ``[..., n, vocab_size]``."""
-        x = self.reader(x if self.embedding_map is None else self.embedding_map(x), tokens)
+        x = self.reader(x if self.embedding_map is None else self.embedding_map(x).to(x.dtype), tokens)
         x = x.gather(-2, at.unsqueeze(-1).expand(*at.shape, x.shape[-1]))
         x = x if self.logit_scale is None else x * self.logit_scale
         return self.head(self.readout(x), table)

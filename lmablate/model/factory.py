@@ -30,7 +30,7 @@ from lmablate.model.init import Spread, initialise, seeded_draws
 from lmablate.model.multi_stack import decoder_of, encoder_of, generator_of, layer_order, source_length
 from lmablate.model.output_heads import Detector, LastState, Transform
 from lmablate.model.posemb import PosEmb
-from lmablate.model.primitives import Embedding, Head, Linear
+from lmablate.model.primitives import Embedding, Head, Linear, exact
 from lmablate.model.transformer import TransformerLM
 from lmablate.objective import objective_of
 
@@ -249,4 +249,9 @@ def _xavier_gain(cfg: RunConfig, of_position: float | None) -> float:
 def pointwise(part: dict[str, Any]) -> Callable[..., Any]:
     """Return the activation of one layer: a function, or a new instance of a module class, so that layers share no weight."""
     fn = components.build(part, "activation.fn")
-    return fn() if inspect.isclass(fn.func) else fn
+    if not inspect.isclass(fn.func):
+        return fn
+    own: nn.Module = fn()
+    if next(own.parameters(), None) is not None:  # as that of PReLU, which multiplies tensors of one dtype
+        own.register_forward_pre_hook(lambda module, args: (exact(args[0]), *args[1:]))
+    return own

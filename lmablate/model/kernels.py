@@ -1,4 +1,4 @@
-"""Norms rewritten for speed: the same numbers up to rounding, with fewer passes over memory on a CPU.
+"""Norms and attention rewritten for speed: the same numbers up to rounding, with fewer passes over memory on a CPU.
 
 Each works row by row, so that a member of a gang (training/gang.py) gets the bits of a solo run. torch.compile and GPUs use the plain
 forms: a compiler fuses them better, and a GPU has kernels for them.
@@ -49,3 +49,86 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     width = x.shape[-1:]
     ones = x.new_ones(width) if x.device.type == "cpu" else None
     return F.layer_norm(x, width, ones, None, eps)
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return ``softmax(scale q k^T + mask) v`` for short texts in bf16 on a CPU: ``[N, H, T, head_dim]`` and a mask ``[..., T, K]``
+    without a gradient.
+
+    The scores are rounded to bf16 once, after the mask; softmax sums in fp32. torch's fused kernel for bf16 on a CPU has a backward
+    pass of four times this one's time, and that for fp32 twice (docs/decisions.md). A compiler calls it as it is: from its parts it
+    would compute every exponential twice.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.lmablate.attention(q, k, v, mask, scale)[0]
+    return _ShortAttention.apply(q, k, v, mask, scale)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Return y, and the softmax P ``[N, H, T, K]``."""
+    lead = q.shape[:2]
+    scores = q.new_empty(*lead, q.shape[2], k.shape[2])
+    if mask is not None:
+        scores.copy_(mask)
+    flat, beta = scores.flatten(0, 1), 0.0 if mask is None else 1.0
+    torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).mT, beta=beta, alpha=scale, out=flat)
+    p = torch.softmax(scores, -1)
+    return torch.bmm(p.flatten(0, 1), v.flatten(0, 1)).unflatten(0, lead), p
+
+
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v; that of the scores is ``P * (g v^T - rowsum(P * g v^T))``."""
+    lead = q.shape[:2]
+    grad, q, k, v, p = (x.flatten(0, 1) for x in (grad, q, k, v, p))
+    ds = torch._softmax_backward_data(torch.bmm(grad, v.mT), p, -1, p.dtype)
+    dq, dk, dv = torch.bmm(ds, k).mul_(scale), torch.bmm(ds.mT, q).mul_(scale), torch.bmm(p.mT, grad)
+    return dq.unflatten(0, lead), dk.unflatten(0, lead), dv.unflatten(0, lead)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """`short_attention` where nothing is compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        y, p = _forward(q, k, v, mask, scale)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors
+        return (*_backward(grad, q, k, v, p, ctx.scale), None, None)
+
+
+# Operators that a compiler calls and does not look into. `custom_op` would add a third of a millisecond to every call.
+_LIBRARY = torch.library.Library("lmablate", "DEF")
+_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor p, float scale) -> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.impl("attention", _forward, "CPU")
+_LIBRARY.impl("attention_backward", _backward, "CPU")
+
+
+@torch.library.register_fake("lmablate::attention", lib=_LIBRARY)
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return v.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(*q.shape[:-1], k.shape[-2])
+
+
+@torch.library.register_fake("lmablate::attention_backward", lib=_LIBRARY)
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, _, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.lmablate.attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None)
+
+
+torch.library.register_autograd("lmablate::attention", _gradients, setup_context=_keep, lib=_LIBRARY)

@@ -4,7 +4,7 @@ A position is built as ``Position(branch, norm, n_layers, **yaml)``, n_layers be
 ``forward(x, positions)`` is the new residual stream, ``delta(x, positions)`` the branch with its own norms, without the addition; both
 ``[..., T, D] -> [..., T, D]``. ``needs_final_norm``: the stack ends in a norm unless model.final_norm overrides it.
 ``norms_per_branch``: the number of norms of one branch. ``owns_norm``: these norms belong to the branch, so that two branches can run
-in parallel, and not to the residual stream.
+in parallel, and not to the residual stream. A branch works in its compute dtype (primitives.py), and ``delta`` has the stream's.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ class Pre(NormPosition):
         self.branch = branch
 
     def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
-        return self.branch(self.norm(x), positions)
+        return self.branch(self.norm(x), positions).to(x.dtype)
 
 
 class Post(NormPosition):
@@ -60,7 +60,7 @@ class Post(NormPosition):
         self.norm = norm()
 
     def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
-        return self.branch(x, positions)
+        return self.branch(x, positions).to(x.dtype)
 
     def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         return self.norm(x + self.delta(x, positions))
@@ -100,7 +100,7 @@ class Sandwich(NormPosition):
         self.norm_out = norm()
 
     def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
-        return self.norm_out(self.branch(self.norm_in(x), positions))
+        return self.norm_out(self.branch(self.norm_in(x), positions).to(x.dtype))
 
 
 class Output(NormPosition):
@@ -112,4 +112,4 @@ class Output(NormPosition):
         self.norm = norm()
 
     def delta(self, x: Tensor, positions: AttentionContext) -> Tensor:
-        return self.norm(self.branch(x, positions))
+        return self.norm(self.branch(x, positions).to(x.dtype))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmablate.model.posemb.absolute import sinusoids
-from lmablate.model.primitives import Embedding, Linear
+from lmablate.model.primitives import Embedding, Linear, exact
 
 THETA = 10000.0
 
@@ -32,7 +32,7 @@ class LastState(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x[..., -1:, :] + self.places[: x.shape[-2]]
         for norm, layer in zip(self.norms[:2], self.layers, strict=True):
-            x = F.gelu(layer(norm(x)))
+            x = exact(F.gelu(layer(norm(x))))
         return self.norms[2](x)
 
     @staticmethod
@@ -59,7 +59,7 @@ class Transform(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.fn(self.proj(x)))
+        return self.norm(exact(self.fn(self.proj(x))))
 
     @staticmethod
     def n_bias_and_gain_params(width: int, *, one_norm: int, bias: bool) -> int:
@@ -80,7 +80,7 @@ class Detector(nn.Module):
         self.replaced = Linear(d_model, 1, bias=bias)
 
     def forward(self, x: Tensor, table: Embedding) -> Tensor:
-        return self.replaced(self.fn(self.dense(x)))
+        return exact(self.replaced(self.fn(self.dense(x))))
 
     @staticmethod
     def matmul_params(d_model: int) -> int:

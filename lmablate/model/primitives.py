@@ -6,11 +6,20 @@ run as one program. No other part knows this.
 
 A bias is added after the product and a gain after the normalisation, as separate operations: ``F.linear(x, w) + b`` and ``F.linear(x,
 w, b)`` round differently, and only the first has a batched counterpart.
+
+Precision is a rule of places, the same for every option and device. Weights are fp32. A matrix multiplies in its compute dtype and
+returns it, so that a branch works in that dtype from its first matrix to its last. The residual stream, norms, softmax, routers, logits
+and the loss are `exact`: fp32 at least.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def exact(x: Tensor) -> Tensor:
+    """Return `x` in fp32 if its dtype has fewer bits, else unchanged."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def per_member(vector: Tensor, x: Tensor) -> Tensor:
@@ -33,19 +42,19 @@ class Gain(nn.Module):
 
 
 class Bias(nn.Module):
-    """``y = x + b`` with one learned offset a channel, starting at 0; x is ``[..., D]``."""
+    """``y = x + b`` with one learned offset a channel, starting at 0, in the dtype of x ``[..., D]``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + per_member(self.weight, x)
+        return x + per_member(self.weight, x).to(x.dtype)
 
 
 class Matrix(nn.Module):
-    """Base class of the modules whose weight ``[rows, columns]`` is drawn at random (see init.py). ``compute_dtype`` is the precision
-    of the product, None for that of the input; the result has the input's."""
+    """Base class of the modules whose weight ``[rows, columns]`` is drawn at random (see init.py). ``compute_dtype`` is the dtype of the
+    product and of its result, None for that of the weight."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -54,9 +63,8 @@ class Matrix(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x W^T``: ``[..., columns] -> [..., rows]``."""
-        if self.compute_dtype is None:
-            return _linear(x, self.weight)
-        return _linear(x.to(self.compute_dtype), self.weight.to(self.compute_dtype)).to(x.dtype)
+        dtype = self.compute_dtype or self.weight.dtype
+        return _linear(x.to(dtype), self.weight.to(dtype))
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -72,8 +80,9 @@ class Linear(Matrix):
         super().__init__(d_out, d_in)
         self.bias = Bias(d_out) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x)
+    def forward(self, x: Tensor, product: Tensor | None = None) -> Tensor:
+        """Apply to x; `product` is ``x W^T`` where it is known (see `apply_all`)."""
+        y = self.product(x) if product is None else product
         return y if self.bias is None else self.bias(y)
 
     def shared(self, x: Tensor) -> Tensor:
@@ -82,15 +91,22 @@ class Linear(Matrix):
         return self(x if self.weight.ndim == 2 else x.expand(len(self.weight), 1, *x.shape))
 
 
+def apply_all(x: Tensor, *layers: Linear) -> list[Tensor]:
+    """Return the results of `layers` that read the same input. Their matrices are joined, so that x is cast and read once."""
+    if len(layers) == 1 or any(type(layer) is not Linear for layer in layers):
+        return [layer(x) for layer in layers]
+    dtype = layers[0].compute_dtype or layers[0].weight.dtype
+    joint = torch.cat([layer.weight for layer in layers], -2).to(dtype)
+    products = _linear(x.to(dtype), joint).split([layer.weight.shape[-2] for layer in layers], -1)
+    return [layer(x, product) for layer, product in zip(layers, products, strict=True)]
+
+
 class Router(Linear):
     """Scores that decide which experts a token uses: a product in fp32 at any precision, with an fp32 result. A small error would send
     a token to another expert (Fedus et al. 2021, arXiv 2101.03961, section 2.4)."""
 
     def product(self, x: Tensor) -> Tensor:
-        if low_precision(x) is None:
-            return self._each(x.float(), self.weight.float())
-        with torch.autocast(x.device.type, enabled=False):
-            return self._each(x.float(), self.weight.float())
+        return self._each(exact(x), exact(self.weight))
 
     @staticmethod
     def _each(x: Tensor, weight: Tensor) -> Tensor:
@@ -124,7 +140,7 @@ class Embedding(Matrix):
 
 
 class Head(nn.Module):
-    """Logits ``[..., D] -> [..., vocab_size]``; a tied head uses the token table instead of its own matrix."""
+    """Exact logits ``[..., D] -> [..., vocab_size]``; a tied head uses the token table instead of its own matrix."""
 
     def __init__(self, d_model: int, vocab_size: int, *, tied: bool, bias: bool) -> None:
         super().__init__()
@@ -132,17 +148,5 @@ class Head(nn.Module):
         self.bias = Bias(vocab_size) if bias else None
 
     def forward(self, x: Tensor, table: Embedding) -> Tensor:
-        logits = table.product(x) if self.proj is None else self.proj(x)
+        logits = exact(table.product(x) if self.proj is None else self.proj(x))
         return logits if self.bias is None else self.bias(logits)
-
-
-def low_precision(x: Tensor) -> torch.dtype | None:
-    """Return the dtype of autocast products on a GPU, None if autocast is off."""
-    return torch.get_autocast_dtype("cuda") if x.is_cuda and torch.is_autocast_enabled("cuda") else None
-
-
-def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Run every matrix product of `model` in `dtype` (None: the precision of the weights). Attention is not affected."""
-    for module in model.modules():
-        if isinstance(module, Matrix):
-            module.compute_dtype = dtype

@@ -123,7 +123,7 @@ class TransformerLM(nn.Module):
     def embed(self, tokens: Tensor, add_positions: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return `embedded`, mapped to the width of the stack: ``[..., B, T] -> [..., B, T, D]``."""
         x = self.embedded(tokens, add_positions)
-        return x if self.embedding_map is None else self.embedding_map(x)
+        return x if self.embedding_map is None else self.embedding_map(x).to(x.dtype)
 
     def embedded(self, tokens: Tensor, add_positions: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return scaled token rows plus positions and segment, then `embedding_norm`: ``[..., B, T] -> [..., B, T, E]``.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmablate.objective.base import Batch, Objective, ValidationText, member_losses, stacked
+from lmablate.objective.base import Batch, Objective, ValidationText, stacked, z_losses
 from lmablate.objective.causal import Causal
 from lmablate.objective.likelihood import IGNORE, Loss, vocab_size
 from lmablate.objective.mlm import MaskedLM
@@ -40,10 +40,10 @@ __all__ = [
     "ReplacedTokens",
     "SpanCorruption",
     "ValidationText",
-    "member_losses",
     "objective_of",
     "stacked",
     "vocab_size",
+    "z_losses",
 ]
 
 

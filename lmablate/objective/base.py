@@ -132,10 +132,12 @@ class Objective(nn.Module):
         """Return the mean fraction of a training text's tokens that are targets which count."""
         return 1.0
 
-    def __call__(self, model: nn.Module, *batch: Tensor | None) -> Loss:
-        """Return the loss of this objective plus the extra losses of the model's parts (objective/extra_losses.py)."""
+    def __call__(self, model: nn.Module, *batch: Tensor | None, z_loss: Tensor | None = None) -> Loss:
+        """Return the loss of this objective plus the extra losses of the model's parts (objective/extra_losses.py).
+
+        The fields of a batch of a gang have a member axis, and so have the losses: each member has its own `z_loss`, ``[K]``."""
         forget_extra_losses(model)
-        return _with_extra(super().__call__(model, *batch), model)
+        return _with_extra(super().__call__(model, *batch, z_loss=z_loss), model)
 
     def forward(
         self,
@@ -144,9 +146,12 @@ class Objective(nn.Module):
         targets: Tensor,
         prefix: Tensor | None = None,
         noise: Tensor | None = None,
+        *,
+        z_loss: Tensor | None = None,
     ) -> Loss:
-        """Return the loss of the fields of a batch without members."""
-        z_loss = None if self.z_loss is None else torch.full((), self.z_loss, device=inputs.device)
+        """Return the loss of the fields of a batch; `z_loss` replaces the objective's own weight."""
+        if z_loss is None and self.z_loss is not None:
+            z_loss = torch.full((), self.z_loss, device=inputs.device)
         return likelihood(model, inputs, targets, prefix, z_loss)
 
 
@@ -155,16 +160,7 @@ def _with_extra(loss: Loss, model: nn.Module) -> Loss:
     return loss if extra is None else loss._replace(objective=loss.objective + extra)
 
 
-def member_losses(
-    objectives: Sequence[Objective],
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    prefix: Tensor | None = None,
-    noise: Tensor | None = None,
-) -> Loss:
-    """Return the losses of a gang's members for ``[K, B, T]`` tokens, each equal to that of its own objective alone."""
+def z_losses(objectives: Sequence[Objective], device: str) -> Tensor | None:
+    """Return the weights of the members' z-losses, ``[K]``, or None if they are off."""
     weights = [own.z_loss for own in objectives]
-    z_loss = None if None in weights else torch.tensor(weights, device=inputs.device)
-    forget_extra_losses(model)
-    return _with_extra(likelihood(model, inputs, targets, prefix, z_loss), model)
+    return None if None in weights else torch.tensor(weights, device=device)

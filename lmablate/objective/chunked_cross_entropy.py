@@ -76,24 +76,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats, log2_z = torch.empty_like(share), torch.empty_like(share)
         z = None if z_loss is None else z_loss.view(-1, 1, 1)
         step = TILE if hidden.device.type == "cpu" else CHUNK
-        with torch.autocast(hidden.device.type, enabled=False):
-            x = hidden.flatten(1, -2).to(dtype or hidden.dtype)
-            w = weight.to(x.dtype)
-            if with_gradient:
-                ctx.dx = torch.empty_like(x, dtype=hidden.dtype)
-                ctx.dw = torch.zeros_like(weight)
-            for start in range(0, x.shape[1], CHUNK):
-                chunk = x[:, start : start + CHUNK]
-                logits = torch.bmm(chunk, w.mT)
-                for first in range(0, chunk.shape[1], step):
-                    tile, rows = slice(first, first + step), slice(start + first, start + min(first + step, CHUNK))
-                    _tile_loss(
-                        logits[:, tile], targets[:, rows], kept[:, rows], share[:, rows], z, cap,
-                        nats[:, rows], log2_z[:, rows], with_gradient,
-                    )  # fmt: skip
-                if with_gradient:  # `logits` now contains their gradient
-                    ctx.dx[:, start : start + CHUNK] = torch.bmm(logits, w)
-                    _add_product(ctx.dw, logits.mT, chunk)
+        x = hidden.flatten(1, -2).to(dtype or hidden.dtype)
+        w = weight.to(x.dtype)
+        if with_gradient:
+            ctx.dx = torch.empty_like(x, dtype=hidden.dtype)
+            ctx.dw = torch.zeros_like(weight)
+        for start in range(0, x.shape[1], CHUNK):
+            chunk = x[:, start : start + CHUNK]
+            logits = torch.bmm(chunk, w.mT)
+            for first in range(0, chunk.shape[1], step):
+                tile, rows = slice(first, first + step), slice(start + first, start + min(first + step, CHUNK))
+                _tile_loss(
+                    logits[:, tile], targets[:, rows], kept[:, rows], share[:, rows], z, cap,
+                    nats[:, rows], log2_z[:, rows], with_gradient,
+                )  # fmt: skip
+            if with_gradient:  # `logits` now contains their gradient
+                ctx.dx[:, start : start + CHUNK] = torch.bmm(logits, w)
+                _add_product(ctx.dw, logits.mT, chunk)
         ctx.shape = hidden.shape
         mean = nats.masked_fill_(~kept, 0).sum(1) / count.squeeze(1)
         ctx.mark_non_differentiable(mean)

@@ -36,15 +36,49 @@ def likelihood(model: nn.Module, inputs: Tensor, targets: Tensor, prefix: Tensor
 
 def cross_entropy(logits: Tensor, targets: Tensor, z_loss: Tensor | None) -> Loss:
     """Return the loss from float logits ``[..., B, T, V]``."""
-    counted = (targets != IGNORE).to(logits.dtype).flatten(-2)
-    count = counted.sum(-1)
+    at, share = torch.ops.lmablate.rows(targets, IGNORE)
+    nats, log2_z = _RowLosses.apply(logits, at, share)
     # Summed within a member, so that the order is the same solo and in a gang.
-    each = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    nats = each.view(counted.shape).sum(-1) / count
-    if z_loss is None:
-        return Loss(nats, nats)
-    log_z2 = (logits.logsumexp(-1).square().flatten(-2) * counted).sum(-1) / count
-    return Loss(nats + z_loss * log_z2, nats)
+    nats = nats.flatten(-2).sum(-1)
+    return Loss(nats, nats) if z_loss is None else Loss(nats + z_loss * log2_z.flatten(-2).sum(-1), nats)
+
+
+def _rows(targets: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
+    """Return for each target ``[..., B, T]`` an id in the vocabulary, and its weight in the mean of its member: 0 if it does not count."""
+    kept = targets != ignore
+    return targets.masked_fill(~kept, 0).contiguous(), kept.float() / kept.flatten(-2).sum(-1)[..., None, None]
+
+
+# An operator, so that a compiler computes this once for each row, and not again for every logit.
+_LIBRARY = torch.library.Library("lmablate", "FRAGMENT")
+_LIBRARY.define("rows(Tensor targets, int ignore) -> (Tensor, Tensor)")
+_LIBRARY.impl("rows", _rows, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("lmablate::rows", lib=_LIBRARY)
+def _(targets: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
+    return targets.new_empty(targets.shape), targets.new_empty(targets.shape, dtype=torch.float32)
+
+
+class _RowLosses(torch.autograd.Function):
+    """The summands of ``mean(log Z - logit of target)`` and ``mean(log^2 Z)``, ``[..., V] -> [...]``. With p the softmax, the gradient of
+    the first is ``share (p - onehot)``, of the second ``2 share log Z p``: both together are one pass over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, at: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        log_z, at = logits.logsumexp(-1), at.unsqueeze(-1)
+        ctx.save_for_backward(logits, at, share, log_z)
+        return (log_z - logits.gather(-1, at).squeeze(-1)) * share, log_z.square() * share
+
+    @staticmethod
+    def backward(ctx: Any, of_nats: Tensor, of_log2_z: Tensor) -> tuple[Tensor, None, None]:
+        logits, at, share, log_z = ctx.saved_tensors
+        target = (of_nats * share).unsqueeze(-1)
+        p = (logits - log_z.unsqueeze(-1)).exp() * (target + (2 * of_log2_z * log_z * share).unsqueeze(-1))
+        if torch.compiler.is_compiling():  # which fuses a comparison, and no scatter
+            hit = torch.arange(p.shape[-1], device=p.device) == at
+            return torch.where(hit, p - target, p), None, None
+        return p.scatter_add_(-1, at, -target), None, None
 
 
 def vocab_size(model: LanguageModel) -> int:
@@ -59,14 +93,13 @@ def _has_head(model: Any) -> TypeGuard[LanguageModel]:
 
 def _chunked(model: LanguageModel, hidden: Tensor, targets: Tensor, z_loss: Tensor | None) -> tuple[Tensor, Tensor]:
     head = model.embedding if model.head.proj is None else model.head.proj
-    device = hidden.device.type
     return linear_cross_entropy(
         hidden,
         head.weight,
         targets,
         z_loss=z_loss,
         soft_cap=model.final_soft_cap,
-        compute_dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.compute_dtype,
+        compute_dtype=head.compute_dtype,
         ignore_index=IGNORE,
     )
 

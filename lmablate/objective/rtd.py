@@ -78,9 +78,12 @@ class ReplacedTokens(MaskedLM):
         targets: Tensor,
         prefix: Tensor | None = None,
         noise: Tensor | None = None,
+        *,
+        z_loss: Tensor | None = None,
     ) -> Loss:
         own = self.filled(model, inputs, targets, noise)
-        z_loss = None if self.z_loss is None else torch.full((), self.z_loss, device=inputs.device)
+        if z_loss is None and self.z_loss is not None:
+            z_loss = torch.full((), self.z_loss, device=inputs.device)
         generator = cross_entropy(own.logits, own.targets, z_loss)
         nats = F.binary_cross_entropy_with_logits(model(own.text).squeeze(-1).float(), own.replaced.float())
         return Loss(generator.objective + self.weight * nats, nats)

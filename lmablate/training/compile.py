@@ -3,8 +3,8 @@
 A run's own configuration alone decides whether it is compiled. Compiled and eager steps round differently, so a choice that depended on
 the other runs of a grid would give one run two losses.
 
-A model is compiled block by block, so that a deeper one reuses its graph. Shapes are fixed, so that a graph computes the same numbers
-whatever was compiled before it. Evaluation stays eager: its graphs would serve a few passes only.
+A shallow model is compiled in one piece with its loss, a deep one block by block, so that its layers share a graph. Shapes are fixed, so
+that a graph computes the same numbers whatever was compiled before it. Evaluation stays eager: its graphs would serve a few passes only.
 """
 
 from __future__ import annotations
@@ -21,37 +21,50 @@ from lmablate.core.paths import cache_dir
 from lmablate.schema.identity import GRAPH
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lmablate.model.transformer import TransformerLM
     from lmablate.schema.run_config import RunConfig
 
 log = logging.getLogger(__name__)
+SHALLOW = 8  # layers of a model that is compiled in one piece
 
 
-def compile_blocks(model: TransformerLM, cfg: RunConfig, try_out: Callable[[], Any]) -> str | None:
+def compile_model(
+    model: TransformerLM, cfg: RunConfig, try_out: Callable[[], Any], objective: nn.Module | None = None
+) -> str | None:
     """Compile `model` in place; return None, or the reason why it stays eager. `try_out` runs a forward and backward pass, so that a
-    failure shows before the first step."""
+    failure shows before the first step. If `objective` is given, which computes the loss of `model`, both may become one graph."""
     if (why := missing_compiler(model.embedding.weight.device.type)) is None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache(cfg.runtime.cache_dir))
         import torch._dynamo
 
         torch._dynamo.config.automatic_dynamic_shapes = False
-        torch._dynamo.config.recompile_limit = 64  # per block: options by layer, gang sizes, the last batch
+        torch._dynamo.config.recompile_limit = 64  # per part: options by layer, gang sizes, the last batch
+        parts: list[nn.Module] = model.all_blocks()
+        if objective is not None and len(parts) <= SHALLOW and not any(_breaks(module) for module in model.modules()):
+            parts = [objective]
         try:
             for module in model.modules():
-                if getattr(module, "shapes_depend_on_data", False):
+                if _breaks(module):
                     module.forward = torch._dynamo.disable(module.forward)
-            for block in model.all_blocks():
-                block.compile()
+            for part in parts:
+                part.compile()
             try_out()
             return None
         except Exception as error:
             why = f"torch.compile failed: {str(error).strip().splitlines()[-1]}"
-            for block in model.all_blocks():
-                block._compiled_call_impl = None
+            for part in parts:
+                part._compiled_call_impl = None
         finally:
             model.zero_grad(set_to_none=True)
     log.warning("runtime.compile: %s; this run goes on without it", why)
     return why
+
+
+def _breaks(module: nn.Module) -> bool:
+    """Return True for a module that no graph can contain."""
+    return bool(getattr(module, "shapes_depend_on_data", False))
 
 
 def missing_compiler(device: str) -> str | None:

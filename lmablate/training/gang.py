@@ -21,11 +21,11 @@ import torch
 from lmablate.data.tokens import share_of
 from lmablate.model import build_model
 from lmablate.model.plain_torch import why_solo
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import compute_dtype, set_compute_dtype
 from lmablate.model.training_hooks import before_step, join_counts, leave_counts, stack_counts
-from lmablate.objective import member_losses, objective_of, stacked
+from lmablate.objective import objective_of, stacked, z_losses
 from lmablate.schema.identity import science
-from lmablate.training.compile import compile_blocks
+from lmablate.training.compile import compile_model
 from lmablate.training.progress import Interrupted, Record
 from lmablate.training.trainer import Trainer
 
@@ -70,8 +70,9 @@ class MemberStack:
         self.model = build_model(cfg, device="meta").to_empty(device=self.device)
         for mine, theirs in zip(self.model.buffers(), members[0].model.buffers(), strict=True):
             mine.copy_(theirs)
-        if cfg.trainer.precision == "bf16" and self.device == "cpu":
-            set_compute_dtype(self.model, torch.bfloat16)
+        set_compute_dtype(self.model, compute_dtype(cfg.trainer.precision))
+        self.objective = objective_of(cfg)
+        self.z_loss = z_losses([member.objective for member in members], self.device)
         self.stacked: list[torch.nn.Parameter] = list(self.model.parameters())
         solo = [list(member.model.parameters()) for member in members]
         for i, parameter in enumerate(self.stacked):
@@ -87,7 +88,7 @@ class MemberStack:
         """Compile the stacked model; the members' own models only evaluate and stay eager."""
         member = self.members[0]
         rows = [torch.zeros_like(member.rows(0)) for _ in self.members]
-        note = compile_blocks(self.model, member.cfg, lambda: self.backward(rows))
+        note = compile_model(self.model, member.cfg, lambda: self.backward(rows), self.objective)
         self.compiled = note is None
         for member in self.members:
             member.compile_note = note
@@ -100,6 +101,7 @@ class MemberStack:
                 own.data = parameter.data[slot]
             join_counts(self.model, slot, member.model)
         self.members[slot] = member
+        self.z_loss = z_losses([each.objective for each in self.members], self.device)
         self.free.discard(slot)
 
     def release(self, slot: int) -> None:
@@ -118,12 +120,11 @@ class MemberStack:
         before_step(self.model)
         totals = torch.zeros(len(self.members), device=self.device)
         batch = stacked([member.prepare_batch(own) for member, own in zip(self.members, rows, strict=True)])
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         for micro in batch.split(cfg.runtime.microbatch_size or batch.inputs.shape[1], dim=1):
             share = share_of(micro.targets, batch.targets)
-            with self.members[0].precision():
-                objectives = [member.objective for member in self.members]
-                losses = member_losses(objectives, self.model, *micro)
+            losses = self.objective(self.model, *micro, z_loss=self.z_loss)
             (losses.objective * share).sum().backward()
             totals += losses.nats.detach() * share
         for k, member in enumerate(self.members):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,11 +16,11 @@ from lmablate.data.tokens import inputs_and_targets, share_of
 from lmablate.diagnostics.probe import open_probe
 from lmablate.evaluate import evaluate
 from lmablate.model.init import seed_everything, seed_of
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import compute_dtype, set_compute_dtype
 from lmablate.model.training_hooks import after_step, before_step
 from lmablate.objective import Batch, objective_of
 from lmablate.training.checkpoint import load_checkpoint, load_parent_weights, save_checkpoint
-from lmablate.training.compile import compile_blocks
+from lmablate.training.compile import compile_model
 from lmablate.training.divergence import DivergenceDetector
 from lmablate.training.memory import keep_freed_memory
 from lmablate.training.optim import build_optimizer, lr_factor, set_lr
@@ -48,10 +47,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, cfg.optim)
         self.objective = objective_of(cfg)
-        if cfg.trainer.precision == "bf16" and self.device == "cpu":
-            set_compute_dtype(
-                self.model, torch.bfloat16
-            )  # attention stays in fp32: its bf16 backward is slower on CPUs
+        set_compute_dtype(self.model, compute_dtype(cfg.trainer.precision))
         self.progress = Progress()
         self.detector: DivergenceDetector | None = None
         self.probe = open_probe(cfg, data)
@@ -68,11 +64,10 @@ class Trainer:
 
         def step() -> None:
             self.model.train()
-            with self.precision():
-                loss = self.objective(self.model, *batch)
+            loss = self.objective(self.model, *batch)
             loss.objective.backward()
 
-        self.compile_note = compile_blocks(self.model, self.cfg, step)
+        self.compile_note = compile_model(self.model, self.cfg, step, self.objective)
         self.compiled = self.compile_note is None
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
@@ -181,12 +176,6 @@ class Trainer:
         average = self.detector.average if self.detector else None
         return math.nan if average is None else average
 
-    def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the autocast context of a GPU; on a CPU precision is a setting of the primitives."""
-        if self.device != "cpu" and self.cfg.trainer.precision == "bf16":
-            return torch.autocast(self.device, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
     def agree_on_stop(self, stopping: int, late: bool) -> tuple[int, bool]:
         """Return the stop signal and whether a checkpoint is due; several processes agree on both."""
         return stopping, late
@@ -256,15 +245,15 @@ class Trainer:
     def backward(self, rows: torch.Tensor) -> torch.Tensor:
         """Compute the gradients of the mean loss over `rows` into the parameters; return the mean nats per token."""
         cfg = self.cfg
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         before_step(self.model)
         total = torch.zeros((), device=self.device)
         batch = self.prepare_batch(rows)
         for part, micro in enumerate(batch.split(cfg.runtime.microbatch_size or len(rows))):
             self.seed_noise(part)
-            with self.precision():
-                loss = self.objective(self.model, *micro)
+            loss = self.objective(self.model, *micro)
             share = share_of(micro.targets, batch.targets)
             (loss.objective * share).backward()
             total += loss.nats.detach() * share
@@ -326,7 +315,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate; return False if the loss is not finite, which is a divergence at this step."""
         self.seed_noise("evaluation")
-        with self.precision(), eager(self.compiled):
+        with eager(self.compiled):
             self.progress.evaluation = evaluate(
                 self.model,
                 self.data,

@@ -6,6 +6,7 @@ from lmablate.model.attention.base import AttentionShape, Settings
 from lmablate.model.attention.heads import HeadAttention
 from lmablate.model.attention.scores import EVERYTHING, attend
 from lmablate.model.posemb import AttentionContext
+from lmablate.model.primitives import apply_all
 from lmablate.model.types import PositiveFloat
 
 
@@ -20,7 +21,8 @@ class CrossAttention(HeadAttention):
         source = positions.source
         assert source is not None, "cross attention without a source"
         q = self.heads(self.q_proj(x), self.q_norm)
-        k, v = self.heads(self.k_proj(source), self.k_norm), self.heads(self.v_proj(source), self.v_norm)
+        k, v = apply_all(source, self.k_proj, self.v_proj)
+        k, v = self.heads(k, self.k_norm), self.heads(v, self.v_norm)
         group = self.shape.n_heads // self.shape.n_kv_heads
         if group > 1:
             k, v = k.repeat_interleave(group, -3), v.repeat_interleave(group, -3)

@@ -8,7 +8,7 @@ from lmablate.core.errors import ConfigError
 from lmablate.model.attention.base import Attention, AttentionShape, Settings
 from lmablate.model.attention.scores import EVERYTHING, AttentionSpan, attend, attend_cached
 from lmablate.model.posemb import AttentionContext, CachedKV
-from lmablate.model.primitives import Linear
+from lmablate.model.primitives import Linear, apply_all, exact
 from lmablate.model.types import PositiveFloat
 
 
@@ -37,14 +37,14 @@ class HeadAttention(Attention):
     def heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """Split into heads, ``[..., T, H * head_dim] -> [..., H, T, head_dim]``, and apply `norm` if there is one."""
         if norm is not None and self.shape.norm_all_heads:
-            x, norm = norm(x), None
+            x, norm = norm(exact(x)).to(x.dtype), None
         x = x.unflatten(-1, (-1, self.shape.head_dim)).transpose(-3, -2)
-        return x if norm is None else norm(x)
+        return x if norm is None else norm(exact(x)).to(x.dtype)
 
     def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
-        q, k = self.heads(self.q_proj(x), self.q_norm), self.heads(self.k_proj(x), self.k_norm)
-        v = self.heads(self.v_proj(x), self.v_norm)
-        q, k = positions.rotate(q, k)
+        q, k, v = apply_all(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = self.heads(q, self.q_norm), self.heads(k, self.k_norm), self.heads(v, self.v_norm)
+        q, k = (x.to(v.dtype) for x in positions.rotate(q, k))
         if positions.kv_cache is not None and (kv := positions.kv_cache(self.layer, (k, v))) is not None:
             return self.output(self.read(q, kv), x)
         q, bias = biased(q, positions, self.layer, self.scale)

@@ -11,7 +11,7 @@ from lmablate.model.attention.heads import biased
 from lmablate.model.attention.scores import EVERYTHING, attend, attend_cached
 from lmablate.model.norm import RMSNorm
 from lmablate.model.posemb import AttentionContext, CachedKV
-from lmablate.model.primitives import Linear
+from lmablate.model.primitives import Linear, apply_all, exact
 from lmablate.model.types import PositiveFloat, PositiveInt
 
 
@@ -61,11 +61,13 @@ class LatentAttention(Attention):
 
     def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
         head_dim = self.shape.head_dim
-        latent = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
-        q, q_turned = self.heads(self.q_proj(latent)).split((head_dim, self.rope_head_dim), -1)
-        c, k_turned = self.kv_down(x).split((self.kv_rank, self.rope_head_dim), -1)
-        c = self.kv_norm(c)
-        q_turned, k_turned = positions.rotate(q_turned, k_turned.unsqueeze(-3))
+        q, c = apply_all(x, self.q_down or self.q_proj, self.kv_down)
+        if self.q_norm is not None:
+            q = self.q_proj(self.q_norm(exact(q)))
+        q, q_turned = self.heads(q).split((head_dim, self.rope_head_dim), -1)
+        c, k_turned = c.split((self.kv_rank, self.rope_head_dim), -1)
+        c = self.kv_norm(exact(c)).to(q.dtype)
+        q_turned, k_turned = (x.to(q.dtype) for x in positions.rotate(q_turned, k_turned.unsqueeze(-3)))
         scale = self.scale or (head_dim + self.rope_head_dim) ** -0.5
         if positions.kv_cache is not None:
             token = torch.cat((c.unsqueeze(-3), k_turned), -1)

@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmablate.model.kernels import short_attention
+from lmablate.model.primitives import exact
+
+SHORT = 1024  # keys; on a CPU the scores of shorter texts in bf16 are stored, which is faster than a fused kernel
+
 
 class AttentionSpan(NamedTuple):
     """Keys visible to a query among those it may read: less than `window` tokens away (None: all), at distances divisible by `stride`
@@ -36,22 +41,29 @@ def attend(
     q is ``[..., H, T, head_dim]``, k ``[..., H, K, head_dim]`` and v ``[..., H, K, v_head_dim]``. `scale` multiplies ``q k^T``; None:
     ``1 / sqrt(head_dim)``. `may_read` as in `visible`. K equals T unless every query reads every key.
     """
-    if soft_cap is not None:
+    length, dtype = q.shape[-2], q.dtype
+    written_out = dtype.itemsize < 4 and q.device.type == "cpu"  # torch has no fast kernel for it
+    short = written_out and k.shape[-2] <= SHORT
+    if soft_cap is not None or (short and (dropout or (bias is not None and bias.requires_grad))):
         return explicit_attention(
             q, k, v, bias=bias, span=span, scale=scale, soft_cap=soft_cap, dropout=dropout, may_read=may_read
         )
-    length = q.shape[-2]
     lead = q.shape[:-3]  # fused kernels need exactly one axis before the heads
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+    if written_out and not short:
+        q, k, v = exact(q), exact(k), exact(v)
     all_before = span.stride is None and (span.window is None or span.window >= length)
-    if bias is None and (may_read is None or may_read is True) and all_before:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=may_read is None, dropout_p=dropout, scale=scale)
-    else:
+    mask = None
+    if bias is not None or isinstance(may_read, Tensor) or not all_before or (short and may_read is None):
         mask = torch.zeros((), device=q.device, dtype=q.dtype) if bias is None else bias.to(q.dtype)
         mask = torch.where(visible(length, span, q.device, may_read), mask, -torch.inf)
         if mask.ndim > 3:  # a separate bias for every member or sequence
             mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    if short:
+        y = short_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    else:
+        causal = mask is None and may_read is None
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=causal, scale=scale).to(dtype)
     return y.reshape(*lead, *y.shape[-3:])
 
 
@@ -72,14 +84,14 @@ def explicit_attention(
     It is the only path with a soft cap, ``c tanh(s / c)`` (Gemma 2, arXiv 2408.00118, section 2), and the oracle of the fused ones. The
     bias is added before the cap, so that the cap bounds the input of softmax.
     """
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = exact(q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
     if may_read is not True or span != EVERYTHING:
         scores = scores.masked_fill(~visible(q.shape[-2], span, q.device, may_read), -torch.inf)
-    return F.dropout(scores.softmax(-1), dropout) @ v
+    return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
 
 
 def attend_cached(
@@ -99,7 +111,7 @@ def attend_cached(
     """
     n = q.shape[-2]
     rows = (q * scale).to(k.dtype).unflatten(-3, (k.shape[-3], -1)).flatten(-3, -2)
-    scores = (rows @ k.mT).unflatten(-2, (-1, n)).flatten(-4, -3)
+    scores = exact(rows @ k.mT).unflatten(-2, (-1, n)).flatten(-4, -3)
     if bias is not None:
         scores = scores + bias
     if soft_cap is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lmablate.model.ffn.base import FeedForward, FFNOption, FFNShape, Pointwise
 from lmablate.model.posemb import AttentionContext
-from lmablate.model.primitives import Linear
+from lmablate.model.primitives import Linear, apply_all
 
 
 class PlainFFN(FeedForward):
@@ -48,7 +48,8 @@ class GatedFFN(FeedForward):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, positions: AttentionContext) -> Tensor:
-        return self.dropout(self.out_proj(self.fn(self.gate_proj(x)) * self.in_proj(x)))
+        gate, y = apply_all(x, self.gate_proj, self.in_proj)
+        return self.dropout(self.out_proj(self.fn(gate) * y))
 
     @staticmethod
     def matmul_params(d_model: int, d_ff: int) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lmablate.model.ffn.base import Pointwise
 from lmablate.model.ffn.grouped import Rows, grouped_product
-from lmablate.model.primitives import Bias, Matrix, low_precision
+from lmablate.model.primitives import Bias, Matrix
 
 
 class ExpertBias(Bias):
@@ -18,7 +18,7 @@ class ExpertBias(Bias):
 
     def of_rows(self, y: Tensor, rows: Rows) -> Tensor:
         """Add to sorted rows ``[M, r]`` the offset of their expert; dropped rows get that of the last one."""
-        each = self.weight.view(-1, y.shape[-1])
+        each = self.weight.view(-1, y.shape[-1]).to(y.dtype)
         return y + each.index_select(0, rows.expert.clamp(max=len(each) - 1))
 
 
@@ -33,12 +33,12 @@ class Experts(Matrix):
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
         x, weight = self.cast(x), self.weight.flatten(0, -3)
-        y = grouped_product(x, weight.to(x.dtype), rows).to(self.weight.dtype)
+        y = grouped_product(x, weight.to(x.dtype), rows)
         return y if self.bias is None else self.bias.of_rows(y, rows)
 
     def cast(self, x: Tensor) -> Tensor:
-        """Return `x` in the precision of the products. The result has that of the weights."""
-        return x.to(low_precision(x) or self.compute_dtype or self.weight.dtype)
+        """Return `x` in the dtype of the products."""
+        return x.to(self.compute_dtype or self.weight.dtype)
 
 
 class PlainExperts(nn.Module):

@@ -15,7 +15,7 @@ from lmablate.model.ffn.experts import experts
 from lmablate.model.ffn.grouped import copies, sort_rows, weighted_sum
 from lmablate.model.ffn.routing import Choice, ExpertRouter, HashRouter, TokenRouter, within_capacity
 from lmablate.model.posemb import AttentionContext
-from lmablate.model.primitives import Router
+from lmablate.model.primitives import Router, exact
 
 
 class Mixture(FeedForward):
@@ -117,7 +117,7 @@ class ChosenByTokens(Mixture):
         if choice.kept is not None:
             expert = expert.masked_fill(~choice.kept, dropped)
         rows = sort_rows(expert.flatten(), dropped)
-        each = self.experts(copies(self.experts.in_proj.cast(x.flatten(0, -2)), rows, k), rows)
+        each = exact(self.experts(copies(self.experts.in_proj.cast(x.flatten(0, -2)), rows, k), rows))
         return weighted_sum(each, choice.weights.flatten(0, -2).to(each.dtype), rows)
 
     def _record(self, choice: Choice) -> None:
@@ -166,7 +166,7 @@ class ChosenByExperts(Mixture):
         of_row = (chosen + text * length).transpose(1, 2).flatten()  # grouped by expert, [K E S C]
         group = torch.arange(members * self.n_experts, device=x.device)
         rows = sort_rows(group.repeat_interleave(len(of_row) // len(group)), len(group))
-        y = self.experts(x.flatten(0, -2).index_select(0, of_row), rows)
+        y = exact(self.experts(x.flatten(0, -2).index_select(0, of_row), rows))
         weighted = y * weights.transpose(1, 2).reshape(-1, 1).to(y.dtype)
         return x.new_zeros(members * texts * length, d_model).index_add(0, of_row, weighted)
 

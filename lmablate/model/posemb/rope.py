@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lmablate.core.errors import ConfigError
 from lmablate.model.posemb.base import PosEmb, PositionShape
+from lmablate.model.primitives import exact
 from lmablate.model.types import PositiveFloat
 
 RotaryFraction = Annotated[float, Field(gt=0, lt=1)]  # of the channels of a head; None: all
@@ -100,7 +101,7 @@ class Rotary(PosEmb):
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        rest = None
+        x, rest = exact(x), None
         if self.width < x.shape[-1]:
             x, rest = x[..., : self.width], x[..., self.width :]
         if self.pairs:

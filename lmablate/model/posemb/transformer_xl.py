@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lmablate.model.posemb.absolute import sinusoids
 from lmablate.model.posemb.base import PosEmb, PositionShape
-from lmablate.model.primitives import Bias, Linear
+from lmablate.model.primitives import Bias, Linear, exact
 from lmablate.model.types import PositiveFloat
 
 
@@ -80,7 +80,7 @@ class RelativeTerms(nn.Module):
         if looks_ahead:
             rows = torch.cat((rows, ahead(table)))
         keys = self.keys(rows)
-        return self._heads(self.content(flat)), by_key(self._heads(self.position(flat)) @ keys.mT)
+        return self._heads(self.content(flat)), exact(by_key(self._heads(self.position(flat)) @ keys.mT))
 
     def keys(self, rows: Tensor) -> Tensor:
         """Return the projected sinusoids, ``[T, D] -> [H, T, head_dim]``."""
@@ -89,7 +89,7 @@ class RelativeTerms(nn.Module):
     def at(self, q: Tensor, keys: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Return both terms for q ``[..., H, n, head_dim]``, `keys` of the distances 0, 1, 2, ... and `distance` ``[n, K]``."""
         flat = q.transpose(-3, -2).flatten(-2)
-        scores = self._heads(self.position(flat)) @ keys[:, : int(distance.max()) + 1].mT
+        scores = exact(self._heads(self.position(flat)) @ keys[:, : int(distance.max()) + 1].mT)
         wanted = distance.clamp(min=0).expand(*scores.shape[:-1], -1)
         return self._heads(self.content(flat)), scores.gather(-1, wanted)
 

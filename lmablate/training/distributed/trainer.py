@@ -24,7 +24,7 @@ from lmablate.model import build_model
 from lmablate.model.training_hooks import after_step, before_step
 from lmablate.objective import Batch
 from lmablate.training.checkpoint import checkpoints, load_weights
-from lmablate.training.compile import compile_blocks
+from lmablate.training.compile import compile_model
 from lmablate.training.distributed.checkpoint import load_together, save_together, save_whole
 from lmablate.training.distributed.ranks import current
 from lmablate.training.progress import Interrupted, Record, Trunk
@@ -70,7 +70,7 @@ class RankTrainer(Trainer):
     def compile(self) -> None:
         """Compile the blocks and try them through the root, since collectives are part of the pass."""
         rows = torch.zeros(len(self._mine(self.rows(0))), self.rows(0).shape[1], dtype=torch.long, device=self.device)
-        self.compile_note = compile_blocks(self.model, self.cfg, lambda: self._pass(self.prepare_batch(rows)))
+        self.compile_note = compile_model(self.model, self.cfg, lambda: self._pass(self.prepare_batch(rows)))
         self.compiled = self.compile_note is None
 
     def records(self, stop: Callable[[], int] = lambda: 0) -> Iterator[Record]:
@@ -153,8 +153,7 @@ class RankTrainer(Trainer):
         """Run forward and backward over some rows; return their mean nats."""
 
         def work() -> tuple[Tensor, Tensor]:
-            with self.precision():
-                loss = self.objective(self.model, *micro)
+            loss = self.objective(self.model, *micro)
             return loss.objective * share * self.ranks.size, loss.nats.detach()
 
         objective, nats = self.root(work)
