@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument(
         "--limit",
         type=float,
-        default=400.0,
+        default=1000.0,
         metavar="SECONDS",
         help="of processor time of one line, which hangs beyond it (default: %(default)s)",
     )
