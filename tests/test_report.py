@@ -347,7 +347,8 @@ def test_an_unwritable_out_is_said_in_words(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_command_line_runs_without_the_model_and_without_torch(tmp_path):
     fake_results.write_fake_results(tmp_path / "results", {}, seeds=(0,))
-    code = "import sys; from lmablate.report import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+    code = "import sys; from lmablate.report.command import main; code = main(sys.argv[1:]); "
+    code += "assert 'torch' not in sys.modules; sys.exit(code)"
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "results", "--out", tmp_path / "out"], capture_output=True, text=True
     )

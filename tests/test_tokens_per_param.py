@@ -75,8 +75,8 @@ def test_the_first_run_of_a_grid_stands_for_a_command_that_is_none():
 
 
 def test_all_arms_of_a_study_get_the_tokens_of_its_baseline_without_its_axes():
-    arms = "{small: [activation=gelu], wide: ['model.ff_ratio=8.0']}"
-    words = ("hydra/sweeper=study", "+sweep.question=?", "+sweep.seeds=2", f"+sweep.arms={arms}")
+    arms = "{small: ['activation=gelu'], wide: ['model.ff_ratio=8.0']}"
+    words = ("hydra/sweeper=study", "+sweep.question=?", "sweep.seeds=2", f"+sweep.arms={arms}")
     small, wide = runs("-m", *SMALL, EACH, *words)
     assert small.trainer.steps == wide.trainer.steps == compose([*SMALL, EACH]).trainer.steps
     assert alone(wide).trainer == wide.trainer
