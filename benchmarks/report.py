@@ -31,8 +31,8 @@ are context, and change from machine to machine.
   interval over rounds.
 - **The same work**: the same rows of tokens, fused AdamW with the same settings, gradient norm clipped at 1, no dropout.
   Width, depth, heads and vocabulary are equal, and the FFN's width is solved so that all parameter counts agree within 1 %.
-- **Our default** is what `python -m lmablate.train` does without options: bf16 in the linear layers where the processor
-  multiplies bf16 faster, attention, norms and loss in fp32, eager ("lmablate, default"); with `runtime.compile=true` blocks are
+- **Our default** is what `python -m lmablate.train` does without options: bf16 in the branches where the processor
+  multiplies bf16 faster, residual stream, norms and loss in fp32, eager ("lmablate, default"); with `runtime.compile=true` the model is
   compiled ("lmablate, bf16 compiled"). Other libraries' default on a
   CPU is fp32; rows of equal precision, eager and compiled, stand beside it. "(best)" marks the setting a library documents as its fastest.
 - **Share of the matmul peak**: the FLOPs of a step's matrix products over those of `torch.matmul` (1024 x 1024) in the

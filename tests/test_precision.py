@@ -63,9 +63,10 @@ def assert_rule(found):
         assert dtypes == {RULE[place]}, place
 
 
-def places_of(cfg, device="meta"):
+def places_of(cfg, model=None):
     """The dtypes at each kind of place in a training pass of `cfg` in bf16."""
-    model = build_model(cfg, device="meta" if device == "meta" else None).to(device)
+    model = model or build_model(cfg, device="meta")
+    device = model.embedding.weight.device
     set_compute_dtype(model, HALF)
     found = defaultdict(set)
     for place, modules in watched(model, cfg).items():

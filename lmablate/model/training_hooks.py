@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-
-def _parts(model: nn.Module) -> Iterator[Any]:
-    yield from model.modules()
+from lmablate.objective.extra_losses import parts_with
 
 
 def _counts(model: nn.Module) -> Iterator[tuple[Any, str]]:
-    for module in _parts(model):
+    for module in parts_with(model, "per_member"):
         for name in getattr(module, "per_member", ()):
             yield module, name
 
@@ -33,7 +31,7 @@ def before_step(model: nn.Module) -> None:
 
 def after_step(model: nn.Module) -> None:
     """Call ``after_step`` of every module that has it."""
-    for module in _parts(model):
+    for module in parts_with(model, "after_step"):
         if hasattr(module, "after_step"):
             module.after_step()
 
