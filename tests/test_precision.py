@@ -13,6 +13,7 @@ from lmablate.budget.trace import norm_modules
 from lmablate.model import build_model
 from lmablate.model.attention import attend, explicit_attention
 from lmablate.model.attention.scores import EVERYTHING, SHORT
+from lmablate.model.ffn.base import FeedForward
 from lmablate.model.ffn.experts import Experts
 from lmablate.model.output_heads import Detector
 from lmablate.model.precision import set_compute_dtype
@@ -130,3 +131,25 @@ def test_attention_in_bf16_on_a_cpu_is_that_in_fp32_of_the_same_numbers(length, 
     ours = torch.autograd.grad(got, half, gradient)
     for a, b in zip(ours, torch.autograd.grad(wanted, whole, gradient.float()), strict=True):
         assert float((a.float() - b).norm() / b.norm()) < 0.02
+
+
+class Own(FeedForward):
+    """A user's part: primitives around a matrix of plain torch."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.in_proj, self.out_proj = (Linear(width, width, bias=False) for _ in range(2))
+        self.mine = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.PReLU())
+
+    def forward(self, x, positions):
+        return self.out_proj(self.mine(self.in_proj(x)))
+
+
+def test_a_part_with_weights_of_plain_torch_computes_in_fp32_and_the_others_in_bf16():
+    model = build_model(variant())
+    own, other = Own(model.config.model.d_model), model.blocks[1].ffn.branch
+    model.blocks[0].ffn.branch = own
+    set_compute_dtype(model, HALF)
+    assert model(torch.zeros(1, 5, dtype=torch.long)).dtype == WHOLE  # products of two dtypes would raise
+    assert own.in_proj.compute_dtype is None
+    assert other.in_proj.compute_dtype == HALF
