@@ -9,7 +9,7 @@ import yaml
 from lmablate.core.paths import CONF_DIR
 from lmablate.model import ffn
 from lmablate.model.ffn.hashing import hash_each, normal, prefix_hash
-from lmablate.model.init import initialise
+from lmablate.model.init import Spread, initialise
 from lmablate.model.posemb import AttentionContext
 
 D_MODEL, D_FF, LENGTH, TEXTS = 12, 16, 10, 3
@@ -41,7 +41,7 @@ def made(name, *, bias=True, gated=True, layer=1, length=LENGTH, **changes):
     kind = getattr(ffn, part.pop("_target_").rpartition(".")[2])
     shape = ffn.FFNShape(D_MODEL, D_FF, gated, bias, 0.0, length, lambda: F.silu)
     module = kind(**part).branch(shape, layer=layer)
-    initialise(module, "test", seed=0, std=0.5, out_proj_scale=1.0)
+    initialise(module, "test", seed=0, std=Spread(0.5, 0.5, row_scale=1.0, tied=False), out_proj_scale=1.0)
     for i, p in enumerate(module.parameters()):
         if p.ndim == 1:
             p.data = 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))

@@ -25,7 +25,7 @@ SAME = ["run_id", "val_loss", "val_bpb", "train_loss", "init_val_loss", "tokens"
 def words(tmp_path_factory):
     text = write_corpus(tmp_path_factory.mktemp("branches") / "text")
     rest = [word for word in QUICK if not word.startswith("trainer.steps")]
-    return [*rest, f"data.paths={text}/*.txt", "trainer.precision=fp32", "model.dropout=0.1"]
+    return [*rest, f"data.paths={text}/*.txt", "trainer.precision=fp32", "model.dropout=0.1", "optim.lr=3e-3"]
 
 
 def train(cfg, die_at: int | None = None) -> None:

@@ -98,7 +98,7 @@ def test_duplicates_are_merged(grid):
         ("nrom=rms", "did you mean norm"),
         ("model.d_modle=64", "did you mean model.d_model"),
         ("model.n_layers=minus", "model.n_layers=minus"),
-        ("optim.lr=-1", "greater than 0"),
+        ("optim.lr=-1", "no learning rate: give a positive number"),
         ("+no_such.key=1", "no_such: unknown key"),
         ("+norm.epz=1", "RMSNorm takes eps"),
         ("norm.eps=0", "norm.eps=0"),

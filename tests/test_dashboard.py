@@ -173,9 +173,7 @@ def test_a_study_shows_arms_with_bands_and_what_its_tuning_cost(built):
     assert (rates["config"]["xAxis"], rates["config"]["yAxis"]) == ("config:optim.lr.value", "summary:val_loss")
     assert rates["config"]["xAxisLogScale"] is True
     grouped = [node["grouping"] for node in walk(spec["report"]) if node.get("grouping")]
-    assert [[key["name"] for key in one] for one in grouped] == [
-        ["arm.value", "stage.value"]
-    ]  # tuned alone, and together
+    assert [[key["name"] for key in one] for one in grouped] == [["arm.value"]]
 
 
 def test_a_grid_is_grouped_by_what_it_varies(built):

@@ -36,13 +36,24 @@ def read(paths: str | Path | list[str], **changes: Any) -> list[str]:
 @pytest.mark.parametrize(
     "path", sorted(CONF_DIR.glob("data/*.yaml")) + sorted(CONF_DIR.glob("tokenizer/*.yaml")), ids=str
 )
+def ancestors(path: Path, values: dict[str, Any]) -> list[str]:
+    """The options that an option takes keys from, those of its parents behind their own."""
+    own = values.pop("defaults", [])
+    return [one for parent in own for one in (parent, *ancestors(path, {"defaults": grand(path, parent)}))]
+
+
+def grand(path: Path, parent: str) -> list[str]:
+    file = path.parent / f"{parent}.yaml"
+    return yaml.safe_load(file.read_text()).get("defaults", []) if file.is_file() else []
+
+
 def test_every_option_says_what_it_is_and_how_to_call_it_and_is_valid(path: Path):
     text = path.read_text()
     first = text.splitlines()[0]
     assert first.startswith("# ")
     assert f"{path.parent.name}={path.stem}" in first
     values = yaml.safe_load(text)
-    for parent in values.pop("defaults", []):
+    for parent in ancestors(path, values):
         option, _, place = parent.partition("@")
         if place:  # a text of a mixture
             values.setdefault("texts", {})[place.removeprefix("texts.")] = defaults(f"{path.parent.name}/{option}")

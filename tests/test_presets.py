@@ -174,7 +174,10 @@ def test_scores_of_gemma_2_27b_follow_the_width_of_a_shrunk_head():
     [
         (["preset=gpt5"], "preset=gpt5: no such option, did you mean gpt2.*lmablate.presets lists them"),
         (["shrink=tiny"], "shrink=tiny shrinks a published system: add preset="),
-        (["preset=gpt2", "shrink=huge"], "shrink=huge: no such option; shrink has base, small, tiny"),
+        (
+            ["preset=gpt2", "shrink=huge"],
+            "shrink=huge: no such option; shrink has base, large, micro, nano, small, tiny",
+        ),
         (["preset=gpt2", "model=small"], "preset=gpt2 brings its own sizes, and model=small sets them too"),
         (["preset=gpt2", "model.n_heads=7"], "model.d_model=768 is not a multiple of model.n_heads=7"),
     ],

@@ -128,7 +128,7 @@ def test_a_study_that_was_only_tuned_is_reported_too(tmp_path):
 def test_every_key_of_verdicts_json_is_documented(studied):
     words = (ROOT / "docs" / "verdicts.md").read_text()
     content = json.loads((studied[1] / "verdicts.json").read_text())
-    assert content.pop("schema") == 3 and "Schema 3" in words
+    assert content.pop("schema") == 4 and "Schema 4" in words
     rows = [row for part in content.values() for row in part]
     rows += [test for claim in content["claims"] for test in claim["tests"]]
     rows += [one for claim in content["claims"] for one in claim["published"]]

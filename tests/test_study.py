@@ -69,11 +69,16 @@ class Fake:
         return self.code
 
 
-def study(text, folder, *, arms=ARMS, tune=TUNE, seeds=3, rule=None, **node) -> Study:
+# A base rate of 3e-3 whatever the sizes.
+RATE = ("optim.lr_rule.base=3e-3", *(f"optim.lr_rule.{size}_power=0" for size in ("width", "tokens", "batch")))
+
+
+def study(text, folder, *, arms=ARMS, tune=TUNE, seeds=3, rule=None, rate=RATE, **node) -> Study:
     node = {"question": "Which?", "claims": ["N7"], "scales": {}, "arms": arms, "seeds": seeds, **node}
     settings, tuning = read_study(node, tune if isinstance(tune, dict) else {"mode": tune}, {})
     fixed = [
         *QUICK,
+        *rate,
         f"data.paths={text}/*.txt",
         f"results_dir={folder}",
         "trainer.precision=fp32",
@@ -146,10 +151,11 @@ def test_a_shared_rate_and_both_views(text, tmp_path):
 def test_without_tuning_every_arm_has_its_own_words_rate(text, tmp_path):
     arms = {"rms": [], "fast": ["optim.lr=6e-3"]}
     launch = Fake()
-    assert study(text, tmp_path, arms=arms, tune="none", seeds={"values": 2, "mode": "crossed"}).run(launch) == 0
+    two = study(text, tmp_path, arms=arms, tune="none", seeds={"values": 2, "mode": "crossed"}, rate=())
+    assert two.run(launch) == 0
     assert [len(batch) for batch in launch.trained] == [8]
-    runs = load_runs(tmp_path)
-    assert runs.groupby("arm")["optim.lr"].unique().map(list).to_dict() == {"fast": [0.006], "rms": [0.003]}
+    runs, by_rule = load_runs(tmp_path), compose([*QUICK, f"data.paths={text}/*.txt"]).optim.lr
+    assert runs.groupby("arm")["optim.lr"].unique().map(list).to_dict() == {"fast": [0.006], "rms": [by_rule]}
     assert sorted(zip(runs["init_seed"], runs["data_seed"], strict=True)) == sorted(
         [(0, 0), (0, 1), (1, 0), (1, 1)] * 2
     )

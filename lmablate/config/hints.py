@@ -63,7 +63,7 @@ def known_keys() -> tuple[str, ...]:
         if group.startswith("hydra") or group == "preset":
             continue
         for name in _keys_of(path, group):
-            if name not in ("defaults", "hydra"):
+            if name not in ("defaults", "hydra", "sweep"):
                 keys.add(name if group == "." else f"{group}.{name}")
         keys.add(group)
     return tuple(sorted(keys - {"."}))

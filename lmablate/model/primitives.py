@@ -118,11 +118,11 @@ class Router(Linear):
 
 class Embedding(Matrix):
     """A table of rows: int64 ids ``[...] -> [..., width]``; with members, ids are ``[K, ...]``. The rows are added to the residual
-    stream, unless `fan_in` is given: the number of inputs by which the rule of matrices draws them."""
+    stream, unless `fan_in` is set: the number of inputs by which the rule of matrices draws them."""
 
-    def __init__(self, n_rows: int, width: int, *, fan_in: int | None = None) -> None:
+    def __init__(self, n_rows: int, width: int) -> None:
         super().__init__(n_rows, width)
-        self.fan_in = fan_in
+        self.fan_in: int | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.weight.ndim == 2:

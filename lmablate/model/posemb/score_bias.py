@@ -63,7 +63,8 @@ class T5Bias(PosEmb):
                 f"posemb.n_buckets={n_buckets} must then be a multiple of 4"
             )
         self.n_buckets, self.max_distance, self.ways = n_buckets, max_distance, 1 + shape.looks_ahead
-        self.table = Embedding(n_buckets, shape.n_heads, fan_in=shape.d_model)
+        self.table = Embedding(n_buckets, shape.n_heads)
+        self.table.fan_in = shape.d_model
 
     def buckets(self, length: int, device: torch.device) -> Tensor:
         """Return the bucket of each query and key, int64 ``[T, T]``; later keys that are not read fall into bucket 0."""
