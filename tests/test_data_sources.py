@@ -33,32 +33,27 @@ def read(paths: str | Path | list[str], **changes: Any) -> list[str]:
 # --- configuration ----------------------------------------------------------------------------------------------------
 
 
+def composed(path: Path) -> dict[str, Any]:
+    """The keys of an option, with those of the options that it starts from."""
+    values = yaml.safe_load(path.read_text())
+    for parent in values.pop("defaults", []):
+        option, _, place = parent.partition("@")
+        if place:  # a text of a mixture
+            values.setdefault("texts", {})[place.removeprefix("texts.")] = composed(path.with_stem(option))
+        elif parent != "_self_":
+            values = composed(path.with_stem(parent)) | values
+    return values
+
+
 @pytest.mark.parametrize(
     "path", sorted(CONF_DIR.glob("data/*.yaml")) + sorted(CONF_DIR.glob("tokenizer/*.yaml")), ids=str
 )
-def ancestors(path: Path, values: dict[str, Any]) -> list[str]:
-    """The options that an option takes keys from, those of its parents behind their own."""
-    own = values.pop("defaults", [])
-    return [one for parent in own for one in (parent, *ancestors(path, {"defaults": grand(path, parent)}))]
-
-
-def grand(path: Path, parent: str) -> list[str]:
-    file = path.parent / f"{parent}.yaml"
-    return yaml.safe_load(file.read_text()).get("defaults", []) if file.is_file() else []
-
-
 def test_every_option_says_what_it_is_and_how_to_call_it_and_is_valid(path: Path):
     text = path.read_text()
     first = text.splitlines()[0]
     assert first.startswith("# ")
     assert f"{path.parent.name}={path.stem}" in first
-    values = yaml.safe_load(text)
-    for parent in ancestors(path, values):
-        option, _, place = parent.partition("@")
-        if place:  # a text of a mixture
-            values.setdefault("texts", {})[place.removeprefix("texts.")] = defaults(f"{path.parent.name}/{option}")
-        elif parent != "_self_":
-            values = defaults(f"{path.parent.name}/{parent}") | values
+    values = composed(path)
     required = {"files": {"paths": "x"}, "hub": {"name": "a/b"}, "pretrained": {"path": "x"}}
     kind: Any = DataSettings if path.parent.name == "data" else TokenizerSettings
     TypeAdapter(kind).validate_python(values | required.get(path.stem, {}))

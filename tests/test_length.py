@@ -68,6 +68,7 @@ class Validation:
     """What evaluation in training reads of a TokenData."""
 
     val_bytes = 200
+    texts = ()
 
     def val_windows(self, length):
         n, count = len(TOKENS), -(-len(TOKENS) // length)

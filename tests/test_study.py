@@ -183,7 +183,7 @@ def test_the_rate_of_a_study_names_the_run_that_an_override_would(text, tmp_path
     s.check()
     trial = next(s.stages())[1]
     (mine,), _ = prepare_jobs(s.configs(trial))
-    typed = [*QUICK, f"data.paths={text}/*.txt", f"results_dir={tmp_path}", "trainer.precision=fp32"]
+    typed = [*QUICK, *RATE, f"data.paths={text}/*.txt", f"results_dir={tmp_path}", "trainer.precision=fp32"]
     (theirs,), _ = prepare_jobs([compose([*typed, "norm=layer", "seed=3"])])
     assert mine.run_id == theirs.run_id
 
