@@ -11,7 +11,7 @@ from lmablate.model import build_model
 
 AXES = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "stability")
 CASES = [(axis, option) for axis in AXES for option in options(axis)]
-NARROW, WIDE = 32, 512
+NARROW, WIDER = 32, [256, pytest.param(512, marks=pytest.mark.slow)]
 
 
 def scales(cfg):
@@ -52,15 +52,16 @@ def at(width, **axes):
 RULE = {"init_std": "fan_in", "embedding_std": "unit"}
 
 
+@pytest.mark.parametrize("width", WIDER)
 @pytest.mark.parametrize(("axis", "option"), CASES, ids=lambda x: x)
-def test_the_default_rule_gives_every_width_the_same_scales(axis, option):
+def test_the_default_rule_gives_every_width_the_same_scales(axis, option, width):
     try:
-        narrow, wide = scales(at(NARROW, **{axis: option})), scales(at(WIDE, **{axis: option}))
+        narrow, wide = scales(at(NARROW, **{axis: option})), scales(at(width, **{axis: option}))
     except ConfigError as refusal:
         pytest.skip(str(refusal))
     assert len(narrow) >= 5 and narrow.keys() == wide.keys()
     for place, size in narrow.items():
-        assert 0.5 < wide[place] / size < 2, f"{place}: {size:.3g} at width {NARROW}, {wide[place]:.3g} at {WIDE}"
+        assert 0.5 < wide[place] / size < 2, f"{place}: {size:.3g} at width {NARROW}, {wide[place]:.3g} at {width}"
     assert 0.5 < wide["embedded"] < 2 and 0.5 < wide["logits"] < 2
 
 
