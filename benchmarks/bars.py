@@ -40,6 +40,7 @@ PLAIN = {
     "C3": {"transformers GPT-2": 1.8, "transformers Llama": 1.6, "x-transformers": 1.6, "litgpt": 1.6},
 }
 EQUAL = {"C1": 1.05, "C3": 0.97}
+QUALITY = {"a": ("ours_gpt2", "nanogpt", 3), "b": ("ours", "llama", 2)}  # ours, theirs, per cent below
 Ratio = tuple[float, float, float]
 
 
@@ -140,6 +141,18 @@ def sweep_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
     outside = next((row["start_share"] for way, row in rows.items() if way.endswith("defaults")), None)
     value = None if outside is None else (outside,) * 3
     yield Bar("16-job sweep: start-up and compilation over training", 0.05, value, at_least=False)
+
+
+def quality_bars(result: Mapping[str, Any] | None) -> Iterator[Bar]:
+    """How far our loss ends below another's, by the fresh seeds: of their means, and from the closest to the farthest two."""
+    sides = (result or {}).get("sides", {})
+    for name, (ours, theirs, needed) in QUALITY.items():
+        a, b = (list(sides.get(side, {}).get("fresh", {}).values()) for side in (ours, theirs))
+        value, who = None, tuple(sides[side]["title"] if side in sides else side for side in (ours, theirs))
+        if a and b:
+            pairs = ((sum(a) / len(a), sum(b) / len(b)), (max(a), min(b)), (min(a), max(b)))
+            value = tuple(100 * (1 - mine / their) for mine, their in pairs)
+        yield Bar(f"({name}) Loss of {who[0]} below {who[1]}, %", needed, value)
 
 
 def bars_table(bars: list[Bar]) -> str:

@@ -197,3 +197,19 @@ def conclusions_table(ways: Mapping[str, Result]) -> str:
         "with tuning",
     ]
     return table(head, lines)
+
+
+def quality_table(result: Result) -> str:
+    """The sides of the quality benchmark: losses at the five rates, and from fresh seeds at the chosen one."""
+    rates = sorted({float(lr) for side in result["sides"].values() for lr in side["search"]})
+    rows = []
+    for side in result["sides"].values():
+        searched = {float(lr): loss for lr, loss in side["search"].items()}
+        cells = [f"{searched[lr]:.3f}".replace("inf", "diverged") if lr in searched else NONE for lr in rates]
+        fresh = list(side["fresh"].values())
+        mean = f"{sum(fresh) / len(fresh):.3f} [{min(fresh):.3f}, {max(fresh):.3f}]" if fresh else NONE
+        lr = side.get("lr")
+        edge = "" if lr not in (rates[0], rates[-1]) else " (an end of the range)"
+        rows.append([side["title"], f"{side['n_params']:,}", *cells, NONE if lr is None else f"{lr:g}{edge}", mean])
+    head = ["", "parameters", *(f"{lr:g}" for lr in rates), "chosen rate", "fresh seeds"]
+    return table(head, rows)
