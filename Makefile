@@ -49,6 +49,7 @@ lint: setup
 	touch $@
 
 # About an hour on two cores; `make bench BENCH=--quick` is a few minutes. Writes docs/benchmarks.md.
+# Its table of losses comes from benchmarks/quality.py, which takes hours and a checkout of nanoGPT, and is run by hand.
 bench: .venv-bench/.ok
 	.venv-bench/bin/python benchmarks/single_run.py $(BENCH)
 	.venv-bench/bin/python benchmarks/gang.py $(BENCH)

@@ -5,7 +5,8 @@ nanoGPT's own train.py, for which PATH is a checkout of it; (b) our default agai
 is chosen among five on one seed, then trained again from fresh seeds.
 
 Every run becomes a file of benchmarks/out/quality/ as it ends, and runs that are there are not trained again: an interrupted benchmark
-goes on with the same command. benchmarks/out/quality.json is what report.py reads. About two hours on one core.
+goes on with the same command. benchmarks/out/quality.json is what report.py reads, and the same Markdown is printed. About three hours
+on one core.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 OUT = ROOT / "benchmarks" / "out"
 
-from benchmarks import bars, measure, tables  # noqa: E402
+from benchmarks import bars, measure, report  # noqa: E402
 from benchmarks.quality_sides import SHAPE, SIDES, NanoGPT, Side, load_text, loss_of  # noqa: E402
 
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
@@ -36,14 +37,14 @@ ALIKE = 0.005  # by which the parameters of two sides may differ
 
 
 class Runs:
-    """The losses of finished runs in a folder, a file each; with `train`, a missing one is trained first."""
+    """Finished runs in a folder, a file each; with `train`, a missing one is trained first."""
 
     def __init__(self, folder: Path, *, train: bool) -> None:
         self.folder, self.trains = folder, train
         folder.mkdir(parents=True, exist_ok=True)
 
-    def loss(self, name: str, side: Side, lr: float, seed: int) -> float | None:
-        """Nats per token; inf where the run diverged, None where it is not there."""
+    def row(self, name: str, side: Side, lr: float, seed: int) -> dict[str, Any] | None:
+        """`val_loss` in nats per token, inf where the run diverged, and `n_params`; None where the run is not there."""
         settings = {"side": name, "steps": side.steps, **side.settings(lr, seed)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         path = self.folder / f"{name}_{side.steps}_lr{lr:g}_seed{seed}_{digest}.json"
@@ -51,49 +52,54 @@ class Runs:
             if not self.trains:
                 return None
             self._write(path, settings, side, lr, seed)
-        loss = json.loads(path.read_text())["val_loss"]
-        return math.inf if loss is None else loss
+        row = json.loads(path.read_text())
+        return row if row["val_loss"] is not None else {**row, "val_loss": math.inf}
 
     def _write(self, path: Path, settings: dict[str, Any], side: Side, lr: float, seed: int) -> None:
         began = time.monotonic()
         model = side.train(lr, seed)
         seconds = time.monotonic() - began
         loss = math.nan if model is None else loss_of(model, side)
-        row = {"val_loss": loss if math.isfinite(loss) else None, "seconds": round(seconds, 1), "settings": settings}
+        row = {
+            "val_loss": loss if math.isfinite(loss) else None,
+            "n_params": side.n_params(),
+            "seconds": round(seconds, 1),
+            "settings": settings,
+        }
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps(row, indent=1) + "\n")
         aside.replace(path)
         print(f"{side.title}, rate {lr:g}, seed {seed}: {loss:.4f} nats per token, {seconds:.0f} s", flush=True)
 
 
-def check_counts(sides: dict[str, Side]) -> dict[str, int]:
-    """The parameters of each side, which the two of a comparison share but for half a per cent."""
-    counts = {name: side.n_params() for name, side in sides.items()}
+def check_counts(sides: dict[str, Side]) -> None:
+    """The two sides of a comparison have the same number of parameters but for half a per cent."""
     for ours, theirs, _ in bars.QUALITY.values():
-        if ours in counts and theirs in counts:
-            a, b = counts[ours], counts[theirs]
+        if ours in sides and theirs in sides:
+            a, b = sides[ours].n_params(), sides[theirs].n_params()
             assert abs(a / b - 1) <= ALIKE, f"{ours} has {a:,} parameters and {theirs} {b:,}"
-    return counts
 
 
 def measured(sides: dict[str, Side], runs: Runs, seeds: int) -> Iterator[dict[str, dict[str, Any]]]:
     """What is known of each side, after each round: the rates from the middle outwards, then the fresh seeds."""
-    found: dict[str, dict[str, Any]] = {name: {"search": {}, "fresh": {}} for name in sides}
+    found: dict[str, dict[str, Any]] = {}
+
+    def look(name: str, lr: float, seed: int, kind: str) -> None:
+        if (row := runs.row(name, sides[name], lr, seed)) is not None:
+            new = {"title": sides[name].title, "n_params": row["n_params"], "search": {}, "fresh": {}}
+            found.setdefault(name, new)[kind][seed if kind == "fresh" else lr] = row["val_loss"]
+
     middle = RATES[len(RATES) // 2]
     for lr in sorted(RATES, key=lambda rate: abs(math.log(rate / middle))):
-        for name, side in sides.items():
-            if (loss := runs.loss(name, side, lr, SEARCH_SEED)) is not None:
-                found[name]["search"][lr] = loss
+        for name in sides:
+            look(name, lr, SEARCH_SEED, "search")
         yield found
-    for name in sides:
-        search = found[name]["search"]
-        if len(search) == len(RATES):  # no rate is chosen while one is missing
-            found[name]["lr"] = min(search, key=search.__getitem__)
+    for side in found.values():
+        if len(side["search"]) == len(RATES):  # no rate is chosen while one is missing
+            side["lr"] = min(side["search"], key=side["search"].__getitem__)
     for seed in range(SEARCH_SEED + 1, SEARCH_SEED + 1 + seeds):
-        for name, side in sides.items():
-            lr = found[name].get("lr")
-            if lr is not None and (loss := runs.loss(name, side, lr, seed)) is not None:
-                found[name]["fresh"][seed] = loss
+        for name in [name for name in found if "lr" in found[name]]:
+            look(name, found[name]["lr"], seed, "fresh")
         yield found
 
 
@@ -114,25 +120,26 @@ def main() -> None:
     wanted = [name for key, pair in bars.QUALITY.items() if given.only in (None, key) for name in pair[:2]]
     if given.nanogpt:
         NanoGPT.load(given.nanogpt.resolve())
-    elif "nanogpt" in wanted:
+    elif "nanogpt" in wanted and not given.show:
         print("nanoGPT: not measured: --nanogpt PATH names a checkout of it", file=sys.stderr)
         wanted.remove("nanogpt")
     data = load_text()
     sides = {name: SIDES[name](SHAPE, given.steps, data) for name in wanted}
-    counts = check_counts(sides)
+    if not given.show:
+        check_counts(sides)
     about = {
         "machine": measure.machine("cpu"),
         "steps": given.steps,
         "tokens": given.steps * SHAPE.tokens_per_step,
         "train_tokens": len(data.train),
         "vocab": data.vocab_size,
+        "d_model": SHAPE.d_model,
     }
     runs = Runs(OUT / "quality", train=not given.show)
     for found in measured(sides, runs, given.seeds):
-        rows = {name: {"title": side.title, "n_params": counts[name], **found[name]} for name, side in sides.items()}
-        (OUT / "quality.json").write_text(json.dumps({**about, "sides": rows}, indent=1) + "\n")
+        (OUT / "quality.json").write_text(json.dumps({**about, "sides": found}, indent=1) + "\n")
     result = json.loads((OUT / "quality.json").read_text())
-    print(tables.quality_table(result), bars.bars_table(list(bars.quality_bars(result))), sep="\n\n")
+    print(report.quality_section(result), bars.bars_table(list(bars.quality_bars(result))), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from lmablate.config import compose
 from lmablate.data import TokenData
 from lmablate.evaluate import evaluate
 from lmablate.model import build_model
-from lmablate.model.primitives import set_compute_dtype
+from lmablate.model.precision import set_compute_dtype
 from lmablate.objective import objective_of
 from lmablate.runs.prepared import load_data, prepare_run
 from lmablate.schema.run_config import RunConfig

@@ -67,6 +67,7 @@ def page(
     conclusions: Mapping[str, Any] | None = None,
     notes: str = "",
     diagnostics: Mapping[str, Any] | None = None,
+    quality: Mapping[str, Any] | None = None,
 ) -> str:
     """docs/benchmarks.md."""
     parts = [
@@ -86,6 +87,7 @@ def page(
         "Gangs and sweeps:",
         bars.bars_table([*bars.gang_bars(gang), *bars.sweep_bars(sweep), *bars.conclusion_bars(conclusions)]),
     ]
+    parts += ["The loss at equal size, text and tokens:", bars.bars_table(list(bars.quality_bars(quality)))]
     if notes:
         parts.append(notes)
     if profiles:
@@ -109,6 +111,7 @@ def page(
     parts += ["## Gangs: K runs as one program", _gang(gang)]
     parts += ["## A sweep of 16 runs", _sweep(sweep)]
     parts += ["## Conclusions an hour", _conclusions(conclusions)]
+    parts += ["## The loss at equal size, text and tokens", quality_section(quality)]
     if diagnostics:
         parts += ["## Diagnostics", _diagnostics(diagnostics)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -182,6 +185,20 @@ def _conclusions(found: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts)
 
 
+def quality_section(found: Mapping[str, Any] | None) -> str:
+    """How low each side ends."""
+    if not found:
+        return f"{tables.NONE}."
+    text = (
+        f"Nats per token of the same validation text ({found['vocab']:,} tokens of BPE, `data=sotu`) after {found['steps']:,} steps, "
+        f"{found['tokens']:,} tokens or {found['tokens'] / found['train_tokens']:.2f} epochs; width {found['d_model']}. Every model is "
+        "measured by our evaluation in fp32. Each side takes the best of five rates on one seed, and is trained again from fresh "
+        "seeds, whose mean and range stand last. nanoGPT trains by its own train.py at the settings of its README for a CPU, the "
+        "Llama of transformers by our trainer from its own initial weights; both in fp32, ours with products in bf16."
+    )
+    return f"{text}\n\n{tables.quality_table(found)}"
+
+
 def _diagnostics(found: Mapping[str, Any]) -> str:
     """What looking into the model costs."""
     parts = [
@@ -204,7 +221,9 @@ def main() -> None:
     notes = (ROOT / "benchmarks" / "notes.md").read_text()
     measured = OUT / "diagnostics.json"
     diagnostics = json.loads(measured.read_text()) if measured.exists() else None
-    text = page(singles, apart, gang, sweep, profiles, conclusions, notes, diagnostics)
+    ends = OUT / "quality.json"
+    quality = json.loads(ends.read_text()) if ends.exists() else None
+    text = page(singles, apart, gang, sweep, profiles, conclusions, notes, diagnostics, quality)
     (DOCS / "benchmarks.md").write_text(text)
     if has_something(singles):
         draw(singles, gang, DOCS / "figures" / "benchmarks")
