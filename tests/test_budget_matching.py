@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from tiny import options
+from tiny import ALIKE, options
 from torch.utils.flop_counter import FlopCounterMode
 from variants import option
 
@@ -81,8 +81,17 @@ def off(cost, found, wanted):
     return abs(cost(found) / cost(wanted) - 1)
 
 
-@pytest.mark.parametrize("first", [(axis, word) for axis in GRID[:-1] for word in options(axis)], ids="-".join)
-@pytest.mark.parametrize("match", BUILT)
+def firsts():
+    """Every option with its budgets. FLOPs are traced, so that a budget of them is a slow case for options like another one."""
+    found = []
+    for axis, word in ((each, option) for each in GRID[:-1] for option in options(each)):
+        found.append(pytest.param("params", (axis, word), id=f"params-{axis}-{word}"))
+        slow = pytest.mark.slow if word in ALIKE.get(axis, ()) else ()
+        found.append(pytest.param("flops", (axis, word), id=f"flops-{axis}-{word}", marks=slow))
+    return found
+
+
+@pytest.mark.parametrize(("match", "first"), firsts())
 def test_every_pair_of_options_meets_its_budget(match, first):
     """With every option of the axes that follow in GRID."""
     cost = BUILT[match]

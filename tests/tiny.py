@@ -46,11 +46,19 @@ def every_option() -> list[tuple[str, str]]:
     return [(axis, option) for axis in AXES for option in options(axis)]
 
 
+# Options that run the code of another one with other numbers, a function or a schedule of angles: their neighbours are the fast cases.
+ALIKE = {
+    "activation": "elu selu silu gelu_tanh identity bilinear reglu geglu_tanh".split(),
+    "posemb": "rope_linear rope_dynamic rope_llama3 rope_longrope".split(),
+    "aspect_ratio": "r4 r8 r16 r32 r64 r256".split(),
+    "ffn": [path.stem for path in (CONF_DIR / "ffn").glob("*.yaml") if path.stem not in ("dense", "token_choice")],
+}
+
+
 def option_cases() -> list[Any]:
-    """For parametrize: every option, of which the aspect ratios but one are slow, being full-sized models of one architecture,
-    and of the mixtures of experts all but one, which share most of their code and are small operations in large numbers."""
-    fast = {"aspect_ratio": ("none", "r128"), "ffn": ("dense", "token_choice")}
+    """For parametrize: every option. Those that are like another one are slow cases, as are the aspect ratios but one, full-sized
+    models of one architecture, and the mixtures of experts but one, small operations in large numbers."""
     return [
-        pytest.param(axis, option, marks=() if option in fast.get(axis, (option,)) else pytest.mark.slow)
+        pytest.param(axis, option, marks=pytest.mark.slow if option in ALIKE.get(axis, ()) else ())
         for axis, option in every_option()
     ]
