@@ -84,7 +84,7 @@ def off(cost, found, wanted):
 def firsts():
     """Every option with its budgets. FLOPs are traced, so that a budget of them is a slow case for options like another one."""
     found = []
-    for axis, word in ((each, option) for each in GRID[:-1] for option in options(each)):
+    for axis, word in ((each, name) for each in GRID[:-1] for name in options(each)):
         found.append(pytest.param("params", (axis, word), id=f"params-{axis}-{word}"))
         slow = pytest.mark.slow if word in ALIKE.get(axis, ()) else ()
         found.append(pytest.param("flops", (axis, word), id=f"flops-{axis}-{word}", marks=slow))
