@@ -40,6 +40,7 @@ def test_two_sides_have_equal_parameters(text):
         quality.check_counts(sides)
 
 
+@pytest.mark.slow
 def test_equal_weights_have_equal_losses_before_and_after_training(text):
     """What differs between two sides is the model alone: not the recipe, the batches or the evaluation."""
     theirs, ours = Llama(SMALL, STEPS, text), Ours(SMALL, STEPS, text)
@@ -52,6 +53,7 @@ def test_equal_weights_have_equal_losses_before_and_after_training(text):
     assert ends[0] < loss_of(start, theirs) - 0.1
 
 
+@pytest.mark.slow
 def test_our_evaluation_is_in_fp32_whatever_a_model_trained_in(text):
     side = Ours(SMALL, STEPS, text)
     side.words = ("trainer.precision=bf16",)

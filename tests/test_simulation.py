@@ -56,6 +56,7 @@ def test_equivalence_is_shown_as_often_as_the_table_says_and_not_where_it_fails(
         assert agrees(rate), rate
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_forgets_holm_is_caught(monkeypatch):
     kept = by_name(simulation.families(30))
     null = "Holm: any of ten nulls is refuted, 10 claims, 6 pairs"
