@@ -40,6 +40,14 @@ def train(cfg, die_at: int | None = None) -> None:
     session.finish()
 
 
+def test_branches_name_the_rate_that_the_rule_gave_their_trunk(words):
+    by_rule = [word for word in words if not word.startswith("optim.lr")]
+    branches = expand([compose([*BRANCHES, *by_rule, "optim.lr_rule.base=0.01"])])
+    (lr,) = {one.optim.lr for one in branches}
+    for one in branches:
+        assert [word for word in one.overrides if word.startswith("optim.lr")] == [f"optim.lr={lr:g}"]
+
+
 @pytest.fixture(scope="module")
 def separate(words, tmp_path_factory):
     """The runs that the branches must equal: one wsd run a budget, each from its own start."""

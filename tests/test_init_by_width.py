@@ -85,6 +85,15 @@ def test_unit_rows_count_the_scale_and_tied_ones_the_head(scale, tied, wanted):
     assert float(build_model(variant(model=keys)).embedding.weight.detach().std()) == pytest.approx(wanted, rel=0.05)
 
 
+@pytest.mark.parametrize(("tied", "wanted"), [(False, 1.0), (True, 4 / 8)])
+def test_positions_have_the_size_at_which_token_rows_enter(tied, wanted):
+    keys = {"d_model": 64, "embedding_std": "unit", "embedding_scale": 4.0, "tie_embeddings": tied}
+    model = build_model(variant(posemb="learned", model=keys))
+    entering = model.rows(torch.arange(model.embedding.weight.shape[0])).detach().std()
+    assert float(model.posemb.table.weight.detach().std()) == pytest.approx(wanted, rel=0.05)
+    assert float(entering) == pytest.approx(wanted, rel=0.05)
+
+
 def test_without_a_rule_of_their_own_rows_follow_the_matrices():
     table = build_model(variant(model={"init_std": 0.05, "embedding_std": None})).embedding.weight
     assert float(table.detach().std()) == pytest.approx(0.05, rel=0.1)

@@ -64,12 +64,15 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
     if objective.detects:
         head = Detector(m.d_model, fn=pointwise(cfg.activation.fn), bias=m.biases.mlp)
     fill(embedding, "embedding")
-    fill(posemb, "posemb")
+    fill_added = partial(fill, std=spread(cfg)._replace(added=True))
+    fill_added(posemb, "posemb")
     fill(head, "head")
     segments = Embedding(m.segments, width) if m.segments else None
     embedding_map = Linear(m.embedding_dim, m.d_model, bias=m.biases.mlp) if m.embedding_dim else None
     readout = build("readout", _readout, cfg)
-    for part, key in ((segments, "segments"), (embedding_map, "embedding_map"), (readout, "readout")):
+    if segments is not None:
+        fill_added(segments, "segments")
+    for part, key in ((embedding_map, "embedding_map"), (readout, "readout")):
         if part is not None:
             fill(part, key)
     return TransformerLM(
@@ -179,7 +182,7 @@ def _reader(cfg: RunConfig, at: str, posemb: PosEmb) -> Reader:
     """A bidirectional stack, built from a configuration of its own."""
     m = cfg.model
     fill = partial(initialise, seed=cfg.init_seed, std=spread(cfg), out_proj_scale=1.0)
-    fill(posemb, f"{at}posemb")
+    fill(posemb, f"{at}posemb", std=spread(cfg)._replace(added=True))
     new_norm = components.build(cfg.norm, "norm")
     final_norm = _build(cfg, f"{at}final_norm", new_norm, m.d_model) if has_final_norm(cfg) else nn.Identity()
     return Reader(posemb=posemb, blocks=_blocks(cfg, at, cross=False), order=layer_order(cfg), final_norm=final_norm)

@@ -76,14 +76,16 @@ class Spread(NamedTuple):
     """The standard deviations of the draws: a number, or a rule with a factor, as in ``model.init_std``.
 
     ``fan_in`` is ``1 / sqrt(columns)``: a product of inputs of unit size then has unit size at any width (LeCun et al. 1998, "Efficient
-    BackProp", equation 16). ``unit`` gives rows that enter the residual stream with unit size, ``1 / embedding_scale``; where the rows
-    are tied to the head too it is ``fan_in``, which gives logits of unit size.
+    BackProp", equation 16). ``unit`` gives token rows that enter the residual stream with unit size, ``1 / embedding_scale``; where they
+    are tied to the head it is ``fan_in``, which gives logits of unit size. By a rule, rows of positions and segments, which nothing
+    scales, have the size at which token rows enter.
     """
 
     matrices: float | str
     rows: float | str  # of tokens, positions and segments
     row_scale: float  # factor of the token rows in the model
     tied: bool  # to the head
+    added: bool = False  # to token rows: the part is no token table
 
     def of(self, module: Matrix) -> float:
         """Return the standard deviation of the entries of `module`."""
@@ -93,8 +95,8 @@ class Spread(NamedTuple):
             return rule
         factor, _, word = rule.rpartition("*")
         columns = getattr(module, "fan_in", None) or module.weight.shape[-1]
-        unit = 1 / self.row_scale if word == "unit" and rows and not self.tied else columns**-0.5
-        return float(factor or 1) * unit
+        size = 1 / self.row_scale if word == "unit" and rows and not self.tied else columns**-0.5
+        return float(factor or 1) * size * (self.row_scale if rows and self.added else 1.0)
 
 
 @torch.no_grad()

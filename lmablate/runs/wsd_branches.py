@@ -42,7 +42,10 @@ def expand(configs: Sequence[RunConfig]) -> list[RunConfig]:
 def _branch(cfg: RunConfig, steps: int) -> RunConfig:
     trainer = cfg.trainer.model_copy(update={"steps": steps})
     other_lengths = [f"{key}=null" for key in LENGTHS if any(one.startswith(f"{key}=") for one in cfg.overrides)]
-    overrides = [*cfg.overrides, *other_lengths, f"trainer.steps={steps}"]
+    kept = cfg.overrides
+    if cfg.lr_from is not None:  # the rule gave the rate of the longest branch, and all have that of their trunk
+        kept = [*(one for one in kept if not one.lstrip("+").startswith("optim.lr")), f"optim.lr={cfg.optim.lr:g}"]
+    overrides = [*kept, *other_lengths, f"trainer.steps={steps}"]
     return cfg.model_copy(update={"trainer": trainer, "overrides": overrides})
 
 
