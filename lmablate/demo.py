@@ -1,4 +1,4 @@
-"""Compare four models with two seeds each on English text, and write a table, figures and a page (``make demo``)."""
+"""Compare four models with four seeds each on English text, and write a table, figures and a page (``make demo``)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from lmablate.report.command import main as report
 from lmablate.train import train
 
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
-SIZE = ("trainer.steps=200", "runtime.wandb=disabled", "runtime.evaluations=8")
-HELP = f"""lmablate.demo: trains four small models with two seeds each, and writes a report on them (minutes on a laptop's CPU)
+SIZE = ("scale=laptop", "model=nano", "trainer.tokens_per_param=6")
+QUIET = ("runtime.wandb=disabled", "runtime.evaluations=4")
+HELP = f"""lmablate.demo: trains four small models with four seeds each, and writes a report on them (minutes on a laptop's CPU)
 
   python -m lmablate.demo [OVERRIDE ...]
 
-It runs the stored sweep norm_and_activation for {SIZE[0].partition("=")[2]} steps into {RESULTS}, then lmablate.report into
-{PAGE}. Overrides are those of lmablate.train, whose --help lists them. Running it again goes on where it was stopped.
+It runs the stored sweep norm_and_activation with {" ".join(SIZE)} into {RESULTS},
+then lmablate.report into {PAGE}. Overrides are those of lmablate.train, whose --help lists them. Running it again goes on where it was stopped.
 """
 NEXT = """
 The report: {link}
 Next, one thing of your own, which four seeds can decide in some minutes:
-  python -m lmablate.train -m posemb=rope,none seed=0,1,2,3 trainer.steps=200 runtime.evaluations=2
+  python -m lmablate.train -m posemb=rope,none seed=0,1,2,3 scale=laptop model=nano trainer.tokens_per_param=6
   python -m lmablate.report results
 """
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(args):
         print(HELP, end="")
         return 0
-    args = ["sweeps=norm_and_activation", *SIZE, f"results_dir={RESULTS}", *args]
+    args = ["sweeps=norm_and_activation", *SIZE, *QUIET, f"results_dir={RESULTS}", *args]
     print("python -m lmablate.train " + " ".join(args), flush=True)
     if code := front_door("lmablate.train", "the demo", train, args):
         return code

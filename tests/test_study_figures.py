@@ -9,9 +9,10 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from lmablate.analysis import _studies
+from lmablate.analysis import _studies, learning_rate
 from lmablate.analysis.noise_floor import near_arms, spread
 from lmablate.core.paths import SWEEPS_DIR
+from lmablate.schema.training_config import LrRule
 
 STUDIES = {
     path.stem: yaml.safe_load(path.read_text())["sweep"]
@@ -26,6 +27,9 @@ SIZES = {
     "model.d_ff": 512,
     "kv_bytes_per_token": 1024,
     "model.vocab_size": 512,
+    "model.context_length": 128,
+    "trainer.batch_size": 16,
+    "tokens": 1_000_000,
     "tokens_per_second": 1000,
 }
 
@@ -153,3 +157,22 @@ def test_near_arms_are_compared_pair_by_pair():
     assert near_arms(runs) == pytest.approx(
         {"layer against base": 0.0, "silu against gelu": 100 * 0.034641 / 3}, abs=1e-4
     )
+
+
+def test_the_rule_of_the_learning_rate_is_found_in_runs_that_follow_one():
+    rng, rows = random.Random(1), []
+    truth = LrRule(base=0.02, **learning_rate.AT, width_power=-0.6, tokens_power=-0.2, batch_power=0.4)
+    cells = [(64, 4e6, 16), (64, 1e6, 16), (48, 4e6, 16), (48, 8e6, 16), (48, 4e6, 8), (48, 4e6, 32), (96, 4e6, 16)]
+    for width, tokens, batch in cells:
+        best = truth.lr(d_model=width, tokens=tokens, batch_tokens=batch * 128)
+        for base in (0.006, 0.012, 0.024, 0.048):
+            loss = 3.5 * (1 + 0.008 * math.log(base / best) ** 2 + rng.gauss(0, 0.0005))
+            sizes = {"model.d_model": width, "tokens": tokens, "trainer.batch_size": batch, "model.context_length": 128}
+            own = {"arm": f"{width} {tokens:g} {batch}, base {base}", "optim.lr": base, "val_loss": loss}
+            rows.append({**sizes, **own, "status": "completed", "stage": "evaluate", "init_seed": 0, "data_seed": 0})
+    found = learning_rate.fit(learning_rate.sizes(pd.DataFrame(rows)))
+    assert found.rule.base == pytest.approx(truth.base, rel=0.1) and found.spread == pytest.approx(0.05, rel=0.5)
+    for power in learning_rate.POWERS:
+        assert abs(getattr(found.rule, power) - getattr(truth, power)) < 3 * found.errors[power] < 0.6
+    few = pd.DataFrame([row for row in rows if row["model.d_model"] == 64])
+    assert learning_rate.fit(learning_rate.sizes(few)) is None  # one width tells nothing about widths

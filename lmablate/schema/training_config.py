@@ -103,7 +103,7 @@ class LrRule(Settings):
     tokens_power: FiniteFloat
     batch_power: FiniteFloat
 
-    def lr(self, *, d_model: int, tokens: int, batch_tokens: int) -> float:
+    def lr(self, *, d_model: float, tokens: float, batch_tokens: float) -> float:
         """Return the rate for a model of width `d_model` and a run of `tokens` tokens, to three digits."""
         sizes = (d_model / self.d_model, tokens / self.tokens, batch_tokens / self.batch_tokens)
         powers = (self.width_power, self.tokens_power, self.batch_power)

@@ -1,0 +1,36 @@
+"""What is each choice of the training recipe worth?
+
+The runs: ``python -m lmablate.train sweeps=recipe``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmablate.analysis._style import run
+from lmablate.analysis.study_figures import against_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "recipe"
+
+
+def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
+    """Change of the final loss when one choice of the default is changed; `runs` as from load_runs or study_runs."""
+    return against_baseline(runs, SWEEP, "base")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m lmablate.analysis.recipe RESULTS_DIR --out FILE``"""
+    from lmablate.analysis._studies import load
+
+    return run(lambda results_dir: figure(load(results_dir, SWEEP)), __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
