@@ -30,7 +30,6 @@ OUT = ROOT / "benchmarks" / "out"
 from benchmarks import bars, measure, report  # noqa: E402
 from benchmarks.quality_sides import SHAPE, SIDES, NanoGPT, Side, load_text, loss_of  # noqa: E402
 
-RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
 SEARCH_SEED = 0  # the fresh seeds are those after it
 STEPS = 1900
 ALIKE = 0.005  # by which the parameters of two sides may differ
@@ -89,13 +88,15 @@ def measured(sides: dict[str, Side], runs: Runs, seeds: int) -> Iterator[dict[st
             new = {"title": sides[name].title, "n_params": row["n_params"], "search": {}, "fresh": {}}
             found.setdefault(name, new)[kind][seed if kind == "fresh" else lr] = row["val_loss"]
 
-    middle = RATES[len(RATES) // 2]
-    for lr in sorted(RATES, key=lambda rate: abs(math.log(rate / middle))):
-        for name in sides:
-            look(name, lr, SEARCH_SEED, "search")
+    orders = {
+        name: sorted(side.rates, key=lambda rate: abs(math.log(rate / side.rates[2]))) for name, side in sides.items()
+    }
+    for place in range(5):
+        for name, order in orders.items():
+            look(name, order[place], SEARCH_SEED, "search")
         yield found
     for side in found.values():
-        if len(side["search"]) == len(RATES):  # no rate is chosen while one is missing
+        if len(side["search"]) == 5:  # no rate is chosen while one is missing
             side["lr"] = min(side["search"], key=side["search"].__getitem__)
     for seed in range(SEARCH_SEED + 1, SEARCH_SEED + 1 + seeds):
         for name in [name for name in found if "lr" in found[name]]:

@@ -49,6 +49,7 @@ class Side:
 
     title: ClassVar[str]
     tied: ClassVar[bool]
+    rates: ClassVar[tuple[float, ...]] = (3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)  # five, its best among the inner ones
 
     def __init__(self, shape: Shape, steps: int, data: TokenData) -> None:
         self.shape = replace(shape, vocab=data.vocab_size, tied=self.tied)
@@ -139,6 +140,7 @@ class NanoGPT(Side):
 
     title = "nanoGPT, train.py"
     tied = True
+    rates = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
     checkout: ClassVar[Path]
 
     @classmethod

@@ -209,7 +209,7 @@ def quality_table(result: Result) -> str:
         fresh = list(side["fresh"].values())
         mean = f"{sum(fresh) / len(fresh):.3f} [{min(fresh):.3f}, {max(fresh):.3f}]" if fresh else NONE
         lr = side.get("lr")
-        edge = "" if lr not in (rates[0], rates[-1]) else " (an end of the range)"
+        edge = "" if lr not in (min(searched), max(searched)) else " (an end of the range)"
         rows.append([side["title"], f"{side['n_params']:,}", *cells, NONE if lr is None else f"{lr:g}{edge}", mean])
     head = ["", "parameters", *(f"{lr:g}" for lr in rates), "chosen rate", "fresh seeds"]
     return table(head, rows)

@@ -19,7 +19,8 @@ HELP = f"""lmablate.demo: trains four small models with four seeds each, and wri
   python -m lmablate.demo [OVERRIDE ...]
 
 It runs the stored sweep norm_and_activation with {" ".join(SIZE)} into {RESULTS},
-then lmablate.report into {PAGE}. Overrides are those of lmablate.train, whose --help lists them. Running it again goes on where it was stopped.
+then lmablate.report into {PAGE}. Overrides are those of lmablate.train, whose --help lists them. Running it again goes on
+where it was stopped.
 """
 NEXT = """
 The report: {link}

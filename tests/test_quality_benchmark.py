@@ -78,7 +78,7 @@ def test_nanogpt_reads_our_text_and_trains_as_long(text, tmp_path):
 class Made:
     """A side that ends at a made-up loss, lowest at a rate of 6e-3, and counts its runs."""
 
-    steps, trained = 10, 0
+    steps, trained, rates = 10, 0, (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
 
     def __init__(self, title, level):
         self.title, self.level = title, level
@@ -105,7 +105,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, monkeypatch):
     *_, nothing = quality.measured(sides, quality.Runs(tmp_path / "other", train=False), 2)
     assert nothing == {} and Made.trained == 2
     *_, found = quality.measured(sides, quality.Runs(tmp_path, train=True), 2)
-    assert Made.trained == 2 * (len(quality.RATES) + 2)
+    assert Made.trained == 2 * (len(Made.rates) + 2)
     assert found["ours"]["lr"] == 6e-3 and found["ours"]["search"][2.4e-2] == math.inf
     assert found["llama"]["fresh"] == pytest.approx({1: 3.001, 2: 3.002})
     *_, again = quality.measured(sides, quality.Runs(tmp_path, train=False), 2)
