@@ -49,7 +49,7 @@ def test_two_spellings_have_one_id(text, one, other):
 CHANGES = (
     "seed=1", "init_seed=1", "data_seed=1", "norm=layer", "norm_position=post", "activation=geglu", "posemb=alibi", "attention=gqa",
     "block_layout=parallel", "stability=qk_norm", "model.bias=true", "model.tie_embeddings=true", "model.dropout=0.1", "optim.lr=1e-3",
-    "optim.weight_decay=0.0", "schedule=linear", "trainer.steps=13", "trainer.batch_size=3", "model.context_length=16", "norm.eps=1e-5",
+    "optim.weight_decay=0.0", "schedule=cosine", "trainer.steps=13", "trainer.batch_size=3", "model.context_length=16", "norm.eps=1e-5",
     "data.val_bytes=300", "data.val_fraction=0.3", "trainer.divergence_patience=7", "model.init_std=0.03",
 )  # fmt: skip
 
