@@ -105,6 +105,8 @@ def break_line(line: Line, r: Random, files: list[str]) -> None:
         line.broken += 1
     if line.module == "lmablate.check" and not {"--only", "--list"} & set(line.words):
         line.words += ONLY
+    if line.module == "lmablate.power" and "--simulate" in line.words and "--sets" not in line.words:
+        line.words += ["--sets", "2"]  # a thousand studies, the default, are twenty minutes
 
 
 def _words(line: Line, r: Random, files: list[str]) -> None:
