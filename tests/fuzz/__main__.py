@@ -143,6 +143,7 @@ def main() -> int:
     )
     parser.add_argument("--lines", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time; it is printed")
+    parser.add_argument("--first", type=int, default=0, metavar="I", help="begin at this one (default: %(default)s)")
     parser.add_argument("--line", type=int, metavar="I", help="only this one")
     parser.add_argument(
         "--limit",
@@ -161,7 +162,7 @@ def main() -> int:
     fuzz = Fuzz(root, args.limit)
     began, codes, bad = time.monotonic(), Counter(), 0
     spent: Counter[str] = Counter()
-    for number in range(args.lines) if args.line is None else [args.line]:
+    for number in range(args.first, args.lines) if args.line is None else [args.line]:
         line, outcome, found = fuzz.run(seed, number, keep=args.keep)
         codes[outcome.code] += 1
         spent[line.module] += outcome.seconds
@@ -170,6 +171,8 @@ def main() -> int:
             print(
                 f"{number} {outcome.seconds:.1f} s\n{as_shell(line, fuzz.root / 'place')}\n  {outcome.code}: {ascii(last)[1:-1]}"
             )
+        if not args.all and number % 100 == 99:
+            print(f"{number + 1} lines, {time.monotonic() - began:.0f} s", flush=True)
         if found or args.line is not None:
             bad += bool(found)
             print(
