@@ -189,6 +189,7 @@ def test_positions_changed_after_training_are_those_of_a_run_that_had_them(model
     ("words", "said"),
     [
         (["posemb=yarn"], "no such option; posemb has alibi"),
+        (["posemb=[bold]"], r"posemb=\[bold\]: no such option; posemb has alibi"),
         (["posemb=alibi"], "tells positions in another way"),
         (["posemb.factor=4"], "no such key; posemb=rope has rope_theta"),
         (["optim.lr=1"], "can change posemb and attention"),

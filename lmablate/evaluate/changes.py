@@ -36,7 +36,7 @@ def changed(cfg: RunConfig, overrides: Sequence[str], longest: int) -> tuple[Run
                 f"--set {override}: an evaluation can change {' and '.join(GROUPS)} and their keys, e.g. --set posemb=rope_yarn "
                 "posemb.factor=4; anything else is another run"
             )
-        given[key] = yaml.safe_load(value)
+        given[key] = value if key in GROUPS else yaml.safe_load(value)
     updates: dict[str, Any] = {"choices": dict(cfg.choices)}
     filled: list[str] = []
     for group in GROUPS:
@@ -70,7 +70,7 @@ def _same_kind(cfg: RunConfig, other: RunConfig) -> None:
         )
 
 
-def _option(group: str, name: Any, own: dict[str, Any], lengths: dict[str, float]) -> dict[str, Any]:
+def _option(group: str, name: str, own: dict[str, Any], lengths: dict[str, float]) -> dict[str, Any]:
     """The keys of another option, for a run that was trained with `own`."""
     if name not in options(group, shipped=True):
         raise ConfigError(

@@ -61,7 +61,7 @@ def _overrides(r: Random) -> list[str]:
     words = [*TINY, *TEXT]
     extra = [
         [], [], ["norm=layer"], ["seed=1"], ["results_dir=results"], ["results_dir=new"], ["-v"], ["norm=rms", "seed=0"],
-        ["data.paths=[text/*.txt,rows.jsonl]"], ["data.paths=rows.jsonl"], ["--trust", "mypackage", "norm=largest"],
+        ["data.paths=[text/*.txt,rows.jsonl]"], ["data.paths=rows.jsonl"], ["--trust", "mypackage", "norm=users_largest"],
         ["schedule.warmup_steps=2"], ["optim.lr=1e-3"], ["attention=mqa"], ["runtime.workers=1"],
     ]  # fmt: skip
     return [*words, *r.choice(extra)]
@@ -214,7 +214,7 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "lmablate.survey": _plain([[], ["--out", "survey"]]),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
     "lmablate.check": _plain(
-        [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=largest", "--only", "gradients"]]
+        [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=users_largest", "--only", "gradients"]]
     ),
     "lmablate.analysis.survey": _plain([["--out", "figure"]]),
     "lmablate.demo": _plain([["--help"], ["norm=nothing"]]),
