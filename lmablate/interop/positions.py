@@ -132,8 +132,34 @@ def yarn_scale(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def window_everywhere(attribute: str = "sliding_window") -> Via:
-    """Return the lens of one window for all layers, None for none (Mistral)."""
+def scaled_queries(rope: Rope) -> Via:
+    """Return the lens of `rope` in a class whose queries grow with the log of their position (Ministral 3, from Llama 4).
+
+    They start to grow at ``original_max_position_embeddings``. We do not have that, so our context ends there."""
+
+    def read(config: Any) -> dict[str, Any]:
+        given = config.rope_parameters
+        growth, length = given.get("llama_4_scaling_beta"), given.get("original_max_position_embeddings")
+        if growth is None or length is None:
+            needed = (
+                "a llama_4_scaling_beta (0 for none) and an original_max_position_embeddings, which the class reads"
+            )
+            raise refuse(config, "rope_parameters", dict(given), needed)
+        context = {"model.context_length": min(length, config.max_position_embeddings)} if growth else {}
+        return rope.read(config) | context
+
+    def write(spec: Spec) -> dict[str, Any]:
+        out = rope.write(spec)
+        if out:
+            out["rope_parameters"].setdefault("original_max_position_embeddings", spec["model.context_length"])
+            out["rope_parameters"]["llama_4_scaling_beta"] = 0.0
+        return out
+
+    return Via(rope.theirs, read, write)
+
+
+def window_everywhere(attribute: str = "sliding_window", switch: str | None = None) -> Via:
+    """Return the lens of one window for all layers, None for none (Mistral), and of the `switch` that it needs."""
 
     def read(config: Any) -> dict[str, Any]:
         window = getattr(config, attribute)
@@ -142,9 +168,10 @@ def window_everywhere(attribute: str = "sliding_window") -> Via:
 
     def write(spec: Spec) -> dict[str, Any]:
         local = set(spec.get("attention.pattern", "g")) == {"l"}
-        return {attribute: spec["attention.window"] if local else None}
+        out: dict[str, Any] = {attribute: spec["attention.window"] if local else None}
+        return out | ({switch: local} if switch else {})
 
-    return Via((attribute,), read, write)
+    return Via((attribute, *((switch,) if switch else ())), read, write)
 
 
 _TYPES = {"g": "full_attention", "l": "sliding_attention"}
