@@ -26,7 +26,7 @@ from lmablate.core.paths import CONF_DIR
 from lmablate.schema.run_config import RunConfig, RunRequest
 
 # Axes shown in a row. Heads are shown as query/key-value x head_dim.
-SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout")
+SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn")
 
 
 def names() -> list[str]:
@@ -111,7 +111,7 @@ _HEADERS = (
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    options = [row[axis] for axis in (*SHOWN, "stability") if row[axis] not in ("", "serial", "pre")]
+    options = [row[axis] for axis in (*SHOWN, "stability") if row[axis] not in ("", "serial", "pre", "dense")]
     heads = str(row["n_heads"]) if row["n_kv_heads"] == row["n_heads"] else f"{row['n_heads']}/{row['n_kv_heads']}"
     return (
         row["preset"],
@@ -132,7 +132,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def short(n: float) -> str:
     """Return a number as ``124M`` or ``8.03B``."""
-    for size, letter in ((1e9, "B"), (1e6, "M")):
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if n >= size:
             return f"{n / size:.4g}{letter}"
     return f"{n:,}"
@@ -156,7 +156,7 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 LEGEND = """\
 {count} systems. parameters: counted from the configuration; announced: the figure of its authors, often a rounded name.
 *: some of its sizes are not confirmed. KV B/token: of the cache in bf16 over a full context; FLOPs/token: training, forward and backward.
-Norms stand before their branch and blocks are serial where nothing else is said. --csv has every column.
+Norms stand before their branch, blocks are serial and their networks dense where nothing else is said. --csv has every column.
 To train one: preset=gpt2 shrink=tiny."""
 
 

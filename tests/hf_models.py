@@ -284,7 +284,7 @@ CASES: dict[str, Case] = {
     ),
     "mistral4_moe_halves_in_groups": llama(
         *(MISTRAL4, {"first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "rope_interleave": False}),
-        *({"norm_topk_prob": False, "q_lora_rank": None}, scaled_queries(0.0, ORIGINAL, "default")),
+        *({"norm_topk_prob": False, "q_lora_rank": None}, scaled_queries(0.0, ORIGINAL, factor=1.0)),
         name="Mistral4",
         slow=True,
     ),
@@ -320,9 +320,9 @@ CASES: dict[str, Case] = {
     ),
     "hy3_moe": llama(HY, name="HYV3", back="Glm4MoeForCausalLM"),
     "hy3_moe_every_layer": llama(
-        HY,
-        {"mlp_layer_types": ["sparse"] * N_LAYERS, "num_shared_experts": 2, "attention_bias": True},
+        *(HY, {"mlp_layer_types": ["sparse"] * N_LAYERS, "num_shared_experts": 2, "attention_bias": True}),
         name="HYV3",
+        back="Dots1ForCausalLM",
         slow=True,
     ),
     "ernie4_5_moe": llama(ERNIE, name="Ernie4_5_Moe"),

@@ -124,7 +124,13 @@ def test_routing_is_decided_identically(name):
 def test_other_weights_texts_and_depths(name, seed):
     case = CASES[name]
     depths = {key for key in case.keys if key in ("n_layer", "n_layers", "num_hidden_layers", "num_layers")}
-    fixed = {"attention_types", "max_window_layers", "first_k_dense_replace", "mlp_only_layers"} & set(case.keys)
+    fixed = {
+        "attention_types",
+        "max_window_layers",
+        "first_k_dense_replace",
+        "mlp_only_layers",
+        "mlp_layer_types",
+    } & set(case.keys)
     changes = {} if fixed else dict.fromkeys(depths, 3)
     theirs = case.build(seed, **changes)
     compare(theirs, text(seed, rows=2, length=LENGTH - 5 * (seed - 1)))

@@ -204,7 +204,7 @@ RELEASED = {
     ),
     "mistral_small4_119b": (
         "Mistral4Config",
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **_UNSTRETCHED}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 1.0, **_UNSTRETCHED}},
     ),
     "ministral3_8b": (
         "Ministral3Config",

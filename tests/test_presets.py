@@ -18,7 +18,8 @@ from lmablate.core.paths import CONF_DIR
 from lmablate.model import build_model
 from lmablate.results import load_runs
 from lmablate.results.arms import with_arms
-from lmablate.runs.prepared import check_vocabulary
+from lmablate.runs.prepared import check_vocabulary, prepare_run
+from lmablate.runs.run import execute
 
 NAMES = presets.names()
 CPU = ("runtime.device=cpu", "trainer.precision=fp32")
@@ -127,6 +128,32 @@ def test_a_shrunk_preset_computes(name):
     logits = model(torch.arange(2 * length).view(2, length) % cfg.model.vocab_size)
     assert logits.shape == (2, 9, 1 if model.generator is not None else cfg.model.vocab_size)
     assert torch.isfinite(logits).all()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("text"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shrunk_preset_trains(name, corpus, tmp_path):
+    quick = [word for word in QUICK if not word.startswith(("model.", "trainer.steps", "runtime.evaluations"))]
+    words = [
+        f"preset={name}",
+        "shrink=tiny",
+        "trainer.steps=20",
+        f"data.paths={corpus}/*.txt",
+        f"results_dir={tmp_path}",
+    ]
+    execute(prepare_run(compose([*quick, *words, *CPU])))
+    (row,) = load_runs(tmp_path).to_dict("records")
+    assert (row["status"], row["preset"], row["tokens"]) == (
+        "completed",
+        name,
+        20 * 4 * presets.config(name, "tiny").model.context_length,
+    )
+    assert row["val_loss"] < row["init_val_loss"]
 
 
 def of(*words):

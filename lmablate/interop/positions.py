@@ -32,7 +32,11 @@ class Rope:
         spec = {"posemb.rope_theta": float(rope["rope_theta"]), "posemb.width": width, "posemb.layout": self.layout}
         if kind not in _SCALING:
             raise refuse(config, "rope_parameters", rope, f"a rope_type of {', '.join(_SCALING)}")
-        if kind in ("linear", "dynamic") and rope["factor"] == 1.0:
+        if (
+            kind in ("linear", "dynamic", "yarn")
+            and rope["factor"] == 1.0
+            and (kind != "yarn" or _yarn_factor(rope) == 1.0)
+        ):
             kind = "default"
         option, keys = _SCALING[kind]
         spec |= {"posemb": option, **{f"posemb.{ours}": rope.get(theirs) for ours, theirs in keys.items()}}
@@ -81,7 +85,7 @@ _SCALING: dict[str, tuple[str, dict[str, str]]] = {
 class LongRope(Rope):
     """Rotary positions of Phi-3: plain, or with one factor per pair for short texts and one for long texts."""
 
-    theirs: tuple[str, ...] = ("rope_parameters", "original_max_position_embeddings")
+    theirs: tuple[str, ...] = ("rope_parameters", "original_max_position_embeddings", "partial_rotary_factor")
 
     def read(self, config: Any) -> dict[str, Any]:
         rope = dict(config.rope_parameters)

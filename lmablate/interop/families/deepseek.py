@@ -41,21 +41,38 @@ def _read_scale(config: Any) -> dict[str, Any]:
 
 
 class LatentRope(Rope):
-    """Rotary positions, with the weight of YaRN's factor in the scores that gives `attention.scale`.
-
-    `partial`: the class names the share of a head that carries positions, which is all of our rotary channels."""
+    """Rotary positions, with the weight of YaRN's factor in the scores that gives `attention.scale`."""
 
     def write(self, spec: Spec) -> dict[str, Any]:
         out = super().write(spec)
-        if self.partial and out:
-            turned = spec.get("attention.rope_head_dim", 0)
-            out["rope_parameters"]["partial_rotary_factor"] = fraction(turned, spec["model.head_dim"] + turned)
         plain = (spec["model.head_dim"] + spec.get("attention.rope_head_dim", 0)) ** -0.5
         factor = spec.get("posemb.factor") or 1.0
         if factor > 1 and out and spec["posemb"] == "rope_yarn":
             ratio = (spec["attention.scale"] / plain) ** 0.5
             weight = (ratio - 1) / (yarn_scale(factor, 1.0) - 1)
             out["rope_parameters"] |= {"mscale_all_dim": weight} if abs(weight) > 1e-12 else {}
+        return out
+
+
+class ShareRope(LatentRope):
+    """Rotary positions of Mistral 4, which names the share of a head that carries them, and reads it for scaled angles alone.
+
+    Plain angles are YaRN's with a factor of 1."""
+
+    def read(self, config: Any) -> dict[str, Any]:
+        rope = dict(config.rope_parameters)
+        if rope.get("rope_type", "default") == "default":
+            usable = "a rope_type of yarn, with factor=1.0 for plain angles: with default the class turns more channels than it has"
+            raise refuse(config, "rope_parameters", rope, usable)
+        return super().read(config)
+
+    def write(self, spec: Spec) -> dict[str, Any]:
+        out = super().write(spec)
+        if out:
+            turned = spec.get("attention.rope_head_dim", 0)
+            share = {"partial_rotary_factor": fraction(turned, spec["model.head_dim"] + turned)}
+            plain = {"rope_type": "yarn", "factor": 1.0} if spec["posemb"] == "rope" else {}
+            out["rope_parameters"] |= share | plain
         return out
 
 
@@ -107,5 +124,5 @@ _LAYOUT = Via(
 FAMILIES = (
     _family("DeepseekV3", LatentRope(), _LAYOUT, grouped(SIGMOID, 2)),
     _family("DeepseekV2", LatentRope("pairs"), Keys({"model.mlp_bias": "mlp_bias"}), _SECOND, _METHOD),
-    _family("Mistral4", scaled_queries(LatentRope(partial=True)), _LAYOUT, grouped({}, 2)),
+    _family("Mistral4", scaled_queries(ShareRope(partial=True)), _LAYOUT, grouped({}, 2)),
 )
