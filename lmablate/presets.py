@@ -10,6 +10,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_la
 
 def names() -> list[str]:
     """Return the names of the presets, oldest first."""
-    files = (CONF_DIR / "preset").glob("*.yaml")
-    found = {path.stem: yaml.safe_load(path.read_text())["preset"] for path in files}
+    found = {path.stem: _read("preset", path.stem)["preset"] for path in (CONF_DIR / "preset").glob("*.yaml")}
     return sorted(
         found, key=lambda name: (found[name]["year"], found[name]["system"].split()[0], found[name]["published_params"])
     )
@@ -45,8 +45,14 @@ def _defaults(model: str) -> dict[str, Any]:
     return request([f"model={model}", "trainer.precision=fp32", "runtime.device=cpu"])
 
 
-def _file(group: str, option: str) -> dict[str, Any]:
+@cache
+def _read(group: str, option: str) -> dict[str, Any]:
     return yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text())
+
+
+def _file(group: str, option: str) -> dict[str, Any]:
+    """Return the content of an option's file, which the caller may change."""
+    return deepcopy(_read(group, option))
 
 
 def published_facts(name: str) -> Published:
