@@ -228,8 +228,12 @@ def t5(**changes):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("changes", "untied"),
-    [({}, False), (V1_1, True), (V1_1, False), ({"feed_forward_proj": "gated-relu"}, True)],
-    ids=["t5", "v1_1", "v1_1_tied", "reglu_untied"],
+    [
+        pytest.param({}, False, id="t5"),
+        pytest.param(V1_1, True, id="v1_1"),
+        pytest.param(V1_1, False, id="v1_1_tied", marks=pytest.mark.slow),
+        pytest.param({"feed_forward_proj": "gated-relu"}, True, id="reglu_untied", marks=pytest.mark.slow),
+    ],
 )
 def test_logits_and_gradients_equal_t5_both_ways(changes, untied, tmp_path):
     """T5 v1.1 has a head of its own, which its checkpoint shows and its configuration does not say."""
