@@ -130,6 +130,13 @@ def test_a_class_may_be_asked_for():
         to_hf(model, "BertModel")
 
 
+def test_classes_that_are_tried_and_do_not_fit_are_silent(caplog):
+    ours = from_hf(CASES["gpt2"].build())
+    caplog.clear()
+    assert type(to_hf(ours)).__name__ == "GPT2LMHeadModel"
+    assert caplog.text == ""
+
+
 def test_only_models_of_ours_go_out():
     with pytest.raises(ConfigError, match="build_model made, got Linear"):
         to_hf(nn.Linear(2, 2))

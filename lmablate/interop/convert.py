@@ -13,7 +13,7 @@ from lmablate.core.errors import ConfigError
 from lmablate.interop.configure import configure
 from lmablate.interop.families import FAMILIES, Family, differences, idle_weights
 from lmablate.interop.model_spec import Spec, spec_of
-from lmablate.interop.saved import DISCRIMINATOR, few, library, load
+from lmablate.interop.saved import DISCRIMINATOR, few, library, load, quiet
 from lmablate.interop.tensors import Rule, expand, neutral, translated
 from lmablate.model import build_model
 from lmablate.model.transformer import TransformerLM
@@ -131,8 +131,9 @@ def _best(spec: Spec, cfg: RunConfig, candidates: Sequence[Family]) -> tuple[Fam
     failed: dict[str, Any] = {}
     for order, family in enumerate(candidates):
         try:
-            config = _configuration(family, spec)
-            offered = family.read(config)
+            with quiet():
+                config = _configuration(family, spec)
+                offered = family.read(config)
             if family.unties:
                 offered["model.tie_embeddings"] = spec["model.tie_embeddings"]
         except ConfigError as error:

@@ -154,9 +154,16 @@ def scaled_queries(rope: Rope) -> Via:
 
     def write(spec: Spec) -> dict[str, Any]:
         out = rope.write(spec)
-        if out:
-            out["rope_parameters"].setdefault("original_max_position_embeddings", spec["model.context_length"])
-            out["rope_parameters"]["llama_4_scaling_beta"] = 0.0
+        given = out.get("rope_parameters", {})
+        if given.get("rope_type") == "default":  # plain angles are YaRN's with a factor of 1, which has that length
+            given |= {
+                "rope_type": "yarn",
+                "factor": 1.0,
+                "original_max_position_embeddings": spec["model.context_length"],
+            }
+        if "original_max_position_embeddings" not in given:
+            return {}
+        given["llama_4_scaling_beta"] = 0.0
         return out
 
     return Via(rope.theirs, read, write)

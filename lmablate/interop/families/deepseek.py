@@ -55,9 +55,7 @@ class LatentRope(Rope):
 
 
 class ShareRope(LatentRope):
-    """Rotary positions of Mistral 4, which names the share of a head that carries them, and reads it for scaled angles alone.
-
-    Plain angles are YaRN's with a factor of 1."""
+    """Rotary positions of Mistral 4, which names the share of a head that carries them, and reads it for scaled angles alone."""
 
     def read(self, config: Any) -> dict[str, Any]:
         rope = dict(config.rope_parameters)
@@ -70,9 +68,7 @@ class ShareRope(LatentRope):
         out = super().write(spec)
         if out:
             turned = spec.get("attention.rope_head_dim", 0)
-            share = {"partial_rotary_factor": fraction(turned, spec["model.head_dim"] + turned)}
-            plain = {"rope_type": "yarn", "factor": 1.0} if spec["posemb"] == "rope" else {}
-            out["rope_parameters"] |= share | plain
+            out["rope_parameters"]["partial_rotary_factor"] = fraction(turned, spec["model.head_dim"] + turned)
         return out
 
 
