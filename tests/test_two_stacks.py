@@ -259,7 +259,7 @@ def test_logits_and_gradients_equal_t5_both_ways(changes, untied, tmp_path):
     largest = max(float(p.grad.abs().max()) for p in theirs.parameters())
     for key, parameter in theirs.named_parameters():
         close(
-            rules[key].form.pack([own[x] for x in rules[key].ours], facts), parameter.grad, 1e-4, scale=1e-2 * largest
+            rules[key].form.pack([own[x] for x in rules[key].ours], facts), parameter.grad, 1e-4, scale=5e-2 * largest
         )
     to_hf(ours).save_pretrained(tmp_path)
     back = type(theirs).from_pretrained(tmp_path)
