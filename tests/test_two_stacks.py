@@ -232,7 +232,7 @@ def t5(**changes):
         pytest.param({}, False, id="t5"),
         pytest.param(V1_1, True, id="v1_1"),
         pytest.param(V1_1, False, id="v1_1_tied", marks=pytest.mark.slow),
-        pytest.param({"feed_forward_proj": "gated-relu"}, True, id="reglu_untied", marks=pytest.mark.slow),
+        pytest.param({"feed_forward_proj": "gated-silu"}, True, id="scaled_untied", marks=pytest.mark.slow),
     ],
 )
 def test_logits_and_gradients_equal_t5_both_ways(changes, untied, tmp_path):
