@@ -124,15 +124,16 @@ def message(text: str) -> Figure:
     return figure
 
 
-def side_column(axes: Axes, header: str, rows: Sequence[tuple[float, str, str]]) -> None:
-    """Right of the axes, a column of right-aligned figures under a header; `rows` are (y, text, colour)."""
+def side_column(axes: Axes, header: str, rows: Sequence[tuple[float, str, str]], right: float = 62) -> None:
+    """Right of the axes, a column of right-aligned figures under a header, up to `right` points from them; `rows` are (y, text,
+    colour)."""
     for y, text, color in rows:
         axes.annotate(
-            text, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(62, 0), textcoords="offset points",
+            text, (1, y), xycoords=axes.get_yaxis_transform(), xytext=(right, 0), textcoords="offset points",
             va="center_baseline", ha="right", fontsize=9, color=color,
         )  # fmt: skip
     axes.annotate(
-        header, (1, 1), xycoords="axes fraction", xytext=(62, 9), textcoords="offset points", ha="right", fontsize=9,
+        header, (1, 1), xycoords="axes fraction", xytext=(right, 9), textcoords="offset points", ha="right", fontsize=9,
         color=MUTED,
     )  # fmt: skip
 

@@ -38,7 +38,8 @@ from lmablate.survey.table import Row, by_year
 # Panels of `figure`: a column, its title, and the options from the oldest habit to the newest, with their names.
 CHOICES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("norm", "Norm", {"layer": "LayerNorm", "rms": "RMSNorm"}),
-    ("norm_position", "Place of the norm", {"post": "post", "deepnorm": "post, DeepNorm", "pre": "pre", "sandwich": "sandwich (double)"}),
+    ("norm_position", "Place of the norm",
+     {"post": "post", "deepnorm": "post, DeepNorm", "pre": "pre", "sandwich": "sandwich (double)", "output": "after the branch"}),
     ("position", "Positions", {"sinusoidal": "sinusoidal", "learned": "learned", "relative": "relative", "alibi": "ALiBi", "rope": "RoPE"}),
     ("activation", "Activation", {"relu": "ReLU", "gelu": "GELU", "relu2": "ReLU²", "geglu": "GeGLU", "swiglu": "SwiGLU"}),
     ("heads", "Keys and values", {"mha": "for each head", "mqa": "one for all", "gqa": "one a group", "mla": "latent"}),
@@ -211,19 +212,22 @@ def _overlap(a: tuple[float, float, float], b: tuple[float, float, float], heigh
 
 
 def verdicts(judged: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every statement with the share of releases that are as it says, its exact interval, and the verdict."""
+    """Every statement with the share of releases that are as it says, its exact interval, and the verdict: up to 2024, and below it,
+    thinner, since 2025."""
     bars = {"most": 0.5, "nearly_all": 0.9, "all": 1.0}
     with style():
-        drawn = new_figure(width=13.0, height=1.9 + 0.29 * len(judged))
+        drawn = new_figure(width=13.0, height=1.9 + 0.34 * len(judged))
         axes = drawn.subplots()
         for y, claim in enumerate(judged):
-            color = VERDICTS[claim["verdict"]]
             bar = bars[claim["rule"]]
-            axes.plot([bar, bar], [y - 0.38, y + 0.38], color=INK, lw=2, zorder=2, solid_capstyle="butt")
-            if claim["interval_95"]:
-                axes.plot(claim["interval_95"], [y, y], color=color, lw=1.8, zorder=3)
-            if claim["n"]:
-                axes.plot([claim["share"]], [y], "o", ms=6.5, mfc=PAPER, mec=color, mew=1.8, zorder=4, clip_on=False)
+            axes.plot([bar, bar], [y - 0.4, y + 0.4], color=INK, lw=2, zorder=2, solid_capstyle="butt")
+            for one, dy, size in ((claim, -0.13, 6.5), (claim["later"], 0.21, 4.5)):
+                color = VERDICTS[one["verdict"]]
+                if one["interval_95"]:
+                    axes.plot(one["interval_95"], [y + dy] * 2, color=color, lw=size / 3.6, zorder=3)
+                if one["n"]:
+                    look = {"ms": size, "mfc": PAPER, "mec": color, "mew": size / 3.6}
+                    axes.plot([one["share"]], [y + dy], "o", zorder=4, clip_on=False, **look)
         axes.set_yticks(range(len(judged)), [claim["statement"] for claim in judged], fontsize=8.5)
         axes.set_ylim(len(judged) - 0.5, -0.5)
         axes.set_xlim(0, 1.01)
@@ -231,19 +235,21 @@ def verdicts(judged: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("releases that are as the statement says")
-        side_column(axes, "releases", [(y, f"{c['count']} of {c['n']}", INK) for y, c in enumerate(judged)])
+        for header, right, each in (("to 2024", 62, judged), ("since", 124, [claim["later"] for claim in judged])):
+            counts = [(y, f"{one['count']} of {one['n']}", INK) for y, one in enumerate(each) if one["n"]]
+            side_column(axes, header, counts, right)
         handles = [
             Line2D([], [], color=color, marker="o", mfc=PAPER, lw=1.8, label=word) for word, color in VERDICTS.items()
         ]
         handles.append(
             Line2D([], [], color=INK, lw=0, marker="|", ms=11, mew=2, label="what it has to pass (all: to reach)")
         )
-        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(handles))
+        axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1.0), ncols=len(handles))
         entitle(
             drawn,
             "What the lecture says that published systems do",
-            "line: exact 95 % interval, each for itself; none for statements on named systems  ·  "
-            "statements on change must also show a rise (Fisher's exact test)",
+            "large: releases up to 2024, of which it speaks; small: those since  ·  line: exact 95 % interval; none for named systems  ·  "
+            "on change: a rise too, up to 2024",
         )
     return drawn
 

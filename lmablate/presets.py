@@ -10,6 +10,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,12 @@ from lmablate.core.paths import CONF_DIR
 from lmablate.schema.run_config import RunConfig, RunRequest
 
 # Axes shown in a row. Heads are shown as query/key-value x head_dim.
-SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout")
+SHOWN = ("norm", "norm_position", "activation", "posemb", "attention", "block_layout", "ffn")
 
 
 def names() -> list[str]:
     """Return the names of the presets, oldest first."""
-    files = (CONF_DIR / "preset").glob("*.yaml")
-    found = {path.stem: yaml.safe_load(path.read_text())["preset"] for path in files}
+    found = {path.stem: _read("preset", path.stem)["preset"] for path in (CONF_DIR / "preset").glob("*.yaml")}
     return sorted(
         found, key=lambda name: (found[name]["year"], found[name]["system"].split()[0], found[name]["published_params"])
     )
@@ -45,8 +45,14 @@ def _defaults(model: str) -> dict[str, Any]:
     return request([f"model={model}", "trainer.precision=fp32", "runtime.device=cpu"])
 
 
-def _file(group: str, option: str) -> dict[str, Any]:
+@cache
+def _read(group: str, option: str) -> dict[str, Any]:
     return yaml.safe_load((CONF_DIR / group / f"{option}.yaml").read_text())
+
+
+def _file(group: str, option: str) -> dict[str, Any]:
+    """Return the content of an option's file, which the caller may change."""
+    return deepcopy(_read(group, option))
 
 
 def published_facts(name: str) -> Published:
@@ -111,7 +117,7 @@ _HEADERS = (
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    options = [row[axis] for axis in (*SHOWN, "stability") if row[axis] not in ("", "serial", "pre")]
+    options = [row[axis] for axis in (*SHOWN, "stability") if row[axis] not in ("", "serial", "pre", "dense")]
     heads = str(row["n_heads"]) if row["n_kv_heads"] == row["n_heads"] else f"{row['n_heads']}/{row['n_kv_heads']}"
     return (
         row["preset"],
@@ -132,7 +138,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def short(n: float) -> str:
     """Return a number as ``124M`` or ``8.03B``."""
-    for size, letter in ((1e9, "B"), (1e6, "M")):
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if n >= size:
             return f"{n / size:.4g}{letter}"
     return f"{n:,}"
@@ -156,7 +162,7 @@ def show(table: Sequence[dict[str, Any]]) -> None:
 LEGEND = """\
 {count} systems. parameters: counted from the configuration; announced: the figure of its authors, often a rounded name.
 *: some of its sizes are not confirmed. KV B/token: of the cache in bf16 over a full context; FLOPs/token: training, forward and backward.
-Norms stand before their branch and blocks are serial where nothing else is said. --csv has every column.
+Norms stand before their branch, blocks are serial and their networks dense where nothing else is said. --csv has every column.
 To train one: preset=gpt2 shrink=tiny."""
 
 

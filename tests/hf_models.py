@@ -49,6 +49,13 @@ QWEN_MOE = {
     "shared_expert_intermediate_size": 40,
     "norm_topk_prob": False,
 }
+# Experts behind one dense layer, as DeepSeek-V3 and its followers name them.
+FOLLOWER = {**GQA, **OF_EXPERTS, "head_dim": 12, "norm_topk_prob": True}
+QWEN3_MOE = {key: value for key, value in QWEN_MOE.items() if not key.startswith("shared")} | {"head_dim": 12}
+MINIMAX = {**GQA, "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 3}
+HY = {**GQA, "head_dim": 12, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+ERNIE = {**GQA, "moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 20}
+MISTRAL4 = {**LATENT, **OF_EXPERTS, "first_k_dense_replace": 0}
 FALCON = {"vocab_size": VOCAB, "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS}
 FALCON |= {"max_position_embeddings": LENGTH}
 BLOOM = {"vocab_size": VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS}
@@ -70,6 +77,11 @@ def rope(kind: str = "default", **keys: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, **THETA, **keys}}
 
 
+def scaled_queries(growth: float, original: int, kind: str = "yarn", **keys: Any) -> dict[str, Any]:
+    """Positions of Ministral 3 and Mistral Small 4, whose queries grow from `original` tokens on unless `growth` is 0."""
+    return rope(kind, original_max_position_embeddings=original, llama_4_scaling_beta=growth, **keys)
+
+
 @dataclass(frozen=True)
 class Case:
     """`back` is the class that to_hf chooses for it, where an earlier one does the same; `slow` cases vary a class."""
@@ -89,9 +101,9 @@ class Case:
         config = getattr(library, self.config_name)(**tokens, **{**self.keys, **changes})
         config._attn_implementation = "eager"
         model = randomise(getattr(library, self.name)(config), seed)
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):  # moved by training, though it is no parameter of theirs
-                buffer.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+        for name, buffer in (*model.named_buffers(), *model.named_parameters()):
+            if name.endswith("e_score_correction_bias"):  # moved by training, though it has no gradient
+                buffer.data.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
         return model
 
 
@@ -261,6 +273,87 @@ CASES: dict[str, Case] = {
     ),
     "deepseek_v3_experts_ungrouped": llama(
         LATENT, OF_EXPERTS, {"n_group": 1, "topk_group": 1, "norm_topk_prob": False}, name="DeepseekV3", slow=True
+    ),
+    "kimi_k2_experts": llama(
+        *(LATENT, OF_EXPERTS, {"n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.827}),
+        rope("yarn", factor=32.0, beta_fast=1.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0),
+        name="DeepseekV3",
+    ),
+    "mistral4_moe": llama(
+        MISTRAL4, scaled_queries(0.1, LENGTH, factor=2.4, mscale=1.0, mscale_all_dim=1.0), name="Mistral4"
+    ),
+    "mistral4_moe_halves_in_groups": llama(
+        *(MISTRAL4, {"first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "rope_interleave": False}),
+        *({"norm_topk_prob": False, "q_lora_rank": None}, scaled_queries(0.0, ORIGINAL, factor=1.0)),
+        name="Mistral4",
+        slow=True,
+    ),
+    "qwen3_moe": llama(QWEN3_MOE, name="Qwen3Moe"),
+    "qwen3_moe_windowed_dense_first": llama(
+        *(QWEN3_MOE, {"mlp_only_layers": [0], "norm_topk_prob": True, "attention_bias": True}),
+        {"use_sliding_window": True, "sliding_window": WINDOW},
+        name="Qwen3Moe",
+        slow=True,
+    ),
+    "glm4_moe": llama(FOLLOWER, {"use_qk_norm": True}, rope(partial_rotary_factor=0.5), name="Glm4Moe"),
+    "glm4_moe_air_in_groups": llama(
+        *(FOLLOWER, {"attention_bias": True, "n_group": 4, "topk_group": 2, "num_mtp_layers": 0}),
+        rope(partial_rotary_factor=1.0),
+        name="Glm4Moe",
+        slow=True,
+    ),
+    "dots1_moe": llama(
+        FOLLOWER, {"num_key_value_heads": N_HEADS, "sliding_window": None}, name="Dots1", back="Glm4MoeForCausalLM"
+    ),
+    "dots1_moe_windows": llama(
+        *(
+            FOLLOWER,
+            {"sliding_window": WINDOW, "max_window_layers": 1, "first_k_dense_replace": 0, "n_shared_experts": 1},
+        ),
+        {"num_hidden_layers": 3, "norm_topk_prob": False, "attention_bias": True},
+        name="Dots1",
+        slow=True,
+    ),
+    "minimax_m2_moe": llama(MINIMAX, rope(partial_rotary_factor=0.5), name="MiniMaxM2"),
+    "minimax_m2_moe_all_turned": llama(
+        MINIMAX, {"head_dim": 12, "tie_word_embeddings": True}, name="MiniMaxM2", slow=True
+    ),
+    "hy3_moe": llama(HY, name="HYV3", back="Glm4MoeForCausalLM"),
+    "hy3_moe_every_layer": llama(
+        *(HY, {"mlp_layer_types": ["sparse"] * N_LAYERS, "num_shared_experts": 2, "attention_bias": True}),
+        name="HYV3",
+        back="Dots1ForCausalLM",
+        slow=True,
+    ),
+    "ernie4_5_moe": llama(ERNIE, name="Ernie4_5_Moe"),
+    "ernie4_5_moe_untied": llama(
+        *(
+            ERNIE,
+            {"tie_word_embeddings": False, "moe_layer_start_index": 0, "head_dim": 12, "moe_num_shared_experts": 1},
+        ),
+        name="Ernie4_5_Moe",
+        slow=True,
+    ),
+    "ministral3": llama(
+        GQA,
+        {"head_dim": 12},
+        scaled_queries(0.1, LENGTH, factor=2.4, mscale=1.0, mscale_all_dim=1.0),
+        name="Ministral3",
+        back="LlamaForCausalLM",
+    ),
+    "ministral3_windowed": llama(
+        *(GQA, {"head_dim": 8, "sliding_window": WINDOW}, scaled_queries(0.0, ORIGINAL, "default")),
+        name="Ministral3",
+        back="MistralForCausalLM",
+        slow=True,
+    ),
+    "seed_oss": llama(GQA, {"head_dim": 12}, name="SeedOss"),
+    "seed_oss_biased": llama(
+        GQA,
+        {"head_dim": 8, "attention_out_bias": True, "mlp_bias": True},
+        name="SeedOss",
+        back="LlamaForCausalLM",
+        slow=True,
     ),
     "deepseek_v2": llama(LATENT, name="DeepseekV2", back="DeepseekV3ForCausalLM"),
     "deepseek_v2_full_queries": llama(

@@ -91,12 +91,12 @@ LIMITS: dict[str, Limit] = {
         refused=("posemb=rope_dynamic posemb.original_length=128",),
     ),
     "posemb.beta_fast": Limit(
-        "moves the ramp by whole pairs; at or below beta_slow there is none",
-        refused=("posemb=rope_yarn posemb.beta_fast=1.0",),
+        "moves the ramp by whole pairs; below beta_slow there is none",
+        refused=("posemb=rope_yarn posemb.beta_fast=0.5",),
     ),
     "posemb.beta_slow": Limit(
-        "moves the ramp by whole pairs; at or above beta_fast there is none",
-        refused=("posemb=rope_yarn posemb.beta_slow=32.0",),
+        "moves the ramp by whole pairs; above beta_fast there is none",
+        refused=("posemb=rope_yarn posemb.beta_slow=33.0",),
     ),
     "posemb.low_freq_factor": Limit(
         "at or above high_freq_factor there is no ramp", ("posemb=rope_llama3 posemb.low_freq_factor=4.0",)

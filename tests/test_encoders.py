@@ -206,6 +206,12 @@ def test_an_encoder_of_theirs_without_its_line_is_refused():
         ("roberta_base", "Roberta", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}),
         ("albert_base", "Albert", {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}),
         pytest.param("albert_xxlarge", "Albert", {}, marks=pytest.mark.slow),
+        pytest.param(
+            "albert_large",
+            "Albert",
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_counts_are_those_of_the_released_classes(preset, name, changes):

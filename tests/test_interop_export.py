@@ -13,7 +13,7 @@ from lmablate.cli import export as command
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import ByteTokenizer, load_pretrained, train_bpe
-from lmablate.interop import export
+from lmablate.interop import export, from_hf
 from lmablate.interop.tokenizer import as_hf, byte_characters
 from lmablate.runs.prepared import prepare_run
 from lmablate.runs.run import execute
@@ -112,6 +112,7 @@ def test_the_folder_says_what_it_is(run, exported):
         ("preset=bloom_176b", "shrink=tiny", "tokenizer=bpe", "tokenizer.vocab_size=300"),
         ("preset=galactica_120b", "shrink=tiny"),
         ("preset=falcon_7b", "shrink=tiny", "tokenizer=bpe", "tokenizer.vocab_size=300"),
+        ("preset=ernie4_5_21b_a3b", "shrink=tiny", "ffn.n_experts=8", "ffn.bias_rate=0.02"),
         ("attention=mla", "attention.rope_head_dim=4", "attention.kv_rank=12"),
         ("norm_position=output", "stability=qk_norm", "stability.qk_norm_over=all_heads"),
     ],
@@ -128,6 +129,16 @@ def test_other_runs(tmp_path, words):
     theirs, tokenizer = loaded(done.folder)
     row = RunDirectory(run.parent, run.name).read_result()
     assert val_loss_there(theirs, tokenizer, data, cfg.model.context_length) == pytest.approx(row["val_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_class_that_no_auto_class_knows_is_loaded_as_itself(tmp_path):
+    run = trained(tmp_path, "preset=mistral_small4_119b", "shrink=tiny", "ffn.n_experts=8", "model.d_model=128")
+    done = export.export_run(run, tmp_path / "out")
+    assert done.difference < 1e-4
+    assert "Load it with `Mistral4ForCausalLM`" in (done.folder / "README.md").read_text()
+    ours, back = export.load_run(run)[0], from_hf(done.folder)
+    assert all(torch.equal(value, dict(back.named_parameters())[name]) for name, value in ours.named_parameters())
 
 
 def test_the_byte_tokenizer_is_a_tokenizer_of_bytes(tmp_path):

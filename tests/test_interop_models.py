@@ -28,7 +28,8 @@ def gradients_there(ours, theirs):
     own = {name: parameter.grad for name, parameter in ours.named_parameters()}
     return {
         name: rules[name].form.pack([own[part] for part in rules[name].ours], facts)
-        for name, _ in theirs.named_parameters()
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad
     }
 
 
@@ -44,9 +45,9 @@ def compare(theirs, tokens):
     close(loss, expected.loss)
     loss.backward()
     expected.loss.backward()
-    largest = max(float(p.grad.abs().max()) for p in theirs.parameters())
+    largest = max(float(p.grad.abs().max()) for p in theirs.parameters() if p.requires_grad)
     for name, gradient in gradients_there(ours, theirs).items():
-        close(gradient, dict(theirs.named_parameters())[name].grad, 1e-3, scale=1e-2 * largest)
+        close(gradient, dict(theirs.named_parameters())[name].grad, 1e-4, scale=1e-2 * largest)
 
     back = to_hf(ours, type(theirs).__name__)
     with torch.no_grad():
@@ -107,8 +108,9 @@ def test_routing_is_decided_identically(name):
     for (experts, weights), (wanted, scores) in zip(decided, expected, strict=True):
         assert torch.equal(experts, wanted)
         close(weights, scores)
-    biases = [value for key, value in theirs.named_buffers() if key.endswith("e_score_correction_bias")]
-    assert bool(biases) == ("DeepseekV3" in CASES[name].name)
+    held = (*theirs.named_buffers(), *theirs.named_parameters())
+    biases = [value.data for key, value in held if key.endswith("e_score_correction_bias")]
+    assert bool(biases) == any(router.bias is not None for router in ours.modules() if isinstance(router, TokenRouter))
     for bias in biases:
         assert bias.abs().min() > 0
         bias.zero_()
@@ -122,7 +124,13 @@ def test_routing_is_decided_identically(name):
 def test_other_weights_texts_and_depths(name, seed):
     case = CASES[name]
     depths = {key for key in case.keys if key in ("n_layer", "n_layers", "num_hidden_layers", "num_layers")}
-    fixed = {"attention_types", "max_window_layers", "first_k_dense_replace", "mlp_only_layers"} & set(case.keys)
+    fixed = {
+        "attention_types",
+        "max_window_layers",
+        "first_k_dense_replace",
+        "mlp_only_layers",
+        "mlp_layer_types",
+    } & set(case.keys)
     changes = {} if fixed else dict.fromkeys(depths, 3)
     theirs = case.build(seed, **changes)
     compare(theirs, text(seed, rows=2, length=LENGTH - 5 * (seed - 1)))

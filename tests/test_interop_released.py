@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 from lmablate import presets
+from lmablate.budget import parameters
 from lmablate.interop import model_spec
 from lmablate.interop.families import FAMILIES, differences
 
@@ -17,6 +18,12 @@ def llama(width, ffn, layers, heads, kv, vocab, context, eps=1e-5, **rest):
     return {**sizes, **given, **rest}
 
 
+def qwen3(width, ffn, layers, heads, kv=8, **rest):
+    return llama(width, ffn, layers, heads, kv, 151936, 32768, 1e-6, head_dim=128, rope_theta=1000000.0, **rest)
+
+
+_GLM = {"partial_rotary_factor": 0.5, "rope_theta": 1000000, "num_nextn_predict_layers": 1}
+_UNSTRETCHED = {"llama_4_scaling_beta": 0.0, "original_max_position_embeddings": 8192}
 _GPT2 = {"n_ctx": 1024, "task_specific_params": {"text-generation": {"do_sample": True}}}
 _GEMMA2 = {"cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6}
 _LLAMA31 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -142,10 +149,94 @@ RELEASED = {
         },
     ),
     "nemotron4_15b": ("NemotronConfig", {"num_key_value_heads": 8, "head_dim": 128}),
+    "qwen3_0_6b": ("Qwen3Config", qwen3(1024, 3072, 28, 16, tie_word_embeddings=True)),
+    "qwen3_1_7b": ("Qwen3Config", qwen3(2048, 6144, 28, 16, tie_word_embeddings=True)),
+    "qwen3_4b": ("Qwen3Config", qwen3(2560, 9728, 36, 32, tie_word_embeddings=True)),
+    "qwen3_8b": ("Qwen3Config", qwen3(4096, 12288, 36, 32)),
+    "qwen3_14b": ("Qwen3Config", qwen3(5120, 17408, 40, 40)),
+    "qwen3_32b": ("Qwen3Config", qwen3(5120, 25600, 64, 64)),
+    "qwen3_30b_a3b": ("Qwen3MoeConfig", qwen3(2048, 6144, 48, 32, 4, moe_intermediate_size=768, norm_topk_prob=True)),
+    "qwen3_235b_a22b": (
+        "Qwen3MoeConfig",
+        qwen3(4096, 12288, 94, 64, 4, moe_intermediate_size=1536, norm_topk_prob=True, max_window_layers=94),
+    ),
+    "olmo2_7b": ("Olmo2Config", llama(4096, 11008, 32, 32, 32, 100352, 4096, 1e-6, rope_theta=500000)),
+    "olmo2_13b": ("Olmo2Config", llama(5120, 13824, 40, 40, 40, 100352, 4096, 1e-6, rope_theta=500000)),
+    "olmo2_32b": ("Olmo2Config", llama(5120, 27648, 64, 40, 8, 100352, 4096, 1e-6, rope_theta=500000)),
+    "kimi_k2": (
+        "DeepseekV3Config",
+        llama(7168, 18432, 61, 64, 64, 163840, 4096, 1e-6, rope_theta=50000.0)
+        | {"n_routed_experts": 384, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+        | {"routed_scaling_factor": 2.827, "aux_loss_alpha": 0.001, "scoring_func": "sigmoid"},
+    ),
+    "glm4_5": (
+        "Glm4MoeConfig",
+        llama(5120, 12288, 92, 96, 8, 151552, 131072, head_dim=128, attention_bias=True, use_qk_norm=True, **_GLM)
+        | {
+            "moe_intermediate_size": 1536,
+            "n_routed_experts": 160,
+            "first_k_dense_replace": 3,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "glm4_5_air": ("Glm4MoeConfig", {"head_dim": 128, "attention_bias": True, **_GLM}),
+    "minimax_m2": (
+        "MiniMaxM2Config",
+        {
+            "rotary_dim": 64,
+            "attn_type_list": [1] * 62,
+            "num_mtp_modules": 3,
+            "use_routing_bias": True,
+            "scoring_func": "sigmoid",
+        },
+    ),
+    "hy3": ("HYV3Config", {}),
+    "dots_llm1": (
+        "Dots1Config",
+        llama(4096, 10944, 62, 32, 32, 152064, 32768, rope_theta=10000000, sliding_window=None)
+        | {"first_k_dense_replace": 1, "n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6}
+        | {"norm_topk_prob": True, "routed_scaling_factor": 2.5, "scoring_func": "noaux_tc"},
+    ),
+    "ernie4_5_21b_a3b": ("Ernie4_5_MoeConfig", {}),
+    "mistral_small3_24b": (
+        "MistralConfig",
+        llama(5120, 32768, 40, 32, 8, 131072, 32768, head_dim=128, rope_theta=100000000.0, sliding_window=None),
+    ),
+    "mistral_small4_119b": (
+        "Mistral4Config",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 1.0, **_UNSTRETCHED}},
+    ),
+    "ministral3_8b": (
+        "Ministral3Config",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, **_UNSTRETCHED}},
+    ),
+    "phi4": ("Phi3Config", llama(5120, 17920, 40, 40, 10, 100352, 16384, rope_theta=250000, sliding_window=None)),
+    "phi4_mini": (
+        "Phi3Config",
+        llama(
+            3072,
+            8192,
+            32,
+            24,
+            8,
+            200064,
+            4096,
+            partial_rotary_factor=0.75,
+            tie_word_embeddings=True,
+            sliding_window=None,
+        ),
+    ),
+    "seed_oss_36b": ("SeedOssConfig", {"hidden_size": 5120, "rope_theta": 10000000.0, "residual_dropout": 0.1}),
+    "afm_4_5b": ("ArceeConfig", llama(2560, 18432, 36, 20, 4, 128004, 4096, head_dim=128)),
 }
 
 
-@pytest.mark.parametrize("name", RELEASED)
+# The last of each class are compared always.
+_FAST = {config: name for name, (config, _) in RELEASED.items()}.values()
+NAMES = [pytest.param(name, marks=[] if name in _FAST else pytest.mark.slow) for name in RELEASED]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_released_configuration_is_its_preset(name):
     config, keys = RELEASED[name]
     family = next(family for family in FAMILIES if family.config == config)
@@ -154,3 +245,18 @@ def test_a_released_configuration_is_its_preset(name):
     assert differences(ours, theirs) == []
     for key in (*model_spec.BIASES, "norm.bias", "norm.gain", "norm.unit_offset"):
         assert ours[key] == theirs[key], key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RELEASED if presets.published_facts(name).year >= 2024])
+def test_the_count_of_a_class_is_that_of_its_preset(name):
+    """With the biases on the choice of experts, which are no parameters there."""
+    import torch
+
+    library = importlib.import_module("transformers")
+    config, keys = RELEASED[name]
+    family = next(family for family in FAMILIES if family.config == config)
+    with torch.device("meta"):
+        model = getattr(library, family.name)(getattr(library, config)(**keys))
+    biases = sum(value.numel() for key, value in model.named_buffers() if key.endswith("e_score_correction_bias"))
+    assert sum(p.numel() for p in model.parameters()) + biases == parameters(presets.config(name)).total

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from hf_models import CASES, rope
+from hf_models import CASES, rope, scaled_queries
 from reference_models import LENGTH, VOCAB, close, randomise
 from torch import nn
 from variants import variant
@@ -130,6 +130,13 @@ def test_a_class_may_be_asked_for():
         to_hf(model, "BertModel")
 
 
+def test_classes_that_are_tried_and_do_not_fit_are_silent(capsys):
+    ours = from_hf(CASES["gpt2"].build())
+    capsys.readouterr()
+    assert type(to_hf(ours)).__name__ == "GPT2LMHeadModel"
+    assert capsys.readouterr().err == ""
+
+
 def test_only_models_of_ours_go_out():
     with pytest.raises(ConfigError, match="build_model made, got Linear"):
         to_hf(nn.Linear(2, 2))
@@ -173,6 +180,17 @@ def test_sizes_that_a_class_cannot_have():
         ),
         ("qwen2_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step=2 cannot be expressed here: allowed is 1"),
         ("qwen2_moe", {"shared_expert_intermediate_size": 30}, "allowed is a multiple of moe_intermediate_size=20"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers=\[1\] .* experts in all layers but the first ones"),
+        ("hy3_moe", {"mlp_layer_types": ["sparse", "dense"]}, "mlp_layer_types=.* in all layers but the first ones"),
+        ("hy3_moe", {"num_shared_experts": 0}, "num_shared_experts=0 .* which the class always computes"),
+        ("ernie4_5_moe", {"moe_layer_interval": 2}, "moe_layer_interval=2 cannot be expressed here: allowed is 1"),
+        ("ernie4_5_moe", {"use_bias": True}, "use_bias=True cannot be expressed here: allowed is False"),
+        ("ministral3", rope("yarn", factor=2.0), "allowed is a llama_4_scaling_beta .0 for none. and an original_max"),
+        (
+            "mistral4_moe",
+            scaled_queries(0.0, 10, "default"),
+            "allowed is a rope_type of yarn, with factor=1.0 for plain",
+        ),
         ("glm4", {**rope(partial_rotary_factor=0.375)}, "are 3: choose .*even"),
     ],
     ids=lambda value: value if isinstance(value, str) and value in CASES else "",
@@ -205,13 +223,36 @@ def test_an_attribute_that_nobody_knows_is_refused():
 
 
 def test_a_class_that_is_not_known_is_refused():
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertModel, GptOssConfig, GptOssForCausalLM
 
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=16)
     with pytest.raises(ConfigError, match="BertModel is not a class known here: there are LlamaForCausalLM"):
         from_hf(BertModel(config))
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    sinks = GptOssForCausalLM(GptOssConfig(**sizes, intermediate_size=8, vocab_size=16, num_local_experts=2))
+    with pytest.raises(ConfigError, match="GptOssForCausalLM is not a class known here: there are LlamaForCausalLM"):
+        from_hf(sinks)
     with pytest.raises(ConfigError, match="LlamaModel is not a class known here"):
         from_hf(CASES["llama1"].build().model)
+
+
+def test_what_a_class_does_beyond_some_length_ends_our_context_there():
+    """Queries of Ministral 3 grow with their position from the length of pre-training on, which we do not have."""
+    case = CASES["ministral3"]
+    growing, still = (case.build(**scaled_queries(growth, 10, factor=2.0)) for growth in (0.1, 0.0))
+    ours = from_hf(growing)
+    assert ours.config.model.context_length == 10
+    assert from_hf(still).config.model.context_length == LENGTH
+    with torch.no_grad():
+        close(ours(TOKENS), still(input_ids=TOKENS).logits)
+        close(ours(TOKENS[:, :10]), growing(input_ids=TOKENS[:, :10]).logits)
+        assert (ours(TOKENS) - growing(input_ids=TOKENS).logits).abs().max() > 1e-2
 
 
 def test_missing_and_extra_weights_are_named():
@@ -281,6 +322,20 @@ PUBLISHED = {
     "gemma2_27b": "Gemma2ForCausalLM",
     "starcoder_15b": "GPTBigCodeForCausalLM",
     "nemotron4_15b": "NemotronForCausalLM",
+    "t5_v1_1_xxl": "T5ForConditionalGeneration",
+    "qwen3_32b": "Qwen3ForCausalLM",
+    "qwen3_30b_a3b": "Qwen3MoeForCausalLM",
+    "olmo2_32b": "Olmo2ForCausalLM",
+    "kimi_k2": "DeepseekV3ForCausalLM",
+    "glm4_5": "Glm4MoeForCausalLM",
+    "dots_llm1": "Glm4MoeForCausalLM",  # which does the same, and comes first
+    "hy3": "Glm4MoeForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "ernie4_5_21b_a3b": "Ernie4_5_MoeForCausalLM",
+    "mistral_small4_119b": "Mistral4ForCausalLM",
+    "phi4_mini": "Phi3ForCausalLM",
+    "seed_oss_36b": "SeedOssForCausalLM",
+    "afm_4_5b": "ArceeForCausalLM",
 }
 
 

@@ -31,6 +31,7 @@ SCALED = {
         {},
     ),
     "yarn": ("YaRN", YARN, 256, 64, "yarn", {}),
+    "yarn_one_beta": ("YaRN", {**YARN, "beta_fast": 1.0, "factor": 32.0}, 256, 128, "yarn", {}),  # Kimi K2
     "yarn_betas": ("YaRN", {**YARN, "beta_fast": 8.0, "beta_slow": 2.0, "factor": 40.0}, 256, 128, "yarn", {}),
     "yarn_theta": ("YaRN", {**YARN, "rope_theta": 500.0, "rotary_fraction": 0.5}, 300, 64, "yarn", {}),
     "yarn_amplitude": ("YaRN", {**YARN, "attention_factor": 1.7}, 256, 64, "yarn", {"attention_factor": 1.7}),
@@ -187,7 +188,7 @@ def test_angles_of_llama_3_1_by_hand():
         (("posemb.rotary_fraction=0.4", "model.head_dim=8"), "are 3"),
         (("posemb.rotary_fraction=1.0",), "less than 1"),
         (("posemb.layout=halves",), "pairs"),
-        (("posemb=rope_yarn", "posemb.beta_slow=64.0"), "larger than posemb.beta_slow"),
+        (("posemb=rope_yarn", "posemb.beta_slow=64.0"), "at least posemb.beta_slow"),
         (("posemb=rope_llama3", "posemb.low_freq_factor=4.0"), "larger than posemb.low_freq_factor"),
         (("posemb=rope_longrope", "posemb.long_factor=[1.0,2.0]"), "16 pairs"),
         (("posemb=rope_dynamic", "model.head_dim=2"), "at least 4"),

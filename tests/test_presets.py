@@ -18,7 +18,8 @@ from lmablate.core.paths import CONF_DIR
 from lmablate.model import build_model
 from lmablate.results import load_runs
 from lmablate.results.arms import with_arms
-from lmablate.runs.prepared import check_vocabulary
+from lmablate.runs.prepared import check_vocabulary, prepare_run
+from lmablate.runs.run import execute
 
 NAMES = presets.names()
 CPU = ("runtime.device=cpu", "trainer.precision=fp32")
@@ -38,7 +39,7 @@ def test_counts_what_was_published(name):
 def test_few_presets_are_uncertain_and_only_encoders_are_counted_otherwise():
     """Their differences are held against the released classes in test_encoders.py and test_replaced_tokens.py."""
     facts = {name: presets.published_facts(name) for name in NAMES}
-    assert [name for name in NAMES if facts[name].unconfirmed] == ["dclm_7b", "yulan_12b"]
+    assert [name for name in NAMES if facts[name].unconfirmed] == ["dclm_7b", "yulan_12b", "afm_4_5b"]
     other = {name: f.uncounted for name, f in facts.items() if f.uncounted}
     assert other.pop("lamda_137b") == 32 * 128
     assert {presets.config(name).objective.kind for name in other} == {"mlm", "rtd"}
@@ -127,6 +128,24 @@ def test_a_shrunk_preset_computes(name):
     logits = model(torch.arange(2 * length).view(2, length) % cfg.model.vocab_size)
     assert logits.shape == (2, 9, 1 if model.generator is not None else cfg.model.vocab_size)
     assert torch.isfinite(logits).all()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("text"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shrunk_preset_trains(name, corpus, tmp_path):
+    quick = [word for word in QUICK if not word.startswith(("model.", "trainer.", "runtime.evaluations"))]
+    sizes = ["trainer.steps=20", "trainer.batch_size=2"]
+    words = [f"preset={name}", "shrink=tiny", *sizes, f"data.paths={corpus}/*.txt", f"results_dir={tmp_path}"]
+    execute(prepare_run(compose([*quick, *words, *CPU])))
+    (row,) = load_runs(tmp_path).to_dict("records")
+    tokens = 20 * 2 * presets.config(name, "tiny").model.context_length
+    assert (row["status"], row["preset"], row["tokens"]) == ("completed", name, tokens)
+    assert row["val_loss"] < row["init_val_loss"]
 
 
 def of(*words):

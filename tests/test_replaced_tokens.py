@@ -154,6 +154,17 @@ def test_flops_are_torchs_count(sizes):
             "electra_base",
             {"embedding_size": 768, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
         ),
+        pytest.param(
+            "electra_large",
+            {
+                "embedding_size": 1024,
+                "hidden_size": 1024,
+                "num_attention_heads": 16,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_counts_are_those_of_the_released_classes(preset, changes):

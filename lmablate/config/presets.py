@@ -6,6 +6,7 @@ them. The command line wins over both: a given key is left alone, and an option 
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from pydantic import ValidationError
@@ -68,7 +69,7 @@ def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if shrink is None:
         rest["published_vocab_size"] = preset.vocab_size
     else:
-        sizes = _shrunk(sizes, raw, given)
+        sizes = _shrunk(sizes, raw, given, _step(preset.settings.get("posemb", {}).get("rotary_fraction")))
     rest["model"] = _given_first("model", raw["model"], sizes | _ffn(preset, raw, given, shrink), given)
     if shrink is not None:
         factors = _factors(raw["model"], rest["model"], preset.settings["model"])
@@ -121,8 +122,9 @@ def _ffn(preset: Published, raw: dict[str, Any], given: dict[str, Any], shrink: 
     return {"d_ff": None, "ff_ratio": sizes["d_ff"] / sizes["d_model"] * (1.5 if preset.gated else 1.0)}
 
 
-def _shrunk(sizes: dict[str, Any], raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the published switches at the width, depth and context of the model group, with heads in the published ratios."""
+def _shrunk(sizes: dict[str, Any], raw: dict[str, Any], given: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return the published switches at the width, depth and context of the model group, with heads in the published ratios and a
+    multiple of `step` channels wide."""
     target = raw["model"]
     kept = {key: value for key, value in sizes.items() if key not in ("d_model", "n_layers", "context_length", "d_ff")}
     width = target["d_model"] * sizes["n_heads"] * head_width(sizes) / sizes["d_model"]  # of all heads together
@@ -130,15 +132,15 @@ def _shrunk(sizes: dict[str, Any], raw: dict[str, Any], given: dict[str, Any]) -
     one = shared == sizes["n_heads"]
     fixed = target["n_heads"] if given.get("model.n_heads") is not None else None
     if "attention" in given:  # the option sets the number of key/value heads
-        n_heads = _heads(width, target["n_heads"], target["n_kv_heads"] or 1) if fixed is None else fixed
+        n_heads = _heads(width, target["n_heads"], target["n_kv_heads"] or 1, step) if fixed is None else fixed
     elif one or shared == 1:
-        n_heads = _heads(width, target["n_heads"], 1) if fixed is None else fixed
+        n_heads = _heads(width, target["n_heads"], 1, step) if fixed is None else fixed
     else:
         while shared > 2 and width / (2 * shared) < LEAST_HEAD_DIM:
             shared -= 1
-        n_heads = _heads(width, max(target["n_heads"], 2 * shared), shared) if fixed is None else fixed
+        n_heads = _heads(width, max(target["n_heads"], 2 * shared), shared, step) if fixed is None else fixed
         kept["n_kv_heads"] = max(1, n_heads // shared)
-    head_dim = _head_dim(width, n_heads)
+    head_dim = _head_dim(width, n_heads, step)
     if sizes.get("n_encoder_layers"):
         kept["n_encoder_layers"] = max(1, round(target["n_layers"] * sizes["n_encoder_layers"] / sizes["n_layers"]))
     if sizes.get("embedding_dim"):
@@ -151,19 +153,25 @@ def head_width(sizes: dict[str, Any]) -> int:
     return sizes.get("head_dim") or sizes["d_model"] // sizes["n_heads"]
 
 
-def _heads(width: float, least: int, step: int) -> int:
-    """Return how many heads are `width` channels wide together: a multiple of `step`, from `least` to about twice as many.
+def _step(fraction: float | None) -> int:
+    """Return what a head's channels are a multiple of: 4, or as many as leave an even number of turned ones."""
+    turned = Fraction(fraction or 1.0).limit_denominator(64)
+    return next(step for step in range(4, 4 * 64 + 1, 4) if step * turned % 2 == 0)
+
+
+def _heads(width: float, least: int, group: int, step: int) -> int:
+    """Return how many heads are `width` channels wide together: a multiple of `group`, from `least` to about twice as many.
 
     The first that meets the width wins, else the first that is near it, else the nearest."""
 
     def error(n: int) -> float:
-        return abs(n * _head_dim(width, n) / width - 1)
+        return abs(n * _head_dim(width, n, step) / width - 1)
 
-    first = -(-least // step) * step
-    tried = [n for n in range(first, 2 * first + 1, step) if width / n >= LEAST_HEAD_DIM] or [first]
+    first = -(-least // group) * group
+    tried = [n for n in range(first, 2 * first + 1, group) if width / n >= LEAST_HEAD_DIM] or [first]
     return next((n for limit in (0.0, NEAR) for n in tried if error(n) <= limit), min(tried, key=error))
 
 
-def _head_dim(width: float, n_heads: int) -> int:
-    """Return the width of a head, a multiple of 4, so that half of it can be rotated in pairs."""
-    return max(4, 4 * round(width / n_heads / 4))
+def _head_dim(width: float, n_heads: int, step: int) -> int:
+    """Return the width of a head, the multiple of `step` that is nearest."""
+    return max(step, step * round(width / n_heads / step))

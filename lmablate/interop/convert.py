@@ -13,7 +13,7 @@ from lmablate.core.errors import ConfigError
 from lmablate.interop.configure import configure
 from lmablate.interop.families import FAMILIES, Family, differences, idle_weights
 from lmablate.interop.model_spec import Spec, spec_of
-from lmablate.interop.saved import DISCRIMINATOR, few, library, load
+from lmablate.interop.saved import DISCRIMINATOR, few, library, load, quiet
 from lmablate.interop.tensors import Rule, expand, neutral, translated
 from lmablate.model import build_model
 from lmablate.model.transformer import TransformerLM
@@ -40,6 +40,8 @@ def from_hf(hf_model: Any) -> TransformerLM:
     if family is None:
         raise ConfigError(f"from_hf: {name} is not a class known here: there are {', '.join(f.name for f in FAMILIES)}")
     spec = family.read(hf_model.config)
+    if (head := hf_model.get_output_embeddings()) is not None:  # a checkpoint with a head of its own unties it
+        spec["model.tie_embeddings"] = head.weight is hf_model.get_input_embeddings().weight
     model = build_model(configure(spec))
     fill(model, read_weights(family.rules(spec), hf_model, spec), name)
     return model
@@ -109,13 +111,17 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
     if spec["ffn"] == "tokens" and any(spec[width] % ROW for width in ("ffn.width", "model.d_model")):
         config._experts_implementation = "eager"
     theirs = getattr(library(), family.name)(config).float()
+    untied = family.unties and not spec["model.tie_embeddings"]
+    if untied:
+        theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.detach().clone())
     rules = family.rules(offered)
     targets = _tensors(theirs, rules, spec)
     values = _theirs(rules, model, spec, offered, targets)
     with torch.no_grad():
         for key, target in targets.items():
             target.copy_(values[key])
-    theirs.tie_weights()
+    if not untied:
+        theirs.tie_weights()
     return theirs.eval()
 
 
@@ -125,8 +131,11 @@ def _best(spec: Spec, cfg: RunConfig, candidates: Sequence[Family]) -> tuple[Fam
     failed: dict[str, Any] = {}
     for order, family in enumerate(candidates):
         try:
-            config = _configuration(family, spec)
-            offered = family.read(config)
+            with quiet():
+                config = _configuration(family, spec)
+                offered = family.read(config)
+            if family.unties:
+                offered["model.tie_embeddings"] = spec["model.tie_embeddings"]
         except ConfigError as error:
             failed[family.name] = str(error)
             continue
@@ -171,7 +180,7 @@ def _last_line(error: Exception) -> str:
 
 def _nothing(spec: Spec, cfg: RunConfig, failed: Mapping[str, Any]) -> str:
     """Return the error message: the options that the nearest classes lack, and those that no class has."""
-    near = sorted((wrong, name) for name, wrong in failed.items() if isinstance(wrong, list))
+    near = [(wrong, name) for name, wrong in failed.items() if isinstance(wrong, list)]  # in the order of preference
     if spec["objective"] == "causal":  # an encoder does not help a decoder
         near = [one for one in near if "objective" not in one[0]]
     least = min((len(_as_overrides(wrong, spec, cfg)) for wrong, _ in near), default=0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lmablate.data import TokenData
 from lmablate.interop.convert import to_hf
 from lmablate.interop.electra import to_electra
+from lmablate.interop.saved import library
 from lmablate.model.transformer import TransformerLM
 from lmablate.objective import MaskedLM, Objective, ReplacedTokens, SpanCorruption, objective_of
 from lmablate.schema.run_config import RunConfig
@@ -48,9 +49,11 @@ class ExportModel(NamedTuple):
 
     @property
     def loads(self) -> AutoClass:
-        """Return the auto class that loads this model."""
+        """Return the auto class that loads this model, or its own class if no auto class knows it (Mistral 4)."""
         name = type(self.theirs).__name__
-        return next(kind for kind in KINDS if name.endswith(kind.ending))
+        kind = next(kind for kind in KINDS if name.endswith(kind.ending))
+        known = type(self.theirs.config) in getattr(library(), kind.auto)._model_mapping
+        return kind if known else kind._replace(auto=name)
 
 
 @torch.no_grad()

@@ -32,7 +32,11 @@ class Rope:
         spec = {"posemb.rope_theta": float(rope["rope_theta"]), "posemb.width": width, "posemb.layout": self.layout}
         if kind not in _SCALING:
             raise refuse(config, "rope_parameters", rope, f"a rope_type of {', '.join(_SCALING)}")
-        if kind in ("linear", "dynamic") and rope["factor"] == 1.0:
+        if (
+            kind in ("linear", "dynamic", "yarn")
+            and rope["factor"] == 1.0
+            and (kind != "yarn" or _yarn_factor(rope) == 1.0)
+        ):
             kind = "default"
         option, keys = _SCALING[kind]
         spec |= {"posemb": option, **{f"posemb.{ours}": rope.get(theirs) for ours, theirs in keys.items()}}
@@ -81,7 +85,7 @@ _SCALING: dict[str, tuple[str, dict[str, str]]] = {
 class LongRope(Rope):
     """Rotary positions of Phi-3: plain, or with one factor per pair for short texts and one for long texts."""
 
-    theirs: tuple[str, ...] = ("rope_parameters", "original_max_position_embeddings")
+    theirs: tuple[str, ...] = ("rope_parameters", "original_max_position_embeddings", "partial_rotary_factor")
 
     def read(self, config: Any) -> dict[str, Any]:
         rope = dict(config.rope_parameters)
@@ -132,8 +136,41 @@ def yarn_scale(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def window_everywhere(attribute: str = "sliding_window") -> Via:
-    """Return the lens of one window for all layers, None for none (Mistral)."""
+def scaled_queries(rope: Rope) -> Via:
+    """Return the lens of `rope` in a class whose queries grow with the log of their position (Ministral 3, from Llama 4).
+
+    They start to grow at ``original_max_position_embeddings``. We do not have that, so our context ends there."""
+
+    def read(config: Any) -> dict[str, Any]:
+        given = config.rope_parameters
+        growth, length = given.get("llama_4_scaling_beta"), given.get("original_max_position_embeddings")
+        if growth is None or length is None:
+            needed = (
+                "a llama_4_scaling_beta (0 for none) and an original_max_position_embeddings, which the class reads"
+            )
+            raise refuse(config, "rope_parameters", dict(given), needed)
+        context = {"model.context_length": min(length, config.max_position_embeddings)} if growth else {}
+        return rope.read(config) | context
+
+    def write(spec: Spec) -> dict[str, Any]:
+        out = rope.write(spec)
+        given = out.get("rope_parameters", {})
+        if given.get("rope_type") == "default":  # plain angles are YaRN's with a factor of 1, which has that length
+            given |= {
+                "rope_type": "yarn",
+                "factor": 1.0,
+                "original_max_position_embeddings": spec["model.context_length"],
+            }
+        if "original_max_position_embeddings" not in given:
+            return {}
+        given["llama_4_scaling_beta"] = 0.0
+        return out
+
+    return Via(rope.theirs, read, write)
+
+
+def window_everywhere(attribute: str = "sliding_window", switch: str | None = None) -> Via:
+    """Return the lens of one window for all layers, None for none (Mistral), and of the `switch` that it needs."""
 
     def read(config: Any) -> dict[str, Any]:
         window = getattr(config, attribute)
@@ -142,9 +179,10 @@ def window_everywhere(attribute: str = "sliding_window") -> Via:
 
     def write(spec: Spec) -> dict[str, Any]:
         local = set(spec.get("attention.pattern", "g")) == {"l"}
-        return {attribute: spec["attention.window"] if local else None}
+        out: dict[str, Any] = {attribute: spec["attention.window"] if local else None}
+        return out | ({switch: local} if switch else {})
 
-    return Via((attribute,), read, write)
+    return Via((attribute, *((switch,) if switch else ())), read, write)
 
 
 _TYPES = {"g": "full_attention", "l": "sliding_attention"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ def library() -> Any:
         raise ConfigError(
             "lmablate.interop needs the transformers package: pip install 'lmablate[interop]', or pip install transformers"
         ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from warning: of classes that are tried, those that do not fit would speak."""
+    log = library().logging
+    before = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
 
 
 def load(path: str | Path) -> Any:

@@ -54,6 +54,7 @@ ROWS = Form(lambda parts, spec: torch.cat(list(parts)), lambda whole, spec: whol
 HALVES = Form(lambda parts, spec: torch.cat(list(parts)), lambda whole, spec: whole.chunk(2))
 EXPERT_HALVES = Form(lambda parts, spec: torch.cat(list(parts), 1), lambda whole, spec: whole.chunk(2, 1))  # [E, ...]
 GROUPS = Form(_groups, _ungroup)
+FIRST_ROW = Form(lambda parts, spec: parts[0][None], lambda whole, spec: [whole[0]])  # a vector as a matrix of one row
 CONV1D = conv1d(SAME)
 CONV1D_ROWS = conv1d(ROWS)
 
@@ -93,11 +94,13 @@ def linear(ours: str | tuple[str, ...], theirs: str, form: Form = SAME) -> list[
     ]
 
 
-def experts(ours: str, theirs: str, shared: str | None) -> list[Rule]:
-    """Return the rules of the router, the gated experts, and the shared ones (`shared` is their name in transformers)."""
+def experts(ours: str, theirs: str, shared: str | None, bias: str, form: Form = SAME) -> list[Rule]:
+    """Return the rules of the router, the gated experts, and the shared ones.
+
+    `shared` is the name of the shared ones in transformers; `bias` that of the bias on the choice, which has this `form`."""
     out = [
         Rule((f"{ours}.router.proj.weight",), f"{theirs}.gate.weight"),
-        Rule((f"{ours}.router.bias",), f"{theirs}.gate.e_score_correction_bias"),
+        Rule((f"{ours}.router.bias",), f"{theirs}.{bias}", form),
         Rule((f"{ours}.shared_gate.weight",), f"{theirs}.{shared}_gate.weight"),
     ]
     both = tuple(f"{ours}.experts.{letter}_proj.weight" for letter in ("gate", "in"))

@@ -41,6 +41,9 @@ CLAIM_COLUMNS = (
         "not published",
         "all sizes",
         "the lecture's 25",
+        "since 2025",
+        "counts since 2025",
+        "exceptions since 2025",
         "said in",
     ),
 )
@@ -100,6 +103,7 @@ def years(table: Sequence[Row]) -> list[Row]:
 
 def claim_cells(claim: Row) -> Row:
     """Return a judged claim as cells of a table."""
+    later = claim["later"]
     lecture = f"{claim['lecture_table'][0]} of {claim['lecture_table'][1]}" if claim["lecture_table"][1] else "-"
     return {
         **{key: claim[key] for key in ("id", "statement", "verdict", "reason")},
@@ -107,6 +111,9 @@ def claim_cells(claim: Row) -> Row:
         "not published": claim["unknown"],
         "all sizes": f"{claim['systems'][0]} of {claim['systems'][1]}",
         "the lecture's 25": lecture,
+        "since 2025": claim["became"],
+        "counts since 2025": later["reason"] if later["n"] else "-",
+        "exceptions since 2025": ", ".join(later["exceptions"]) or "-",
         "said in": claim["said_in"],
     }
 
@@ -128,7 +135,7 @@ def as_markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 def _cell(column: str, value: object) -> str:
     if column == "built":
-        return f"`preset={value}`" if value else "not buildable yet"
+        return f"`preset={value}`"
     if value is None or value == "":
         return "-"
     if isinstance(value, int) and not isinstance(value, bool) and column != "year":
@@ -140,9 +147,14 @@ def _lines(table: Sequence[Row], claims: Sequence[Row]) -> list[str]:
     releases = sum(row["stands_for_release"] for row in table)
     lines = [f"{len(table)} systems of {releases} releases, {table[0]['year']} to {table[-1]['year']}", ""]
     for claim in claims:
-        named = f"; not so: {', '.join(claim['exceptions'])}" if 0 < len(claim["exceptions"]) <= 8 else ""
-        lines.append(f"{claim['verdict']:<13} {claim['statement']} ({claim['reason']}{named})")
+        lines.append(f"{claim['verdict']:<13} {claim['statement']} ({claim['reason']}{_not_so(claim)})")
+        if (later := claim["later"])["n"]:
+            lines.append(f"{'':<13} since 2025 {claim['became']}: {later['reason']}{_not_so(later)}")
     return [*lines, ""]
+
+
+def _not_so(judged: Row) -> str:
+    return f"; not so: {', '.join(judged['exceptions'])}" if 0 < len(judged["exceptions"]) <= 8 else ""
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from lmablate.survey.table import COLUMNS, Row, systems
 
 FILE = Path(__file__).parent / "claims.yaml"
 ALPHA = 0.05
+SAID = 2024  # the lecture is of spring 2025, and speaks of systems of the years up to this one
 BARS = {"most": 0.5, "nearly_all": 0.9}  # the share that must be exceeded
 Value = str | bool | int | float
 Wanted = dict[str, Value | list[Value]]
@@ -61,6 +62,9 @@ def load_claims() -> dict[str, SurveyClaim]:
 def judged(table: Sequence[Row] | None = None, claims: Mapping[str, SurveyClaim] | None = None) -> list[Row]:
     """Return each claim with its verdict, JSON values only.
 
+    The verdict is on systems up to 2024, of which the lecture speaks. `later` judges the same statement on those since, as a share
+    and not as a rise, and `became` says what has become of it.
+
     Counted are releases with published values, each by its largest system: `count` of `n`, with the exact 95 % interval
     (Clopper and Pearson 1934) and the `exceptions` by name. `systems` counts every size, `lecture_table` the lecture's
     own 25 models, `before` the releases before `since`. A statement about most systems (above 0.5) or nearly all (above
@@ -72,6 +76,31 @@ def judged(table: Sequence[Row] | None = None, claims: Mapping[str, SurveyClaim]
 
 
 def _judge(claim: SurveyClaim, table: Sequence[Row]) -> Row:
+    said = _judge_years(claim, [row for row in table if row["year"] <= SAID])
+    now = claim.model_copy(update={"since": None})
+    later = _judge_years(now, [row for row in table if row["year"] > SAID])
+    return {
+        **{key: getattr(claim, key) for key in ("id", "group", "statement", "said_in", "rule", "since")},
+        "unit": claim.unit or "releases",
+        **said,
+        "lecture_table": list(_count(claim, [row for row in table if row["in_lecture_table"] and _in(row, claim)])[:2]),
+        "later": {key: value for key, value in later.items() if key not in ("before", "p_grew")},
+        "became": _became(said["verdict"], later["verdict"], later["n"]),
+    }
+
+
+def _became(said: Verdict, later: Verdict, n: int) -> str:
+    """Return what has become of a statement."""
+    if not n:
+        return "nothing to count"
+    if later == "not decided":
+        return later
+    if later == "supported":
+        return "still so" if said == later else "so now"
+    return "still not so" if said == later else "not so now"
+
+
+def _judge_years(claim: SurveyClaim, table: Sequence[Row]) -> Row:
     matching = [row for row in table if matches(row, claim.where or {}) and row["release"] not in (claim.but or ())]
     counted = matching if claim.unit == "systems" else [row for row in matching if row["stands_for_release"]]
     now = [row for row in counted if claim.since is None or row["year"] >= claim.since]
@@ -83,13 +112,11 @@ def _judge(claim: SurveyClaim, table: Sequence[Row]) -> Row:
     p = _grew((count, n), before) if claim.since is not None and n and before[1] else None
     verdict, reason = _decide(claim, count, n, interval, before, p)
     return {
-        **{key: getattr(claim, key) for key in ("id", "group", "statement", "said_in", "rule", "since")},
-        "unit": claim.unit or "releases", "verdict": verdict, "reason": reason, "count": count, "n": n,
+        "verdict": verdict, "reason": reason, "count": count, "n": n,
         "share": count / n if n else None, "interval_95": list(interval) if interval else None,
         "before": list(before) if claim.since is not None else None, "p_grew": p, "unknown": len(now) - n,
         "exceptions": [row["system"] if claim.unit == "systems" else row["release"] for row in exceptions],
         "systems": list(_count(claim, every)[:2]),
-        "lecture_table": list(_count(claim, [row for row in table if row["in_lecture_table"] and _in(row, claim)])[:2]),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The table of published systems, from conf/preset and systems.yaml.
+"""The table of published systems, from conf/preset, and what systems.yaml adds to it.
 
 A release is a set of systems published together (``LLaMA-2``: 7B, 34B, 70B). Its largest system represents it where releases
 are counted, since its smaller ones are not independent choices.
@@ -20,11 +20,10 @@ from lmablate.core.paths import CONF_DIR
 from lmablate.core.settings import Settings
 
 Row = dict[str, Any]
-Kind = Literal["decoder", "mixture", "encoder", "encoder-decoder"]
 FILE = Path(__file__).parent / "systems.yaml"
 # The part of a system's name that is its size or edition, and not its release.
 _SIZE = re.compile(
-    r"[ -](\d+x)?([\d.]+B(-A[\d.]+B)?|A[\d.]+B|small|medium|large|base|big|xxlarge|XL|Jumbo)( v[\d.]+)?$", re.I
+    r"[ -](\d+x)?([\d.]+B(-A[\d.]+B)?|A[\d.]+B|small|medium|large|base|big|xxlarge|X?XL|Jumbo|Air)( v[\d.]+)?$", re.I
 )
 _POSITIONS = {"t5": "relative", "transformer_xl": "relative", "none": "none"}
 _LOCAL = ("sliding_window", "interleaved", "pattern")
@@ -62,19 +61,6 @@ class Regularisation(Settings):
     grade: Literal["V1", "V2", "V3", "V4", "R", "U"]
 
 
-class System(Settings):
-    """A system without a preset. `params` and `active_params` count its shape, `announced` is its authors' number."""
-
-    system: str
-    year: int
-    source: str
-    kind: Kind
-    announced: float
-    params: int
-    active_params: int | None = None
-    sizes: dict[str, str | bool | int | None]
-
-
 class Extras(Settings):
     """The content of systems.yaml."""
 
@@ -82,7 +68,6 @@ class Extras(Settings):
     not_published: dict[str, list[str]]
     released: dict[str, str]
     training: list[Regularisation]
-    systems: list[System]
 
 
 @cache
@@ -100,11 +85,6 @@ def systems() -> list[Row]:
     """Return one row per system with the keys COLUMNS, the oldest first; None if unknown or not applicable. Raises ConfigError."""
     more = extras()
     rows = [_of_preset(path) for path in sorted((CONF_DIR / "preset").glob("*.yaml"))]
-    built = {row["system"]: row for row in rows}
-    for one in more.systems:
-        if one.system in built:  # a preset has no single key for its kind and experts
-            built[one.system] |= {"kind": one.kind, **{key: one.sizes.get(key) for key in EXPERTS}}
-    rows += [_of_extra(one) for one in more.systems if one.system not in built]
     for row in rows:
         row["release"] = release_of(row["system"])
         for column in more.not_published.get(row["system"], ()):
@@ -147,7 +127,7 @@ def _of_preset(path: Path) -> Row:
     position = _POSITIONS.get(chosen["posemb"], chosen["posemb"].partition("_")[0])
     return row | {
         "system": preset["system"], "year": preset["year"], "built": path.stem, "source": preset["source"],
-        "kind": "decoder",
+        **_kind(chosen, settings),
         "params": preset["published_params"], "announced": preset["announced"], "vocab_size": preset["vocab_size"],
         "norm": chosen["norm"], "norm_position": chosen["norm_position"], "block_layout": _layout(chosen["block_layout"]),
         "activation": _activation(chosen["activation"]), "gated": preset["gated"], "position": position,
@@ -155,15 +135,24 @@ def _of_preset(path: Path) -> Row:
         "local_layers": chosen["attention"] in _LOCAL, "linear_bias": _bias(model), "tied": model["tie_embeddings"],
         "qk_norm": chosen["stability"] in ("qk_norm", "qkv_norm", "all") or bool(stability.get("qk_norm")),
         "soft_cap": chosen["stability"] in ("soft_cap", "all"),
-        "n_kv_heads": kv_heads, "head_dim": model.get("head_dim") or model["d_model"] // model["n_heads"],
+        "n_kv_heads": kv_heads,
+        "head_dim": settings.get("attention", {}).get("v_head_dim") or model.get("head_dim") or model["d_model"] // model["n_heads"],
     }  # fmt: skip
 
 
-def _of_extra(one: System) -> Row:
-    row = {"local_layers": False, "qk_norm": False, "soft_cap": False, **one.sizes}
-    gated = str(row["activation"]).endswith("glu")
-    known = {"system": one.system, "year": one.year, "kind": one.kind, "built": None, "source": one.source}
-    return row | known | {"gated": gated, "params": one.params, "announced": one.announced}
+def _kind(chosen: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]) -> Row:
+    """Return the kind of a system and, for a mixture, its experts."""
+    if settings["model"].get("n_encoder_layers"):
+        return {"kind": "encoder-decoder"}
+    if chosen.get("ffn", "dense") == "dense":
+        return {"kind": "encoder" if chosen.get("objective") in ("mlm", "rtd") else "decoder"}
+    ffn = {**_read(CONF_DIR / "ffn" / f"{chosen['ffn']}.yaml"), **settings.get("ffn", {})}
+    return {
+        "kind": "mixture",
+        "n_experts": ffn["n_experts"],
+        "experts_used": ffn["k"],
+        "shared_experts": ffn["shared"] or 0,
+    }
 
 
 def _heads(n_heads: int, n_kv_heads: int) -> str:

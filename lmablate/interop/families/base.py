@@ -44,12 +44,14 @@ class Family:
     """A class of transformers.
 
     `name` is the class. `lenses` come after those of every class: `sizes`, the vocabulary and
-    the tied head. `rules` lists the weights of a model of a spec."""
+    the tied head. `rules` lists the weights of a model of a spec. `unties`: a model may have a head of its own, though no setting
+    of the configuration says so."""
 
     name: str
     lenses: Sequence[Lens]
     rules: Callable[[Spec], Sequence[Rule]]
     sizes: Mapping[str, str]
+    unties: bool = False
 
     @property
     def config(self) -> str:
@@ -81,6 +83,9 @@ class Family:
 
         Attributes that the class does not declare have no effect, except those in BORROWED."""
         answered = {name for lens in self.all_lenses() for name in lens.theirs} | IDLE
+        answered |= {
+            config.attribute_map.get(name, name) for name in answered
+        }  # a configuration may have two names for one
         default = type(config)(bos_token_id=0, eos_token_id=0).to_dict()
         for name, value in config.to_dict().items():
             own = name in default or name in BORROWED

@@ -17,7 +17,7 @@ from lmablate.interop.config_mapping import (
 )
 from lmablate.interop.families.base import USUAL_SIZES, Family
 from lmablate.interop.model_spec import Spec
-from lmablate.interop.positions import LongRope, Rope, layer_types, window_everywhere
+from lmablate.interop.positions import LongRope, Rope, layer_types, scaled_queries, window_everywhere
 from lmablate.interop.tensors import HALVES, ROWS, Rule, ends, linear, norm
 
 PRE = {"attention.norm": "input_layernorm", "ffn.norm": "post_attention_layernorm"}
@@ -99,7 +99,7 @@ def like_llama(
     sizes: Mapping[str, str] = WIDE,
     eps: str = "rms_norm_eps",
     activation: Activation = GATED,
-    rope: Rope | None = None,
+    rope: Lens | None = None,
     fused_ffn: bool = False,
     fused_qkv: bool = False,
     branches: Mapping[str, str] | None = None,
@@ -122,6 +122,7 @@ _GEMMA = Fixed({"norm.unit_offset": True})
 FAMILIES = (
     like_llama("Llama", attention_bias(), Keys({"model.mlp_bias": "mlp_bias"})),
     like_llama("Mistral", window_everywhere()),
+    like_llama("Ministral3", window_everywhere(), rope=scaled_queries(Rope())),
     like_llama("Qwen2", Fixed({"model.qkv_bias": True}), layer_types("use_sliding_window"), sizes=NARROW),
     like_llama("Qwen3", attention_bias(), qk_norm(None), layer_types("use_sliding_window")),
     like_llama("Gemma", _GEMMA, embedding_root(), attention_bias(), Only({"use_bidirectional_attention": None})),
@@ -194,6 +195,12 @@ FAMILIES = (
         attention_bias(),
         Keys({"model.mlp_bias": "mlp_bias"}),
         activation=Activation("hidden_act", PLAIN_ACTIVATIONS),
+    ),
+    like_llama(
+        "SeedOss",
+        Keys(
+            {"model.qkv_bias": "attention_bias", "model.out_bias": "attention_out_bias", "model.mlp_bias": "mlp_bias"}
+        ),
     ),
     like_llama("Phi3", window_everywhere(), sizes=NARROW, rope=LongRope(partial=True), fused_ffn=True, fused_qkv=True),
     like_llama(

@@ -34,7 +34,8 @@ def _scaled(spec: Spec) -> bool:
     return math.isclose(spec["model.logit_scale"], spec["model.d_model"] ** -0.5)
 
 
-# Their `tie_word_embeddings` divides logits by the root of the width. The head is tied either way.
+# Their `tie_word_embeddings` divides logits by the root of the width. A new model's head is tied either way; that of a checkpoint
+# with other numbers for it (T5 v1.1) is not.
 _SCALE = Via(
     ("scale_decoder_outputs", "tie_word_embeddings"),
     lambda config: {
@@ -46,7 +47,7 @@ _SCALE = Via(
 
 
 def _t5(spec: Spec) -> list[Rule]:
-    out = [Rule(("embedding.weight",), "shared.weight")]
+    out = [Rule(("embedding.weight",), "shared.weight"), Rule(("head.proj.weight",), "lm_head.weight")]
     for ours, theirs, n in (
         ("encoder.reader.", "encoder", spec["model.n_encoder_layers"]),
         ("", "decoder", spec["model.n_layers"]),
@@ -102,5 +103,6 @@ FAMILIES = (
             "model.head_dim": "d_kv",
             "model.d_ff": "d_ff",
         },
+        unties=True,
     ),
 )

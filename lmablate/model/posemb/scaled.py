@@ -93,10 +93,8 @@ class YaRN(Scaled):
     acts_with: ClassVar[Mapping[str, Any]] = {**_MANY_TURNS, "beta_fast": {"posemb.original_length": 2000}}
 
     def check(self) -> None:
-        if self.beta_fast <= self.beta_slow:
-            raise ConfigError(
-                f"posemb.beta_fast={self.beta_fast} must be larger than posemb.beta_slow={self.beta_slow}"
-            )
+        if self.beta_fast < self.beta_slow:
+            raise ConfigError(f"posemb.beta_fast={self.beta_fast} must be at least posemb.beta_slow={self.beta_slow}")
         if self.rope_theta <= 1:
             raise ConfigError(f"posemb=rope_yarn needs posemb.rope_theta above 1, got {self.rope_theta}")
 
