@@ -1,0 +1,188 @@
+"""Fit a law as Hoffmann et al. 2022 (arXiv 2203.15556, approach 3) do, and bootstrap it over runs.
+
+The objective is the Huber loss (delta 1e-3) of the log of the loss, over a grid of starts, each minimised by L-BFGS. Sizes are
+centred in log space, so that scale and exponent of a term are nearly independent; the grid stands where the points are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmablate.scaling.forms import Columns, Form
+from lmablate.scaling.points import Points, check_points
+
+DELTA = 1e-3  # of the Huber loss, in log loss (Hoffmann et al. 2022, section D.2)
+FLOORS = (0.05, 0.3, 0.6, 0.9)  # of the lowest loss, at a start
+EXPONENTS = (0.05, 0.15, 0.35, 0.7, 1.2)
+TRIED = 16  # starts that are minimised: the lowest of the grid
+RESAMPLES = 200
+LEVEL = 0.9
+SEED = 20_261
+STEEPEST = 5.0  # largest exponent
+LOWEST = 1e-3  # least share of the floor in the lowest loss
+
+
+class Law(NamedTuple):
+    """A fitted law. `theta` and `origin` are its coordinates (Form.log_loss); `values` its parameters by name.
+
+    `residuals`: log of the loss less that of the law; `df`: their degrees of freedom; `lowest`: the lowest loss of a point.
+    `draws`: theta of each resample ``[resamples, parameters]``, empty without a bootstrap."""
+
+    form: Form
+    theta: np.ndarray
+    origin: np.ndarray
+    residuals: np.ndarray
+    lowest: float
+    df: int
+    draws: np.ndarray
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Return the parameters by name."""
+        return named(self.form, self.theta, self.origin)
+
+    def loss(self, columns: Columns, theta: np.ndarray | None = None) -> np.ndarray:
+        """Return the loss at sizes, nats per token; by a resample's `theta` if given."""
+        logs = np.stack([np.log(np.atleast_1d(columns[c])) for c in self.form.columns]) - self.origin[:, None]
+        return np.exp(self.form.log_loss(self.theta if theta is None else theta, logs)[0])
+
+    def interval(self, of: Callable[[Mapping[str, float]], float], level: float = LEVEL) -> tuple[float, float]:
+        """Return the interval of a function of the parameters, from the resamples."""
+        drawn = [of(named(self.form, theta, self.origin)) for theta in self.draws]
+        return expanded(np.array(drawn), self.df, level)
+
+    def intervals(self, level: float = LEVEL) -> dict[str, tuple[float, float]]:
+        """Return the interval of each parameter."""
+        return {name: self.interval(lambda values, name=name: values[name], level) for name in self.form.names}
+
+
+def named(form: Form, theta: np.ndarray, origin: np.ndarray) -> dict[str, float]:
+    """Return the parameters of `theta` by name, on the scale of the sizes themselves."""
+    first, out = int(form.floor), {}
+    if form.floor:
+        out["E"] = math.exp(theta[0])
+    for i, term in enumerate(form.terms):
+        log_scale, exponent = theta[first + 2 * i] + theta[first + 2 * i + 1] * origin[i], theta[first + 2 * i + 1]
+        power = log_scale if form.floor else log_scale / exponent
+        out[term.scale] = math.exp(min(power, 700.0))  # a flat law without a floor has its scale beyond all numbers
+    for i, term in enumerate(form.terms):
+        out[term.exponent] = float(theta[first + 2 * i + 1])
+    return {name: float(out[name]) for name in form.names}
+
+
+def fit(points: Points, form: Form, *, resamples: int = RESAMPLES, seed: int = SEED) -> Law:
+    """Return the law of `points`, with a bootstrap of `resamples`. Raises ConfigError for points that carry none."""
+    check_points(points, form)
+    logs = np.stack([np.log(points.columns[name]) for name in form.columns])
+    origin = logs.mean(1)
+    logs, target = logs - origin[:, None], np.log(points.loss)
+    bounds = _bounds(form, target)
+    found = [_minimised(form, start, logs, target, bounds) for start in _starts(form, logs, target)]
+    theta = min(found, key=lambda pair: pair[1])[0]
+    residuals = target - form.log_loss(theta, logs)[0]
+    df = max(1, len(np.unique(points.group)) - len(theta))
+    law = Law(form, theta, origin, residuals, float(points.loss.min()), df, np.empty((0, len(theta))))
+    if not resamples:
+        return law
+    drawn = [_again(form, theta, logs, other, bounds) for other in redrawn(law, logs, points.group, resamples, seed)]
+    return law._replace(draws=np.array(drawn))
+
+
+def huber(residuals: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the Huber loss of `residuals` over DELTA, and its derivative by each of them."""
+    size = np.abs(residuals)
+    inside = size <= DELTA
+    value = np.where(inside, residuals**2 / (2 * DELTA), size - DELTA / 2).sum()
+    return float(value), np.where(inside, residuals / DELTA, np.sign(residuals))
+
+
+def _minimised(
+    form: Form, start: np.ndarray, logs: np.ndarray, target: np.ndarray, bounds: list[tuple[float, float]]
+) -> tuple[np.ndarray, float]:
+    from scipy import optimize
+
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        predicted, slopes = form.log_loss(theta, logs)
+        value, by_residual = huber(predicted - target)
+        return value, slopes.T @ by_residual
+
+    options: dict[str, Any] = {"maxiter": 2000, "ftol": 1e-12, "gtol": 1e-8}
+    done = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return done.x, float(done.fun)
+
+
+def _again(
+    form: Form, start: np.ndarray, logs: np.ndarray, target: np.ndarray, bounds: list[tuple[float, float]]
+) -> np.ndarray:
+    """Return the minimum of the same objective for a resample, from the fit of the points themselves.
+
+    So near the minimum SciPy's trust region is several times as fast as L-BFGS, and ends at the same place."""
+    from scipy import optimize
+
+    done = optimize.least_squares(
+        lambda theta: form.log_loss(theta, logs)[0] - target,
+        start,
+        lambda theta: form.log_loss(theta, logs)[1],
+        bounds=tuple(np.array(bounds).T),
+        loss="huber",
+        f_scale=DELTA,
+        x_scale="jac",
+    )
+    return done.x
+
+
+def _bounds(form: Form, target: np.ndarray) -> list[tuple[float, float]]:
+    lowest = float(target.min())
+    floor = [(lowest + math.log(LOWEST), lowest)] if form.floor else []
+    return floor + [(-20.0 + lowest, 20.0 + lowest), (1e-3, STEEPEST)] * len(form.terms)
+
+
+def _starts(form: Form, logs: np.ndarray, target: np.ndarray) -> list[np.ndarray]:
+    """Return the lowest starts of the grid: floors, exponents, and shares of the terms in what is above the floor."""
+    middle, lowest = math.exp(float(np.mean(target))), math.exp(float(target.min()))
+    shares = [(1.0,)] if len(form.terms) == 1 else [(s, 1 - s) for s in (0.2, 0.5, 0.8)]
+    found = []
+    for floor in FLOORS if form.floor else (0.0,):
+        for exponents in itertools.product(EXPONENTS, repeat=len(form.terms)):
+            for share in shares:
+                theta = [math.log(floor * lowest)] if form.floor else []
+                for part, exponent in zip(share, exponents, strict=True):
+                    theta += [math.log((middle - floor * lowest) * part), exponent]
+                start = np.array(theta)
+                found.append((huber(form.log_loss(start, logs)[0] - target)[0], start))
+    return [start for _, start in sorted(found, key=lambda pair: pair[0])[:TRIED]]
+
+
+def redrawn(law: Law, logs: np.ndarray, group: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Return log losses ``[resamples, points]`` as other runs might have had them, around the law.
+
+    The residuals of a run stay together. Each run gets those of a run with as many points, drawn with replacement and with a
+    random sign, and widened by what the fit has taken out of them."""
+    rng = np.random.default_rng(seed)
+    fitted = law.form.log_loss(law.theta, logs)[0]
+    runs = [np.flatnonzero(group == one) for one in np.unique(group)]
+    wide = law.residuals * math.sqrt(len(runs) / law.df)
+    out = np.tile(fitted, (resamples, 1))
+    for size in {len(run) for run in runs}:
+        alike = np.array([run for run in runs if len(run) == size])
+        chosen = rng.integers(len(alike), size=(resamples, len(alike)))
+        signs = rng.choice((-1.0, 1.0), size=(resamples, len(alike), 1))
+        out[:, alike.ravel()] += (wide[alike][chosen] * signs).reshape(resamples, -1)
+    return out
+
+
+def expanded(drawn: np.ndarray, df: int, level: float) -> tuple[float, float]:
+    """Return the expanded percentile interval (Hesterberg 2015, The American Statistician 69, section 5.3).
+
+    Its percentiles are those at which the normal distribution has Student's quantiles, since few runs show little of their
+    spread."""
+    from scipy import stats
+
+    tail = float(stats.norm.cdf(stats.t.ppf((1 - level) / 2, df)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
