@@ -97,10 +97,11 @@ class Ladder(NamedTuple):
 def ladders(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> list[Ladder]:
     """Return the ladders among `studies` (studies_in) with their finished runs (load_runs)."""
     by_id = {row["run_id"]: row for row in runs.to_dict("records")}
-    return [_ladder(study, by_id) for study in studies if study.get("ladder")]
+    return [ladder_of(study, by_id) for study in studies if study.get("ladder")]
 
 
-def _ladder(study: Mapping[str, Any], rows: Mapping[str, Mapping[Any, Any]]) -> Ladder:
+def ladder_of(study: Mapping[str, Any], rows: Mapping[str, Mapping[Any, Any]]) -> Ladder:
+    """Return the ladder of a study's file and of rows by run id."""
     node = study["ladder"]
     names = tuple(rung["name"] for rung in node["rungs"])
     held_out = frozenset(rung["name"] for rung in node["rungs"] if rung["held_out"])
@@ -118,7 +119,7 @@ def _run(use: Mapping[str, Any], row: Mapping[Any, Any], whole: float) -> Run | 
         return None
     tokens = float(row["tokens"])
     seconds = row.get("wall_seconds")
-    shared = "gang" in str(row.get("numerics", "")) or seconds is None or not seconds > 0
+    alone = "gang" not in str(row.get("numerics", "")) and seconds is not None and seconds > 0
     return Run(
         arm=use["of"],
         rung=use["rung"],
@@ -127,8 +128,8 @@ def _run(use: Mapping[str, Any], row: Mapping[Any, Any], whole: float) -> Run | 
         params=float(row["n_params_non_embedding"]),
         tokens=tokens,
         flops=float(row["flops_per_token"]) * tokens,
-        loss=float(row["val_loss"]) if row["status"] == "completed" else None,
-        seconds=None if shared else float(seconds),
+        loss=float(row["val_loss"] or 0) if row["status"] == "completed" else None,
+        seconds=float(seconds) if alone and seconds is not None else None,
         run_id=str(row["run_id"]),
     )
 

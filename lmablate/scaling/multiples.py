@@ -139,7 +139,7 @@ def _multiple(
     timed = [r.seconds for r in (*own, *base)]
     seconds = None
     if known and None not in timed:
-        seconds = math.exp(y) * float(np.mean([r.seconds for r in base]) / np.mean([r.seconds for r in own]))  # type: ignore[arg-type]
+        seconds = math.exp(y) * float(np.mean([r.seconds for r in base]) / np.mean([r.seconds for r in own]))
     scale = math.exp(shift)
     p = float(2 * stats.t.sf(abs(mean) / se, runs.df)) if se > 0 else float(mean == 0)
     return Multiple(

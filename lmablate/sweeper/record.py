@@ -39,10 +39,7 @@ def use_of(job: Job, cfg: RunConfig, settings: Sequence[str]) -> dict[str, Any]:
 def content(study: Study) -> dict[str, Any]:
     """Return the content of ``RESULTS_DIR/studies/<sweep>.json``."""
     settings, tuning = study.settings, study.tuning
-    arms = {
-        name: {"overrides": list(overrides), **(tuning.arm(name) if tuning is not None else {"lr": study.own_lr(name)})}
-        for name, overrides in study.arms.items()
-    }
+    arms = {name: {"overrides": list(overrides), **study.arm_record(name)} for name, overrides in study.arms.items()}
     return {
         "schema_version": 1,
         "sweep": study.name,
@@ -62,4 +59,5 @@ def content(study: Study) -> dict[str, Any]:
         },
         "notes": notes(study),
         "runs": list(study.uses.values()),
+        **study.more_record(),
     }
