@@ -11,17 +11,21 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lmablate.core.console import prose
 from lmablate.core.errors import ConfigError, exit_on_config_error
-from lmablate.core.files import atomic_write
+from lmablate.core.files import atomic_write, file_stem
 from lmablate.core.paths import given_path
+from lmablate.results.load import load_runs
+from lmablate.results.studies import studies_in
 from lmablate.runs.run_directory import check_readable, check_writable
 from lmablate.scaling import law_file
 from lmablate.scaling.forms import FORMS, Form, Term, form_of
 from lmablate.scaling.isoflop import isoflop
 from lmablate.scaling.law import RESAMPLES, fit
 from lmablate.scaling.points import Points, read_points
+from lmablate.scaling.summary import calibration_of, lines, summaries
 
 ISOFLOP = "isoflop"
 ISOFLOP_COLUMNS = Form(ISOFLOP, "", (Term("params", "", ""), Term("flops", "", "")), False)
@@ -98,7 +102,31 @@ def _written(out: Path | None, record: dict[str, object], points: Points) -> lis
 def of_results(args: argparse.Namespace) -> list[str]:
     """Return what the ladders of a results directory show, and write it. Raises ConfigError where there is none."""
     check_readable(args.results_dir, "")
-    raise ConfigError(f"{args.results_dir}: no ladder study")
+    if args.out is not None:
+        check_writable(args.out, "--out")
+    studies = studies_in([args.results_dir])
+    records = summaries(load_runs(args.results_dir), studies)
+    if not records:
+        names = ", ".join(study["sweep"] for study in studies) or "no study at all"
+        raise ConfigError(
+            f"{args.results_dir}: no ladder among its studies ({names}); train one, e.g. python -m lmablate.train sweeps=activation "
+            "ladder=laptop scale=laptop"
+        )
+    out = [line for record in records for line in (*lines(record), "")]
+    calibrated = calibration_of(records)
+    return [*out, calibrated["words"], *_ladders_written(args.out, records, calibrated)]
+
+
+def _ladders_written(out: Path | None, records: list[dict[str, Any]], calibrated: dict[str, Any]) -> list[str]:
+    if out is None:
+        return []
+    from lmablate.analysis._style import save
+    from lmablate.analysis.ladders import figure
+
+    content = {"schema_version": 1, "ladders": records, "calibration": calibrated}
+    atomic_write(out / "ladders.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    figures = [str(save(figure(record), out / file_stem(record["study"]))[0]) for record in records]
+    return ["", f"wrote {', '.join([str(out / 'ladders.json'), *figures])}"]
 
 
 if __name__ == "__main__":

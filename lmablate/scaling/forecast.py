@@ -10,7 +10,7 @@ import numpy as np
 
 from lmablate.core.errors import ConfigError
 from lmablate.scaling.ladder import Ladder
-from lmablate.scaling.law import Law
+from lmablate.scaling.law import RESAMPLES, Law
 from lmablate.scaling.multiples import difference_of, gain, line, pooled
 
 LEVEL = 0.9
@@ -50,10 +50,10 @@ def predict(
     return Forecast("", middle, (middle - half, middle + half), pairs, "")
 
 
-def forecasts(ladder: Ladder, at: float, pairs: int) -> list[Forecast]:
+def forecasts(ladder: Ladder, at: float, pairs: int, *, resamples: int = RESAMPLES) -> list[Forecast]:
     """Return the forecast of each arm but the baseline at `at` FLOPs, from the fitted rungs."""
     try:
-        law = ladder.law()
+        law = ladder.law(resamples=resamples)
     except ConfigError as error:
         return [Forecast(arm, None, None, pairs, str(error)) for arm in ladder.arms[1:]]
     out = []

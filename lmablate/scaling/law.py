@@ -20,7 +20,8 @@ from lmablate.scaling.points import Points, check_points
 DELTA = 1e-3  # of the Huber loss, in log loss (Hoffmann et al. 2022, section D.2)
 FLOORS = (0.05, 0.3, 0.6, 0.9)  # of the lowest loss, at a start
 EXPONENTS = (0.05, 0.15, 0.35, 0.7, 1.2)
-TRIED = 16  # starts that are minimised: the lowest of the grid
+TRIED = 8  # starts that are minimised: the lowest of the grid
+POLISHED = 2  # of their ends, the lowest
 RESAMPLES = 200
 LEVEL = 0.9
 SMOOTH = 1.0  # share of normal noise in the variance of a resample
@@ -85,13 +86,16 @@ def fit(points: Points, form: Form, *, resamples: int = RESAMPLES, seed: int = S
     logs, target = logs - origin[:, None], np.log(points.loss)
     bounds = _bounds(form, target)
     found = [_minimised(form, start, logs, target, bounds) for start in _starts(form, logs, target)]
-    theta = min(found, key=lambda pair: pair[1])[0]
+    ends = [
+        _polished(form, theta, logs, target, bounds) for theta, _ in sorted(found, key=lambda pair: pair[1])[:POLISHED]
+    ]
+    theta = min(ends, key=lambda one: huber(form.log_loss(one, logs)[0] - target)[0])
     residuals = target - form.log_loss(theta, logs)[0]
     df = max(1, len(np.unique(points.group)) - len(theta))
     law = Law(form, theta, origin, residuals, float(points.loss.min()), df, np.empty((0, len(theta))))
     if not resamples:
         return law
-    drawn = [_again(form, theta, logs, other, bounds) for other in redrawn(law, logs, points.group, resamples, seed)]
+    drawn = [_polished(form, theta, logs, other, bounds) for other in redrawn(law, logs, points.group, resamples, seed)]
     return law._replace(draws=np.array(drawn))
 
 
@@ -113,17 +117,17 @@ def _minimised(
         value, by_residual = huber(predicted - target)
         return value, slopes.T @ by_residual
 
-    options: dict[str, Any] = {"maxiter": 2000, "ftol": 1e-12, "gtol": 1e-8}
+    options: dict[str, Any] = {"maxiter": 60, "ftol": 1e-9, "gtol": 1e-6}
     done = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return done.x, float(done.fun)
 
 
-def _again(
+def _polished(
     form: Form, start: np.ndarray, logs: np.ndarray, target: np.ndarray, bounds: list[tuple[float, float]]
 ) -> np.ndarray:
-    """Return the minimum of the same objective for a resample, from the fit of the points themselves.
+    """Return the minimum of the same objective near a `start`: of the best ends, and of each resample.
 
-    So near the minimum SciPy's trust region is several times as fast as L-BFGS, and ends at the same place."""
+    So near the minimum SciPy's trust region is several times as fast as L-BFGS, and more exact."""
     from scipy import optimize
 
     done = optimize.least_squares(

@@ -14,6 +14,7 @@ from lmablate.core import access
 from lmablate.core.errors import ConfigError
 from lmablate.scaling.forms import Columns, Form
 
+TOGETHER = 0.999  # correlation of two log sizes that no law can separate
 FEWEST = 3  # sizes that determine the bend of a law
 GROUP = "run"  # optional column: points of one run (budgets of one trunk) are no independent draws
 
@@ -49,6 +50,13 @@ def check_points(points: Points, form: Form, where: str = "") -> None:
         if sizes < FEWEST:
             raise ConfigError(
                 f"{where}{sizes} different {name}: a law needs {FEWEST} or more sizes; add rungs, or choose another --form"
+            )
+    if len(form.columns) == 2:
+        a, b = (np.log(points.columns[name]) for name in form.columns)
+        if np.corrcoef(a, b)[0, 1] > TOGETHER:
+            raise ConfigError(
+                f"{where}{' and '.join(form.columns)} grow together, so that their exponents cannot be told apart: give several numbers "
+                "of tokens for each size (schedule=wsd_branches), or use --form kaplan_n"
             )
     least = len(form.names)
     if len(points.loss) <= least:
