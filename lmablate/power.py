@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lmablate.claims import ladder_simulation as ladders
 from lmablate.claims import simulation as s
 from lmablate.claims.report_verdicts import evidence
 from lmablate.claims.simulation import Rate
@@ -27,6 +28,7 @@ from lmablate.runs.run_directory import check_writable
 from lmablate.stats import planning
 
 PairsNeeded = Callable[[float, float, float], int | None]
+LADDERS = 400  # most made-up ladders for a rate, since each fits two laws with their resamples
 PAIRS = (3, 4, 5, 6, 8, 10, 12, 16)
 TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in sd of a pair -> pairs for 90 % power
 TOST_TABLE = {1.0: 13, 1.25: 9, 1.5: 7, 1.75: 6, 2.0: 5, 2.5: 4, 3.0: 4, 4.0: 3}
@@ -183,7 +185,7 @@ def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
 
 
 def simulated(sets: int) -> list[Rate]:
-    """Return every rate: false positives, power, equivalence, families, looks, divergence."""
+    """Return every rate: false positives, power, equivalence, families, looks, divergence, ladders, laws."""
     return [rate for part in parts(sets).values() for rate in part()]
 
 
@@ -198,6 +200,8 @@ def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
         "looks": lambda: s.looks(2 * sets),
         "judged looks": lambda: s.judged_looks(sets),
         "divergence": lambda: s.divergences(sets),
+        "ladders": lambda: ladders.multiples(min(sets, LADDERS)),
+        "laws": lambda: [r for form in ("compute", "chinchilla") for r in ladders.coverage(min(sets, LADDERS), form)],
     }
 
 

@@ -10,6 +10,7 @@ from corpus import QUICK, here, write_corpus
 from lmablate.budget import flops_per_token, parameters
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
+from lmablate.report.command import write_report
 from lmablate.results import load_runs
 from lmablate.results.studies import load_studies, study_path
 from lmablate.scaling.forecast import outcomes
@@ -251,3 +252,19 @@ def test_a_stored_sweep_becomes_a_ladder_on_the_command_line(text, tmp_path):
     plan = here("lmablate.plan", *words, cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr
     assert "rms at 24k" in plan.stdout
+
+
+@pytest.mark.slow
+def test_a_report_has_the_ladder_in_figure_table_and_verdicts(done, tmp_path):
+    folder, _, _ = done
+    write_report([folder], tmp_path)
+    record = json.loads((tmp_path / "verdicts.json").read_text())
+    assert record["forecasts"]["words"] == "1 of 1 forecasts held; of many, 90% should"
+    assert {row["a"].partition(" at ")[2] == row["b"].partition(" at ")[2] for row in record["comparisons"]} == {True}
+    assert len(record["comparisons"]) == 4 and (tmp_path / "figures" / "which_ladder.png").exists()
+    page = (tmp_path / "index.html").read_text()
+    assert "From small to large" in page and "came out" in page
+    assert (tmp_path / "tables" / "ladders.csv").read_text().count("\n") == 2
+    done = here("lmablate.cli.scaling", str(folder), "--out", str(tmp_path / "law"))
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 forecasts held" in done.stdout and (tmp_path / "law" / "which.png").exists()

@@ -159,7 +159,7 @@ def test_a_multiple_is_the_inverse_of_the_law():
 
 
 def test_an_effect_that_grows_is_found_with_its_forecast_and_its_words(made):
-    ladder, frame, record = made
+    _, frame, record = made
     (one,) = summaries(frame, [record])
     (arm,) = one["effects"]
     assert arm["trend"] == "grows" and arm["multiples"][-1]["value"] == pytest.approx(1.5, rel=0.12)

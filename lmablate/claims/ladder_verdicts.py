@@ -67,7 +67,7 @@ def _reading(
                 laws[key] = str(error)
         law = laws[key]
         if isinstance(law, str):
-            return {"verdict": "not decided", "reason": law, "words": law, "trend": "not decided"}
+            return {"verdict": "not decided", "reason": law, "words": law, "trend": "not decided", "arm": plus}
         found = effect(ladder, plus, law, minus=minus)
         verdict, words = words_of(found, claimed=-1 if test.direction == "lower" else 1)
         pairs = sum(m.n for m in found.multiples)
@@ -82,6 +82,7 @@ def _reading(
             "reason": f"{words} ({trend_words(found)}){far}",
             "words": words,
             "trend": found.trend,
+            "arm": plus,
         }
     return None
 
@@ -150,4 +151,4 @@ def _of_laws(tests: Sequence[LawTest], ladder: Ladder) -> dict[str, Any]:
     order: tuple[Word, ...] = ("contradicted", "not decided", "supported")
     verdict = min(words, key=order.index)
     reason = "; ".join(reasons)
-    return {"verdict": verdict, "reason": reason, "words": reason, "trend": None}
+    return {"verdict": verdict, "reason": reason, "words": reason, "trend": None, "arm": None}
