@@ -11,6 +11,7 @@ from lmablate.claims import ladder_simulation as simulated
 from lmablate.claims.ladder_verdicts import words_of
 from lmablate.claims.verdict import judge
 from lmablate.core.errors import ConfigError
+from lmablate.scaling import law as laws
 from lmablate.scaling.forecast import forecasts
 from lmablate.scaling.forms import FORMS
 from lmablate.scaling.isoflop import isoflop
@@ -65,6 +66,23 @@ def test_a_law_with_noise_and_outliers_is_recovered_within_its_intervals():
     for name, (low, high) in law.intervals(0.99).items():
         assert low <= REFIT[name] <= high and high - low < 1.5 * REFIT[name]
     assert law.values["alpha"] == pytest.approx(REFIT["alpha"], rel=0.08)
+
+
+def test_resamples_refitted_at_once_end_where_scipy_ends_one_by_one():
+    for form, points in (
+        ("compute", simulated._compute_points(4, 3, 0.0025, np.random.default_rng(1))),
+        ("chinchilla", simulated._both_points(4, 3, 0.0025, np.random.default_rng(1))),
+    ):
+        own = FORMS[form]
+        law = fit(points, own, resamples=0)
+        logs = np.stack([np.log(points.columns[name]) for name in own.columns]) - law.origin[:, None]
+        bounds = laws._bounds(own, np.log(points.loss))
+        targets = laws.redrawn(law, logs, points.group, 12, 0)
+        ours = laws.refitted(own, law.theta, logs, targets, bounds)
+        for theta, target in zip(ours, targets, strict=True):
+            theirs = laws._polished(own, law.theta, logs, target, bounds)
+            at = [laws.huber(own.log_loss(one, logs)[0] - target)[0] for one in (theta, theirs)]
+            assert at[0] < at[1] * 1.01
 
 
 def test_the_best_size_of_a_budget_is_the_minimum_of_the_law():

@@ -46,22 +46,22 @@ class Form(NamedTuple):
         return (*(("E",) if self.floor else ()), *scales, *exponents)
 
     def log_loss(self, theta: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the log of the loss ``[points]`` and its derivatives ``[points, parameters]``.
+        """Return the log of the loss ``[..., points]`` and its derivatives ``[..., points, parameters]``.
 
-        `theta`: log E if there is a floor, then log scale and exponent of each term, of terms ``exp(a - alpha x)``. `logs`: the
-        log sizes x ``[terms, points]``, from any origin."""
-        first = int(self.floor)
-        parts = np.stack([theta[first + 2 * i] - theta[first + 2 * i + 1] * x for i, x in enumerate(logs)])
+        `theta` ``[..., parameters]``: log E if there is a floor, then log scale and exponent of each term, of terms
+        ``exp(a - alpha x)``. `logs`: the log sizes x ``[terms, points]``, from any origin."""
+        first, column = int(self.floor), np.moveaxis(theta, -1, 0)[..., None]
+        parts = [column[first + 2 * i] - column[first + 2 * i + 1] * x for i, x in enumerate(logs)]
         if self.floor:
-            parts = np.vstack([np.full((1, parts.shape[1]), theta[0]), parts])
-        top = parts.max(0)
-        shares = np.exp(parts - top)
-        total = shares.sum(0)
-        shares /= total
-        slopes = [shares[0]] if self.floor else []
+            parts = [np.broadcast_to(column[0], parts[0].shape), *parts]
+        top = np.maximum.reduce(parts)
+        shares = [np.exp(part - top) for part in parts]
+        total = sum(shares)
+        slopes = [shares[0] / total] if self.floor else []
         for i, x in enumerate(logs):
-            slopes += [shares[first + i], -shares[first + i] * x]
-        return top + np.log(total), np.stack(slopes, 1)
+            share = shares[first + i] / total
+            slopes += [share, -share * x]
+        return top + np.log(total), np.stack(slopes, -1)
 
 
 FORMS = {

@@ -23,7 +23,7 @@ def decisions(study: Study) -> list[str]:
 def notes(study: Study) -> list[str]:
     """Return the decisions and the missing runs, one per line."""
     counts = Counter(trial.arm for trial in study.missing)
-    return decisions(study) + [
+    return study.decisions() + [
         f"{arm}: {n} run{'s' * (n > 1)} without a result; "
         + study.orphans.get(arm, "the same command trains what is missing")
         for arm, n in sorted(counts.items())

@@ -92,7 +92,8 @@ def rungs_of(ladder: LadderSettings, compose: Compose) -> list[Rung]:
         ]
     else:
         held = [ladder.held_out] if isinstance(ladder.held_out, int) else []
-        out = [_solved(ladder, size, length, compose, size in held) for size in (*(ladder.params or ()), *held)]
+        heads = compose((length,)).model.n_heads
+        out = [_solved(ladder, size, length, compose, heads, size in held) for size in (*(ladder.params or ()), *held)]
     ordered = sorted(out, key=lambda rung: rung.params)
     if ordered != out or len({rung.params for rung in out}) < len(out):
         shown = ", ".join(f"{rung.name} has {rung.params:,}" for rung in out)
@@ -102,10 +103,9 @@ def rungs_of(ladder: LadderSettings, compose: Compose) -> list[Rung]:
     return out
 
 
-def _solved(ladder: LadderSettings, size: int, length: str, compose: Compose, held_out: bool) -> Rung:
+def _solved(ladder: LadderSettings, size: int, length: str, compose: Compose, heads: int, held_out: bool) -> Rung:
     """Return the rung whose baseline comes nearest to `size` parameters."""
-    shape = compose((length,)).model
-    step = 2 * shape.n_heads  # a rotation turns pairs of a head's dimensions
+    step = 2 * heads  # a rotation turns pairs of a head's dimensions
     best: Rung | None = None
     for depth in [ladder.n_layers] if ladder.n_layers else _depths(size, ladder.ratio or 1.0):
         for width in _widths(size, depth, step):
@@ -118,7 +118,7 @@ def _solved(ladder: LadderSettings, size: int, length: str, compose: Compose, he
     if best is None or abs(best.params / size - 1) > NEAR:
         near = f"the nearest has {best.params:,}" if best else f"none has d_model / n_layers near {ladder.ratio:g}"
         raise ConfigError(
-            f"sweep.ladder: no whole width and depth make {size:,} parameters with {shape.n_heads} heads (model.n_heads): {near}; give "
+            f"sweep.ladder: no whole width and depth make {size:,} parameters with {heads} heads (model.n_heads): {near}; give "
             "other params, n_layers or model.n_heads"
         )
     return best
