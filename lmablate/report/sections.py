@@ -17,7 +17,7 @@ from lmablate.report.claim_tables import DECIDED
 from lmablate.report.notices import STAGES, missing, study_notices
 from lmablate.report.reproduce import commands, with_more_seeds
 from lmablate.report.summary import arms_table, notices, question
-from lmablate.report.tuned_studies import compared, sensitivities, shown
+from lmablate.report.tuned_studies import arms_by_size, compared, sensitivities, shown
 from lmablate.results.arms import keys
 from lmablate.results.common_targets import on_common_targets
 from lmablate.results.duplicates import counted
@@ -45,7 +45,7 @@ class Question:
 
     `name`: the stored sweep, None for runs of no sweep. `runs`: those that are compared, with their arms (as from
     tuned_studies.shown). `tuned`: those that only chose a learning rate. `comparisons` and `rates` as from tuned_studies.
-    `warnings`: sentences. `commands`: the commands that train its runs again.
+    `warnings`: sentences. `commands`: the commands that train its runs again. `sizes`: the arms of each size of a ladder.
     """
 
     name: str | None
@@ -56,6 +56,7 @@ class Question:
     missing: list[Missing]
     warnings: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    sizes: list[list[str]] = field(default_factory=list)
 
     @cached_property
     def arms(self) -> pd.DataFrame:
@@ -65,7 +66,7 @@ class Question:
     @cached_property
     def notices(self) -> list[str]:
         """Return the caveats of these runs, of this question alone."""
-        return [*notices(self.runs, self.arms), *self.warnings]
+        return [*notices(self.runs, self.arms, self.sizes), *self.warnings]
 
     @cached_property
     def varied(self) -> str:
@@ -154,6 +155,7 @@ def _question(
         missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, parts)],
         warnings=study_notices(every, own, unfinished, rates),
         commands=again,
+        sizes=[group for study in own if study.get("ladder") for group in arms_by_size(list(dict.fromkeys(runs["arm"])), study)],
     )  # fmt: skip
 
 

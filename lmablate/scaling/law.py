@@ -24,6 +24,7 @@ TRIED = 8  # starts that are minimised: the lowest of the grid
 POLISHED = 2  # of their ends, the lowest
 RESAMPLES = 200
 LEVEL = 0.9
+OUTLIER = 6.0  # standard deviations, beyond which a residual counts as an outlier and not as noise
 REFITS = 60  # steps of the refits of the resamples, which end far nearer than their spread
 SEED = 20_261
 STEEPEST = 5.0  # largest exponent
@@ -217,15 +218,17 @@ def redrawn(law: Law, logs: np.ndarray, group: np.ndarray, resamples: int, seed:
     """Return log losses ``[resamples, points]`` as other runs might have had them: normal noise around the law.
 
     It has the covariance of the residuals of a run, since budgets of one trunk belong together, and is widened by what the fit
-    has taken out of the means of runs and of what is within them. Drawn residuals would not do: the Huber loss passes through some points, and draws of these
-    zeros make intervals too narrow (Silverman and Young 1987, Biometrika 74)."""
+    has taken out of the means of runs and of what is within them. Drawn residuals would not do: the Huber loss passes
+    through some points, and draws of these zeros make intervals too narrow (Silverman and Young 1987, Biometrika 74)."""
     rng = np.random.default_rng(seed)
     runs = [np.flatnonzero(group == one) for one in np.unique(group)]
-    shared = np.array([law.residuals[group == one].mean() for one in group])
+    limit = OUTLIER * 1.4826 * float(np.median(np.abs(law.residuals)))  # sd of normal residuals by their median size
+    residuals = np.clip(law.residuals, -limit, limit) if limit else law.residuals
+    shared = np.array([residuals[group == one].mean() for one in group])
     within, rest = len(group) - len(runs), len(group) - len(law.theta) - law.df
     wide = shared * math.sqrt(len(runs) / law.df)
     if within:
-        wide += (law.residuals - shared) * math.sqrt(within / max(1.0, rest))
+        wide += (residuals - shared) * math.sqrt(within / max(1.0, rest))
     out = np.tile(law.form.log_loss(law.theta, logs)[0], (resamples, 1))
     for size in {len(run) for run in runs}:
         alike = np.array([run for run in runs if len(run) == size])
