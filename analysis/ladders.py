@@ -22,7 +22,7 @@ class PublishedEffect(NamedTuple):
 
 
 def figure(record: Mapping[str, Any], published: Sequence[PublishedEffect] = ()) -> Figure:
-    """Left: the loss difference at each rung; right: the compute multiple. `record`: of scaling.summary."""
+    """Left: the loss difference at each rung; right: the compute multiple. `record`: of scaling.ladder_summary."""
     if not record["effects"]:
         return message(f"{record['study']}: {record['problem'] or 'no arm but the baseline'}")
     looks = arm_styles([one["arm"] for one in record["effects"]])

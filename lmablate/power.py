@@ -174,12 +174,11 @@ def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
     """Write ``rates.csv`` and ``simulation.png`` and ``.svg``. Returns the rates as text."""
     import pandas as pd
 
-    from lmablate.analysis._style import save
-    from lmablate.analysis.simulation import figure
+    from lmablate.analysis import _style, simulation
 
     table = pd.DataFrame(rates)
     atomic_write(folder / "rates.csv", table.round(5).to_csv(index=False))
-    save(figure(table), folder / "simulation")
+    _style.save(simulation.figure(table), folder / "simulation")
     lines = [f"{r.rate:6.3f}  ({r.low:.3f} to {r.high:.3f})  {r.what}, {r.setting}" for r in rates]
     return [*lines, "", f"wrote {folder / 'rates.csv'} and {folder / 'simulation.png'}"]
 

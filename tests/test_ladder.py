@@ -270,7 +270,7 @@ def test_a_report_has_the_ladder_in_figure_table_and_verdicts(done, tmp_path):
     folder, _, _ = done
     write_report([folder], tmp_path)
     record = json.loads((tmp_path / "verdicts.json").read_text())
-    assert record["forecasts"]["words"] == "1 of 1 forecasts held; of many, 90% should"
+    assert [(row["arm"], row["rung"], row["held"]) for row in record["forecasts"]] == [("layer", "48k", True)]
     assert {row["a"].partition(" at ")[2] == row["b"].partition(" at ")[2] for row in record["comparisons"]} == {True}
     assert len(record["comparisons"]) == 4 and (tmp_path / "figures" / "which_ladder.png").exists()
     page = (tmp_path / "index.html").read_text()

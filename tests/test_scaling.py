@@ -16,12 +16,12 @@ from lmablate.scaling.forecast import forecasts
 from lmablate.scaling.forms import FORMS
 from lmablate.scaling.isoflop import isoflop
 from lmablate.scaling.ladder import ladders
+from lmablate.scaling.ladder_summary import calibration_of, lines, summaries
 from lmablate.scaling.law import fit
 from lmablate.scaling.multiples import Effect, Multiple, difference_of, worth
 from lmablate.scaling.optimum import best_params, exponent, optimum
 from lmablate.scaling.points import Points
 from lmablate.scaling.ranks import agreements
-from lmablate.scaling.summary import calibration_of, lines, summaries
 
 REFIT = {
     "E": 1.8172,

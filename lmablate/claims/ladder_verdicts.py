@@ -10,10 +10,10 @@ from lmablate.claims.claim import Claim, Hypothesis, LawTest
 from lmablate.claims.predicates import Row, matches
 from lmablate.core.errors import ConfigError
 from lmablate.scaling.ladder import Ladder
+from lmablate.scaling.ladder_summary import laws_of, trend_words
 from lmablate.scaling.law import Law
 from lmablate.scaling.multiples import Effect, effect
 from lmablate.scaling.optimum import exponent
-from lmablate.scaling.summary import laws_of, trend_words
 
 Word = Literal["supported", "contradicted", "not decided"]
 AND_TREND = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lmablate.core.console import prose
@@ -23,9 +24,9 @@ from lmablate.runs.run_directory import check_readable, check_writable
 from lmablate.scaling import law_file
 from lmablate.scaling.forms import FORMS, Form, Term, form_of
 from lmablate.scaling.isoflop import isoflop
+from lmablate.scaling.ladder_summary import calibration_of, lines, summaries
 from lmablate.scaling.law import RESAMPLES, fit
 from lmablate.scaling.points import Points, read_points
-from lmablate.scaling.summary import calibration_of, lines, summaries
 
 ISOFLOP = "isoflop"
 ISOFLOP_COLUMNS = Form(ISOFLOP, "", (Term("params", "", ""), Term("flops", "", "")), False)
@@ -91,12 +92,17 @@ def fit_points(args: argparse.Namespace) -> list[str]:
 def _written(out: Path | None, record: dict[str, object], points: Points) -> list[str]:
     if out is None:
         return []
-    from lmablate.analysis._style import save
-    from lmablate.analysis.scaling_law import figure
-
+    _, scaling_law, save = _drawing()
     atomic_write(out / "law.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    save(figure(record, points.columns, points.loss), out / "law")
+    save(scaling_law.figure(record, points.columns, points.loss), out / "law")
     return ["", f"wrote {out / 'law.json'} and {out / 'law.png'}"]
+
+
+def _drawing() -> tuple[ModuleType, ModuleType, Callable[..., list[Path]]]:
+    """Return what draws ladders and laws, and what saves; matplotlib is loaded only for that."""
+    from lmablate.analysis import _style, ladders, scaling_law
+
+    return ladders, scaling_law, _style.save
 
 
 def of_results(args: argparse.Namespace) -> list[str]:
@@ -120,12 +126,10 @@ def of_results(args: argparse.Namespace) -> list[str]:
 def _ladders_written(out: Path | None, records: list[dict[str, Any]], calibrated: dict[str, Any]) -> list[str]:
     if out is None:
         return []
-    from lmablate.analysis._style import save
-    from lmablate.analysis.ladders import figure
-
+    ladders, _, save = _drawing()
     content = {"schema_version": 1, "ladders": records, "calibration": calibrated}
     atomic_write(out / "ladders.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    figures = [str(save(figure(record), out / file_stem(record["study"]))[0]) for record in records]
+    figures = [str(save(ladders.figure(record), out / file_stem(record["study"]))[0]) for record in records]
     return ["", f"wrote {', '.join([str(out / 'ladders.json'), *figures])}"]
 
 

@@ -40,7 +40,7 @@ from lmablate.results.folders import SkippedFile
 from lmablate.results.load import load_history, load_runs, load_unfinished, result_folders
 from lmablate.results.studies import studies_in
 from lmablate.runs.run_directory import below, check_writable
-from lmablate.scaling.summary import calibration_of, summaries
+from lmablate.scaling.ladder_summary import calibration_of, summaries
 from lmablate.survey import judged as surveyed
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
         "learning_rates": [row for question in sections for row in question.rates],
         "noise": noise(runs),
         "ladders": ladders,
-        "forecasts": calibration_of(ladders),
+        "forecasts": [row for ladder in ladders for row in ladder["forecasts"]],
         "survey": (survey := surveyed()),
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core.files import file_stem
 from lmablate.report.figures import Drawn
-from lmablate.scaling.summary import forecast_text
+from lmablate.scaling.ladder_summary import forecast_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def ladder_rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return a row for each arm of each ladder (scaling.summary): its multiple at the ends, its trend, and its forecast."""
+    """Return a row for each arm of each ladder (scaling.ladder_summary): its multiple at the ends, its trend, and its forecast."""
     out = []
     for record in records:
         for one in record["effects"]:
