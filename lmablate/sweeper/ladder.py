@@ -21,7 +21,7 @@ from lmablate.scaling.ladder import Ladder, ladder_of
 from lmablate.schema.run_config import RunConfig
 from lmablate.sweeper.fit import Fit, fit_lr, rounded
 from lmablate.sweeper.rungs import LadderSettings, Rung, own_keys, rungs_of, tuned_at
-from lmablate.sweeper.settings import SeedPair, combinations
+from lmablate.sweeper.settings import SeedPair, combinations, expand_arms
 from lmablate.sweeper.study import EVALUATE, TUNE, Study, Trial
 from lmablate.sweeper.tuning import Cell, Tuning, mean
 
@@ -46,7 +46,7 @@ class LadderStudy(Study):
     def check(self) -> None:
         """Solve the rungs and compose every arm at each. Raises ConfigError."""
         assert self.settings.ladder is not None
-        ladder, kinds = self.settings.ladder, dict(self.arms)
+        ladder, kinds = self.settings.ladder, {arm.name: arm.overrides for arm in expand_arms(self.settings)}
         base = next(iter(kinds.values()))
         self.rungs = rungs_of(ladder, lambda own: self._compose([*own, *base], None))
         self.cells = {cell_name(arm, rung): (arm, rung) for rung in self.rungs for arm in kinds}
