@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from corpus import QUICK, here, write_corpus
 
@@ -12,6 +13,7 @@ from lmablate.config import compose
 from lmablate.config.composition import _composed, to_run_config
 from lmablate.core.errors import ConfigError
 from lmablate.report.command import write_report
+from lmablate.report.reproduce import commands
 from lmablate.results import load_runs
 from lmablate.results.studies import load_studies, study_path
 from lmablate.scaling.forecast import outcomes
@@ -279,3 +281,14 @@ def test_a_report_has_the_ladder_in_figure_table_and_verdicts(done, tmp_path):
     done = here("lmablate.cli.scaling", str(folder), "--out", str(tmp_path / "law"))
     assert done.returncode == 0, done.stderr
     assert "1 of 1 forecasts held" in done.stdout and (tmp_path / "law" / "which.png").exists()
+
+
+def test_the_command_of_a_ladder_leaves_its_sizes_to_the_rungs():
+    words = [
+        ("sweeps=which", "tokenizer=bytes", f"model.d_model={width}", "model.n_layers=2", "trainer.tokens_per_param=3", "optim.lr=0.01")
+        for width in (16, 32)
+    ]  # fmt: skip
+    frame = pd.DataFrame({"sweep": "which", "stage": "evaluate", "provenance.overrides": words})
+    assert commands(frame, sized={"model.n_layers", "model.d_model", "trainer.tokens_per_param"}) == [
+        "python -m lmablate.train sweeps=which tokenizer=bytes"
+    ]

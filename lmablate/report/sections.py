@@ -6,7 +6,7 @@ are not an error of either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -145,18 +145,25 @@ def _question(
     runs = on_common_targets(shown(rows))
     tuned = rows[rows["stage"].isin(TUNED)] if "stage" in rows and len(rows) > len(runs) else rows[:0]
     rates = sensitivities(rows, own)
-    again = [line for folder, here in parts for line in commands(here, folder)]
+    sized = _sized(own)
+    again = [line for folder, here in parts for line in commands(here, folder, sized)]
     lost = [
         Missing(notice, again[0] if len(again) == 1 else "")
         for notice in missing(every, own, unfinished, stages=tuple(STAGES))
     ]
     return Question(
         name, runs, tuned, compared(runs, own), rates,
-        missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, parts)],
+        missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, parts, sized)],
         warnings=study_notices(every, own, unfinished, rates),
         commands=again,
         sizes=[group for study in own if study.get("ladder") for group in arms_by_size(list(dict.fromkeys(runs["arm"])), study)],
     )  # fmt: skip
+
+
+def _sized(own: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the keys that the rungs of ladder studies set, which their commands do not take."""
+    rungs = [rung for study in own if study.get("ladder") for rung in study["ladder"]["rungs"]]
+    return {override.lstrip("+").partition("=")[0] for rung in rungs for override in rung.get("overrides", ())}
 
 
 def _searched(own: Sequence[Mapping[str, Any]], studies: Sequence[Mapping[str, Any]]) -> int:
@@ -185,14 +192,16 @@ def _missing(rows: pd.DataFrame, own: Sequence[Mapping[str, Any]], recorded: set
     return [Missing(line) for line in lines]
 
 
-def _undecided(runs: pd.DataFrame, claims: Sequence[Row], parts: Sequence[tuple[Path, pd.DataFrame]]) -> list[Missing]:
+def _undecided(
+    runs: pd.DataFrame, claims: Sequence[Row], parts: Sequence[tuple[Path, pd.DataFrame]], sized: Collection[str]
+) -> list[Missing]:
     """Return the claims without a verdict, with the command that adds the seeds they need."""
     out = []
     for claim in claims:
         if claim["verdict"] in DECIDED:
             continue
         more = claim["more_seeds"] if claim["verdict"] == "not decided" and len(parts) == 1 else None
-        command = with_more_seeds(runs, more, parts[0][0]) if more else ""
+        command = with_more_seeds(runs, more, parts[0][0], sized) if more else ""
         out.append(
             Missing(f"No verdict on {claim['id']} ({claim['statement']}): {claim['reason']}.", command, claim["id"])
         )

@@ -95,7 +95,9 @@ def trend_words(one: Effect) -> str:
     worth = f"{multiple_words(last)} at {last.rung}"
     change = "" if one.slope is None else f", times {math.exp(one.slope * DECADE):.3g} for ten times the compute"
     gone = f"; from {one.gone_at} on the interval holds 1" if one.gone_at else ""
-    return f"{one.trend}: {worth}{change}{gone}"
+    harm = "the harm " if (last.value or 1.0) < 1 and one.trend in ("grows", "steady", "fades") else ""
+    trend = one.trend if not harm or one.trend != "steady" else "is steady"
+    return f"{harm}{trend}: {worth}{change}{gone}"
 
 
 def multiple_words(one: Multiple) -> str:

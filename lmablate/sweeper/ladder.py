@@ -196,7 +196,7 @@ class LadderStudy(Study):
 
     def more_record(self) -> dict[str, Any]:
         """Return the rungs, the arms and the forecasts."""
-        rungs = [{"name": r.name, "params": r.params, "held_out": r.held_out} for r in self.rungs]
+        rungs = [{**r._asdict(), "overrides": list(r.overrides)} for r in self.rungs]
         return {"ladder": {"arms": self.kinds, "rungs": rungs}, "forecasts": self.records}
 
     def decisions(self) -> list[str]:
