@@ -22,7 +22,7 @@ FLOORS = (0.05, 0.3, 0.6, 0.9)  # of the lowest loss, at a start
 EXPONENTS = (0.05, 0.15, 0.35, 0.7, 1.2)
 TRIED = 8  # starts that are minimised: the lowest of the grid
 POLISHED = 2  # of their ends, the lowest
-RESAMPLES = 200
+RESAMPLES = 400
 LEVEL = 0.9
 OUTLIER = 6.0  # standard deviations, beyond which a residual counts as an outlier and not as noise
 REFITS = 60  # steps of the refits of the resamples, which end far nearer than their spread
@@ -34,8 +34,9 @@ LOWEST = 1e-3  # least share of the floor in the lowest loss
 class Law(NamedTuple):
     """A fitted law. `theta` and `origin` are its coordinates (Form.log_loss); `values` its parameters by name.
 
-    `residuals`: log of the loss less that of the law; `df`: their degrees of freedom; `lowest`: the lowest loss of a point.
-    `draws`: theta of each resample ``[resamples, parameters]``, empty without a bootstrap."""
+    `residuals`: log of the loss less that of the law, with `df` degrees of freedom; `lowest`: the lowest loss of a point.
+    `saturated`: as many sizes as parameters, so that only seeds are left over; its intervals take half the degrees
+    (docs/decisions.md). `draws`: theta of each resample ``[resamples, parameters]``, empty without a bootstrap."""
 
     form: Form
     theta: np.ndarray
@@ -43,6 +44,7 @@ class Law(NamedTuple):
     residuals: np.ndarray
     lowest: float
     df: float
+    saturated: bool
     draws: np.ndarray
 
     @property
@@ -58,7 +60,7 @@ class Law(NamedTuple):
     def interval(self, of: Callable[[Mapping[str, float]], float], level: float = LEVEL) -> tuple[float, float]:
         """Return the interval of a function of the parameters, from the resamples."""
         drawn = [of(named(self.form, theta, self.origin)) for theta in self.draws]
-        return expanded(np.array(drawn), self.df, level)
+        return expanded(np.array(drawn), self.df / 2 if self.saturated else self.df, level)
 
     def intervals(self, level: float = LEVEL) -> dict[str, tuple[float, float]]:
         """Return the interval of each parameter."""
@@ -93,7 +95,8 @@ def fit(points: Points, form: Form, *, resamples: int = RESAMPLES, seed: int = S
     theta = min(ends, key=lambda one: huber(form.log_loss(one, logs)[0] - target)[0])
     predicted, slopes = form.log_loss(theta, logs)
     residuals, df = target - predicted, freedom(slopes, points.group)
-    law = Law(form, theta, origin, residuals, float(points.loss.min()), df, np.empty((0, len(theta))))
+    saturated = len(np.unique(logs, axis=1).T) <= len(theta)
+    law = Law(form, theta, origin, residuals, float(points.loss.min()), df, saturated, np.empty((0, len(theta))))
     if not resamples:
         return law
     others = redrawn(law, logs, points.group, resamples, seed)
@@ -222,7 +225,10 @@ def redrawn(law: Law, logs: np.ndarray, group: np.ndarray, resamples: int, seed:
     through some points, and draws of these zeros make intervals too narrow (Silverman and Young 1987, Biometrika 74)."""
     rng = np.random.default_rng(seed)
     runs = [np.flatnonzero(group == one) for one in np.unique(group)]
-    limit = OUTLIER * 1.4826 * float(np.median(np.abs(law.residuals)))  # sd of normal residuals by their median size
+    sizes = np.sort(np.abs(law.residuals))[
+        len(law.theta) :
+    ]  # the fit passes through as many points as it has parameters
+    limit = OUTLIER * 1.4826 * float(np.median(sizes))  # sd of normal residuals by their median size
     residuals = np.clip(law.residuals, -limit, limit) if limit else law.residuals
     shared = np.array([residuals[group == one].mean() for one in group])
     within, rest = len(group) - len(runs), len(group) - len(law.theta) - law.df

@@ -46,6 +46,8 @@ def _named(law: Law, theta: np.ndarray) -> dict[str, float]:
 def notes(law: Law) -> list[str]:
     """Return what a reader of a law must know: a floor or an exponent that the points do not determine."""
     out = []
+    if law.saturated:
+        out.append("as many sizes as parameters: the law goes through every size, and nothing checks its form")
     for name, (low, high) in law.intervals().items():
         value = law.values[name]
         if name in (term.exponent for term in law.form.terms) and high - low > WIDE * value:
