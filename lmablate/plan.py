@@ -41,7 +41,7 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     if isinstance(study, optuna_search.Search):
         return optuna_table.plan(study)
     jobs, later, data = known_and_later(study)
-    waits_for = "its start" if study.settings.starts else "a look"
+    waits_for = "its start" if study.settings.starts else "the forecast" if study.settings.ladder else "a look"
     when = f"after {'tuning' if study.stage == 'tune' else waits_for}"
     show(list(jobs.values()), data, later, when, folded=not rows)
     print_own_components(list(jobs.values()), launcher)

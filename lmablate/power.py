@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lmablate.claims import ladder_simulation as ladders
 from lmablate.claims import simulation as s
 from lmablate.claims.report_verdicts import evidence
 from lmablate.claims.simulation import Rate
@@ -27,6 +28,7 @@ from lmablate.runs.run_directory import check_writable
 from lmablate.stats import planning
 
 PairsNeeded = Callable[[float, float, float], int | None]
+LADDERS = 400  # most made-up ladders for a rate, since each fits two laws with their resamples
 PAIRS = (3, 4, 5, 6, 8, 10, 12, 16)
 TABLE = {1.0: 13, 1.5: 7, 2.0: 5, 2.5: 5, 3.0: 4, 4.0: 3, 5.0: 3}  # effect in sd of a pair -> pairs for 90 % power
 TOST_TABLE = {1.0: 13, 1.25: 9, 1.5: 7, 1.75: 6, 2.0: 5, 2.5: 4, 3.0: 4, 4.0: 3}
@@ -172,18 +174,17 @@ def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
     """Write ``rates.csv`` and ``simulation.png`` and ``.svg``. Returns the rates as text."""
     import pandas as pd
 
-    from lmablate.analysis._style import save
-    from lmablate.analysis.simulation import figure
+    from lmablate.analysis import _style, simulation
 
     table = pd.DataFrame(rates)
     atomic_write(folder / "rates.csv", table.round(5).to_csv(index=False))
-    save(figure(table), folder / "simulation")
+    _style.save(simulation.figure(table), folder / "simulation")
     lines = [f"{r.rate:6.3f}  ({r.low:.3f} to {r.high:.3f})  {r.what}, {r.setting}" for r in rates]
     return [*lines, "", f"wrote {folder / 'rates.csv'} and {folder / 'simulation.png'}"]
 
 
 def simulated(sets: int) -> list[Rate]:
-    """Return every rate: false positives, power, equivalence, families, looks, divergence."""
+    """Return every rate: false positives, power, equivalence, families, looks, divergence, ladders, laws."""
     return [rate for part in parts(sets).values() for rate in part()]
 
 
@@ -198,6 +199,8 @@ def parts(sets: int) -> dict[str, Callable[[], list[Rate]]]:
         "looks": lambda: s.looks(2 * sets),
         "judged looks": lambda: s.judged_looks(sets),
         "divergence": lambda: s.divergences(sets),
+        "ladders": lambda: ladders.multiples(min(sets, LADDERS)),
+        "laws": lambda: [r for form in ("compute", "chinchilla") for r in ladders.coverage(min(sets, LADDERS), form)],
     }
 
 

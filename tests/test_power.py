@@ -99,5 +99,6 @@ def test_a_simulation_is_written_as_a_table_and_a_figure(tmp_path, capsys, monke
 
 def test_every_part_of_the_simulation_has_rates():
     assert list(power.parts(10)) == [
-        "false positives", "power", "equivalence", "pooled variance", "families", "looks", "judged looks", "divergence"
+        "false positives", "power", "equivalence", "pooled variance", "families", "looks", "judged looks", "divergence",
+        "ladders", "laws",
     ]  # fmt: skip

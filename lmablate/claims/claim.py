@@ -31,12 +31,14 @@ AnyClaim = TypeVar("AnyClaim", bound=Settings)
 
 
 class Published(Settings):
-    """A published result. `words`: the numbers as printed; `effect`: their contrast in the test's unit, if there is one."""
+    """A published result. `words`: the numbers as printed; `effect`: their contrast in the test's unit, if there is one, and `params` the
+    size of the models."""
 
     words: str
     source: str
     grade: Grade
     effect: float | None = None
+    params: Annotated[float, Field(gt=0)] | None = None
 
 
 class Term(Settings):
@@ -95,11 +97,23 @@ class Hypothesis(Settings):
         return list(dict.fromkeys(column for term in self.contrast for column in term.arms))
 
 
+class LawTest(Settings):
+    """A claim on a scaling law of a ladder's baseline: `parameter` of `form` (scaling/forms.py) lies between `low` and `high`."""
+
+    says: str
+    form: Literal["chinchilla", "compute", "kaplan_n", "kaplan_d", "kaplan_c"]
+    parameter: str
+    low: float
+    high: float
+
+
 class Claim(Settings):
     """One claim of the lecture, or of method.
 
     `id`: as in the lecture's list. `pages`: pages of its notes, or slides; None for a matter of method. `texts`: the texts on each of
-    which it must hold (``[kjv, sotu]``); None: on any one. `untested`: the reason why no test of results bears on it."""
+    which it must hold (``[kjv, sotu]``); None: on any one. `untested`: the reason why no test of results bears on it.
+    `evidence: ladder`: the verdict is on several sizes (ladder_verdicts.py), and `said_of` the non-embedding parameters of which it is
+    said; `laws`: tests of the law of a ladder's baseline, instead of contrasts of arms."""
 
     id: str
     group: str
@@ -116,11 +130,16 @@ class Claim(Settings):
     texts: Annotated[list[str], Field(min_length=1)] | None = None
     tests: list[Hypothesis]
     untested: str | None = None
+    evidence: Literal["ladder"] | None = None
+    said_of: Annotated[float, Field(gt=0)] | None = None
+    laws: list[LawTest] | None = None
 
     @model_validator(mode="after")
     def _tested_or_not(self) -> Claim:
-        if bool(self.tests) == bool(self.untested):
-            raise ValueError("give tests, or untested with the reason why there are none")
+        if bool(self.tests or self.laws) == bool(self.untested):
+            raise ValueError("give tests or laws, or untested with the reason why there are none")
+        if self.evidence is None and (self.laws or self.said_of):
+            raise ValueError("laws and said_of are of claims on several sizes: give evidence: ladder")
         return self
 
 

@@ -9,10 +9,12 @@ from lmablate.claims.claim import Claim, Hypothesis, load_claims
 from lmablate.claims.error_rates import Corrected, Group, Judged, Requests, correct, groups, p_claim
 from lmablate.claims.evidence import Sample, is_short
 from lmablate.claims.explanations import diverged_note, more_seeds, no_pair, remarks
+from lmablate.claims.ladder_verdicts import with_ladders
 from lmablate.claims.measure import Estimate
 from lmablate.claims.predicates import describe
 from lmablate.claims.rows import Table
 from lmablate.results.arms import is_missing
+from lmablate.scaling.ladder import ladders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +26,7 @@ GRAVITY: tuple[Verdict, ...] = (
     *("contradicted", "no difference", "not testable at this scale", "not decided", "supported"),
 )
 ALPHA = 0.05
+NEEDS_LADDER = "asks for several sizes: train a ladder (ladder=laptop)"
 
 
 def judge(
@@ -49,10 +52,16 @@ def judge(
     wanted: dict[str | None, set[str]] = {sweep: set(names) for sweep, names in (requested or {}).items()}
     for study in studies:
         wanted.setdefault(study["sweep"], set()).update(study.get("claims", ()))
-    tests = groups(Table.of(runs), known, studies, wanted)
+    table = Table.of(runs)
+    tests = groups(table, known, studies, wanted)
     joint = [one for group in tests if group.scope == "asked" for one in group.measured]
     corrected = {id(one): ps for one, ps in zip(joint, correct(joint), strict=True)}
-    return [row for group in tests for row in _rows(group, known, wanted, corrected, studies, alpha)]
+    rows = [row for group in tests for row in _rows(group, known, wanted, corrected, studies, alpha)]
+    found = ladders(runs, studies)
+    had = {(row["id"], row["study"]) for row in rows}
+    laws = [(claim, one.study) for one in found for claim in known.values() if claim.laws]
+    rows += [_claim_row(c, Group(study, "not asked", []), []) for c, study in laws if (c.id, study) not in had]
+    return with_ladders(rows, known, table.rows, found)
 
 
 def _rows(
@@ -71,7 +80,7 @@ def _rows(
         row["joint"] = None if group.scope != "asked" else _joint(one, joint.get(id(one)), alpha)
         tests.setdefault(one.claim.id, []).append(row)
     requested = wanted.get(group.study, set()) if group.scope == "asked" else set()
-    untested = [claim.id for claim in known.values() if claim.id in requested and claim.untested]
+    untested = [claim.id for claim in known.values() if claim.id in requested and not claim.tests]
     return [_claim_row(known[name], group, tests.get(name, [])) for name in [*tests, *untested]]
 
 
@@ -182,6 +191,7 @@ def _claim_row(claim: Claim, group: Group, tests: list[Row]) -> Row:
         **_worst(claim, tests),
         **_length(tests),
         "joint": _worst(claim, [test["joint"] for test in tests]) if group.scope == "asked" else None,
+        "ladder": None,
         "tests": tests,
     }
 
@@ -189,7 +199,7 @@ def _claim_row(claim: Claim, group: Group, tests: list[Row]) -> Row:
 def _worst(claim: Claim, tests: Sequence[Row]) -> Row:
     """Return the verdict on a claim from those on its tests, with its reason."""
     if not tests:
-        return {"verdict": "not testable at this scale", "reason": claim.untested or "", "more_seeds": None}
+        return {"verdict": "not testable at this scale", "reason": claim.untested or NEEDS_LADDER, "more_seeds": None}
     verdict = min((test["verdict"] for test in tests), key=GRAVITY.index)
     deciding = [test for test in tests if test["verdict"] == verdict]
     reason = "; ".join(dict.fromkeys(test["reason"] for test in deciding))

@@ -30,6 +30,7 @@ _IDLE = (
     "hydra/launcher",
     "hydra/sweeper",
     "tune",
+    "ladder",
 )
 
 

@@ -171,6 +171,11 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
                 f"tune={choices['tune']} tunes the arms of a study, and this command has none: choose a stored sweep with arms "
                 "(sweeps=<question>), or set optim.lr"
             )
+        if choices.get("ladder") and choices.get("hydra/sweeper") != "study":
+            raise ConfigError(
+                f"ladder={choices['ladder']} sizes the arms of a study, and this command has none: choose a stored sweep with arms "
+                "(sweeps=<question>)"
+            )
         ours = OmegaConf.masked_copy(
             composed, [key for key in map(str, composed) if key not in ("hydra", "sweep", "tune")]
         )
@@ -182,7 +187,7 @@ def to_request(composed: DictConfig) -> dict[str, Any]:
     groups = {
         group: option
         for group, option in choices.items()
-        if option and "/" not in group and group not in ("sweeps", "scale", "tune", "diagnostics")
+        if option and "/" not in group and group not in ("sweeps", "scale", "tune", "ladder", "diagnostics")
     }
     return {**raw, "choices": groups, "sweep": choices.get("sweeps"), "overrides": overrides}
 

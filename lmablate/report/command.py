@@ -27,6 +27,7 @@ from lmablate.report.claim_tables import length_words, lines
 from lmablate.report.controls import controls
 from lmablate.report.controls import lines as control_lines
 from lmablate.report.figures import draw, draw_verdicts, inline
+from lmablate.report.ladder_sections import draw_ladders, ladder_rows, ladder_table
 from lmablate.report.page import content, render_html, render_markdown
 from lmablate.report.page_data import as_json, config_links, page_data
 from lmablate.report.reproduce import command
@@ -39,6 +40,7 @@ from lmablate.results.folders import SkippedFile
 from lmablate.results.load import load_history, load_runs, load_unfinished, result_folders
 from lmablate.results.studies import studies_in
 from lmablate.runs.run_directory import below, check_writable
+from lmablate.scaling.ladder_summary import calibration_of, summaries
 from lmablate.survey import judged as surveyed
 
 if TYPE_CHECKING:
@@ -94,7 +96,8 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
     runs = on_common_targets(shown(every))
     sections = questions(every, studies, unfinished, history, claims, folders)
     notices = [*without_runs(studies, sections), *skipped]
-    _write_tables(runs, every, claims, out / "tables")
+    ladders = summaries(every, studies)
+    _write_tables(runs, every, claims, out / "tables", ladder_table(ladder_rows(ladders)))
     verdicts = {
         "schema": VERDICTS_SCHEMA,
         "controls": (control_rows := controls(every, claims)),
@@ -102,18 +105,22 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
         "comparisons": _comparisons(sections),
         "learning_rates": [row for question in sections for row in question.rates],
         "noise": noise(runs),
+        "ladders": ladders,
+        "forecasts": [row for ladder in ladders for row in ladder["forecasts"]],
         "survey": (survey := surveyed()),
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     write_page(
         sections, claims, every, history, control_rows,
         unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
+        ladders=ladders,
     )  # fmt: skip
     printed = [
         *_tables(sections),
         "",
         *control_lines(control_rows),
         *lines(claims),
+        *(f"{row['study']}: {row['arm']} {row['words']}" for row in ladder_rows(ladders)),
         *_mending_commands(sections),
         *(f"note: {line}" for line in [*_question_notices(sections), *notices]),
     ]
@@ -134,16 +141,24 @@ def write_page(
     survey: list[dict[str, Any]],
     out: Path,
     page: str,
+    ladders: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Draw and save all figures, and write the page or the Markdown file next to them."""
     from lmablate.analysis._style import save
 
-    drawn = [draw(one, every, history, alone=len(sections) == 1) for one in progress(sections, "questions drawn")]
-    figures = [*draw_verdicts(claims), *(one for own in drawn for one in own)]
+    sized = {one["study"] for one in ladders}
+    alone = len(sections) == 1
+    drawn = [
+        draw(one, every, history, alone, headline=one.name not in sized)
+        for one in progress(sections, "questions drawn")
+    ]
+    large = draw_ladders(ladders, claims)
+    figures = [*draw_verdicts(claims), *large, *(one for own in drawn for one in own)]
     for one in progress(figures, "figures written"):
         save(one.figure, out / "figures" / one.stem)
     context = content(
         sections, claims, every, control_rows, drawn=drawn, unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey,
+        ladders=ladder_rows(ladders), ladder_figures=large, calibrated=calibration_of(ladders)["words"],
     )  # fmt: skip
     if page == "markdown":
         text = render_markdown(context)
@@ -233,7 +248,9 @@ def _count(runs: pd.DataFrame, every: pd.DataFrame, unfinished: list[dict[str, A
     return text + (f" ({len(unfinished)} more not finished)" if unfinished else "")
 
 
-def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str, Any]], folder: Path) -> None:
+def _write_tables(
+    runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str, Any]], folder: Path, ladders: pd.DataFrame
+) -> None:
     import pandas as pd
 
     tuned = every[every["stage"].isin(["tune", "search"])] if "stage" in every and len(every) > len(runs) else every[:0]
@@ -247,6 +264,7 @@ def _write_tables(runs: pd.DataFrame, every: pd.DataFrame, claims: list[dict[str
         "runs": ordered.sort_values(["arm", "init_seed"]),
         "arms": arms_table(runs),
         "verdicts": verdict_table(claims),
+        **({"ladders": ladders} if len(ladders) else {}),
     }
     for name, frame in frames.items():
         atomic_write(folder / f"{name}.csv", frame.to_csv(index=False))

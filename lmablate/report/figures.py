@@ -51,15 +51,18 @@ def analyses(names: Iterable[str | None]) -> dict[str, ModuleType]:
     return modules
 
 
-def draw(question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: bool) -> list[Drawn]:
+def draw(
+    question: Question, every: pd.DataFrame, history: pd.DataFrame, alone: bool, *, headline: bool = True
+) -> list[Drawn]:
     """Return the figures of one question, out of `every` finished run.
 
-    If it is not `alone` in its report, the names of the general figures begin with its name."""
+    If it is not `alone` in its report, the names of the general figures begin with its name. `headline`: with the figure of its
+    stored sweep, which is of arms of one size."""
     from lmablate.analysis.curves import final_losses, loss_curves
     from lmablate.analysis.differences import differences
 
     out = []
-    for module in analyses([question.name]).values():
+    for module in analyses([question.name] if headline else []).values():
         rows = _runs_of(every, str(question.name))
         drawn = _figure_or_problem(lambda module=module, rows=rows: module.figure(rows, history))  # type: ignore[misc]
         out.append(Drawn(file_stem(str(question.name)), "headline", question.title, *drawn))

@@ -48,11 +48,15 @@ def content(
     notices: Sequence[str],
     results_dir: Sequence[str | Path],
     survey: Sequence[Row],
+    ladders: Sequence[Row] = (),
+    ladder_figures: Sequence[Drawn] = (),
+    calibrated: str = "",
 ) -> Row:
     """Return the values that page and Markdown show.
 
     `drawn`: a list of figures for each question. `claims` as from claims.report_verdicts. `every`: finished runs. `controls` as
-    from report.controls. `notices`: of the report as a whole. `survey` as from lmablate.survey.judged."""
+    from report.controls. `notices`: of the report as a whole. `survey` as from lmablate.survey.judged. `ladders` and
+    `ladder_figures` as from report.ladder_sections; `calibrated`: how many forecasts held."""
     sections = [_question(question, list(figures)) for question, figures in zip(questions, drawn, strict=True)]
     alone = sections[0] if len(sections) == 1 else None
     return {
@@ -72,6 +76,9 @@ def content(
         "several": len({claim["study"] for claim in claims if claim["scope"] == "asked"}) > 1,
         "grades": GRADES,
         "survey": survey,
+        "ladders": ladders,
+        "ladder_figures": ladder_figures,
+        "calibrated": calibrated,
         "defined": [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops")],
         "tasks": any(one["tasks"] for one in sections),
         "failed": [row for row in unfinished if row["state"] == "failed"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +28,22 @@ def command(overrides: Any) -> str:
     return shlex.join([*TRAIN, *(() if is_missing(overrides) else overrides)])
 
 
-def commands(runs: pd.DataFrame, results_dir: str | Path = DEFAULT) -> list[str]:
+def commands(runs: pd.DataFrame, results_dir: str | Path = DEFAULT, sized: Collection[str] = ()) -> list[str]:
     """Return the commands that train all of `runs` again in `results_dir`.
 
-    There is one for each stored sweep, and a grid for the other runs if they form one."""
-    return [shlex.join([*TRAIN, *overrides, *_location(results_dir)]) for overrides, _ in _sweep_overrides(runs)]
+    There is one for each stored sweep, and a grid for the other runs if they form one. `sized`: keys that a ladder sets itself."""
+    found = _sweep_overrides(runs, sized)
+    return [shlex.join([*TRAIN, *overrides, *_location(results_dir)]) for overrides, _ in found]
 
 
-def with_more_seeds(runs: pd.DataFrame, more: int, results_dir: str | Path = DEFAULT) -> str:
+def with_more_seeds(
+    runs: pd.DataFrame, more: int, results_dir: str | Path = DEFAULT, sized: Collection[str] = ()
+) -> str:
     """Return the command that adds `more` seeds to the evaluation of `runs`, which are of one sweep or of none.
 
     Empty if no single command does it."""
     seeds = _seeds(runs)
-    sweeps = list(_sweep_overrides(runs))
+    sweeps = list(_sweep_overrides(runs, sized))
     if len(sweeps) != 1 or not seeds:
         return ""
     ((overrides, study),) = sweeps
@@ -53,7 +56,7 @@ def with_more_seeds(runs: pd.DataFrame, more: int, results_dir: str | Path = DEF
     return shlex.join([*TRAIN, *kept, f"{key}={value}", *_location(results_dir)])
 
 
-def _sweep_overrides(runs: pd.DataFrame) -> Iterator[tuple[list[str], bool]]:
+def _sweep_overrides(runs: pd.DataFrame, sized: Collection[str]) -> Iterator[tuple[list[str], bool]]:
     """Yield the overrides of each sweep's command, without results_dir, and True if it is a tuned study."""
     names = keys(runs, "sweep")
     for name in dict.fromkeys(names):
@@ -68,7 +71,8 @@ def _sweep_overrides(runs: pd.DataFrame) -> Iterator[tuple[list[str], bool]]:
         own = [run for run in per_run if f"sweeps={sweep}" in run] or per_run
         study = "stage" in rows and bool(rows["stage"].notna().any())
         own = [_given(run) for run in own] if study else own
-        yield [f"sweeps={sweep}", *(override for override in _common(own) if not override.startswith("sweeps="))], study
+        kept = (one for one in _common(own) if one.lstrip("+").partition("=")[0] not in ("sweeps", *sized))
+        yield [f"sweeps={sweep}", *kept], study
 
 
 def _science(overrides: Sequence[str]) -> Overrides:

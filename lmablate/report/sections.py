@@ -6,7 +6,7 @@ are not an error of either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from lmablate.report.claim_tables import DECIDED
 from lmablate.report.notices import STAGES, missing, study_notices
 from lmablate.report.reproduce import commands, with_more_seeds
 from lmablate.report.summary import arms_table, notices, question
-from lmablate.report.tuned_studies import compared, sensitivities, shown
+from lmablate.report.tuned_studies import arms_by_size, compared, sensitivities, shown
 from lmablate.results.arms import keys
 from lmablate.results.common_targets import on_common_targets
 from lmablate.results.duplicates import counted
@@ -45,7 +45,7 @@ class Question:
 
     `name`: the stored sweep, None for runs of no sweep. `runs`: those that are compared, with their arms (as from
     tuned_studies.shown). `tuned`: those that only chose a learning rate. `comparisons` and `rates` as from tuned_studies.
-    `warnings`: sentences. `commands`: the commands that train its runs again.
+    `warnings`: sentences. `commands`: the commands that train its runs again. `sizes`: the arms of each size of a ladder.
     """
 
     name: str | None
@@ -56,6 +56,7 @@ class Question:
     missing: list[Missing]
     warnings: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    sizes: list[list[str]] = field(default_factory=list)
 
     @cached_property
     def arms(self) -> pd.DataFrame:
@@ -65,7 +66,7 @@ class Question:
     @cached_property
     def notices(self) -> list[str]:
         """Return the caveats of these runs, of this question alone."""
-        return [*notices(self.runs, self.arms), *self.warnings]
+        return [*notices(self.runs, self.arms, self.sizes), *self.warnings]
 
     @cached_property
     def varied(self) -> str:
@@ -144,17 +145,25 @@ def _question(
     runs = on_common_targets(shown(rows))
     tuned = rows[rows["stage"].isin(TUNED)] if "stage" in rows and len(rows) > len(runs) else rows[:0]
     rates = sensitivities(rows, own)
-    again = [line for folder, here in parts for line in commands(here, folder)]
+    sized = _sized(own)
+    again = [line for folder, here in parts for line in commands(here, folder, sized)]
     lost = [
         Missing(notice, again[0] if len(again) == 1 else "")
         for notice in missing(every, own, unfinished, stages=tuple(STAGES))
     ]
     return Question(
         name, runs, tuned, compared(runs, own), rates,
-        missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, parts)],
+        missing=[*lost, *_missing(rows, own, recorded), *_undecided(runs, claims, parts, sized)],
         warnings=study_notices(every, own, unfinished, rates),
         commands=again,
+        sizes=[group for study in own if study.get("ladder") for group in arms_by_size(list(dict.fromkeys(runs["arm"])), study)],
     )  # fmt: skip
+
+
+def _sized(own: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the keys that the rungs of ladder studies set, which their commands do not take."""
+    rungs = [rung for study in own if study.get("ladder") for rung in study["ladder"]["rungs"]]
+    return {override.lstrip("+").partition("=")[0] for rung in rungs for override in rung.get("overrides", ())}
 
 
 def _searched(own: Sequence[Mapping[str, Any]], studies: Sequence[Mapping[str, Any]]) -> int:
@@ -183,14 +192,16 @@ def _missing(rows: pd.DataFrame, own: Sequence[Mapping[str, Any]], recorded: set
     return [Missing(line) for line in lines]
 
 
-def _undecided(runs: pd.DataFrame, claims: Sequence[Row], parts: Sequence[tuple[Path, pd.DataFrame]]) -> list[Missing]:
+def _undecided(
+    runs: pd.DataFrame, claims: Sequence[Row], parts: Sequence[tuple[Path, pd.DataFrame]], sized: Collection[str]
+) -> list[Missing]:
     """Return the claims without a verdict, with the command that adds the seeds they need."""
     out = []
     for claim in claims:
         if claim["verdict"] in DECIDED:
             continue
         more = claim["more_seeds"] if claim["verdict"] == "not decided" and len(parts) == 1 else None
-        command = with_more_seeds(runs, more, parts[0][0]) if more else ""
+        command = with_more_seeds(runs, more, parts[0][0], sized) if more else ""
         out.append(
             Missing(f"No verdict on {claim['id']} ({claim['statement']}): {claim['reason']}.", command, claim["id"])
         )

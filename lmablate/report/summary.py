@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.results.arms import (
@@ -97,13 +98,17 @@ def held_equal(runs: pd.DataFrame) -> list[tuple[str, str]]:
     return [(name, value) for name, value in shown if value != "-"]
 
 
-def notices(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
-    """Return the caveats of these numbers, the most serious first."""
-    finished = runs[runs["status"] == "completed"]
-    lines = objective_notices(runs) + size_notices(runs, arms)
-    if finished["tokens"].nunique() > 1:
-        low, high = finished["tokens"].min(), finished["tokens"].max()
-        lines.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
+def notices(runs: pd.DataFrame, arms: pd.DataFrame, sizes: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Return the caveats of these numbers, the most serious first. `sizes`: arms that are compared with one another, if not all."""
+    lines = objective_notices(runs)
+    for own in sizes or [list(arms["arm"])]:
+        within = runs[runs["arm"].isin(own)]
+        finished = within[within["status"] == "completed"]
+        lines += size_notices(within, arms[arms["arm"].isin(own)])
+        if finished["tokens"].nunique() > 1:
+            low, high = finished["tokens"].min(), finished["tokens"].max()
+            lines.append(f"Training tokens differ between runs ({low:,} to {high:,}).")
+    lines = list(dict.fromkeys(lines))
     if runs["science_version"].nunique() > 1:
         lines.append("Runs of several science versions are mixed: the code's numbers changed between them.")
     stale = int(runs["stale"].sum()) if "stale" in runs else 0

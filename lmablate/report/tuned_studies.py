@@ -55,16 +55,36 @@ def compared(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> list[R
         return []
     if "stage" not in runs or not runs["stage"].isin(EVALUATED).any():
         return comparisons(runs)
+    studies = list(studies)
     baselines = {study["sweep"]: study.get("baseline") for study in studies}
+    sized = {study["sweep"]: study for study in studies if study.get("ladder")}
     out = []
     for (sweep, _), rows in runs[runs["stage"].notna()].groupby(["sweep", "stage"], sort=False):
         arms = list(dict.fromkeys(rows["arm"]))
         plain = {arm: arm.removeprefix(f"{sweep}: ").removesuffix(", shared rate") for arm in arms}
-        base = next((arm for arm in arms if plain[arm] == baselines.get(sweep)), arms[0])
-        out += against(rows, "arm", base)
+        if sweep not in sized:
+            base = next((arm for arm in arms if plain[arm] == baselines.get(sweep)), arms[0])
+            out += against(rows, "arm", base)
+            continue
+        for own in arms_by_size(arms, sized[sweep]):
+            out += against(rows[rows["arm"].isin(own)], "arm", own[0])
     rest = runs[runs["stage"].isna()]
     rest.attrs.update(runs.attrs)
     return out + comparisons(rest)
+
+
+def arms_by_size(arms: Sequence[str], study: Mapping[str, Any]) -> list[list[str]]:
+    """Return the arms of each rung and budget of a ladder study, the baseline first; sizes without a baseline are left out."""
+    base = study["ladder"]["arms"][0]
+    uses = {use["arm"]: use for use in study["runs"]}
+    groups: dict[tuple[str, int], list[str]] = {}
+    is_base = {}
+    for arm in arms:
+        if use := uses.get(arm.removeprefix(f"{study['sweep']}: ")):
+            is_base[arm] = use["of"] == base
+            groups.setdefault((use["rung"], use["tokens"]), []).append(arm)
+    ordered = [sorted(own, key=lambda arm: not is_base[arm]) for own in groups.values()]
+    return [own for own in ordered if is_base[own[0]]]
 
 
 def sensitivities(runs: pd.DataFrame, studies: Iterable[Mapping[str, Any]]) -> list[Row]:

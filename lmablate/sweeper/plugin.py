@@ -51,7 +51,7 @@ class StudySweeper(Sweeper):
 
     def study(self) -> Study:
         """Return the checked study. Raises ConfigError."""
-        from lmablate.sweeper.study import Study
+        from lmablate.sweeper import ladder, study
 
         node = OmegaConf.select(self.master, "sweep")
         if node is None:
@@ -60,7 +60,10 @@ class StudySweeper(Sweeper):
         fixed, multiplied = self._split_overrides(sweep)
         settings, tune = read_study(sweep, _plain(self.master.tune), multiplied)
         name = self.master.hydra.runtime.choices.get("sweeps") or "study"
-        return Study(
+        kind = ladder.LadderStudy if settings.ladder is not None else study.Study
+        if settings.ladder is not None:
+            ladder.refuse_sizes(settings.ladder, fixed)
+        return kind(
             str(name), settings, tune, lambda own, counted: self._compose([*fixed, *own], counted), rule_of(settings)
         )
 

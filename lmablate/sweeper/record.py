@@ -23,7 +23,7 @@ def decisions(study: Study) -> list[str]:
 def notes(study: Study) -> list[str]:
     """Return the decisions and the missing runs, one per line."""
     counts = Counter(trial.arm for trial in study.missing)
-    return decisions(study) + [
+    return study.decisions() + [
         f"{arm}: {n} run{'s' * (n > 1)} without a result; "
         + study.orphans.get(arm, "the same command trains what is missing")
         for arm, n in sorted(counts.items())
@@ -39,10 +39,7 @@ def use_of(job: Job, cfg: RunConfig, settings: Sequence[str]) -> dict[str, Any]:
 def content(study: Study) -> dict[str, Any]:
     """Return the content of ``RESULTS_DIR/studies/<sweep>.json``."""
     settings, tuning = study.settings, study.tuning
-    arms = {
-        name: {"overrides": list(overrides), **(tuning.arm(name) if tuning is not None else {"lr": study.own_lr(name)})}
-        for name, overrides in study.arms.items()
-    }
+    arms = {name: {"overrides": list(overrides), **study.arm_record(name)} for name, overrides in study.arms.items()}
     return {
         "schema_version": 1,
         "sweep": study.name,
@@ -62,4 +59,5 @@ def content(study: Study) -> dict[str, Any]:
         },
         "notes": notes(study),
         "runs": list(study.uses.values()),
+        **study.more_record(),
     }

@@ -14,6 +14,7 @@ from lmablate.core.errors import ConfigError
 from lmablate.core.settings import Settings
 from lmablate.sweeper.grid import Skips, Zips, value_text
 from lmablate.sweeper.grid import combinations as arranged
+from lmablate.sweeper.rungs import LadderSettings, check_ladder, own_keys
 
 Seed = Annotated[int, Field(ge=0)]
 Values = list[Any]
@@ -49,7 +50,8 @@ class StudySettings(Settings):
 
     `arms` are lists of overrides, the first the baseline. `cross` multiplies them by values of more keys, `zip` pairs some
     keys, and `skip` leaves combinations out (grid.py; ``arm`` is the arm). `starts` maps an arm to the arm whose run of the same
-    seeds it starts from (trainer.init_from). After `looks` pairs, decided arms stop by `look_rule` (None: obrien_fleming).
+    seeds it starts from (trainer.init_from). After `looks` pairs, decided arms stop by `look_rule` (None: obrien_fleming). `ladder` trains
+    every arm at several sizes (rungs.py).
     """
 
     question: str
@@ -63,6 +65,7 @@ class StudySettings(Settings):
     starts: dict[str, str] | None = None
     looks: list[Annotated[int, Field(gt=1)]] | None = None
     look_rule: Literal["obrien_fleming", "pocock", "anytime"] | None = None
+    ladder: LadderSettings | None = None
 
 
 class Arm(NamedTuple):
@@ -136,6 +139,8 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
         if tune.mode != "none" and "optim.lr" in keys and not tune.factors:
             raise ConfigError(f"sweep.arms: {arm} sets optim.lr and tune={tune.mode} chooses it")
     _check_starts(study, tune)
+    if study.ladder is not None:
+        _check_ladder(study, study.ladder, tune)
     if study.look_rule is not None and not study.looks:
         raise ConfigError(
             f"sweep.look_rule={study.look_rule} has no effect without sweep.looks, the numbers of pairs to look after"
@@ -151,6 +156,21 @@ def check_study(study: StudySettings, tune: TuneSettings) -> None:
                 f"sweep.looks={study.looks}: the study ends with its {n} pairs, so that a look there stops nothing: give smaller "
                 "numbers, or leave it out"
             )
+
+
+def _check_ladder(study: StudySettings, ladder: LadderSettings, tune: TuneSettings) -> None:
+    for other, value in (
+        ("sweep.starts", study.starts),
+        ("sweep.looks", study.looks),
+        ("tune=both", tune.mode == "both"),
+    ):
+        if value:
+            raise ConfigError(f"sweep.ladder and {other} do not go together: leave one of them out")
+    check_ladder(ladder)
+    for name, overrides in study.arms.items():
+        keys = [override.lstrip("+").partition("=")[0] for override in overrides]
+        if clash := [key for key in keys if key in own_keys(ladder)]:
+            raise ConfigError(f"sweep.arms: {name} sets {clash[0]}, which the rungs of sweep.ladder set")
 
 
 def _check_starts(study: StudySettings, tune: TuneSettings) -> None:

@@ -62,7 +62,7 @@ class Study:
         self.arms = {arm.name: arm.overrides for arm in expand_arms(settings)}
         self.pairs = seed_pairs(settings.seeds)
         self._configs: dict[tuple[str, tuple[str, ...]], RunConfig] = {}
-        self._counts: dict[tuple[str, ...], Counted] = {}
+        self._counts: dict[tuple[str, tuple[str, ...]], Counted] = {}
         self._job_of: dict[Trial, Job] = {}
         self.uses: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.losses: dict[Trial, float | None] = {}
@@ -113,20 +113,25 @@ class Study:
         key = (arm, settings)
         if key not in self._configs:
             try:
-                self._configs[key] = self._compose([*self.arms[arm], *settings], self._counted(settings))
+                self._configs[key] = self._compose([*self.arms[arm], *settings], self._counted(arm, settings))
             except ConfigError as error:
                 raise ConfigError(f"arm {arm} of sweeps={self.name}: {error}") from error
         return self._configs[key]
 
-    def _counted(self, settings: tuple[str, ...]) -> Counted:
+    def baseline_of(self, arm: str) -> str:
+        """Return the arm that `arm` is compared with."""
+        return next(iter(self.arms))
+
+    def _counted(self, arm: str, settings: tuple[str, ...]) -> Counted:
         """Return what trainer.tokens_per_param counts, for all arms alike: the baseline without its axes, as in a grid.
 
         So an arm that two studies share is one run in both. A baseline that is no run without its axes counts as it is."""
-        if settings not in self._counts:
-            baseline = [*next(iter(self.arms.values())), *settings]
+        key = (self.baseline_of(arm), settings)
+        if key not in self._counts:
+            baseline = [*self.arms[key[0]], *settings]
             sizes = reference_overrides(baseline, None)
-            self._counts[settings] = counted_in(*(partial(self._compose, own, None) for own in (sizes, baseline)))
-        return self._counts[settings]
+            self._counts[key] = counted_in(*(partial(self._compose, own, None) for own in (sizes, baseline)))
+        return self._counts[key]
 
     def configs(self, trial: Trial) -> list[RunConfig]:
         """Return the runs of a trial: one, or in the evaluation one for each branch of a WSD trunk."""
@@ -175,10 +180,23 @@ class Study:
                     )
                 stage = " · tune" if trial.stage == TUNE else ""
                 job.label = f"{cfg.arm} · lr {trial.lr:g} · {seed_label(*trial.seeds)}{stage}"
-                self.uses[(job.run_id, cfg.arm, trial.stage)] = record.use_of(job, cfg, trial.settings)
+                use = {**record.use_of(job, cfg, trial.settings), **self.labels(trial, cfg, configs[-1])}
+                self.uses[(job.run_id, cfg.arm, trial.stage)] = use
             self._job_of[trial] = by_overrides[tuple(configs[-1].overrides)]  # of branches, the longest counts
         self.collect(trials)
         return jobs, data
+
+    def labels(self, trial: Trial, cfg: RunConfig, longest: RunConfig) -> dict[str, Any]:
+        """Return what else the record says of a use of a run; `longest` is the last branch of the trial."""
+        return {}
+
+    def arm_record(self, name: str) -> dict[str, Any]:
+        """Return the record of an arm's learning rate."""
+        return self.tuning.arm(name) if self.tuning is not None else {"lr": self.own_lr(name)}
+
+    def more_record(self) -> dict[str, Any]:
+        """Return what else the study's file says."""
+        return {}
 
     def collect(self, trials: Sequence[Trial]) -> None:
         """Record the results of `trials`."""
@@ -192,6 +210,17 @@ class Study:
 
     def stages(self) -> Iterator[list[Trial]]:
         """Yield batches of trials. Call `collect` on each before the next."""
+        yield from self.tuning_stages()
+        self.stage = EVALUATE
+        planned = self.planned
+        for index, n in enumerate(planned):
+            trials = [t for pair in self.pairs[:n] for arm in self._active(pair) for t in self._evaluation(arm, pair)]
+            yield from self._by_generation(trials)
+            if index + 1 < len(planned):
+                self._look(index, planned, n)
+
+    def tuning_stages(self) -> Iterator[list[Trial]]:
+        """Yield the batches that choose the learning rates."""
         if self.tuning is not None:
             seeds = [SeedPair(seed, seed) for seed in self.tune.seeds or ()]
             while True:
@@ -204,13 +233,6 @@ class Study:
                         )
                 if not self.tuning.extend():
                     break
-        self.stage = EVALUATE
-        planned = self.planned
-        for index, n in enumerate(planned):
-            trials = [t for pair in self.pairs[:n] for arm in self._active(pair) for t in self._evaluation(arm, pair)]
-            yield from self._by_generation(trials)
-            if index + 1 < len(planned):
-                self._look(index, planned, n)
 
     def _by_generation(self, trials: Sequence[Trial]) -> Iterator[list[Trial]]:
         """Yield the trials that start from nothing, then those that start from these, and so on.
@@ -268,6 +290,7 @@ class Study:
             jobs, data = self.prepare(trials)
             waiting = [job for job in jobs if not job.done]
             if waiting or self.stage == EVALUATE:
+                self.save()  # what was decided stands in the file before it is trained on
                 log.info("%s of sweeps=%s: %d runs, %d to train", self.stage, self.name, len(jobs), len(waiting))
                 code = launch(jobs if self.stage == EVALUATE else waiting, data)
                 self.collect(trials)

@@ -81,7 +81,7 @@ class Tuning:
 
     def mean(self, cell: Cell, lr: float) -> float | None:
         """Return the mean final loss over the tuning seeds, or None if one diverged."""
-        return _mean(self.losses[(cell, lr)].values())
+        return mean(self.losses[(cell, lr)].values())
 
     def fit(self, cell: Cell) -> Fit:
         """Return the fit of a cell, without failed runs."""
@@ -94,7 +94,7 @@ class Tuning:
         common = [lr for lr in self.grids[cells[0]] if all((cell, lr) in self.losses for cell in cells)]
         if not common:
             return no_fit("no learning rate has finished in every arm")
-        return fit_lr({lr: _mean([self.mean(cell, lr) for cell in cells]) for lr in common})
+        return fit_lr({lr: mean([self.mean(cell, lr) for cell in cells]) for lr in common})
 
     def choice(self, arm: str, *, shared: bool = False) -> tuple[tuple[str, ...], float]:
         """Return the settings and the learning rate at which an arm is evaluated.
@@ -162,7 +162,7 @@ class Tuning:
         return fit.words
 
 
-def _mean(values: Collection[float | None]) -> float | None:
+def mean(values: Collection[float | None]) -> float | None:
     """Return the mean, or None if a value is missing."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if len(known) == len(values) else None

@@ -39,6 +39,8 @@ def build(root: Path, run: Callable[[str, Sequence[str], Path], None]) -> None:
     write_corpus(work / "text", documents=5)
     rows = [json.dumps({"text": f"row {i} of the book", "id": i}) for i in range(40)]
     (work / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    points = "".join(f"{10.0**i},{1.9 + 60 * 10.0 ** (-0.14 * i):.6f}\n" for i in range(12, 18))
+    (work / "points.csv").write_text(f"flops,loss\n{points}")
     (work / "sweeps").mkdir()
     (work / "sweeps" / "mine.yaml").write_text(SWEEP)
     write_package(work)

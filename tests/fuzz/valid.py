@@ -212,6 +212,9 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
     "lmablate.inspect": _inspect,
     "lmablate.presets": _plain([[], ["--csv"], ["--markdown"]]),
     "lmablate.survey": _plain([[], ["--out", "survey"]]),
+    "lmablate.scaling": _plain(
+        [["fit", "points.csv", "--form", "compute", "--out", "law"], ["fit", "points.csv", "--form", "kaplan_c"]]
+    ),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
     "lmablate.check": _plain(
         [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=users_largest", "--only", "gradients"]]
