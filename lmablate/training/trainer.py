@@ -59,8 +59,9 @@ class Trainer:
     def compile(self) -> None:
         """Compile the model if possible. A batch of zeros is used, since a process that only compiles has no text."""
         size = min(self.cfg.runtime.microbatch_size or math.inf, self.cfg.trainer.batch_size)
-        tokens = torch.zeros((int(size), self.cfg.model.context_length), dtype=torch.long, device=self.device)
-        batch = self.objective.batch(tokens, tokens, data_seed=self.cfg.data_seed, step=0)
+        shape = (int(size), self.cfg.model.context_length)
+        inputs, targets = (torch.zeros(shape, dtype=torch.long, device=self.device) for _ in range(2))
+        batch = self.objective.batch(inputs, targets, data_seed=self.cfg.data_seed, step=0)
 
         def step() -> None:
             self.model.train()
@@ -239,7 +240,9 @@ class Trainer:
 
     def prepare_batch(self, rows: torch.Tensor) -> Batch:
         """Return the objective's batch for the rows of the next step."""
-        inputs, targets = inputs_and_targets(rows, self.cfg.model.context_length)
+        inputs, targets = (
+            x.contiguous() for x in inputs_and_targets(rows, self.cfg.model.context_length)
+        )  # as in `compile`
         return self.objective.batch(inputs, targets, data_seed=self.cfg.data_seed, step=self.progress.step)
 
     def backward(self, rows: torch.Tensor) -> torch.Tensor:
