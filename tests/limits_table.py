@@ -177,6 +177,10 @@ LIMITS: dict[str, Limit] = {
         )
         for size in ("d_model", "tokens", "batch_tokens")
     },
+    **{
+        f"sweep.ladder.{key}": Limit("acts at every value; what no rung reaches is refused (tests/test_ladder.py)")
+        for key in ("params", "n_layers", "ratio", "held_out", "tokens_per_param", "tune_at")
+    },
     **{f"optim.lr_rule.{size}_power": Limit("0 leaves the size out") for size in ("width", "tokens", "batch")},
     "optim.beta1": Limit("0 is no momentum", refused=("optim.beta1=1.0",)),
     "optim.beta2": Limit("0 is the last gradient alone", refused=("optim.beta2=1.0",)),
