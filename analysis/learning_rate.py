@@ -31,12 +31,11 @@ POWERS = ("width_power", "tokens_power", "batch_power")
 
 
 class Fit(NamedTuple):
-    """The rule, the standard errors of log base and of the powers by name, the curvature (per cent of the loss at e times
-    the best rate) and the standard deviation of the residuals in per cent."""
+    """The rule, the standard errors of log base and of the powers by name, and the standard deviation of the residuals in per
+    cent."""
 
     rule: LrRule
     errors: dict[str, float]
-    curvature: float
     spread: float
 
 
@@ -64,36 +63,37 @@ def sizes(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit(points: pd.DataFrame) -> Fit | None:
-    """Fit the rule to `points` (as from `sizes`): in log rate, the losses of each size lie on a parabola; all parabolas have
-    one curvature, and their lowest points are on the rule. None with fewer than three points beyond the parameters.
+    """Fit the rule to `points` (as from `sizes`). None with fewer than three points beyond the parameters, or where the runs do
+    not tell them.
 
+    In log rate, the losses of each size lie on a parabola whose lowest point is on the rule; its curvature is a power of the
+    tokens, since short runs forgive less.
     Least squares on the per cent above the lowest loss of a size (scipy's, which also gives the errors by its Jacobian)."""
     from scipy.optimize import least_squares
 
     lowest = points.loc[points.groupby(["size", "seed"])["loss"].idxmin()].set_index(["size", "seed"])["lr"]
     best = np.array([lowest[key] for key in zip(points["size"], points["seed"], strict=True)])
     used = points[np.abs(np.log(points["lr"] / best)) < NEAR]
-    groups = sorted(set(zip(used["size"], used["seed"], strict=True)))
-    group = np.array([groups.index(key) for key in zip(used["size"], used["seed"], strict=True)], dtype=int)
+    run = used.groupby(["size", "seed"]).ngroup().to_numpy()
     x = np.log(
         np.stack([used["width"] / AT["d_model"], used["tokens"] / AT["tokens"], used["batch"] / AT["batch_tokens"]])
     )
     log_lr, over = np.log(used["lr"].to_numpy()), used["over"].to_numpy()
-    if len(used) < len(groups) + 8 or np.linalg.matrix_rank(np.vstack([np.ones(x.shape[1]), x])) < 4:
+    start = np.concatenate([[float(np.log(best).mean())], [-0.5, -0.2, 0.3], np.zeros(2 + run.max() + 1)])
+    if len(used) < len(start) + 3 or np.linalg.matrix_rank(np.vstack([np.ones(x.shape[1]), x])) < 4:
         return None
 
     def residuals(p: np.ndarray) -> np.ndarray:
-        return p[5 + group] + np.exp(p[4]) * (log_lr - p[0] - p[1:4] @ x) ** 2 - over
+        return p[6 + run] + np.exp(p[4] + p[5] * x[1]) * (log_lr - p[0] - p[1:4] @ x) ** 2 - over
 
-    start = np.concatenate([[float(np.log(best).mean())], [-0.5, -0.2, 0.3], [0.0], np.zeros(len(groups))])
     found = least_squares(residuals, start)
-    free = len(used) - len(start)
-    variance = 2 * found.cost / free
-    covariance = np.linalg.pinv(found.jac.T @ found.jac) * variance
-    errors = dict(zip(("log_base", *POWERS), np.sqrt(np.diag(covariance))[:4], strict=True))
+    variance = 2 * found.cost / (len(used) - len(start))
+    normal = found.jac.T @ found.jac
+    if np.linalg.matrix_rank(normal) < len(start):  # a flat size says nothing of its best rate
+        return None
+    errors = dict(zip(("log_base", *POWERS), np.sqrt(variance * np.diag(np.linalg.inv(normal)))[:4], strict=True))
     powers = dict(zip(POWERS, found.x[1:4].tolist(), strict=True))
-    rule = LrRule(base=math.exp(found.x[0]), **AT, **powers)
-    return Fit(rule, errors, math.exp(found.x[4]), math.sqrt(variance))
+    return Fit(LrRule(base=math.exp(found.x[0]), **AT, **powers), errors, math.sqrt(variance))
 
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:

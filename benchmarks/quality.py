@@ -88,16 +88,16 @@ def measured(sides: dict[str, Side], runs: Runs, seeds: int) -> Iterator[dict[st
             new = {"title": sides[name].title, "n_params": row["n_params"], "search": {}, "fresh": {}}
             found.setdefault(name, new)[kind][seed if kind == "fresh" else lr] = row["val_loss"]
 
-    orders = {
-        name: sorted(side.rates, key=lambda rate: abs(math.log(rate / side.rates[2]))) for name, side in sides.items()
-    }
-    for place in range(5):
-        for name, order in orders.items():
-            look(name, order[place], SEARCH_SEED, "search")
+    outwards = [
+        sorted(side.rates, key=lambda lr, mid=side.rates[2]: abs(math.log(lr / mid))) for side in sides.values()
+    ]
+    for rates in zip(*outwards, strict=True):
+        for name, lr in zip(sides, rates, strict=True):
+            look(name, lr, SEARCH_SEED, "search")
         yield found
-    for side in found.values():
-        if len(side["search"]) == 5:  # no rate is chosen while one is missing
-            side["lr"] = min(side["search"], key=side["search"].__getitem__)
+    for name, row in found.items():
+        if len(row["search"]) == len(sides[name].rates):  # no rate is chosen while one is missing
+            row["lr"] = min(row["search"], key=row["search"].__getitem__)
     for seed in range(SEARCH_SEED + 1, SEARCH_SEED + 1 + seeds):
         for name in [name for name in found if "lr" in found[name]]:
             look(name, found[name]["lr"], seed, "fresh")
