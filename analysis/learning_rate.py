@@ -121,7 +121,7 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
         own = stage(runs, "evaluate")
         lost = sorted(set(arm_of(own)) - set(arm_of(own[own["status"] == "completed"])))
         left.set(ylabel="loss over the lowest of its size, per cent", ylim=(-0.3, min(8.0, points["over"].max() + 2)))
-        left.legend(loc="upper center", fontsize=8)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         entitle(figure, sweep_question(SWEEP) or SWEEP, note + lost_words(lost))
     return figure
 
