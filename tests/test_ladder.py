@@ -27,6 +27,7 @@ SIZED = ("model.", "trainer.steps")
 RULE = (
     "optim.lr_rule.base=3e-3",
     "optim.lr_rule.d_model=64",
+    "optim.lr_rule.width_power=-0.5",
     "optim.lr_rule.tokens_power=0",
     "optim.lr_rule.batch_power=0",
 )

@@ -89,6 +89,8 @@ def hint(key: str) -> str:
 
     Candidates are keys of nearly the same name, keys with the same last part, and names that other libraries use."""
     keys, last = known_keys(), key.rpartition(".")[2]
+    if not key.startswith("ladder"):  # its keys hold only beside ladder=...
+        keys = tuple(known for known in keys if not known.startswith("ladder."))
     named = [SYNONYMS[last]] if last in SYNONYMS else []
     ends = [known for known in keys if known.rpartition(".")[2] == last]
     whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.84)
