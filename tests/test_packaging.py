@@ -53,12 +53,12 @@ def test_the_package_list_matches_the_tree():
     assert listed == found | {"lmablate.conf", "lmablate.sweeps", "lmablate.analysis"}
 
 
-def test_wheels_carry_every_yaml_template_and_analysis(built):
+def test_wheels_carry_every_module_yaml_template_and_analysis(built):
     wheel, _, second = built
     wanted = {f"lmablate/conf/{p.relative_to(CONF_DIR).as_posix()}" for p in CONF_DIR.rglob("*.yaml")}
     wanted |= {f"lmablate/sweeps/{p.name}" for p in SWEEPS_DIR.glob("*.yaml")}
     wanted |= {f"lmablate/analysis/{p.name}" for p in (ROOT / "analysis").glob("*.py")}
-    wanted |= {f"lmablate/templates/{p.name}" for p in (ROOT / "lmablate" / "templates").iterdir()}
+    wanted |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "lmablate").rglob("*.*") if "__pycache__" not in p.parts}
     for path in (wheel, second):
         names = set(zipfile.ZipFile(path).namelist())
         assert wanted <= names, sorted(wanted - names)

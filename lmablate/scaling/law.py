@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lmablate.scaling.forms import Columns, Form
 from lmablate.scaling.points import Points, check_points
@@ -81,6 +82,7 @@ def named(form: Form, theta: np.ndarray, origin: np.ndarray) -> dict[str, float]
     return {name: float(out[name]) for name in form.names}
 
 
+@threadpool_limits.wrap(limits=1)  # the matrices are tiny: threads only wait for one another
 def fit(points: Points, form: Form, *, resamples: int = RESAMPLES, seed: int = SEED) -> Law:
     """Return the law of `points`, with a bootstrap of `resamples`. Raises ConfigError for points that carry none."""
     check_points(points, form)
