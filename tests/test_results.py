@@ -237,7 +237,9 @@ def test_an_empty_directory_has_the_columns_and_a_missing_one_is_an_error(tmp_pa
     assert runs["val_loss"].dtype == "float64"
     assert list(load_history(tmp_path).columns) == list(HISTORY_COLUMNS)
     (tmp_path / "file").write_text("")
-    for bad, words in (("nowhere", "no such folder"), ("file", "a file, not a folder")):
+    (tmp_path / "loop").symlink_to("loop")
+    wrong = {"nowhere": "no such folder", "file": "a file, not a folder", "loop": "levels of symbolic links"}
+    for bad, words in wrong.items():
         for load in (load_runs, load_history, load_unfinished):
             with pytest.raises(ConfigError, match=words):
                 load(tmp_path / bad)

@@ -53,6 +53,12 @@ def why_closed(folder: Path) -> str:
 
 def closed(path: Path) -> str:
     """Return the message for a path that may not be read, or is hidden by a folder above it: its owner, and the remedy."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        pass
+    except OSError as error:  # such as a link to itself
+        return reason(error)
     place, found = _nearest(path)
     return (
         f"permission denied: it belongs to {_owner(found)}, who can open it with chmod -R a+rX {place}, and with umask 022 what is "

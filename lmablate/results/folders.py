@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ class SkippedFile(UserWarning):
 def result_folders(results_dir: ResultsDir) -> list[Path]:
     """Return the given folders, each once. Raises ConfigError for one that is no readable folder."""
     named = [results_dir] if isinstance(results_dir, str | Path) else results_dir
-    folders = list({Path(folder).resolve(): Path(folder) for folder in reversed(list(named))}.values())[::-1]
+    # realpath and not resolve, which raises for a link to itself; check_readable says what is wrong with one
+    folders = list({os.path.realpath(folder): Path(folder) for folder in reversed(list(named))}.values())[::-1]
     for folder in folders:
         check_readable(folder)
     return folders

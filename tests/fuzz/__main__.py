@@ -79,7 +79,8 @@ def faults(line: Line, outcome: Outcome, before: dict[str, str], after: dict[str
         found.append("refused without a word")
     new = [name for name in after if after[name] != before.get(name) and after[name] != "unreadable"]
     new += [name for name in before if name not in after and before[name] != "unreadable"]
-    new = [name for name in new if not name.startswith(("home/.cache", "home/.config"))]
+    cache = f"work/{line.environment.get('XDG_CACHE_HOME') or '.cache'}"  # a relative folder counts from the line's own
+    new = [name for name in new if not name.startswith(("home/.cache", "home/.config", cache))]
     if outcome.code == 2 and new:
         found.append(f"refused, and yet written: {', '.join(sorted(new)[:4])}")
         return found

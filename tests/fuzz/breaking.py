@@ -231,7 +231,8 @@ def do_damage(damage: tuple[str, ...], work: Path) -> None:
         return
     if not os.path.lexists(path):
         return
-    held = path.read_bytes() if path.is_file() else b""
+    readable = path.is_file() and os.access(path, os.R_OK)  # an earlier damage may have taken the right away
+    held = path.read_bytes() if readable else b""
     _take_away(path)
     if kind == "scrap":
         path.write_bytes(SCRAPS[int(rest[1])])

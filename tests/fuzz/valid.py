@@ -186,7 +186,7 @@ def _evaluate(r: Random, runs: list[str]) -> list[str]:
 
 def _inspect(r: Random, runs: list[str]) -> list[str]:
     return r.choice([
-        ["init", *TINY, *TEXT, "--depths", "1,2", "--inits", "2", "--out", "view"],
+        ["init", *TINY, *TEXT, "--depths", "2,3", "--inits", "2", "--out", "view"],
         ["time", *TINY, *TEXT, "--steps", "3", "--out", "view"],
         ["decode", *TINY, *TEXT, "--lengths", "8", "--batch", "1", "--rounds", "3", "--out", "view"],
         ["--help"], ["init", "--help"], [],
