@@ -40,7 +40,8 @@ def predict(
     y = fit.level + fit.slope * x[1]
     at_y = at * math.exp(y)
     slope = float(gain(law, np.array([at_y]))[0])
-    own = slope**2 * float(x @ fit.cov @ x) + fit.sd**2 / pairs
+    noise = fit.sd * float(law.loss({"flops": np.array([at])})[0])
+    own = slope**2 * float(x @ fit.cov @ x) + noise**2 / pairs
     if len(fit.drawn) == len(law.draws) and len(law.draws) > 1:
         drawn = [
             difference_of(law, at, float(both @ x), theta) for both, theta in zip(fit.drawn, law.draws, strict=True)

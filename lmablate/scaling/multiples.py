@@ -60,9 +60,12 @@ class Effect(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """Paired differences by rung, with their common spread `sd` and its degrees of freedom `df`."""
+    """Paired differences by rung, nats per token. `sd`: their common spread, a share of the loss, with `df` degrees of freedom.
+
+    `loss`: the mean loss by rung that the share is of."""
 
     by_rung: Mapping[str, Sequence[float]]
+    loss: Mapping[str, float]
     sd: float
     df: int
 
@@ -94,9 +97,10 @@ def gain(law: Law, flops: np.ndarray, theta: np.ndarray | None = None) -> np.nda
 def pooled(ladder: Ladder, arm: str, minus: str, rungs: Sequence[str]) -> Pooled:
     """Return the paired differences of an arm and their spread, pooled over the rungs."""
     by_rung = {r: d for r in rungs if (d := ladder.differences(arm, r, minus=minus))}
+    loss = {r: float(np.mean([run.loss for run in ladder.at(minus, r).values() if run.loss])) for r in by_rung}
     df = sum(len(d) - 1 for d in by_rung.values())
-    squares = sum(float(np.sum((np.array(d) - np.mean(d)) ** 2)) for d in by_rung.values())
-    return Pooled(by_rung, math.sqrt(squares / df) if df else math.nan, df)
+    squares = sum(float(np.sum((np.array(d) - np.mean(d)) ** 2)) / loss[r] ** 2 for r, d in by_rung.items())
+    return Pooled(by_rung, loss, math.sqrt(squares / df) if df else math.nan, df)
 
 
 def effect(ladder: Ladder, arm: str, law: Law, *, minus: str | None = None) -> Effect:
@@ -125,7 +129,7 @@ def _multiple(
 ) -> Multiple:
     from scipy import stats
 
-    mean, se, flops = float(np.mean(d)), runs.sd / math.sqrt(len(d)), ladder.size(rung)
+    mean, se, flops = float(np.mean(d)), runs.sd * runs.loss[rung] / math.sqrt(len(d)), ladder.size(rung)
     y, low, high = (float(worth(law, flops, mean + k * t * se)[0]) for k in (0, 1, -1))
     drawn = np.array([worth(law, flops, mean, theta)[0] for theta in law.draws])
     known = math.isfinite(y)
@@ -151,8 +155,8 @@ def _multiple(
 class Line(NamedTuple):
     """A weighted line ``y = level + slope (x - middle)`` through the log multiples of pairs.
 
-    `cov`: covariance of level and slope by the seeds; `drawn`: both for each resample of the law; `sd`: of one paired difference,
-    nats per token, about the line; `df`: of it."""
+    `cov`: covariance of level and slope by the seeds; `drawn`: both for each resample of the law; `sd`: of one paired difference
+    about the line, a share of the loss; `df`: of it."""
 
     middle: float
     level: float
@@ -171,13 +175,14 @@ class Line(NamedTuple):
 def line(by_rung: Mapping[str, Sequence[float]], flops: Mapping[str, float], law: Law) -> Line | None:
     """Return the line through the log multiples over log compute; None below three rungs or beyond the law.
 
-    A pair weighs as its loss tells multiples apart: the square of the law's `gain` at its rung."""
+    A pair weighs as its loss tells multiples apart: the square of the law's `gain` at its rung, as a share of the loss, since
+    so large is its noise."""
     rungs = [rung for rung, d in by_rung.items() for _ in d]
     x = np.log([flops[rung] for rung in rungs])
     d = np.array([one for own in by_rung.values() for one in own])
     if len(set(rungs)) < 3 or len(d) < 4:
         return None
-    weights = gain(law, np.exp(x)) ** 2
+    weights = (gain(law, np.exp(x)) / law.loss({"flops": np.exp(x)})) ** 2
     middle = float(np.average(x, weights=weights))
     design = np.stack([np.ones_like(x), x - middle], 1)
 
