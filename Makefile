@@ -26,7 +26,6 @@ test-slow: setup
 
 # The site: docs/_build/html/index.html. A warning is an error.
 docs: setup
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python tools/configuration.py docs/reference/configuration.md
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
