@@ -26,7 +26,7 @@ REPLACED = re.compile(
 )
 TASKS = ("mqar", "copy", "modular", "induction", "recall")
 PAGES = [page for page in guides() if any(not block.not_run for block in blocks(page))]
-SMALLEST = {"--lengths": 32, "--batch": 1, "--depths": 2}
+SMALLEST = {"--lengths": "32", "--batch": "1", "--depths": "2,3"}
 # What is as it stands, however small the models are.
 ELSEWHERE = {"lmablate.check": "tests/test_extend.py runs all checks on the files of the pages"}
 
@@ -36,11 +36,11 @@ def tiny(command: str) -> str:
     if not re.search(r"-m lmablate\.(train|plan|inspect)\b", command) or "--help" in command or "--cfg" in command:
         return command
     if "lmablate.inspect" in command:
-        small = " model.d_model=16 model.n_heads=2 model.context_length=16 tokenizer=bytes"
+        small = "model.d_model=32 model.n_heads=4 model.context_length=32 tokenizer=bytes"
         shorter = re.sub(
             r"(--(?:lengths|batch|depths)) [0-9,]+", lambda found: f"{found[1]} {SMALLEST[found[1]]}", command
         )
-        return shorter + small
+        return re.sub(r"(lmablate\.inspect \w+)", rf"\1 {small}", shorter)
     command = re.sub(r"sweep\.seeds\.values=\d+", "sweep.seeds.values=3", REPLACED.sub("", command))
     command = re.sub(r"hydra\.sweeper\.trials=\d+", "hydra.sweeper.trials=2", command)
     more = [*TINY, *(() if "runtime.wandb" in command else ("runtime.wandb=disabled",))]
