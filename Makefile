@@ -2,7 +2,7 @@
 PY ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow notebooks browser lint bench chaos clean
+.PHONY: setup demo test test-slow docs notebooks browser lint bench chaos clean
 
 # The stamp stands inside .venv and is written last, so a broken install is never taken for a finished one.
 .venv/.ok: pyproject.toml constraints.txt
@@ -23,6 +23,11 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The site: docs/_build/html/index.html. A warning is an error.
+docs: setup
+	$(BIN)/python tools/configuration.py docs/reference/configuration.md
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 # After a change to a notebook or to its text twin: the newer one is written to the other.
 notebooks: setup
@@ -63,4 +68,4 @@ chaos: setup
 	$(BIN)/python tests/chaos $(CHAOS)
 
 clean:
-	rm -rf .venv build dist *.egg-info demo
+	rm -rf .venv build dist *.egg-info demo docs/_build

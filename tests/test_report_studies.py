@@ -126,7 +126,7 @@ def test_a_study_that_was_only_tuned_is_reported_too(tmp_path):
 
 
 def test_every_key_of_verdicts_json_is_documented(studied):
-    words = (ROOT / "docs" / "verdicts.md").read_text()
+    words = (ROOT / "docs" / "reference" / "verdicts_json.md").read_text()
     content = json.loads((studied[1] / "verdicts.json").read_text())
     assert content.pop("schema") == 4 and "Schema 4" in words
     rows = [row for part in content.values() for row in part]

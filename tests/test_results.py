@@ -375,7 +375,7 @@ def test_unfinished_runs_are_listed_with_what_is_known(tmp_path):
 
 
 def test_the_page_of_results_is_made_of_the_type():
-    assert (ROOT / "docs" / "result.md").read_text().endswith("test holds it -->\n" + markdown_table())
+    assert (ROOT / "docs" / "reference" / "results.md").read_text().endswith("test holds it -->\n" + markdown_table())
 
 
 def test_a_result_is_asked_for_its_columns_and_for_nothing_else_of_its_class():

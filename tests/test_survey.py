@@ -305,7 +305,8 @@ def test_the_command_writes_tables_figures_and_verdicts(tmp_path, capsys, monkey
     assert "since 2025 so now: all 14 of them" in said
     assert json.loads((tmp_path / "out" / "claims.json").read_text()) == list(JUDGED.values())
     for name in ("systems", "ratios", "by_year", "claims"):
-        lines = (tmp_path / "out" / "tables" / f"{name}.md").read_text().splitlines()
+        title, _, *lines = (tmp_path / "out" / "tables" / f"{name}.md").read_text().splitlines()
+        assert title.startswith("# ")  # a page of the site
         assert len({line.count("|") for line in lines}) == 1, name
         assert (tmp_path / "out" / "tables" / f"{name}.csv").is_file()
 

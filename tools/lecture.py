@@ -21,12 +21,12 @@ from lmablate.core.paths import given_path
 
 HEAD = """# The lecture, claim by claim
 
-Every page of the notes of CS336 lecture 3 that makes a claim, what tests it here, and what came out so far. Written by
-`python tools/lecture.py docs/results --out docs/lecture.md` from `lmablate/claims/` and the stored verdicts; how a
-verdict is reached stands in [verdicts.md](verdicts.md). Effects are in per cent with their 95 % intervals unless a unit is
-given, n is the number of paired seeds. All results are of small models (`scale=laptop`): a verdict is
-of that scale. The lecture's survey of published systems (its tables of norms, positions, activations, ratios and vocabularies)
-is judged in [results/survey](results/survey).
+The lecture is lecture 3 of Stanford's CS336, on architectures. This page has each of its claims: what tests it here, and what came
+out so far. All results are of small models (`scale=laptop`), and a verdict is about that scale.
+
+Effects are in per cent with their 95 % intervals, unless a unit is given. n is the number of paired seeds.
+[Reading a verdict](guides/verdicts.md) explains the rest. [What published systems do](results/survey/README.md) judges the
+lecture's tables of systems. `python tools/lecture.py docs/results --out docs/lecture.md` writes this page.
 
 | page | claim | tested by | figure | verdict so far |
 |---|---|---|---|---|
@@ -78,7 +78,7 @@ def _row(
     figures = [f"[{name}](results/{name}/{name}.png)" for name, _ in own if (results / name / f"{name}.png").exists()]
     tested = f"`sweeps={claim.sweep} scale=laptop`" if claim.sweep else "no stored sweep"
     cell_lines = [_verdict(name, verdict) for name, verdict in own]
-    cell_lines += [f"[measured](results/{name}): {finding}" for name, finding in measured.get(claim.id, [])]
+    cell_lines += [f"[measured](results/{name}/README.md): {finding}" for name, finding in measured.get(claim.id, [])]
     if not cell_lines:
         cell_lines = [claim.untested or ("not run yet" if claim.sweep else "no run of it is stored")]
     cells = (
@@ -96,7 +96,7 @@ def _verdict(sweep: str, verdict: Mapping[str, Any]) -> str:
     length = verdict.get("tokens_per_param")  # rows of the past lack it
     short = ", short run" if verdict.get("short_run") else ""
     said = f", {length:g} tokens per parameter{short}" if length is not None else ""
-    return f"[{verdict['verdict']}](results/{sweep}){said}: {verdict['reason']}" + (
+    return f"[{verdict['verdict']}](results/{sweep}/README.md){said}: {verdict['reason']}" + (
         f" ({'; '.join(effects)})" if effects else ""
     )
 

@@ -152,7 +152,7 @@ def _problem(error: ValidationError, row: dict[str, Any]) -> str:
 
 
 def markdown_table() -> str:
-    """Return the fields as a table of Markdown, for docs/result.md."""
+    """Return the fields as a table of Markdown, for docs/reference/results.md."""
     lines = ["| field | type | meaning |", "|---|---|---|"]
     for name, field in RunResult.model_fields.items():
         kind = str(field.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")

@@ -81,11 +81,17 @@ def write(table: Sequence[Row], verdicts: Sequence[Row], out: Path) -> None:
     }
     for name, (columns, shown, rows) in sheets.items():
         atomic_write(out / "tables" / f"{name}.csv", as_csv(rows, columns))
-        atomic_write(out / "tables" / f"{name}.md", as_markdown(rows, shown))
+        atomic_write(out / "tables" / f"{name}.md", f"# {TITLES[name]}\n\n{as_markdown(rows, shown)}")
     atomic_write(out / "claims.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
     draw(table, verdicts, out / "figures")
 
 
+TITLES = {
+    "systems": "Published systems",
+    "ratios": "Ratios of published systems",
+    "by_year": "Choices by year",
+    "claims": "Statements of the lecture",
+}
 YEAR_COLUMNS = ("choice", "option", "year", "releases", "of", "systems", "of all sizes")
 
 

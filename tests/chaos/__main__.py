@@ -2,7 +2,7 @@
 
 python tests/chaos                 a few minutes
 python tests/chaos --full          200 random SIGKILLs, every file operation, 1,000 mutations
-python tests/chaos --full --write docs/reliability.md      and renew the table there
+python tests/chaos --full --write docs/guides/reliability.md      and renew the table there
 """
 
 from __future__ import annotations
