@@ -1,4 +1,10 @@
-"""Show what a command would train, its cost, and what is done already, without training: ``python -m lmablate.plan``."""
+"""Show what a command would train, and what it costs.
+
+  lmablate plan -m norm=rms,layer seed=0,1,2,3
+  lmablate plan sweeps=norm scale=laptop
+
+Nothing is trained but two seconds of one run, for the price.
+"""
 
 from __future__ import annotations
 
@@ -59,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lmablate.cli.plan_all import plan_all
 
         return plan_all(args)
-    study, purpose = (
-        partial(plan_study, rows="--rows" in flags),
-        "what a command would train, and its price; runs nothing",
-    )
-    return front_door("lmablate.plan", purpose, plan, args, study=study)
+    return front_door("plan", plan, args, study=partial(plan_study, rows="--rows" in flags))
 
 
 if __name__ == "__main__":

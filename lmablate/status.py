@@ -1,4 +1,8 @@
-"""``python -m lmablate.status RESULTS_DIR``: what has become of every run of every sweep in it, and the failed ones once more."""
+"""Show what has become of every run; train failed ones again.
+
+lmablate status results                    what runs, what failed, and why
+lmablate status results --retry failed     train the failed ones again
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
-from lmablate.core.console import Column, console, duration, plain, prose, table
+from lmablate.core.commands import command_parser
+from lmablate.core.console import Column, console, duration, plain, table
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_bounded
 from lmablate.core.logging import configure_logging
@@ -71,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.status", description=prose(__doc__))
-    parser.add_argument("results_dir", nargs="?", type=given_path, default="results")
+    parser = command_parser("status")
+    parser.add_argument("results_dir", nargs="?", type=given_path, default="results", help="default: %(default)s")
     parser.add_argument("--sweep", metavar="NAME", help="only this one")
     parser.add_argument("--all", action="store_true", help="list finished runs too")
     parser.add_argument(

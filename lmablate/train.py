@@ -1,4 +1,10 @@
-"""Train one run, a grid, or a stored sweep: ``python -m lmablate.train``."""
+"""Train one run, a grid, or a stored question.
+
+  lmablate train norm=layer activation=gelu
+  lmablate train -m norm=rms,layer seed=0,1,2,3
+
+Runs that are done are not trained again. lmablate plan with the same overrides says first what it costs.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +52,12 @@ def _runner(launcher: str) -> Callable[[Sequence[Job], Mapping[str, TokenData]],
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the console script ``lmablate-train``. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     from lmablate.launcher.processes import shared_warm_process
 
     args = list(sys.argv[1:] if argv is None else argv)
-    purpose = "train language models that differ in one thing"
     with shared_warm_process(args):
-        return front_door("lmablate.train", purpose, train, args, study=train_study)
+        return front_door("train", train, args, study=train_study)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_a_current_folder_that_was_removed_is_said_in_words(monkeypatch, capsys)
     from lmablate.cli.front_door import main
 
     monkeypatch.setattr(os, "getcwd", lambda: os.readlink("/no such folder"))
-    assert presets.main([]) == main("lmablate.train", "", train.train, []) == 2
+    assert presets.main([]) == main("train", train.train, []) == 2
     assert capsys.readouterr().err.count("error: the current folder was removed: change to one that is there") == 2
 
 

@@ -1,13 +1,7 @@
-"""``python -m lmablate.report RESULTS_DIR --out DIR``: write a page, figures, tables and comparisons from finished runs.
-
-Writes ``index.html`` (self-contained: it opens without a network; with ``--format markdown`` it is ``report.md``),
-``figures/*.png`` and ``*.svg``, ``tables/runs.csv``, ``tables/arms.csv`` and ``tables/verdicts.csv``, and ``verdicts.json``:
-the claims of lmablate/claims that the runs touch, each with its verdict, every comparison of two arms, and the noise floor.
-"""
+"""Write a report on finished runs: the page, figures, tables and verdicts.json (``python -m lmablate.report``)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
 from collections.abc import Sequence
@@ -17,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmablate.claims.report_verdicts import evidence, noise
 from lmablate.claims.report_verdicts import verdicts as judged
 from lmablate.claims.table import verdict_table
+from lmablate.core.commands import command_parser
 from lmablate.core.console import Column, plain, progress, table
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
@@ -55,7 +50,7 @@ PAGES = {"html": "index.html", "markdown": "report.md"}
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a report. Return 0, or 2 if there is nothing to report on."""
-    parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")
+    parser = command_parser("report")
     parser.add_argument(
         "results_dir",
         nargs="+",
