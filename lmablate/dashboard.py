@@ -152,7 +152,7 @@ def wandb_sweep_text(sweep: DashboardSweep, entity: str | None = None, project: 
     if sweep.study:
         raise ConfigError(
             f"sweeps={sweep.name} is a study: its arms are lists of words and its learning rates are chosen in stages, which a wandb "
-            f"grid cannot say. Train it with python -m lmablate.train sweeps={sweep.name}; its dashboard needs no wandb sweep"
+            f"grid cannot say. Train it with lmablate train sweeps={sweep.name}; its dashboard needs no wandb sweep"
         )
     jobs = [explicit(cfg.overrides) for cfg in sweep.configs]
     keys = list(dict.fromkeys(key for job in jobs for key in job))

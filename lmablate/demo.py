@@ -22,10 +22,9 @@ RESULTS, PAGE = Path("demo/results"), Path("demo/report")
 SIZE = ("scale=laptop", "model=nano", "trainer.tokens_per_param=6")
 QUIET = ("runtime.wandb=disabled", "runtime.evaluations=4")
 NEXT = """
-The report: {link}
-Next, one thing of your own, which four seeds can decide in some minutes:
-  python -m lmablate.train -m posemb=rope,none seed=0,1,2,3 scale=laptop model=nano trainer.tokens_per_param=6
-  python -m lmablate.report results
+next, one thing of your own, which four seeds can decide in some minutes:
+  lmablate train -m posemb=rope,none seed=0,1,2,3 scale=laptop model=nano trainer.tokens_per_param=6
+  lmablate report results
 """
 
 
@@ -37,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text("demo"))
         return 0
     args = ["sweeps=norm_and_activation", *SIZE, *QUIET, f"results_dir={RESULTS}", *args]
-    print("python -m lmablate.train " + " ".join(args), flush=True)
+    print("lmablate train " + " ".join(args), flush=True)
     if code := front_door("train", train, args):
         return code
-    print(f"python -m lmablate.report {RESULTS} --out {PAGE}", flush=True)
+    print(f"lmablate report {RESULTS} --out {PAGE}", flush=True)
     code = report([str(RESULTS), "--out", str(PAGE)])
     if not code:
-        print(NEXT.format(link=(PAGE / "index.html").absolute().as_uri()), end="")
+        print(NEXT, end="")
     return code
 
 

@@ -20,7 +20,7 @@ from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
 from lmablate.core.commands import command_parser
-from lmablate.core.console import Column, console, duration, plain, table
+from lmablate.core.console import Column, console, duration, next_command, plain, table
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_bounded
 from lmablate.core.logging import configure_logging
@@ -67,12 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console().print(shown(sweeps, everything=args.all))
     if not sweeps:
-        found = [f"python -m lmablate.status {one}" for one in below(folder)]
-        print(
-            "\n".join(f"there are runs one level down: {command}" for command in found)
-            or "give the folder that training wrote to"
-        )
+        lower = [f"there are runs one level down: lmablate status {one}" for one in below(folder)]
+        print("\n".join(lower) or "give the folder that training wrote to")
+    elif command := _next(folder, {row["state"] for _, rows in sweeps for row in rows}):
+        print(next_command("lmablate", *command))
     return 0
+
+
+def _next(folder: Path, found: set[str]) -> Sequence[str]:
+    """Return the command to type next: train what failed, watch what runs, or read the results."""
+    if failed := [state for state in RETRIED if state in found]:
+        return ("status", str(folder), "--retry", failed[0] if len(failed) == 1 else "all")
+    return ("status", str(folder), "--watch") if "running" in found else ("report", str(folder))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
+from lmablate.cli.front_door import then
 from lmablate.core.errors import exit_on_config_error
 from lmablate.training import distributed
 
@@ -57,7 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args = list(sys.argv[1:] if argv is None else argv)
     with shared_warm_process(args):
-        return front_door("train", train, args, study=train_study)
+        return front_door("train", then(train, _runs_end), args, study=then(train_study, _study_ends))
+
+
+def _runs_end(configs: Sequence[RunConfig]) -> Sequence[str]:
+    """Return the command that reads these results: none where nothing is printed, or several processes would."""
+    quiet = distributed.under_torchrun() or configs[0].runtime.progress == "off"
+    return () if quiet else ("report", configs[0].results_dir)
+
+
+def _study_ends(study: Study) -> Sequence[str]:
+    return "report", study.results_dir
 
 
 if __name__ == "__main__":

@@ -567,3 +567,15 @@ def test_runs_one_level_down_are_pointed_at_and_no_output_goes_among_runs(tmp_pa
     assert captured.err.count("one level down") == 2 and "one level down" in captured.out
     with pytest.raises(ConfigError, match="runs are there; choose another folder"):
         check_writable(run.parent, "--out")
+
+
+def test_a_command_that_succeeds_ends_with_the_next_one(capsys):
+    for code in (0, 1):
+        assert (
+            front_door.then(lambda given, launcher, code=code: code, lambda given: ["report", given])(
+                "my runs", "local"
+            )
+            == code
+        )
+    assert front_door.then(lambda given, launcher: 0, lambda given: ())("", "local") == 0
+    assert capsys.readouterr().out == "\nnext: lmablate report 'my runs'\n"

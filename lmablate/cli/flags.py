@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lmablate.core.console import VERBOSE
+from lmablate.core.console import EXPLAIN, VERBOSE
 from lmablate.core.errors import ConfigError
 
 # Those that a user needs, with their help.
@@ -15,7 +15,7 @@ OPTIONS = {
     "--cfg job": "print the configuration with all its keys, and run nothing",
     "--trust PACKAGE": "allow parts from a package of your own",
     "--again": "train finished runs anew",
-    "-v": "say more",
+    "--explain": "say more: what the columns mean, and what was decided on the way",
     "--help": "show this",
 }
 MULTIRUN = ("-m", "--multirun")
@@ -68,7 +68,7 @@ def parse_flags(args: Sequence[str]) -> Flags:
             if not package:
                 raise ConfigError("--trust needs the name of a package, e.g. --trust mypackage")
             flags.trusted.extend(package.split(","))
-        elif arg in ("-v", "--verbose"):
+        elif arg in EXPLAIN:
             os.environ[VERBOSE] = "1"
         elif arg == "--again":
             flags.overrides.append("runtime.again=true")

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lmablate.cli.flags import Flags, parse_flags
 from lmablate.cli.usage import help_text
+from lmablate.core.console import next_command
 from lmablate.core.errors import FULL_TRACE, ConfigError, exit_on_config_error
 from lmablate.core.logging import configure_logging
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
+T = TypeVar("T")
 # Takes the jobs of one command and the name of the launcher; returns the exit code.
 Action = Callable[[Sequence["RunConfig"], str], int]
 # Takes a study, whose later jobs depend on the results of earlier ones.
@@ -57,6 +59,18 @@ def _rewritten(overrides: Sequence[str]) -> list[str]:
     return rewrite(sized(list(overrides)))
 
 
+def then(action: Callable[[T, str], int], words: Callable[[T], Sequence[str]]) -> Callable[[T, str], int]:
+    """Return an action that ends with the command to type next, whose `words` follow from its jobs or study. None: nothing."""
+
+    def run(given: T, launcher: str) -> int:
+        code = action(given, launcher)
+        if not code and (following := words(given)):
+            print(next_command("lmablate", *following))
+        return code
+
+    return run
+
+
 def trust_packages(packages: Sequence[str]) -> None:
     """Allow components from a user's own packages, which may be in the current folder; commas may separate several."""
     if packages:
@@ -81,7 +95,7 @@ def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction 
     composed = _compose(flags, overrides)
     if StudySweeper.captured is not None:
         if study is None:
-            raise ConfigError("a study (hydra/sweeper=study) needs python -m lmablate.train or lmablate.plan")
+            raise ConfigError("a study (hydra/sweeper=study) needs lmablate train or lmablate plan")
         return study(StudySweeper.captured.study(), StudySweeper.captured.launcher_name)
     if composed and (sweeper := composed[0].hydra.runtime.choices["hydra/sweeper"]) in ("study", "optuna"):
         raise ConfigError(f"hydra/sweeper={sweeper} trains several runs: add -m in front of the overrides")

@@ -1,4 +1,4 @@
-"""``python -m lmablate.plan --all scale=laptop``: check and price every stored sweep, and count shared runs once."""
+"""``lmablate plan --all scale=laptop``: check and price every stored sweep, and count shared runs once."""
 
 from __future__ import annotations
 

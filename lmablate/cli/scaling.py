@@ -124,7 +124,7 @@ def of_results(args: argparse.Namespace) -> list[str]:
     if not records:
         names = ", ".join(study["sweep"] for study in studies) or "no study at all"
         raise ConfigError(
-            f"{args.results_dir}: no ladder among its studies ({names}); train one, e.g. python -m lmablate.train sweeps=activation "
+            f"{args.results_dir}: no ladder among its studies ({names}); train one, e.g. lmablate train sweeps=activation "
             "ladder=laptop scale=laptop"
         )
     out = [line for record in records for line in (*lines(record), "")]

@@ -1,4 +1,4 @@
-"""``python -m lmablate.interop``: run lmablate/export.py, which stood here once."""
+"""``lmablate export``: run lmablate/export.py, which stood here once."""
 
 import runpy
 
