@@ -1,6 +1,6 @@
 """Does a gate in the FFN pay at equal parameters and FLOPs, and how much of its gain is extra width?
 
-The runs: ``python -m lmablate.train sweeps=activation``.
+The runs: ``lmablate train sweeps=activation``.
 """
 
 from __future__ import annotations

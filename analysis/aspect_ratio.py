@@ -1,6 +1,6 @@
 """Deep and narrow or shallow and wide, at equal non-embedding parameters?
 
-The runs: ``python -m lmablate.train sweeps=aspect_ratio``.
+The runs: ``lmablate train sweeps=aspect_ratio``.
 """
 
 from __future__ import annotations

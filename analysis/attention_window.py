@@ -1,6 +1,6 @@
 """How many layers must read the whole context?
 
-The runs: ``python -m lmablate.train sweeps=attention_window``.
+The runs: ``lmablate train sweeps=attention_window``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Do attention and FFN side by side cost quality, and does it depend on depth?
 
-The runs: ``python -m lmablate.train sweeps=block_layout``.
+The runs: ``lmablate train sweeps=block_layout``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Do the controls come out at this size?
 
-The runs: ``python -m lmablate.train sweeps=controls``.
+The runs: ``lmablate train sweeps=controls``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Do early gains survive at larger budgets, each with a fully decayed rate?
 
-The runs: ``python -m lmablate.train sweeps=decay``.
+The runs: ``lmablate train sweeps=decay``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast arms read and write over context length and batch (``python -m lmablate.inspect decode``)."""
+"""How fast arms read and write over context length and batch (``lmablate inspect decode``)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What does depth bring at equal parameters, and what does it cost in time?
 
-The runs: ``python -m lmablate.train sweeps=depth_limit``.
+The runs: ``lmablate train sweeps=depth_limit``.
 """
 
 from __future__ import annotations

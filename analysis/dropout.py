@@ -1,6 +1,6 @@
 """Does dropout help, in one epoch and in many?
 
-The runs: ``python -m lmablate.train sweeps=dropout``.
+The runs: ``lmablate train sweeps=dropout``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How wide should the FFN be, at equal non-embedding parameters?
 
-The runs: ``python -m lmablate.train sweeps=ff_ratio``.
+The runs: ``lmablate train sweeps=ff_ratio``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How wide should a gated FFN be, and is 8/3 special?
 
-The runs: ``python -m lmablate.train sweeps=ff_ratio_gated``.
+The runs: ``lmablate train sweeps=ff_ratio_gated``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How large is each layer's gradient before training, and what does depth change of it?
 
-The table: ``python -m lmablate.inspect init --out DIR`` (layers.csv).
+The table: ``lmablate inspect init --out DIR`` (layers.csv).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ACROSS = 4  # panels in a row
 def figure(table: pd.DataFrame) -> Figure:
     """Gradient norm by layer, a panel an arm and a line a depth; below, the last layer's norm and the residual stream."""
     if table.empty:
-        return message("No untrained model was looked at: python -m lmablate.inspect init makes the table.")
+        return message("No untrained model was looked at: lmablate inspect init makes the table.")
     names = list(dict.fromkeys(table["arm"]))
     styles, depths = arm_styles(names), sorted(set(table["depth"]))
     across = min(ACROSS, len(names))

@@ -1,6 +1,6 @@
 """How much does the head dimension matter at fixed width, parameters and FLOPs?
 
-The runs: ``python -m lmablate.train sweeps=head_dim``.
+The runs: ``lmablate train sweeps=head_dim``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Must the heads together be as wide as the model?
 
-The runs: ``python -m lmablate.train sweeps=head_ratio``.
+The runs: ``lmablate train sweeps=head_ratio``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What do shared keys and values cost in loss, and save in cache?
 
-The runs: ``python -m lmablate.train sweeps=kv_heads``.
-Decoding speed: ``python -m lmablate.inspect decode``.
+The runs: ``lmablate train sweeps=kv_heads``.
+Decoding speed: ``lmablate inspect decode``.
 """
 
 from __future__ import annotations

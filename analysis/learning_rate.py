@@ -1,6 +1,6 @@
 """How does the best learning rate move with width, tokens and batch size?
 
-The runs: ``python -m lmablate.train sweeps=learning_rate``. ``fit`` gives the numbers of ``optim.lr_rule``.
+The runs: ``lmablate train sweeps=learning_rate``. ``fit`` gives the numbers of ``optim.lr_rule``.
 """
 
 from __future__ import annotations

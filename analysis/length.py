@@ -1,6 +1,6 @@
 """Which positions hold beyond the training length? Loss against the length of the window, and by position in it.
 
-The runs: ``python -m lmablate.train sweeps=length``; of other runs: ``python -m lmablate.evaluate RESULTS_DIR --lengths
+The runs: ``lmablate train sweeps=length``; of other runs: ``lmablate evaluate RESULTS_DIR --lengths
 1,2,4,8,16 --out DIR``.
 """
 
@@ -173,7 +173,7 @@ def _name(arm: str, runs: pd.DataFrame) -> str:
 
 def _note(lengths: pd.DataFrame) -> str:
     if lengths.empty:
-        return "python -m lmablate.evaluate RESULTS_DIR --lengths 1,2,4,8,16 evaluates finished runs"
+        return "lmablate evaluate RESULTS_DIR --lengths 1,2,4,8,16 evaluates finished runs"
     runs = lengths.groupby("arm")["run_id"].nunique()
     n = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()} to {runs.max()}"
     strides = sorted(set(lengths.loc[lengths["sliding"], "stride"]))

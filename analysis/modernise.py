@@ -1,6 +1,6 @@
 """What made the Transformer of 2017 into today's, and do the single gains add up?
 
-The runs: ``python -m lmablate.train sweeps=modernise``.
+The runs: ``lmablate train sweeps=modernise``.
 """
 
 from __future__ import annotations

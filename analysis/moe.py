@@ -1,6 +1,6 @@
 """Do experts pay at equal active FLOPs, and does it take balancing?
 
-The runs: ``python -m lmablate.train sweeps=moe``.
+The runs: ``lmablate train sweeps=moe``.
 """
 
 from __future__ import annotations

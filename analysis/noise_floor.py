@@ -1,6 +1,6 @@
 """How far apart do two runs land that differ in their seeds alone: in the draws of the weights, the order of the data, or both?
 
-The runs: ``python -m lmablate.train sweeps=noise_floor``.
+The runs: ``lmablate train sweeps=noise_floor``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which norm, with which biases, and what without any?
 
-The runs: ``python -m lmablate.train sweeps=norm``.
+The runs: ``lmablate train sweeps=norm``.
 """
 
 from __future__ import annotations

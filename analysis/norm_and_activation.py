@@ -1,6 +1,6 @@
 """Do the norm and the activation matter at equal parameters and tokens? RMSNorm or LayerNorm, SwiGLU or GELU, two seeds.
 
-The runs: ``python -m lmablate.train sweeps=norm_and_activation``.
+The runs: ``lmablate train sweeps=norm_and_activation``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where should the norm stand, and which placement needs warmup?
 
-The runs: ``python -m lmablate.train sweeps=norm_position``.
+The runs: ``lmablate train sweeps=norm_position``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which positions give the lowest loss at the training length?
 
-The runs: ``python -m lmablate.train sweeps=posemb``.
+The runs: ``lmablate train sweeps=posemb``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Do comparisons come out in bf16 as they do in fp32?
 
-The runs: ``python -m lmablate.train sweeps=precision``.
+The runs: ``lmablate train sweeps=precision``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is each choice of the training recipe worth?
 
-The runs: ``python -m lmablate.train sweeps=recipe``.
+The runs: ``lmablate train sweeps=recipe``.
 """
 
 from __future__ import annotations

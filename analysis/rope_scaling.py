@@ -1,6 +1,6 @@
 """Can a model read four times its training length after a short fine-tune?
 
-The runs: ``python -m lmablate.train sweeps=rope_scaling``.
+The runs: ``lmablate train sweeps=rope_scaling``.
 """
 
 from __future__ import annotations

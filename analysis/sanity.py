@@ -1,6 +1,6 @@
 """Does the pipeline find a difference that is there, and none that is not?
 
-The runs: ``python -m lmablate.train sweeps=sanity``.
+The runs: ``lmablate train sweeps=sanity``.
 """
 
 from __future__ import annotations

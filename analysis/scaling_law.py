@@ -1,4 +1,4 @@
-"""A fitted scaling law beside its points (``python -m lmablate.scaling fit POINTS.csv --out DIR``)."""
+"""A fitted scaling law beside its points (``lmablate scaling fit POINTS.csv --out DIR``)."""
 
 from __future__ import annotations
 

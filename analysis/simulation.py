@@ -1,4 +1,4 @@
-"""What the pipeline does on made-up studies whose truth is known (``python -m lmablate.power --simulate DIR``)."""
+"""What the pipeline does on made-up studies whose truth is known (``lmablate power --simulate DIR``)."""
 
 from __future__ import annotations
 

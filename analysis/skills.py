@@ -1,6 +1,6 @@
 """Which attention can look something up?
 
-The runs: ``python -m lmablate.train sweeps=skills``.
+The runs: ``lmablate train sweeps=skills``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which trick widens the range of learning rates that train, and what does it cost at the best one?
 
-The runs: ``python -m lmablate.train sweeps=stability``.
+The runs: ``lmablate train sweeps=stability``.
 """
 
 from __future__ import annotations

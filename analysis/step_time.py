@@ -1,6 +1,6 @@
 """Where the time of a training step goes, beside where its FLOPs go, and beside the published shares.
 
-The tables: ``python -m lmablate.inspect time``.
+The tables: ``lmablate inspect time``.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from lmablate.analysis._style import (
 from lmablate.analysis.finals import defined
 from lmablate.schema.sweeps import sweep_question
 
-NOTHING = "No finished evaluation runs of sweeps={0} yet: python -m lmablate.train sweeps={0}"
+NOTHING = "No finished evaluation runs of sweeps={0} yet: lmablate train sweeps={0}"
 OTHERS = ("D", "s", "^", "v")  # published series
 
 

@@ -1,6 +1,6 @@
 """What published systems chose, and their ratios, over the years; and the lecture's statements about them.
 
-The table: ``python -m lmablate.survey --out DIR``, which draws these figures too. No runs are needed.
+The table: ``lmablate survey --out DIR``, which draws these figures too. No runs are needed.
 """
 
 from __future__ import annotations

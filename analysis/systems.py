@@ -1,6 +1,6 @@
 """What is left of the differences of published systems when size, text and tuning are equal?
 
-The runs: ``python -m lmablate.train sweeps=systems``.
+The runs: ``lmablate train sweeps=systems``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where one run predicts better than another: by how often a token occurs, and by where in the text it stands.
 
-The tables: ``python -m lmablate.compare``.
+The tables: ``lmablate compare``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How large a vocabulary pays, in bits per byte of the same text?
 
-The runs: ``python -m lmablate.train sweeps=vocab_size``.
+The runs: ``lmablate train sweeps=vocab_size``.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Question:
 
     def __init__(self, results_dir: str, sweep: str) -> None:
         self.results_dir, self.sweep = results_dir, sweep
-        self.command = f"python -m lmablate.train sweeps={sweep} scale=laptop results_dir={results_dir}"
+        self.command = f"lmablate train sweeps={sweep} scale=laptop results_dir={results_dir}"
 
     @property
     def runs(self) -> pd.DataFrame:

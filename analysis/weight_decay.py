@@ -1,6 +1,6 @@
 """What does weight decay do to the training loss, and does it need a decaying rate?
 
-The runs: ``python -m lmablate.train sweeps=weight_decay``.
+The runs: ``lmablate train sweeps=weight_decay``.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Archive finished runs in a form small enough to publish, and restore them as done: ``python -m lmablate.archive``.
+"""Keep finished runs small enough to publish; restore them as done.
 
-``save RESULTS_DIR ARCHIVE [--sweep NAME]`` writes ``ARCHIVE/rows.jsonl`` (every result row; values that all rows share
-are in the first line), for a study ``ARCHIVE/study.json``, and ``ARCHIVE/evaluations.jsonl`` if runs were evaluated on
-their validation text after training. Host, folders and runtime settings stay out. ``restore ARCHIVE [ARCHIVE ...]
-RESULTS_DIR`` makes run directories of them, so that training the same sweep there trains only what is missing.
-Checkpoints and loss curves are not kept.
+  lmablate archive save results norm-runs --sweep norm
+  lmablate archive restore norm-runs results
+
+save writes ``ARCHIVE/rows.jsonl`` (every result row; values that all rows share are in the first line), of a study
+``study.json``, and of evaluated runs ``evaluations.jsonl``. Host, folders and runtime settings stay out, as do checkpoints
+and loss curves. restore makes run directories of them, so that training the same sweep trains only what is missing.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lmablate.core import access
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_json, read_jsonl, write_together
 from lmablate.core.paths import given_path
@@ -171,9 +172,7 @@ def _check_names(names: Iterable[str]) -> None:
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lmablate.archive", description="Keep finished runs small, and take them up again."
-    )
+    parser = command_parser("archive")
     verbs = parser.add_subparsers(dest="verb", required=True)
     keep = verbs.add_parser("save", help="write the finished runs of a results folder to an archive")
     keep.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR")

@@ -1,10 +1,11 @@
-"""Build a wandb workspace and report of a stored sweep: ``python -m lmablate.dashboard SWEEP [OVERRIDES] [--entity E]
-[--project P]``.
+"""Build a wandb workspace and report of a stored sweep.
 
-Both are built with wandb's own library (wandb-workspaces) from the composed sweep: parallel coordinates over its varied
-keys, loss curves by arm with a band over seeds, loss against learning rate, and the table of runs. ``--dry-run --out
-FILE`` writes their specifications as JSON and contacts no server. ``--wandb-sweep FILE`` exports a plain grid as a
-wandb sweep.
+  lmablate dashboard norm_position scale=gpu --entity me
+  lmablate dashboard norm_position --dry-run --out dashboard.json    without an account
+
+Overrides are those of lmablate train. Both are built with wandb's own library (wandb-workspaces) from the composed
+sweep: parallel coordinates over its varied keys, loss curves by arm with a band over seeds, loss against learning rate,
+and the table of runs. --wandb-sweep FILE writes a plain grid as a wandb sweep instead.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmablate.cli.front_door import main as front_door
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -46,17 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def study(found: Study, launcher: str) -> int:
         return _act(args, _of_study(found))
 
-    return front_door(
-        "lmablate.dashboard", "a wandb dashboard", grid, [f"sweeps={args.sweep}", *overrides], study=study
-    )
+    return front_door("dashboard", grid, [f"sweeps={args.sweep}", *overrides], study=study)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lmablate.dashboard",
-        description="A wandb workspace and report of a stored sweep.",
-        epilog="Further words are overrides, as for lmablate.train: scale=gpu, sweep.seeds=8.",
-    )
+    parser = command_parser("dashboard")
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a stored sweep (sweeps/SWEEP.yaml)")
     add("--entity", help="the wandb user or team (default: wandb's own)")
@@ -156,7 +152,7 @@ def wandb_sweep_text(sweep: DashboardSweep, entity: str | None = None, project: 
     if sweep.study:
         raise ConfigError(
             f"sweeps={sweep.name} is a study: its arms are lists of words and its learning rates are chosen in stages, which a wandb "
-            f"grid cannot say. Train it with python -m lmablate.train sweeps={sweep.name}; its dashboard needs no wandb sweep"
+            f"grid cannot say. Train it with lmablate train sweeps={sweep.name}; its dashboard needs no wandb sweep"
         )
     jobs = [explicit(cfg.overrides) for cfg in sweep.configs]
     keys = list(dict.fromkeys(key for job in jobs for key in job))

@@ -1,4 +1,10 @@
-"""Compare four models with four seeds each on English text, and write a table, figures and a page (``make demo``)."""
+"""Train four small models, four seeds each, and write a report.
+
+  lmablate demo
+  lmablate demo results_dir=elsewhere
+
+Minutes on a laptop's processor. Overrides are those of lmablate train. Given again, it goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmablate.cli.front_door import main as front_door
+from lmablate.cli.usage import help_text
 from lmablate.core.errors import exit_on_config_error
 from lmablate.report.command import main as report
 from lmablate.train import train
@@ -14,19 +21,10 @@ from lmablate.train import train
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
 SIZE = ("scale=laptop", "model=nano", "trainer.tokens_per_param=6")
 QUIET = ("runtime.wandb=disabled", "runtime.evaluations=4")
-HELP = f"""lmablate.demo: trains four small models with four seeds each, and writes a report on them (minutes on a laptop's CPU)
-
-  python -m lmablate.demo [OVERRIDE ...]
-
-It runs the stored sweep norm_and_activation with {" ".join(SIZE)} into {RESULTS},
-then lmablate.report into {PAGE}. Overrides are those of lmablate.train, whose --help lists them. Running it again goes on
-where it was stopped.
-"""
 NEXT = """
-The report: {link}
-Next, one thing of your own, which four seeds can decide in some minutes:
-  python -m lmablate.train -m posemb=rope,none seed=0,1,2,3 scale=laptop model=nano trainer.tokens_per_param=6
-  python -m lmablate.report results
+next, one thing of your own, which four seeds can decide in some minutes:
+  lmablate train -m posemb=rope,none seed=0,1,2,3 scale=laptop model=nano trainer.tokens_per_param=6
+  lmablate report results
 """
 
 
@@ -35,16 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. Returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(args):
-        print(HELP, end="")
+        print(help_text("demo"))
         return 0
     args = ["sweeps=norm_and_activation", *SIZE, *QUIET, f"results_dir={RESULTS}", *args]
-    print("python -m lmablate.train " + " ".join(args), flush=True)
-    if code := front_door("lmablate.train", "the demo", train, args):
+    print("lmablate train " + " ".join(args), flush=True)
+    if code := front_door("train", train, args):
         return code
-    print(f"python -m lmablate.report {RESULTS} --out {PAGE}", flush=True)
+    print(f"lmablate report {RESULTS} --out {PAGE}", flush=True)
     code = report([str(RESULTS), "--out", str(PAGE)])
     if not code:
-        print(NEXT.format(link=(PAGE / "index.html").absolute().as_uri()), end="")
+        print(NEXT, end="")
     return code
 
 

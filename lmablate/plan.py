@@ -1,4 +1,10 @@
-"""Show what a command would train, its cost, and what is done already, without training: ``python -m lmablate.plan``."""
+"""Show what a command would train, and what it costs.
+
+  lmablate plan -m norm=rms,layer seed=0,1,2,3
+  lmablate plan sweeps=norm scale=laptop
+
+Nothing is trained but two seconds of one run, for the price.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
+from lmablate.cli.front_door import then
 from lmablate.core.console import own_flags
 from lmablate.core.errors import exit_on_config_error
 
@@ -43,7 +50,7 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
     jobs, later, data = known_and_later(study)
     waits_for = "its start" if study.settings.starts else "the forecast" if study.settings.ladder else "a look"
     when = f"after {'tuning' if study.stage == 'tune' else waits_for}"
-    show(list(jobs.values()), data, later, when, folded=not rows)
+    show(list(jobs.values()), data, later, when, by_arm=not rows)
     print_own_components(list(jobs.values()), launcher)
     for line in study.decisions():
         print(line)
@@ -52,18 +59,21 @@ def plan_study(study: Study, launcher: str, *, rows: bool = False) -> int:
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the overrides of lmablate.train. Returns the exit code. ``--rows`` shows every run of a
-    study, ``-v`` defines the columns, ``--all`` prices every stored sweep."""
+    """Run the command with the overrides of lmablate train. Returns the exit code. ``--rows`` shows every run of a
+    study, ``--explain`` defines the columns, ``--all`` prices every stored sweep."""
     args, flags = own_flags(list(sys.argv[1:] if argv is None else argv), "--all", "--rows")
     if "--all" in flags and "--help" not in args:
         from lmablate.cli.plan_all import plan_all
 
         return plan_all(args)
-    study, purpose = (
-        partial(plan_study, rows="--rows" in flags),
-        "what a command would train, and its price; runs nothing",
-    )
-    return front_door("lmablate.plan", purpose, plan, args, study=study)
+    study = partial(plan_study, rows="--rows" in flags)
+    return front_door("plan", then(plan, lambda _: _training(args)), args, study=then(study, lambda _: _training(args)))
+
+
+def _training(args: Sequence[str]) -> Sequence[str]:
+    """Return the command that trains what was planned; for a published system at its own size, which none does, nothing."""
+    whole = any(arg.startswith("preset=") for arg in args) and not any(arg.startswith("shrink=") for arg in args)
+    return () if whole else ("train", *args)
 
 
 if __name__ == "__main__":

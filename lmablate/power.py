@@ -1,9 +1,10 @@
-"""Compute how many seeds a difference takes, or what given seeds can find: ``python -m lmablate.power --effect 0.01
---sd 0.02``.
+"""Compute how many seeds a difference takes, or what seeds can find.
 
-The spread is that of a paired difference (``--sd``), or of single runs with their correlation (``--run-sd``,
-``--correlation``), or measured in finished runs (``RESULTS_DIR``). ``--simulate DIR`` runs the whole pipeline on
-synthetic studies with known truth, and writes rates and a figure.
+  lmablate power --effect 0.01 --sd 0.02
+  lmablate power results --effect 0.01        with the spread of finished runs
+
+The spread is that of a paired difference (--sd), or of single runs with their correlation (--run-sd, --correlation), or
+measured in finished runs (RESULTS_DIR). --simulate DIR sends made-up studies of known truth through the whole pipeline.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lmablate.claims import ladder_simulation as ladders
 from lmablate.claims import simulation as s
 from lmablate.claims.report_verdicts import evidence
 from lmablate.claims.simulation import Rate
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.power", description="How many seeds does it take?")
+    parser = command_parser("power")
     add = parser.add_argument
     add("results_dir", nargs="*", type=given_path, metavar="RESULTS_DIR", help="finished runs to measure the spread in")
     add("--effect", type=float, help="the difference to find, in the unit of the spread (nats per token)")

@@ -1,12 +1,14 @@
-"""List the published systems in conf/preset with their choices and counts: ``python -m lmablate.presets``.
+"""List the published systems that preset= names, with their counts.
 
-No model is built: parameters, FLOPs and cache bytes are closed forms (lmablate/budget), which the tests compare with
-the published counts. ``--markdown`` and ``--csv`` print the same rows in those forms.
+  lmablate presets                     what each chooses, counted and announced parameters
+  lmablate presets --csv > all.csv     every column
+
+No model is built. Parameters, FLOPs and cache bytes are closed forms (``lmablate/budget``), which the tests compare
+with the published counts. To train one: lmablate train preset=gpt2 shrink=tiny
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from lmablate.config.presets import Published, published, with_preset
 from lmablate.config.resolve import resolve
 from lmablate.core import console
 from lmablate.core.axes import AXES
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR
 from lmablate.schema.run_config import RunConfig, RunRequest
@@ -169,9 +172,7 @@ To train one: preset=gpt2 shrink=tiny."""
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lmablate.presets", description="The published systems that preset= names."
-    )
+    parser = command_parser("presets")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="as a Markdown table")
     form.add_argument("--csv", action="store_true", help="as CSV, with every column")

@@ -1,7 +1,10 @@
-"""Sample text from a finished run: ``python -m lmablate.sample RUN_DIR``.
+"""Write text with a finished run: its checkpoint, its tokenizer.
 
-The prompt, after the token that ends a document, is read at once. Each further token is drawn from the model's
-distribution given the text so far (lmablate/decoding).
+  lmablate sample results/0123456789ab --prompt 'In the beginning'
+  lmablate sample results/0123456789ab --temperature 0.8 --top-p 0.95 --n 3 --seed 1
+
+The prompt is read at once, after the token that ends a document. Each further token is drawn from the model's
+distribution given the text so far.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 from lmablate.cli.arguments import add_device, add_threads, add_trust, device_of
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.runs.config_file import read_config
 from lmablate.runs.run_directory import RunDirectory, run_path
@@ -24,12 +28,6 @@ if TYPE_CHECKING:
     from lmablate.data import TokenData
     from lmablate.decoding import Sampling
     from lmablate.schema.run_config import RunConfig
-
-EXAMPLES = """examples:
-  python -m lmablate.sample results/0123456789ab --prompt 'In the beginning'
-  python -m lmablate.sample results/0123456789ab --prompt-file letter.txt
-  python -m lmablate.sample results/0123456789ab --temperature 0.8 --top-p 0.95 --n 3 --seed 1
-"""
 
 
 @exit_on_config_error
@@ -42,12 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lmablate.sample",
-        description="Text from a finished run: its checkpoint, its tokenizer.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("sample")
     add = parser.add_argument
     add("run_dir", type=run_path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
     begin = parser.add_mutually_exclusive_group()

@@ -1,4 +1,8 @@
-"""``python -m lmablate.status RESULTS_DIR``: what has become of every run of every sweep in it, and the failed ones once more."""
+"""Show what has become of every run; train failed ones again.
+
+lmablate status results                    what runs, what failed, and why
+lmablate status results --retry failed     train the failed ones again
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
-from lmablate.core.console import Column, console, duration, plain, prose, table
+from lmablate.core.commands import command_parser
+from lmablate.core.console import Column, console, duration, next_command, plain, table
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import read_bounded
 from lmablate.core.logging import configure_logging
@@ -62,17 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     console().print(shown(sweeps, everything=args.all))
     if not sweeps:
-        found = [f"python -m lmablate.status {one}" for one in below(folder)]
-        print(
-            "\n".join(f"there are runs one level down: {command}" for command in found)
-            or "give the folder that training wrote to"
-        )
+        lower = [f"there are runs one level down: lmablate status {one}" for one in below(folder)]
+        print("\n".join(lower) or "give the folder that training wrote to")
+    elif command := _next(folder, {row["state"] for _, rows in sweeps for row in rows}):
+        print(next_command("lmablate", *command))
     return 0
 
 
+def _next(folder: Path, found: set[str]) -> Sequence[str]:
+    """Return the command to type next: train what failed, watch what runs, or read the results."""
+    if failed := [state for state in RETRIED if state in found]:
+        return ("status", str(folder), "--retry", failed[0] if len(failed) == 1 else "all")
+    return ("status", str(folder), "--watch") if "running" in found else ("report", str(folder))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.status", description=prose(__doc__))
-    parser.add_argument("results_dir", nargs="?", type=given_path, default="results")
+    parser = command_parser("status")
+    parser.add_argument("results_dir", nargs="?", type=given_path, default="results", help="default: %(default)s")
     parser.add_argument("--sweep", metavar="NAME", help="only this one")
     parser.add_argument("--all", action="store_true", help="list finished runs too")
     parser.add_argument(

@@ -1,4 +1,10 @@
-"""Train one run, a grid, or a stored sweep: ``python -m lmablate.train``."""
+"""Train one run, a grid, or a stored question.
+
+  lmablate train norm=layer activation=gelu
+  lmablate train -m norm=rms,layer seed=0,1,2,3
+
+Runs that are done are not trained again. lmablate plan with the same overrides says first what it costs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
+from lmablate.cli.front_door import then
 from lmablate.core.errors import exit_on_config_error
 from lmablate.training import distributed
 
@@ -46,13 +53,22 @@ def _runner(launcher: str) -> Callable[[Sequence[Job], Mapping[str, TokenData]],
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the console script ``lmablate-train``. Returns the exit code."""
+    """Run the command. Returns the exit code."""
     from lmablate.launcher.processes import shared_warm_process
 
     args = list(sys.argv[1:] if argv is None else argv)
-    purpose = "train language models that differ in one thing"
     with shared_warm_process(args):
-        return front_door("lmablate.train", purpose, train, args, study=train_study)
+        return front_door("train", then(train, _runs_end), args, study=then(train_study, _study_ends))
+
+
+def _runs_end(configs: Sequence[RunConfig]) -> Sequence[str]:
+    """Return the command that reads these results: none where nothing is printed, or several processes would."""
+    quiet = distributed.under_torchrun() or configs[0].runtime.progress == "off"
+    return () if quiet else ("report", configs[0].results_dir)
+
+
+def _study_ends(study: Study) -> Sequence[str]:
+    return "report", study.results_dir
 
 
 if __name__ == "__main__":

@@ -343,7 +343,7 @@ def test_results_are_found_in_the_notebooks_folder_or_above_it(tmp_path, monkeyp
     assert results_folder() == "elsewhere"
     with pytest.raises(ConfigError, match=r"no such stored sweep; write sweeps/mine\.yaml"):
         Question(str(tmp_path / "results"), "mine").trained()
-    with pytest.raises(ConfigError, match=r"no finished runs .*python -m lmablate\.train sweeps=norm scale=laptop"):
+    with pytest.raises(ConfigError, match=r"no finished runs .*lmablate train sweeps=norm scale=laptop"):
         Question(str(tmp_path / "results"), "norm").trained()
     assert arm_colours(pd.DataFrame({"arm": ["b", "a", "a"]})) == {"a": _style.PALETTE[0], "b": _style.PALETTE[1]}
 

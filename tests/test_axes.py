@@ -1,4 +1,4 @@
-"""Every option of every axis, listed from conf/, through the checks that `python -m lmablate.check` runs on a user's own."""
+"""Every option of every axis, listed from conf/, through the checks that `lmablate check` runs on a user's own."""
 
 from functools import cache
 

@@ -200,7 +200,7 @@ def test_the_account_in_one_command(capsys, tmp_path):
 
     text = write_corpus(tmp_path / "text")
     words = ["-m", "attention=mha,mqa", "seed=0,1", "budget=flops", *QUICK, f"data.paths={text}/*.txt"]
-    assert front_door("lmablate.budget", "", show, words) == 0
+    assert front_door("budget", show, words) == 0
     printed = capsys.readouterr().out
     assert printed.count("KV-cache bytes per token") == 2  # one account a model, not a seed
     assert "attention=mqa" in printed

@@ -349,7 +349,7 @@ def test_commands_say_what_was_solved(capsys, tmp_path, caplog, monkeypatch):
     text = write_corpus(tmp_path / "text")
     words = ["-m", "attention=mqa", "seed=0,1", "budget=flops", *QUICK, f"data.paths={text}/*.txt"]
     with caplog.at_level("INFO", logger="lmablate"):
-        assert front_door("lmablate.plan", "", plan, [*words, f"results_dir={tmp_path / 'results'}"]) == 0
+        assert front_door("plan", plan, [*words, f"results_dir={tmp_path / 'results'}"]) == 0
     said = [record.message for record in caplog.records if "budget=flops" in record.message]
     assert len(said) == 1
     assert "d_ff=" in said[0] and "of the reference (attention=mha" in said[0]

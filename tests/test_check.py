@@ -1,4 +1,4 @@
-"""`python -m lmablate.check`: what holds is said to hold, and each fault is named."""
+"""`lmablate check`: what holds is said to hold, and each fault is named."""
 
 import broken
 import pytest

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -71,11 +72,39 @@ def test_a_column_without_a_value_is_left_out():
     assert printed(made)[0].split() == ["run", "step"]
 
 
-def test_a_pipe_takes_lines_of_any_length_and_columns_says_otherwise(monkeypatch):
+def test_a_pipe_has_a_hundred_columns_and_columns_says_otherwise(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert console.width() == console.UNLIMITED
+    assert console.width() == console.PIPE == 100
     monkeypatch.setenv("COLUMNS", "72")
     assert console.width() == 72
+
+
+def test_prose_is_broken_between_words_and_a_command_so_that_a_shell_takes_it(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    words = [
+        "lmablate",
+        "train",
+        "-m",
+        "data.paths=a b/*.txt",
+        *(f"model.n_layers={n}" for n in range(9)),
+        "seed=" + "1" * 80,
+    ]
+    lines = console.next_command(*words).splitlines()
+    assert all(len(line) <= 60 for line in lines[:-1]) and lines[1].startswith("next: lmablate train")
+    assert shlex.split("\n".join(lines).replace("\\\n", " "))[1:] == words
+    text = f"    {'word ' * 30}"
+    folded = console.folded(text, 6).splitlines()
+    assert max(map(len, folded)) <= 60 and folded[0].startswith("    word") and folded[1].startswith("      word")
+    assert console.folded("short") == "short"
+
+
+def test_nothing_is_coloured_where_that_is_unwanted(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    made = table([Column("state")], [("failed",)], styles=["red"])
+    out = io.StringIO()
+    Console(file=out, force_terminal=True).print(made)
+    assert "failed" in out.getvalue() and "\x1b[31" not in out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +141,7 @@ def test_a_current_folder_that_was_removed_is_said_in_words(monkeypatch, capsys)
     from lmablate.cli.front_door import main
 
     monkeypatch.setattr(os, "getcwd", lambda: os.readlink("/no such folder"))
-    assert presets.main([]) == main("lmablate.train", "", train.train, []) == 2
+    assert presets.main([]) == main("train", train.train, []) == 2
     assert capsys.readouterr().err.count("error: the current folder was removed: change to one that is there") == 2
 
 

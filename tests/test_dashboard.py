@@ -212,7 +212,7 @@ def jobs(argv):
     from lmablate.cli.front_door import main as front_door
 
     found = []
-    assert front_door("x", "y", lambda configs, _: found.extend(configs) or 0, argv) == 0
+    assert front_door("x", lambda configs, _: found.extend(configs) or 0, argv) == 0
     return found
 
 

@@ -1,4 +1,4 @@
-"""``python -m lmablate.evaluate`` and evaluations at the end of training: what is asked for lies beside the row, and no row changes."""
+"""``lmablate evaluate`` and evaluations at the end of training: what is asked for lies beside the row, and no row changes."""
 
 import json
 

@@ -73,13 +73,14 @@ FAILURES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("name", commands())
 def test_every_command_tells_failures_in_words(name, monkeypatch, capsys):
     modules = {room: module for module, room in doors().items()}
     main = importlib.import_module(modules.get(name, name)).main
     monkeypatch.setenv("LMABLATE_START", "spawn")
     monkeypatch.setattr(sys, "argv", ["command"])
-    words = ["time"] if name == "lmablate.inspect.__main__" else []
+    words = {"lmablate.inspect.__main__": ["time"], "lmablate.__main__": ["status"]}.get(name, [])
     for failure, code, says in FAILURES:
 
         def fail(*_, failure=failure, **__):
@@ -112,7 +113,7 @@ def asked(*words: str) -> tuple[int, list]:
     """The configurations that a command line hands to its command, and the exit code."""
     got: list = []
     code = front_door.main(
-        "lmablate.plan", "", lambda configs, _: got.extend(configs) or 0, words, study=lambda s, _: got.append(s) or 0
+        "plan", lambda configs, _: got.extend(configs) or 0, words, study=lambda s, _: got.append(s) or 0
     )
     return code, got
 
@@ -524,7 +525,7 @@ def test_help_lists_groups_sweeps_and_options_of_ones_own(tmp_path, monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
     (tmp_path / "conf/norm").mkdir(parents=True)
     (tmp_path / "conf/norm/mine.yaml").write_text("# Mine. norm=mine\n_target_: a.B\n")
-    text = usage.help_text("lmablate.plan", "prices")
+    text = usage.help_text("plan")
     for part in (
         "preset ",
         "shrink ",
@@ -536,7 +537,7 @@ def test_help_lists_groups_sweeps_and_options_of_ones_own(tmp_path, monkeypatch)
         "[swiglu]",
     ):
         assert part in text, part
-    assert "lmablate.plan: prices" in text and "--all" in text and "--all" not in usage.help_text("lmablate.train", "")
+    assert "--all" in text and "--all" not in usage.help_text("train")
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -566,3 +567,15 @@ def test_runs_one_level_down_are_pointed_at_and_no_output_goes_among_runs(tmp_pa
     assert captured.err.count("one level down") == 2 and "one level down" in captured.out
     with pytest.raises(ConfigError, match="runs are there; choose another folder"):
         check_writable(run.parent, "--out")
+
+
+def test_a_command_that_succeeds_ends_with_the_next_one(capsys):
+    for code in (0, 1):
+        assert (
+            front_door.then(lambda given, launcher, code=code: code, lambda given: ["report", given])(
+                "my runs", "local"
+            )
+            == code
+        )
+    assert front_door.then(lambda given, launcher: 0, lambda given: ())("", "local") == 0
+    assert capsys.readouterr().out == "\nnext: lmablate report 'my runs'\n"

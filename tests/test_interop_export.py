@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from corpus import QUICK, write_corpus
 
-from lmablate.cli import export as command
+from lmablate import export as command
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
 from lmablate.data.tokenizer import ByteTokenizer, load_pretrained, train_bpe
@@ -89,7 +89,7 @@ def test_the_folder_says_what_it_is(run, exported):
     assert facts["run_id"] == run.name
     assert facts["architecture"] == "LlamaForCausalLM"
     card = (exported / "README.md").read_text()
-    assert "python -m lmablate.train data=files tokenizer=bytes" in card
+    assert "lmablate train data=files tokenizer=bytes" in card
     assert str(run.parent.parent) not in card + (exported / "lmablate.json").read_text()  # no path of this machine
     assert (exported / "model.safetensors").is_file()
     assert not list(exported.glob("*.bin"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_interop_export import refused, trained
 
-from lmablate.cli import export as command
+from lmablate import export as command
 from lmablate.core.errors import ConfigError
 from lmablate.interop import export, from_hf, to_hf
 from lmablate.interop.electra import from_electra

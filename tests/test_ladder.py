@@ -291,5 +291,5 @@ def test_the_command_of_a_ladder_leaves_its_sizes_to_the_rungs():
     ]  # fmt: skip
     frame = pd.DataFrame({"sweep": "which", "stage": "evaluate", "provenance.overrides": words})
     assert commands(frame, sized={"model.n_layers", "model.d_model", "trainer.tokens_per_param"}) == [
-        "python -m lmablate.train sweeps=which tokenizer=bytes"
+        "lmablate train sweeps=which tokenizer=bytes"
     ]

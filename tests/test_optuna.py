@@ -365,7 +365,7 @@ def test_a_trial_is_the_run_that_its_words_typed_are_and_a_plan_shows_what_is_le
     words = [*quick, "trainer.steps=3", f"data.paths={text}/*.txt", f"results_dir={tmp_path}", "trainer.precision=fp32"]
     asked_for = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.batch=1", "hydra.sweeper.trials=2", *words]
     asked_for += ["optim.lr=tag(log,interval(1e-4,1e-2))", "norm=rms,layer"]
-    assert front_door("lmablate.train", "", train, asked_for, study=train_study) == 0
+    assert front_door("train", train, asked_for, study=train_study) == 0
     trial = stored(tmp_path)["search"]["trials"][1]
     (job,), _ = prepare_jobs([compose([*words, *trial["words"], "seed=1000"])])
     assert trial["runs"] == [job.run_id]
@@ -373,7 +373,7 @@ def test_a_trial_is_the_run_that_its_words_typed_are_and_a_plan_shows_what_is_le
     before = stored(tmp_path)
     capsys.readouterr()
     monkeypatch.setattr("lmablate.launcher.pricing.CALIBRATION_SECONDS", 0.02)
-    assert front_door("lmablate.plan", "", plan, [*asked_for, "hydra.sweeper.trials=4"], study=plan_study) == 0
+    assert front_door("plan", plan, [*asked_for, "hydra.sweeper.trials=4"], study=plan_study) == 0
     printed = capsys.readouterr().out
     assert "search: 4 trials of sampler=tpe over" in printed
     assert "optim.lr  0.0001 to 0.01, log" in printed
@@ -395,7 +395,7 @@ def test_a_trial_is_the_run_that_its_words_typed_are_and_a_plan_shows_what_is_le
     ids=["seed", "length", "twice", "unknown", "no -m"],
 )
 def test_words_that_a_search_cannot_take_are_refused(words, says, tmp_path, capsys):
-    assert front_door("lmablate.train", "", train, [*words, f"results_dir={tmp_path}"], study=train_study) == 2
+    assert front_door("train", train, [*words, f"results_dir={tmp_path}"], study=train_study) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.glob("*/result.json"))
 

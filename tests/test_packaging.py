@@ -83,7 +83,7 @@ def test_an_installed_lmablate_trains_from_elsewhere(installed, tmp_path, way):
     program = (
         [sys.executable, "-m", "lmablate.train"]
         if way == "module"
-        else [sys.executable, site / "bin" / "lmablate-train"]
+        else [sys.executable, site / "bin" / "lmablate", "train"]
     )
     words = ["-m", "norm=rms,layer", *QUICK, f"data.paths={text}/*.txt", "results_dir=results"]
     run(*program, *words, env=environment, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""python -m lmablate.power: how many seeds, what given seeds find, and errors in words."""
+"""lmablate power: how many seeds, what given seeds find, and errors in words."""
 
 import re
 

@@ -153,7 +153,7 @@ def test_tables_hold_the_numbers(written):
     runs, arms = read_csv(out / "tables" / "runs.csv"), read_csv(out / "tables" / "arms.csv")
     assert {run["run_id"]: float(run["val_loss"]) for run in runs} == {row["run_id"]: row["val_loss"] for row in rows}
     assert {"norm", "activation", "optim.lr", "numerics", "provenance.torch", "command"} <= set(runs[0])
-    assert runs[0]["command"].startswith("python -m lmablate.train norm=")
+    assert runs[0]["command"].startswith("lmablate train norm=")
     columns = "arm norm activation n mean sd min max diverged val_bpb n_params n_params_non_embedding"
     columns += " flops_per_token tokens tokens_per_second"
     assert set(columns.split()) <= set(arms[0])
@@ -286,7 +286,7 @@ def test_a_sweep_without_an_analysis_gets_the_general_figures(tmp_path):
         "verdicts",
     }
     assert "norm (layer, rms)" in page.text
-    assert "python -m lmablate.train sweeps=no_such_sweep" in page.text
+    assert "lmablate train sweeps=no_such_sweep" in page.text
 
 
 def test_one_run_makes_a_report_and_without_records_there_is_no_empty_chart(tmp_path):
@@ -392,7 +392,7 @@ def test_what_varied_what_followed_and_what_was_held_equal(tmp_path):
 )
 def test_commands_make_the_runs_again(tmp_path, options, sweep, expected):
     fake_results.write_fake_results(tmp_path, options, sweep=sweep)
-    assert commands(load_runs(tmp_path)) == [f"python -m lmablate.train {words}" for words in expected]
+    assert commands(load_runs(tmp_path)) == [f"lmablate train {words}" for words in expected]
 
 
 def test_runs_that_are_no_grid_get_no_grid_command(tmp_path):

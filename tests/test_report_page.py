@@ -76,7 +76,7 @@ def test_each_study_is_a_section_with_its_own_notices(several):
     assert "1 of 6 runs diverged" in section(page, "alpha") and "diverged." not in section(page, "beta")
     assert "Arms have different seeds: arm layer lacks 3" in section(page, "beta")
     for name in ("alpha", "beta"):
-        assert f"python -m lmablate.train sweeps={name}" in section(page, name)
+        assert f"lmablate train sweeps={name}" in section(page, name)
 
 
 def test_results_that_were_taken_away_are_named_as_missing(several):
@@ -222,7 +222,7 @@ def test_markdown_has_tables_figures_and_commands_and_no_markup_of_names(tmp_pat
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1, block
         assert re.match(r"\| -", block.splitlines()[1])
-    again = f"python -m lmablate.train sweeps=norm_and_activation results_dir={tmp_path / 'results'}"
+    again = f"lmablate train sweeps=norm_and_activation results_dir={tmp_path / 'results'}"
     assert f"```\n{again}\n```" in text
     more = again.replace(" results_dir", " seed=0,1,2,3 results_dir")
     assert "No verdict on N7 (RMSNorm matches LayerNorm in loss" in text and f"The command for it: `{more}`" in text

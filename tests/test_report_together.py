@@ -89,7 +89,7 @@ def test_the_command_of_a_study_has_its_folder_and_nothing_that_the_study_chose(
     """Not the rate that all arms of kv_heads were evaluated at: it would be the middle of another tuning."""
     runs, _, folder = together
     own = runs[runs["sweep"] == name]
-    command = " ".join(["python -m lmablate.train", f"sweeps={name}", *words.split()])
+    command = " ".join(["lmablate train", f"sweeps={name}", *words.split()])
     assert commands(own, folder) == [f"{command} results_dir={folder}"]
     more = with_more_seeds(own[own["stage"] == "evaluate"], 3, "results")
     assert more == f"{command} sweep.seeds.values={13 if name == 'sanity' else 9}"
@@ -135,7 +135,7 @@ def test_the_command_for_more_seeds_of_a_grid_names_them_all(tmp_path):
     fake_results.write_fake_results(tmp_path, {"norm": ("rms", "layer")}, seeds=(0, 2), sweep=None)
     runs = load_runs(tmp_path)
     assert with_more_seeds(runs, 2, "my runs") == (
-        "python -m lmablate.train -m norm=layer,rms seed=0,1,2,3 'results_dir='\"'\"'my runs'\"'\"''"
+        "lmablate train -m norm=layer,rms seed=0,1,2,3 'results_dir='\"'\"'my runs'\"'\"''"
     )
 
 

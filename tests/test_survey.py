@@ -317,7 +317,7 @@ def test_the_stored_tables_are_those_of_today(name, tmp_path, monkeypatch):
     write(TABLE, list(JUDGED.values()), tmp_path)
     stored = ROOT / "docs" / "results" / "survey" / "tables" / f"{name}.csv"
     made = (tmp_path / "tables" / f"{name}.csv").read_text()
-    assert stored.read_text() == made, "renew it with: python -m lmablate.survey --out docs/results/survey"
+    assert stored.read_text() == made, "renew it with: lmablate survey --out docs/results/survey"
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path, capsys):

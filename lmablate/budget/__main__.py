@@ -1,4 +1,4 @@
-"""``python -m lmablate.budget``: the command of this room, whose code is in lmablate/cli/budget.py."""
+"""``lmablate budget``: the command of this room, whose code is in lmablate/cli/budget.py."""
 
 import runpy
 

@@ -1,4 +1,4 @@
-"""The tests of the project's own options, for any option: ``python -m lmablate.check attention=mine``.
+"""The tests of the project's own options, for any option: ``lmablate check attention=mine``.
 
 A `Subject` is an option in a small model on a small text (small.py). A `Check` tests one property of it and returns a `Finding`.
 """

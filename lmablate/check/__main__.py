@@ -1,4 +1,11 @@
-"""``python -m lmablate.check attention=mine --trust mypackage``: run the checks on an option, and explain failures."""
+"""Check an option of an axis, yours or the project's.
+
+  lmablate check attention=mine --trust mypackage
+  lmablate check norm=layer --only gradients
+
+The first axis among the overrides is checked, in a small model with all of them. Takes about a minute. Exits with 0
+when all holds, 1 when something does not, 2 for a configuration that cannot be run.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +22,7 @@ from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
 from lmablate.config.composition import rewrite
 from lmablate.config.untrusted_yaml import check_folders
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
 
@@ -22,12 +30,7 @@ _NAME, _RESULT = 14, 14  # the widths of the first two columns
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lmablate.check",
-        description="Check an option of an axis, yours or one of the project's: the first axis among the overrides, in a small "
-        "model with all of them. Takes about a minute; exits with 0 when all holds, 1 when something does not, 2 for a "
-        "configuration that cannot be run.",
-    )
+    parser = command_parser("check")
     parser.add_argument("overrides", nargs="*", metavar="AXIS=OPTION", help="e.g. attention=mine attention.window=8")
     add_trust(parser)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="run this check; may be repeated")

@@ -1,4 +1,10 @@
-"""``python -m lmablate.budget [overrides]``: the parameters, FLOPs and bytes of each run of a command."""
+"""Count the parameters, FLOPs and bytes of a model.
+
+  lmablate budget attention=gqa model.d_model=256
+  lmablate budget -m norm=rms,layer activation=swiglu,gelu
+
+Nothing is trained.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +70,7 @@ def show(configs: Sequence[RunConfig], launcher: str) -> int:
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the accounts of the models of a command line. Return the exit code."""
-    return front_door("lmablate.budget", "what a run costs, in parameters, FLOPs, bytes", show, argv)
+    return front_door("budget", show, argv)
 
 
 if __name__ == "__main__":

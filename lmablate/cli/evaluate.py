@@ -1,4 +1,13 @@
-"""``python -m lmablate.evaluate RUN [RUN ...]``: evaluate finished runs on any text, at any length, with other positions."""
+"""Evaluate finished runs on any text and at any length.
+
+  lmablate evaluate results/0123456789ab --data 'texts/*.txt'
+  lmablate evaluate results --lengths 1,2,4,8,16 --stride 64 --out length
+  lmablate evaluate results/0123456789ab --lengths 1,2,4 --set posemb=rope_yarn posemb.factor=4
+
+Bits per byte, nats per token, accuracy and calibration, on their validation text or on any files, read through windows
+of one or more lengths, and the loss by position in the window. What comes out is printed and kept in RUN/evaluations/
+(``lmablate.results.load_evaluations``).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +21,7 @@ from pathlib import Path
 from lmablate.cli.arguments import add_device, add_text, add_threads, add_trust, device_of
 from lmablate.cli.front_door import trust_packages
 from lmablate.core import access
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, DataError, exit_on_config_error
 from lmablate.core.files import atomic_write, finite
 from lmablate.core.paths import given_path
@@ -20,16 +30,6 @@ from lmablate.results.load import load_runs
 from lmablate.runs.evaluation_files import write_evaluation
 from lmablate.runs.run_directory import RunDirectory, below, check_writable, run_path, unwritable
 from lmablate.schema.evaluation import EvaluationFile
-
-DESCRIPTION = """Bits per byte, nats per token, accuracy and calibration of finished runs on their validation text or on any
-files, read through windows of one or more lengths, and the loss by position in the window. What comes out is printed and
-kept in RUN/evaluations/ (lmablate.results.load_evaluations)."""
-
-EXAMPLES = """examples:
-  python -m lmablate.evaluate results/0123456789ab --data 'texts/*.txt'
-  python -m lmablate.evaluate results --lengths 1,2,4,8,16 --stride 64 --out length
-  python -m lmablate.evaluate results/0123456789ab --lengths 1,2,4 --set posemb=rope_yarn posemb.factor=4
-"""
 
 
 @exit_on_config_error
@@ -42,12 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lmablate.evaluate",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate")
     add = parser.add_argument
     add(
         "runs",

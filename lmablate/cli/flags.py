@@ -6,9 +6,18 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lmablate.core.console import VERBOSE
+from lmablate.core.console import EXPLAIN, VERBOSE
 from lmablate.core.errors import ConfigError
 
+# Those that a user needs, with their help.
+OPTIONS = {
+    "-m": "a grid: every combination of the values that commas separate",
+    "--cfg job": "print the configuration with all its keys, and run nothing",
+    "--trust PACKAGE": "allow parts from a package of your own",
+    "--again": "train finished runs anew",
+    "--explain": "say more: what the columns mean, and what was decided on the way",
+    "--help": "show this",
+}
 MULTIRUN = ("-m", "--multirun")
 SWITCHES = (*MULTIRUN, "--run", "-r", "--hydra-help", "--version", "--resolve", "--shell-completion", "-sc")
 VALUED = {
@@ -59,7 +68,7 @@ def parse_flags(args: Sequence[str]) -> Flags:
             if not package:
                 raise ConfigError("--trust needs the name of a package, e.g. --trust mypackage")
             flags.trusted.extend(package.split(","))
-        elif arg in ("-v", "--verbose"):
+        elif arg in EXPLAIN:
             os.environ[VERBOSE] = "1"
         elif arg == "--again":
             flags.overrides.append("runtime.again=true")
@@ -107,7 +116,4 @@ def _unknown(arg: str, rest: Sequence[str]) -> str:
         return f"{f'{arg} {follows}'.strip()}: overrides have no dashes: write {key}={value or follows or 'VALUE'}"
     meant = hint(name.replace("-", "_"))
     nearest = meant if meant.startswith(", did") else ""
-    return (
-        f"{arg}: no such option{nearest or ';'} there are -m (a grid), --cfg job (show the configuration), --trust PACKAGE, --again, -v "
-        "and --help; everything else is key=value"
-    )
+    return f"{arg}: no such option{nearest or ';'} there are {', '.join(OPTIONS)}; everything else is key=value"

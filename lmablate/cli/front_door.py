@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lmablate.cli.flags import Flags, parse_flags
+from lmablate.cli.usage import help_text
+from lmablate.core.console import next_command
 from lmablate.core.errors import FULL_TRACE, ConfigError, exit_on_config_error
 from lmablate.core.logging import configure_logging
 from lmablate.core.paths import CONF_DIR, SWEEPS_DIR
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
     from lmablate.sweeper.study import Study
 
+T = TypeVar("T")
 # Takes the jobs of one command and the name of the launcher; returns the exit code.
 Action = Callable[[Sequence["RunConfig"], str], int]
 # Takes a study, whose later jobs depend on the results of earlier ones.
@@ -31,12 +35,10 @@ StudyAction = Callable[["Study", str], int]
 
 
 @exit_on_config_error
-def main(
-    module: str, purpose: str, action: Action, argv: Sequence[str] | None = None, *, study: StudyAction | None = None
-) -> int:
+def main(command: str, action: Action, argv: Sequence[str] | None = None, *, study: StudyAction | None = None) -> int:
     """Run one command line. Return its exit code, and print a user's error without a traceback.
 
-    `action` gets the jobs, `study` the study of a command. `module` and `purpose` head the help."""
+    `action` gets the jobs, `study` the study of a command line. `command` is its name, for the help."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         raise ConfigError(
@@ -44,15 +46,29 @@ def main(
         )
     configure_logging()
     if "--help" in args or "-h" in args:
-        from lmablate.cli.usage import help_text
-
-        print(help_text(module, purpose))
+        print(help_text(command))
         return 0
     flags = parse_flags(args)
     trust_packages(flags.trusted)
+    return _run(flags, _rewritten(flags.overrides), action, study)
+
+
+def _rewritten(overrides: Sequence[str]) -> list[str]:
     from lmablate.config.overrides import rewrite, sized
 
-    return _run(flags, rewrite(sized(flags.overrides)), action, study)
+    return rewrite(sized(list(overrides)))
+
+
+def then(action: Callable[[T, str], int], words: Callable[[T], Sequence[str]]) -> Callable[[T, str], int]:
+    """Return an action that ends with the command to type next, whose `words` follow from its jobs or study. None: nothing."""
+
+    def run(given: T, launcher: str) -> int:
+        code = action(given, launcher)
+        if not code and (following := words(given)):
+            print(next_command("lmablate", *following))
+        return code
+
+    return run
 
 
 def trust_packages(packages: Sequence[str]) -> None:
@@ -79,13 +95,26 @@ def _run(flags: Flags, overrides: list[str], action: Action, study: StudyAction 
     composed = _compose(flags, overrides)
     if StudySweeper.captured is not None:
         if study is None:
-            raise ConfigError("a study (hydra/sweeper=study) needs python -m lmablate.train or lmablate.plan")
+            raise ConfigError("a study (hydra/sweeper=study) needs lmablate train or lmablate plan")
         return study(StudySweeper.captured.study(), StudySweeper.captured.launcher_name)
     if composed and (sweeper := composed[0].hydra.runtime.choices["hydra/sweeper"]) in ("study", "optuna"):
         raise ConfigError(f"hydra/sweeper={sweeper} trains several runs: add -m in front of the overrides")
     bases = LocalLauncher.bases
     configs = expand(grid_configs(composed, bases, LocalLauncher.compose) if bases else [*map(to_run_config, composed)])
     return action(configs, launcher_of(composed[0])) if configs else 0
+
+
+def complete(overrides: Sequence[str], current: str) -> list[str]:
+    """Return the overrides that `current` may become after `overrides`, as Hydra's completion knows them."""
+    head, comma, last = current.rpartition(",") if "=" in current else ("", "", current)
+    asked = f"{head.partition('=')[0]}={last}" if comma else current
+    line = " ".join(["lmablate", *_rewritten(overrides), asked])
+    with redirect_stdout(io.StringIO()) as out, _variable("COMP_LINE", line):
+        _compose(Flags([], ["--shell-completion"], {}, []), ["query=bash"])
+    found = [one for one in out.getvalue().split() if not one.rpartition(".")[2].startswith("_")]
+    if comma:
+        found = [f"{head},{one.partition('=')[2]}" for one in found]
+    return [one if one.endswith(("=", ".", "/")) else f"{one} " for one in found]
 
 
 def _is_grid(overrides: Sequence[str]) -> bool:
@@ -170,12 +199,24 @@ def _run_hydra(args: list[str], composed: list[DictConfig]) -> None:
 @contextmanager
 def _as_command_line(args: Sequence[str]) -> Iterator[None]:
     """Set ``sys.argv`` for Hydra, and let its exceptions through, so that we print the message and set the exit code."""
-    before_argv, before_trace = sys.argv, os.environ.get(FULL_TRACE)
-    sys.argv = [before_argv[0], *args]
-    os.environ[FULL_TRACE] = "1"
+    before = sys.argv
+    sys.argv = [before[0], *args]
+    try:
+        with _variable(FULL_TRACE, "1"):
+            yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable in this context."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        sys.argv = before_argv
-        if before_trace is None:
-            os.environ.pop(FULL_TRACE, None)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,4 +1,4 @@
-"""``python -m lmablate.plan --all scale=laptop``: check and price every stored sweep, and count shared runs once."""
+"""``lmablate plan --all scale=laptop``: check and price every stored sweep, and count shared runs once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plan_all(overrides: Sequence[str]) -> int:
     for sweep in progress(sorted(path.stem for path in SWEEPS_DIR.glob("*.yaml")), "sweeps composed"):
         jobs = sweeps[sweep] = SweepJobs()
         command = [f"sweeps={sweep}", *overrides]
-        if code := front_door("lmablate.plan", "price", jobs.grid, command, study=jobs.study):
+        if code := front_door("plan", jobs.grid, command, study=jobs.study):
             print(f"in sweeps={sweep}", file=sys.stderr)
             return code
     show(sweeps)

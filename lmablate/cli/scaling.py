@@ -1,7 +1,10 @@
-"""Fit scaling laws to points, or say what the ladders of a results directory show: ``python -m lmablate.scaling``.
+"""Fit scaling laws to points, or to the ladders of a results folder.
 
-``fit POINTS.csv --form chinchilla --out DIR`` fits a law to anybody's points (columns ``params,tokens,loss``, or ``flops,loss``)
-and writes law.json and a figure. ``RESULTS_DIR`` prints law, compute multiples, trends and forecasts of each ladder study.
+  lmablate scaling fit points.csv --form chinchilla --out law
+  lmablate scaling results --out ladders
+
+fit takes anybody's points (columns params,tokens,loss, or flops,loss) and writes law.json and a figure; lmablate scaling
+fit --help says more. A results folder prints law, compute multiples, trends and forecasts of each of its ladder studies.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lmablate.core.console import prose
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write, file_stem
 from lmablate.core.paths import given_path
@@ -31,6 +34,12 @@ from lmablate.scaling.points import Points, read_points
 ISOFLOP = "isoflop"
 ISOFLOP_COLUMNS = Form(ISOFLOP, "", (Term("params", "", ""), Term("flops", "", "")), False)
 
+FIT = """Fit a scaling law to points.
+
+  lmablate scaling fit points.csv --form chinchilla --out law
+  lmablate scaling fit points.csv --budget 1e20      the best size for a budget
+"""
+
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.scaling fit", description="Fit a scaling law to points.")
+    parser = command_parser("scaling fit", FIT)
     add = parser.add_argument
     add("points", type=given_path, metavar="POINTS.csv", help="a line of column names, then a line for each run")
     add("--form", default="chinchilla", choices=(*FORMS, ISOFLOP), help="of the law (default: %(default)s)")
@@ -62,7 +71,7 @@ def _fit_parser() -> argparse.ArgumentParser:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.scaling", description=prose(__doc__))
+    parser = command_parser("scaling")
     parser.add_argument("results_dir", type=given_path, metavar="RESULTS_DIR", help="finished runs with ladder studies")
     parser.add_argument("--out", type=given_path, metavar="DIR", help="where ladders.json, laws and figures go")
     return parser
@@ -115,7 +124,7 @@ def of_results(args: argparse.Namespace) -> list[str]:
     if not records:
         names = ", ".join(study["sweep"] for study in studies) or "no study at all"
         raise ConfigError(
-            f"{args.results_dir}: no ladder among its studies ({names}); train one, e.g. python -m lmablate.train sweeps=activation "
+            f"{args.results_dir}: no ladder among its studies ({names}); train one, e.g. lmablate train sweeps=activation "
             "ladder=laptop scale=laptop"
         )
     out = [line for record in records for line in (*lines(record), "")]

@@ -1,4 +1,4 @@
 """Compare two finished runs on the same tokens: where does one predict better than the other?
 
-``python -m lmablate.compare RUN_A RUN_B [--data FILE] [--examples N] [--out DIR]``
+``lmablate compare RUN_A RUN_B [--data FILE] [--examples N] [--out DIR]``
 """

@@ -1,4 +1,11 @@
-"""``python -m lmablate.compare RUN_A RUN_B``: compare the loss of two finished runs on the same tokens, token by token."""
+"""Compare two finished runs on the same tokens, one by one.
+
+  lmablate compare results/0123456789ab results/ba9876543210
+  lmablate compare results/0123456789ab results/ba9876543210 --data 'texts/*.txt'
+
+The runs must share a tokenizer. The mean difference has an interval that knows that tokens of a text belong together.
+It is split by how often a token occurs and by its place, and the page shows the tokens on which the runs differ most.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +23,13 @@ from lmablate.cli.front_door import trust_packages
 from lmablate.compare.difference import Mean, by_bin, clustered_mean, clusters, documents, positions
 from lmablate.compare.examples import examples, visible
 from lmablate.compare.scores import Pair, score_pair
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
 from lmablate.report.figures import inline_svg
 from lmablate.runs.run_directory import check_writable, run_path
 
-DESCRIPTION = """Difference of the loss of two runs with one tokenizer on the same tokens: its mean with an interval that knows
-that tokens of a text belong together, by how often a token occurs, by its place, and the tokens on which they differ most."""
 BY = {
     "frequency": "By how often the token occurs in the training text of A",
     "document": "By its place in the document, from 0",
@@ -42,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.compare", description=DESCRIPTION)
+    parser = command_parser("compare")
     add = parser.add_argument
     add("run_a", type=run_path, metavar="RUN_A", help="RESULTS_DIR/<run_id> of a finished run")
     add("run_b", type=run_path, metavar="RUN_B", help="another; differences are B less A, so that above 0 A is better")

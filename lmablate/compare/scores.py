@@ -83,7 +83,7 @@ def _check(a: _Run, b: _Run, *, validation: bool) -> None:
         both = " and ".join(f"{run.cfg.choices.get('tokenizer')} with {run.data.vocab_size:,} ids" for run in (a, b))
         raise ConfigError(
             f"{a.name} and {b.name} have different tokenizers ({both}), so that no token of one is a token of the other: compare them "
-            "in bits per byte, with python -m lmablate.evaluate RUN_A RUN_B --data FILE"
+            "in bits per byte, with lmablate evaluate RUN_A RUN_B --data FILE"
         )
     if validation and a.data.fingerprint != b.data.fingerprint:
         raise ConfigError(

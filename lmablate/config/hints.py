@@ -48,7 +48,7 @@ def no_option(group: str, option: str, options: Sequence[str]) -> str:
     if len(options) <= MOST_OPTIONS:
         meant = f", did you mean {near[0]}?" if near and option != near[0] else ";"
         return f"{group}={option}: no such option{meant} {group} has {', '.join(options)}"
-    listed = {"preset": "python -m lmablate.presets lists them", "sweeps": "--help lists them"}.get(group)
+    listed = {"preset": "lmablate presets lists them", "sweeps": "--help lists them"}.get(group)
     rest = listed or f"{group} has {', '.join(options)}"
     meant = f", did you mean {' or '.join(near)}?" if near else ";"
     return f"{group}={option}: no such option{meant} {rest}"

@@ -52,7 +52,7 @@ def with_preset(raw: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if name is None:
         if shrink is not None:
             raise ConfigError(
-                f"shrink={shrink} shrinks a published system: add preset=<system> (python -m lmablate.presets lists them), "
+                f"shrink={shrink} shrinks a published system: add preset=<system> (lmablate presets lists them), "
                 f"or use model={shrink}"
             )
         return rest

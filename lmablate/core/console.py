@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-VERBOSE = "LMABLATE_VERBOSE"  # environment variable that passes -v on
-UNLIMITED = 100_000  # width of a file or a pipe in columns
+VERBOSE = "LMABLATE_VERBOSE"  # environment variable that passes --explain on
+EXPLAIN = ("--explain", "-v", "--verbose")  # the flag, and the names that it also has
+PIPE = 100  # width of a file or a pipe in columns
+UNLIMITED = 100_000  # of rich's console, which then breaks no line
 GAP = 2  # spaces between two columns
 NAME_WIDTH = 24  # least width of a column of names, whose cells then wrap
 QUIET_SECONDS, LINE_SECONDS = 4.0, 10.0  # before the first line about slow work, and between two lines
@@ -40,11 +44,37 @@ def prose(docstring: str | None) -> str:
 
 
 def width() -> int:
-    """Return the width in columns: COLUMNS, else that of the terminal; unlimited for a file or a pipe."""
+    """Return the width in columns: COLUMNS, else that of the terminal, or PIPE for a file or a pipe."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdigit() and int(columns):
         return int(columns)
-    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else UNLIMITED
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else PIPE
+
+
+def folded(text: str, indent: int = 4) -> str:
+    """Return a line of prose, broken between words where it is wider than the output."""
+    if len(text) <= (room := max(40, width())):
+        return text
+    first = " " * (len(text) - len(text.lstrip()))
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(text.lstrip(), room, initial_indent=first, subsequent_indent=" " * indent, **options)  # type: ignore[arg-type]
+
+
+def next_command(*words: str) -> str:
+    """Return the last line of a finished command: what to type next, ready to paste."""
+    return f"\nnext: {pasted(words)}"
+
+
+def pasted(words: Sequence[str], before: int = len("next: ")) -> str:
+    """Return a command that a shell takes as it stands, broken with backslashes where it is wider than the output. `before`:
+    columns that are taken on its first line."""
+    lines, taken = [""], before
+    for word in map(shlex.quote, words):
+        if lines[-1].strip() and taken + len(lines[-1]) + len(word) + len("  \\") > width():
+            lines.append("   ")
+            taken = 0
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
 
 
 def console(*, live: bool = False) -> Console:
@@ -154,17 +184,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def explains() -> bool:
+    """Return whether explanations are wanted (``--explain``)."""
+    return os.environ.get(VERBOSE) == "1"
+
+
 def detail() -> int:
-    """Return the logging level of a message that only ``-v`` shows."""
-    return logging.INFO if os.environ.get(VERBOSE) == "1" else logging.DEBUG
+    """Return the logging level of a message that only ``--explain`` shows."""
+    return logging.INFO if explains() else logging.DEBUG
 
 
 def own_flags(args: Sequence[str], *flags: str) -> tuple[list[str], set[str]]:
-    """Split a command's own `flags` from its arguments. Returns the other arguments, and the flags given. ``-v``
-    (``--verbose``) is a flag of every command that calls this, and takes effect here."""
-    if {"-v", "--verbose"} & set(args):
+    """Split a command's own `flags` from its arguments. Returns the other arguments, and the flags given. ``--explain``
+    (``-v``) is a flag of every command that calls this, and takes effect here."""
+    if set(EXPLAIN) & set(args):
         os.environ[VERBOSE] = "1"
-    own = {*flags, "-v", "--verbose"}
+    own = {*flags, *EXPLAIN}
     return [arg for arg in args if arg not in own], own & set(args)
 
 
@@ -186,7 +221,7 @@ class Line:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.every = TERMINAL_SECONDS if self.terminal else LINE_SECONDS
         self.next = self.began + QUIET_SECONDS
         self.open = False

@@ -3,7 +3,7 @@
 ``Decoder(model, batch, length)`` is a model and its preallocated cache; ``generate`` samples tokens from it. The layers are those of
 training (lmablate/model): attention passes a chunk's keys and values to ``positions.kv_cache`` and reads the result.
 
-    python -m lmablate.sample RUN_DIR --prompt "In the beginning" --tokens 100
+    lmablate sample RUN_DIR --prompt "In the beginning" --tokens 100
 """
 
 from lmablate.decoding.cache import LayerCache

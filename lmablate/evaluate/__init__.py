@@ -1,6 +1,6 @@
 """Evaluation on unseen text: at the end of training, and later on any text and at any length.
 
-``python -m lmablate.evaluate RUN [RUN ...] [--data FILES] [--lengths 1,2,4,8,16] [--stride N]``
+``lmablate evaluate RUN [RUN ...] [--data FILES] [--lengths 1,2,4,8,16] [--stride N]``
 """
 
 from lmablate.evaluate.validation import Evaluation, evaluate

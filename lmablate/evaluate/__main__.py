@@ -1,4 +1,4 @@
-"""``python -m lmablate.evaluate``: the command of this room, whose code is in lmablate/cli/evaluate.py."""
+"""``lmablate evaluate``: the command of this room, whose code is in lmablate/cli/evaluate.py."""
 
 import runpy
 

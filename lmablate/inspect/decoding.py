@@ -1,18 +1,23 @@
-"""``python -m lmablate.inspect decode``: measure prefill and decode speed, next to the prediction from bytes.
+"""Measure how fast a model reads and writes, next to the prediction from bytes.
 
-Every arm reads a prompt of each length and then writes token after token, the arms in turn. The same rounds measure the
-machine's memory bandwidth and its rate of matrix products, which give the prediction (lmablate/decoding/roofline.py).
+  lmablate inspect decode attention=mha,gqa,mqa,mla --lengths 128,512,2048 --batch 1,8
+  lmablate inspect decode model=small --arm attention=mha --arm 'attention=mla attention.kv_rank=96'
+
+Overrides are those of lmablate train; commas make a grid. Every arm reads a prompt of each length and then writes token
+after token, the arms in turn. The first arm is what the others are compared with. The same rounds measure the machine's
+memory bandwidth and its rate of matrix products, which give the prediction (``lmablate/decoding/roofline.py``). Numbers
+have 4 bytes on a CPU, 2 on a GPU (runtime.device=cuda).
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.cli.front_door import main as front_door
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -24,20 +29,6 @@ if TYPE_CHECKING:
 
     from lmablate.schema.run_config import RunConfig
 
-HELP = """lmablate.inspect decode: prefill and decode speed and the cache, over context length and batch
-
-  python -m lmablate.inspect decode attention=mha,gqa,mqa,mla --lengths 128,512,2048 --batch 1,8
-  python -m lmablate.inspect decode model=small --arm attention=mha --arm 'attention=mla attention.kv_rank=96'
-
-Words are those of lmablate.train; commas make a grid. Of its own:
-  --arm 'WORDS'   an arm with words of its own, beside those of all; repeated
-  --lengths N,N   tokens of the text at the token that is written (128,512,2048)
-  --batch N,N     texts at a time (1,8)
-  --rounds N      steps that are timed, of each arm in turn ({rounds})
-  --out DIR       where decode.csv and decode.png go (decode)
-The first arm is what the others are compared with. Reading the prompts is timed for batches of
-up to {most:,} tokens. Numbers have 4 bytes on a CPU, 2 on a GPU (runtime.device=cuda).
-"""
 ROUNDS = 15
 WARM = 2
 MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is not timed
@@ -46,16 +37,7 @@ MOST_PREFILL = 2**12  # tokens of a batch, above which reading the prompts is no
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the decoding of the arms of a command line. Return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect decode", add_help=False, allow_abbrev=False)
-    parser.add_argument("--arm", action="append", default=[])
-    parser.add_argument("--lengths", default="128,512,2048")
-    parser.add_argument("--batch", default="1,8")
-    parser.add_argument("--rounds", default=str(ROUNDS))
-    parser.add_argument("--out", type=given_path, default=Path("decode"))
-    args, overrides = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
-    if "--help" in overrides or "-h" in overrides:
-        print(HELP.format(rounds=ROUNDS, most=MOST_PREFILL))
-        return 0
+    args, overrides = _parser().parse_known_args(argv)
 
     def show(configs: Sequence[RunConfig], launcher: str) -> int:
         if args.arm:
@@ -69,7 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return inspect(configs, lengths, batches, rounds, args.out)
 
     grid = ["-m"] if any("," in one.partition("=")[2].strip("[") for one in overrides) and "-m" not in overrides else []
-    return front_door("lmablate.inspect decode", "how fast a model reads and writes", show, [*grid, *overrides])
+    return front_door("inspect", show, [*grid, *overrides])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("inspect decode", __doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--arm", action="append", default=[], metavar="'WORDS'", help="an arm with overrides of its own; repeated")
+    add(
+        "--lengths",
+        default="128,512,2048",
+        metavar="N,N",
+        help="tokens read before one is written (default: %(default)s)",
+    )
+    add("--batch", default="1,8", metavar="N,N", help="texts at a time (default: %(default)s)")
+    add("--rounds", default=str(ROUNDS), metavar="N", help="timed steps of each arm, in turn (default: %(default)s)")
+    where = f"decode.csv, decode.png (default: %(default)s); prompts are timed up to {MOST_PREFILL:,} tokens a batch"
+    add("--out", type=given_path, default=Path("decode"), metavar="DIR", help=where)
+    return parser
 
 
 def numbers(key: str, text: str, least: int) -> list[int]:

@@ -1,8 +1,11 @@
-"""``python -m lmablate.inspect init``: gradients and signals through the stack before any training.
+"""Measure gradients and signals through the stack before any training.
 
-Every arm is a combination of the given overrides (``norm_position=pre,post norm=rms,layer``). Each is built at several depths
-and with several draws of its weights, and reads the batch of a run's first step. The output is the size of the gradients and
-the activations of each layer. Nothing is trained. The question is Xiong et al. 2020's (arXiv 2002.04745).
+  lmablate inspect init norm_position=pre,post norm=rms,layer --depths 6,12,24 --out init
+  lmablate inspect init posemb=rope,none --inits 8 --out init
+
+Every arm is a combination of the given overrides. Each is built at several depths and with several draws of its weights,
+and reads the batch of a run's first step. The output is the size of the gradients and the activations of each layer.
+The question is Xiong et al. 2020's (arXiv 2002.04745).
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.config import compose
-from lmablate.core.console import Line, prose
+from lmablate.core.commands import command_parser
+from lmablate.core.console import Line
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -58,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect init", description=prose(__doc__).splitlines()[0])
+    parser = command_parser("inspect init", __doc__)
     add = parser.add_argument
-    add("overrides", nargs="*", help=f"words as for lmablate.train; a,b makes arms (default: {DEFAULT})")
+    add("overrides", nargs="*", help=f"as for lmablate train; a,b makes arms (default: {DEFAULT})")
     add("--depths", default=",".join(map(str, DEPTHS)), help="numbers of layers (default: %(default)s)")
     add("--inits", type=int, default=INITS, help="draws of the weights (default: %(default)s)")
     add(

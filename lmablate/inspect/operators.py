@@ -1,4 +1,4 @@
-"""The kind of work of each operator of a training step: the table behind ``python -m lmablate.inspect time``.
+"""The kind of work of each operator of a training step: the table behind ``lmablate inspect time``.
 
 The kinds are those of Ivanov et al. 2021 (arXiv 2007.00072, table 1): tensor contractions, statistical normalisation
 (softmax and norms), element-wise; and further ones that the table leaves out. Operators are classified by name. Two cases do

@@ -1,20 +1,22 @@
-"""``python -m lmablate.inspect time``: measure the time of a training step by kind of work, next to its FLOPs.
+"""Divide the time of a training step, and its FLOPs, by kinds of work.
 
-Each configuration is trained for some steps, plain and under torch's profiler in turn. The profiler's operators are sorted
-into kinds (:mod:`lmablate.inspect.operators`), whose times add up to the step. The FLOPs of the kinds are those of the
-accounting (``python -m lmablate.budget``).
+  lmablate inspect time model.d_model=128 model.n_layers=4 --compiled
+  lmablate inspect time block_layout=serial,parallel norm=rms,layer,none --parts
+
+Overrides are those of lmablate train; commas make a grid. Times are of one machine; run nothing beside it.
+runtime.device=cuda times a GPU, and runtime.threads sets the threads of a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.cli.front_door import main as front_door
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -32,34 +34,13 @@ if TYPE_CHECKING:
 STEPS = 30
 NEAR = 0.05  # of a step: the tolerance between its time and the sum of its kinds
 
-HELP = """lmablate.inspect time: where the time of a training step goes, and where its FLOPs
-
-  python -m lmablate.inspect time model.d_model=128 model.n_layers=4 [--compiled]
-  python -m lmablate.inspect time block_layout=serial,parallel norm=rms,layer,none --parts
-
-Words are those of lmablate.train, several values for a grid. Of its own:
-  --steps N     steps that are timed, plain and profiled ({steps})
-  --parts       also times a norm alone, a block and the whole step, the configurations of a grid in turn
-  --compiled    also under torch.compile
-  --out DIR     where split.csv, steps.csv, parts.csv and step_time.png go (step_time)
-Times are of one machine; run nothing beside it. runtime.device=cuda times a GPU, runtime.threads sets a CPU's threads.
-"""
-
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Time the steps of the configurations of a command line. Return the exit code."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs to stderr at each start and stop
 
-    parser = argparse.ArgumentParser(prog="python -m lmablate.inspect time", add_help=False, allow_abbrev=False)
-    parser.add_argument("--steps", default=str(STEPS))
-    parser.add_argument("--out", type=given_path, default=Path("step_time"))
-    parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--parts", action="store_true")
-    args, overrides = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
-    if "--help" in overrides or "-h" in overrides:
-        print(HELP.format(steps=STEPS))
-        return 0
+    args, overrides = _parser().parse_known_args(argv)
 
     def show(configs: Sequence[RunConfig], launcher: str) -> int:
         if not args.steps.isdigit() or int(args.steps) < 3:
@@ -67,7 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return inspect(configs, int(args.steps), args.out, compiled=args.compiled, parts=args.parts)
 
     grid = ["-m"] if any("," in one.partition("=")[2].strip("[") for one in overrides) and "-m" not in overrides else []
-    return front_door("lmablate.inspect time", "where the time of a training step goes", show, [*grid, *overrides])
+    return front_door("inspect", show, [*grid, *overrides])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("inspect time", __doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--steps", default=str(STEPS), metavar="N", help="steps timed, plain and profiled (default: %(default)s)")
+    add("--parts", action="store_true", help="also time a norm alone, a block and the whole step, in turn over a grid")
+    add("--compiled", action="store_true", help="also under torch.compile")
+    where = "split.csv, steps.csv, parts.csv and step_time.png (default: %(default)s)"
+    add("--out", type=given_path, default=Path("step_time"), metavar="DIR", help=where)
+    return parser
 
 
 def inspect(configs: Sequence[RunConfig], steps: int, out: Path, *, compiled: bool, parts: bool) -> int:

@@ -2,7 +2,7 @@
 
 ELECTRA is two models there: ``from_electra(generator, discriminator)`` and ``to_electra(model)`` in lmablate.interop.electra.
 
-``python -m lmablate.interop RUN_DIR --out DIR`` writes a trained run as a folder that ``from_pretrained`` loads.
+``lmablate export RUN_DIR --out DIR`` writes a trained run as a folder that ``from_pretrained`` loads.
 """
 
 from lmablate.interop.convert import from_hf, to_hf

@@ -1,5 +1,5 @@
-"""``python -m lmablate.interop``: run the export command, which is in lmablate/cli/export.py."""
+"""``lmablate export``: run lmablate/export.py, which stood here once."""
 
 import runpy
 
-runpy.run_module("lmablate.cli.export", run_name="__main__", alter_sys=True)
+runpy.run_module("lmablate.export", run_name="__main__", alter_sys=True)

@@ -101,7 +101,7 @@ def to_hf(model: TransformerLM, name: str | None = None) -> Any:
     if cfg.objective.kind == "rtd":
         raise ConfigError(
             "to_hf: objective=rtd trains two models, and transformers has a class for each: use "
-            "lmablate.interop.electra.to_electra, or python -m lmablate.interop"
+            "lmablate.interop.electra.to_electra, or lmablate export"
         )
     spec = spec_of(cfg)
     candidates = [family for family in FAMILIES if name in (None, family.name)]

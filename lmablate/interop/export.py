@@ -119,7 +119,7 @@ def _metadata(run_dir: Path, cfg: RunConfig, models: Sequence[ExportModel]) -> d
 def _card(metadata: dict[str, Any], models: Sequence[ExportModel], special: Sequence[str]) -> str:
     """Return a short model card."""
     measured = [f"{key} {metadata[key]:.4f}" for key in ("val_loss", "val_bpb") if isinstance(metadata.get(key), float)]
-    command = " ".join(["python -m lmablate.train", *metadata["command"]])
+    command = " ".join(["lmablate train", *metadata["command"]])
     task = f"pipeline_tag: {models[0].loads.task}\n" if models[0].loads.task and len(models) == 1 else ""
     loads = [
         f"`{model.loads.auto}`" + (f" (folder `{model.subfolder}`)" if model.subfolder else "") for model in models

@@ -13,6 +13,7 @@ from pathlib import Path
 from lmablate.budget import flops_per_token
 from lmablate.config.limits import log_notices
 from lmablate.core import access
+from lmablate.core.console import detail
 from lmablate.core.errors import ConfigError
 from lmablate.core.locks import FileLock, LockHeld
 from lmablate.core.source_code import describe
@@ -112,16 +113,16 @@ def put_aside(jobs: Sequence[Job]) -> None:
 
 def log_solved(jobs: Sequence[Job]) -> None:
     """Log once in a command the sizes that a budget solved and the rates of a rule, with the arms they belong to."""
-    arms: dict[str, list[str]] = {}
+    arms: dict[tuple[int, str], list[str]] = {}
     for job in jobs:
-        for message in (job.cfg.solved, job.cfg.lr_from):
+        for level, message in ((logging.INFO, job.cfg.solved), (detail(), job.cfg.lr_from)):
             if message is not None:
-                arms.setdefault(message, []).append(job.cfg.arm or job.arm)
-    for solved, names in arms.items():
-        if solved not in _logged:
-            _logged.add(solved)
+                arms.setdefault((level, message), []).append(job.cfg.arm or job.arm)
+    for (level, message), names in arms.items():
+        if message not in _logged:
+            _logged.add(message)
             whose = ", ".join(name for name in dict.fromkeys(names) if name)
-            log.info("%s%s", f"{whose}: " if whose else "", solved)
+            log.log(level, "%s%s", f"{whose}: " if whose else "", message)
 
 
 def log_code(jobs: Sequence[Job]) -> None:
@@ -152,7 +153,7 @@ def log_epochs(jobs: Sequence[Job], data: Mapping[str, TokenData]) -> None:
             )
         if line not in _logged:
             _logged.add(line)
-            log.log(logging.WARNING if much else logging.INFO, "%s", line)
+            log.log(logging.WARNING if much else detail(), "%s", line)
 
 
 def prepare_jobs(configs: Sequence[RunConfig]) -> tuple[list[Job], dict[str, TokenData]]:

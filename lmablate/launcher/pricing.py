@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lmablate.budget import DEFINITIONS, flops_per_token, kv_bytes_per_token, parameters
-from lmablate.core.console import VERBOSE, Column, console, duration, table
+from lmablate.core.console import Column, console, duration, explains, folded, table
 from lmablate.schema.identity import is_stale
 
 if TYPE_CHECKING:
@@ -51,22 +50,19 @@ def show(
     later: Sequence[Job] = (),
     when: str = "",
     *,
-    folded: bool = False,
+    by_arm: bool = False,
 ) -> None:
-    """Print the table and the price. `later`: jobs whose configuration is not final, with `when` it will be; `folded`:
+    """Print the table and the price. `later`: jobs whose configuration is not final, with `when` it will be; `by_arm`:
     one row for each arm of a study."""
     todo = [*(job for job in jobs if not job.done), *later]
     speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
     priced = [(job, _seconds(job, speed)) for job in jobs]
     priced += [(job, job.work / speed) for job in later]
-    console().print(_arms_table(priced) if folded else _runs_table(priced, len(jobs), when))
-    if counted := sorted({job.cfg.counted_params for job, _ in priced if job.cfg.counted_params is not None}):
-        print(
-            f"trainer.tokens_per_param counts {', '.join(f'{one:,}' for one in counted)} non-embedding parameters: those of "
-            "the command without the axes that a grid or a study varies, or of the budget's reference"
-        )
-    for line in _price(len(priced), todo, speed, sum(seconds or 0.0 for _, seconds in priced)):
-        print(line)
+    for line in _price(len(priced), todo, sum(seconds or 0.0 for _, seconds in priced)):
+        print(folded(line))
+    console().print(_arms_table(priced) if by_arm else _runs_table(priced, len(jobs), when))
+    for line in _explanations(priced, todo, speed) if explains() else ():
+        print(folded(line))
 
 
 def _seconds(job: Job, speed: float) -> float | None:
@@ -141,7 +137,7 @@ def _arms_table(priced: Sequence[tuple[Job, float | None]]) -> Text:
     return table([Column("arm", keep=True, wrap=True), *map(Column, names)], cells)
 
 
-def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> list[str]:
+def _price(every: int, todo: Sequence[Job], seconds: float) -> list[str]:
     """Return the lines about the total price."""
     from lmablate.launcher.jobs import closed
     from lmablate.launcher.scheduler import slot_count
@@ -149,16 +145,25 @@ def _price(every: int, todo: Sequence[Job], speed: float, seconds: float) -> lis
     n = slot_count(todo) or 1
     price = f"about {duration(seconds / n)} on this machine, {n} at a time" if todo else "nothing to do"
     lines = [f"{every} run{'s' * (every != 1)}, {every - len(todo)} done already, {len(todo)} to train: {price}"]
-    lines[:0] = [f"{job.run_id} cannot be looked into, or trained here ({why})" for job in todo if (why := closed(job))]
-    if todo:
-        whose = f" {todo[0].label}" if every > 1 else ""
-        lines.append(
-            f"({speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of training{whose}; start-up and evaluation "
-            "come on top; -v defines the columns)"
-        )
-    if os.environ.get(VERBOSE) == "1":
-        lines += [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops", "kv_cache")]
+    lines += [f"{job.run_id} cannot be looked into, or trained here ({why})" for job in todo if (why := closed(job))]
     return lines
+
+
+def _explanations(priced: Sequence[tuple[Job, float | None]], todo: Sequence[Job], speed: float) -> list[str]:
+    """Return where the price is from, and what the columns mean."""
+    lines = []
+    if todo:
+        whose = f" {todo[0].label}" if len(priced) > 1 else ""
+        lines.append(
+            f"Price: {speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of training{whose}; start-up and "
+            "evaluation come on top."
+        )
+    if counted := sorted({job.cfg.counted_params for job, _ in priced if job.cfg.counted_params is not None}):
+        lines.append(
+            f"trainer.tokens_per_param counts {', '.join(f'{one:,}' for one in counted)} non-embedding parameters: those of "
+            "the command without the axes that a grid or a study varies, or of the budget's reference."
+        )
+    return lines + [DEFINITIONS[key] for key in ("params", "params_non_embedding", "flops", "kv_cache")]
 
 
 def calibrate(job: Job, data: TokenData) -> float:

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from lmablate.core.console import Column, console, duration, plain, table
+from lmablate.core.console import Column, console, duration, explains, folded, plain, table
 from lmablate.launcher.time_left import Todo, time_left
 from lmablate.results.common_targets import COMMON
 
@@ -138,14 +138,8 @@ class Board:
         )
         if rows and self.mode != "off":
             self.console.print(results_table(rows))
-            if comparison := unigram_comparison(rows[0][1]):
-                self.print_line(f"For scale, the first of these and in brackets a unigram model: {comparison}.")
-            unigram = rows[0][1].data.get("unigram_val_loss")
-            if unigram is not None and not comparison:
-                self.print_line(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
-            chance = rows[0][1].data.get("chance_accuracy")
-            if chance is not None:
-                self.print_line(f"For scale: the best guess that reads nothing is right in {100 * chance:.2f} %.")
+            for line in for_scale(rows[0][1]) if explains() else ():
+                self.print_line(folded(line))
         for job, reason in self.failed:
             overrides = " ".join(job.cfg.overrides) or "(defaults)"
             print(f"failed: {job.run_id}  {overrides}\n  {reason}\n  log: {job.directory.log_path}", file=sys.stderr)
@@ -238,12 +232,20 @@ def outcome(row: RunResult) -> str:
     """Return a short text about a result."""
     if row.status == "diverged":
         return f"diverged at step {row.diverged_at_step}"
-    parts = [f"val loss {row.val_loss:.4f} nats/token"]
-    if row.val_accuracy is not None:
-        parts.append(f"accuracy {accuracy(row)}")
-    elif row.val_bpb is not None:
-        parts.append(f"{row.val_bpb:.4f} bits/byte")
-    return ", ".join([*parts, f"{row.tokens_per_second:,.0f} tokens/s"])
+    second = "" if row.val_bpb is None else f", {row.val_bpb:.4f} bits/byte"
+    return f"val loss {row.val_loss:.4f}{second if row.val_accuracy is None else f', accuracy {accuracy(row)}'}"
+
+
+def for_scale(row: RunResult) -> list[str]:
+    """Return what the losses of a table may be compared with, as sentences."""
+    lines = ["val loss is in nats per token, of the fixed validation text."]
+    if comparison := unigram_comparison(row):
+        lines.append(f"For scale, the first of these and in brackets a unigram model: {comparison}.")
+    elif (unigram := row.data.get("unigram_val_loss")) is not None:
+        lines.append(f"For scale: a unigram model's validation loss is {unigram:.4f} nats per token.")
+    if (chance := row.data.get("chance_accuracy")) is not None:
+        lines.append(f"For scale: the best guess that reads nothing is right in {100 * chance:.2f} %.")
+    return lines
 
 
 def accuracy(row: RunResult | dict[str, Any]) -> str:

@@ -1,4 +1,11 @@
-"""``python -m lmablate.report``: write a report on finished runs."""
+"""Write a page with verdicts, figures and tables from finished runs.
+
+  lmablate report results
+  lmablate report results others --out page --format markdown
+
+The folder gets ``index.html`` (it opens without a network; ``report.md`` with --format markdown), figures/, tables/*.csv
+and verdicts.json: the claims that the runs touch, each with its verdict, every comparison of two arms, and the noise.
+"""
 
 import sys
 

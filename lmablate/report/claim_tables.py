@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmablate.claims.evidence import SHORT
+from lmablate.core.console import folded
 from lmablate.results.arms import is_missing, show
 
 Row = dict[str, Any]
@@ -128,13 +129,15 @@ def minus(text: Any) -> str:
     return re.sub(r"(?<![\w.+\-\u2212])-(?=\.?\d)", "−", str(text))
 
 
-def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the verdicts as lines for a terminal.
+def lines(claims: Sequence[Mapping[str, Any]], *, everything: bool = True) -> list[str]:
+    """Return the verdicts as lines for a terminal: of the claims that studies asked for, or with `everything` of all.
 
     Each study has a heading if there are several. A claim has its code and statement, the verdict with its numbers, and the reason.
     """
     groups = by_study(claims)
-    out = [headline(claims)] if claims else []
+    if not everything and any(group["asked"] for group in groups):
+        groups = [group for group in groups if group["asked"]]
+    out = [folded(headline(claims), 0)] if claims else []
     for group in groups:
         out += ["", f"{group['words']}:"] if len(groups) > 1 else [""]
         for claim in group["claims"]:
@@ -145,10 +148,6 @@ def lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
             known = claim["interval_words"] != "–"
             joint = claim["joint"] and claim["joint"]["verdict"]
             joint_note = f"; all studies together: {joint}" if joint and joint != claim["verdict"] else ""
-            out.append(f"{claim['id']}: {claim['statement']}")
-            out.append(
-                f"    {claim['verdict_words']}{numbers if known else ''}: {claim['reason']}{joint_note}".replace(
-                    "−", "-"
-                )
-            )
+            verdict = f"    {claim['verdict_words']}{numbers if known else ''}: {claim['reason']}{joint_note}"
+            out += [folded(f"{claim['id']}: {claim['statement']}"), folded(verdict.replace("−", "-"))]
     return [*out, ""] if out else []

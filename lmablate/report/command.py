@@ -1,14 +1,9 @@
-"""``python -m lmablate.report RESULTS_DIR --out DIR``: write a page, figures, tables and comparisons from finished runs.
-
-Writes ``index.html`` (self-contained: it opens without a network; with ``--format markdown`` it is ``report.md``),
-``figures/*.png`` and ``*.svg``, ``tables/runs.csv``, ``tables/arms.csv`` and ``tables/verdicts.csv``, and ``verdicts.json``:
-the claims of lmablate/claims that the runs touch, each with its verdict, every comparison of two arms, and the noise floor.
-"""
+"""Write a report on finished runs: the page, figures, tables and verdicts.json (``lmablate report``)."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lmablate.claims.report_verdicts import evidence, noise
 from lmablate.claims.report_verdicts import verdicts as judged
 from lmablate.claims.table import verdict_table
-from lmablate.core.console import Column, plain, progress, table
+from lmablate.core.commands import command_parser
+from lmablate.core.console import Column, folded, pasted, plain, progress, table
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import atomic_write
 from lmablate.core.paths import given_path
@@ -49,13 +45,14 @@ if TYPE_CHECKING:
     from lmablate.report.sections import Question
 
 VERDICTS_SCHEMA = 4
+MOST_NOTES = 3  # in the terminal; the page has all
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
 
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a report. Return 0, or 2 if there is nothing to report on."""
-    parser = argparse.ArgumentParser(prog="python -m lmablate.report", description="Write a report on finished runs.")
+    parser = command_parser("report")
     parser.add_argument(
         "results_dir",
         nargs="+",
@@ -69,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--format", choices=PAGES, default="html", help="a page for a browser, or report.md for a README or paper"
     )
+    parser.add_argument("-v", "--explain", action="store_true", help="print every verdict and note that the page has")
     args = parser.parse_args(argv)
-    print(plain("\n".join(write_report(args.results_dir, args.out, args.format))))
+    print(plain("\n".join(write_report(args.results_dir, args.out, args.format, explain=args.explain))))
     return 0
 
 
-def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html") -> list[str]:
-    """Write the whole report into `out`, with the `page` format of PAGES. Return the lines to print.
+def write_report(
+    results_dir: Sequence[str | Path], out: Path, page: str = "html", *, explain: bool = False
+) -> list[str]:
+    """Write the whole report into `out`, with the `page` format of PAGES. Return the lines to print, the verdicts first;
+    `explain`: also those that no study asked for, and every note.
 
     Raises ConfigError if there are no finished runs, or `out` cannot be written."""
     with warnings.catch_warnings(record=True) as caught:
@@ -115,17 +116,21 @@ def write_report(results_dir: Sequence[str | Path], out: Path, page: str = "html
         unfinished=unfinished, notices=notices, results_dir=results_dir, survey=survey, out=out, page=page,
         ladders=ladders,
     )  # fmt: skip
-    printed = [
-        *_tables(sections),
-        "",
+    notes = [*_question_notices(sections), *notices]
+    shown_notes = notes if explain else notes[:MOST_NOTES]
+    more = [f"{len(notes) - len(shown_notes)} more notes are on the page (--explain)"] if notes != shown_notes else []
+    return [
+        *lines(claims, everything=explain),
         *control_lines(control_rows),
-        *lines(claims),
-        *(f"{row['study']}: {row['arm']} {row['words']}" for row in ladder_rows(ladders)),
+        *_tables(sections),
+        *(["(nats per token; means over the runs that finished)"] if explain else []),
+        "",
+        *(folded(f"{row['study']}: {row['arm']} {row['words']}") for row in ladder_rows(ladders)),
+        *(folded(f"note: {line}") for line in [*shown_notes, *more]),
+        f"{_count(runs, every, unfinished)}; figures, tables and verdicts.json are in {out}",
+        f"the page: {(out / PAGES[page]).absolute().as_uri()}",
         *_mending_commands(sections),
-        *(f"note: {line}" for line in [*_question_notices(sections), *notices]),
     ]
-    where = f"wrote {out / PAGES[page]}, and figures, tables and verdicts.json beside it"
-    return [*printed, f"{_count(runs, every, unfinished)}: {where}"]
 
 
 def write_page(
@@ -197,7 +202,7 @@ def _tables(sections: Sequence[Question]) -> list[str]:
         if len(sections) > 1:
             out += [*([""] if out else []), f"{question.name or 'no sweep'}: {question.title}"]
         out += _table(question)
-    return [*out, "(nats per token; means over the runs that finished)"]
+    return out
 
 
 def _table(question: Question) -> list[str]:
@@ -220,21 +225,20 @@ def _table(question: Question) -> list[str]:
 
 
 def _mending_commands(sections: Sequence[Question]) -> list[str]:
-    """Return the commands that would train the missing runs, each once, with their purpose."""
+    """Return the commands that would train the missing runs, each once, with their purpose. They are what to type next."""
     commands: dict[str, dict[str, None]] = {}
     for one in (one for question in sections for one in question.missing if one.command):
         commands.setdefault(one.command, {})[one.for_] = None
-    return [*(f"for {', '.join(names)}: {line}" for line, names in commands.items()), *([""] if commands else [])]
+    heads = {line: f"next, for {', '.join(names)}: " for line, names in commands.items()}
+    return [f"\n{head}{pasted(shlex.split(line), len(head))}" for line, head in heads.items()]
 
 
 def _nothing(results_dir: Sequence[str | Path], unfinished: list[dict[str, Any]], skipped: list[str]) -> str:
     states = [row["state"] for row in unfinished]
     seen = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no runs at all"
-    lines = [
-        f"no finished runs in {', '.join(map(str, results_dir))} ({seen}): train some first, e.g. python -m lmablate.train"
-    ]
+    lines = [f"no finished runs in {', '.join(map(str, results_dir))} ({seen}): train some first, e.g. lmablate train"]
     for folder in [one for given in results_dir for one in below(Path(given))]:
-        lines.append(f"there are runs one level down: python -m lmablate.report {folder}")
+        lines.append(f"there are runs one level down: lmablate report {folder}")
     return "\n".join([*lines, *skipped])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmablate.core.console import folded
 from lmablate.report.claim_tables import claim_cells, length_words
 from lmablate.results.arms import is_missing, keys
 from lmablate.schema.sweeps import stored_sweep
@@ -90,4 +91,4 @@ def lines(rows: Sequence[Row]) -> list[str]:
         f"{length_words(row['tokens_per_param'])} tokens per parameter".replace("−", "-")
         for row in rows
     ]
-    return [f"controls: {sentence(rows)}", *said, ""] if rows else []
+    return [*map(folded, [f"controls: {sentence(rows)}", *said]), ""] if rows else []

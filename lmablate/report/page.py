@@ -84,7 +84,7 @@ def content(
         "failed": [row for row in unfinished if row["state"] == "failed"],
         "unfinished": [row for row in unfinished if row["state"] != "failed"],
         "provenance": summary.provenance(every),
-        "again": shlex.join(["python", "-m", "lmablate.report", *map(str, results_dir)]),
+        "again": shlex.join(["lmablate", "report", *map(str, results_dir)]),
         "still_rows": STILL_ROWS,
     }
 

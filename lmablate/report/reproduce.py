@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Overrides = tuple[str, ...]
-TRAIN = ("python", "-m", "lmablate.train")
+TRAIN = ("lmablate", "train")
 DEFAULT = "results"  # the results_dir of conf/config.yaml
 
 

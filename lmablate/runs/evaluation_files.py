@@ -1,7 +1,7 @@
 """Write and read the evaluations of a run: ``RESULTS_DIR/<run_id>/evaluations/<text>-<hash>.json``.
 
 A file holds one text under one set of lengths and changes (lmablate/evaluate); repeating the evaluation replaces it.
-Training writes one if ``runtime.evaluate_lengths`` is set; ``python -m lmablate.evaluate`` writes one at any later
+Training writes one if ``runtime.evaluate_lengths`` is set; ``lmablate evaluate`` writes one at any later
 time.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m lmablate.scaling``: the command of this room, whose code is in lmablate/cli/scaling.py."""
+"""``lmablate scaling``: the command of this room, whose code is in lmablate/cli/scaling.py."""
 
 import runpy
 

@@ -1,12 +1,14 @@
-"""``python -m lmablate.survey --out DIR``: write the table of published systems, its trends, and verdicts on the claims.
+"""Judge what the lecture says of published systems, by counting.
 
-Writes ``tables/{systems,ratios,by_year,claims}.csv`` and ``.md``, ``figures/{choices,ratios,verdicts}.png`` and ``.svg``, and
-``claims.json``. Needs no runs; without --out it prints the verdicts.
+  lmablate survey                 the verdicts
+  lmablate survey --out survey    tables, figures and claims.json too
+
+Needs no runs. Writes ``tables/{systems,ratios,by_year,claims}.csv`` and ``.md``, ``figures/{choices,ratios,verdicts}.png``
+and ``.svg``, and ``claims.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmablate.core.commands import command_parser
 from lmablate.core.console import markdown_table
 from lmablate.core.errors import exit_on_config_error
 from lmablate.core.files import atomic_write
@@ -52,7 +55,7 @@ CLAIM_COLUMNS = (
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Judge the survey's claims, and write the survey if ``--out`` is given. Return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lmablate.survey", description="What published systems do.")
+    parser = command_parser("survey")
     parser.add_argument("--out", type=given_path, metavar="DIR", help="write tables, figures and claims.json there")
     out = parser.parse_args(argv).out
     table = systems()

@@ -68,7 +68,7 @@ def words(folder: Path, results: Path, *more: str, steps: int = 30) -> list[str]
 
 
 def start(*line: str, **more: Any) -> subprocess.Popen[bytes]:
-    """``python -m lmablate.train``, as a user would."""
+    """``lmablate train``, as a user would."""
     return subprocess.Popen([sys.executable, "-m", "lmablate.train", *line], **{**quiet(), **more})
 
 

@@ -216,6 +216,8 @@ GENERATORS: dict[str, Callable[[Random, list[str]], list[str]]] = {
         [["fit", "points.csv", "--form", "compute", "--out", "law"], ["fit", "points.csv", "--form", "kaplan_c"]]
     ),
     "lmablate.interop": lambda r, runs: [_run(r, runs), "--out", "hf"],
+    "lmablate.completion": _plain([["bash"], ["zsh"]]),
+    "lmablate": _plain([[], ["--help"], ["status", "results"], ["plan", "trainer.steps=2"]]),
     "lmablate.check": _plain(
         [["--list"], ["norm=layer", *ONLY], ["--trust", "mypackage", "norm=users_largest", "--only", "gradients"]]
     ),

@@ -89,7 +89,7 @@ def report(sweep: DashboardSweep, entity: str, project: str) -> wr.Report:
         wr.P(sweep.question),
         wr.P(
             f"Runs whose group is {sweep.name}. A run that another sweep trained first stands under that sweep's name; verdicts are in "
-            "lmablate's own report (python -m lmablate.report), since wandb pairs no seeds and corrects for no number of tests."
+            "lmablate's own report (lmablate report), since wandb pairs no seeds and corrects for no number of tests."
         ),
         wr.H2("Curves by arm"),
         _grid("Curves", curves, evaluated, sweep, groups),

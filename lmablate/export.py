@@ -1,14 +1,21 @@
-"""``python -m lmablate.interop RUN_DIR --out DIR``: export a trained run as a folder that transformers loads."""
+"""Write a finished run as a folder that transformers loads.
+
+  lmablate export results/0123456789ab --out my-model
+  lmablate export results/0123456789ab --out my-model --push user/name
+
+AutoTokenizer reads it and, by the run's objective, AutoModelForCausalLM, AutoModelForMaskedLM or AutoModelForSeq2SeqLM.
+Of ELECTRA it holds two folders, generator and discriminator. Its logits are compared with the run's before it appears.
+"""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
 from lmablate.cli.arguments import add_trust
 from lmablate.cli.front_door import trust_packages
+from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.paths import given_path
 from lmablate.runs.run_directory import run_path
@@ -17,11 +24,7 @@ from lmablate.runs.run_directory import run_path
 @exit_on_config_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one run, and upload it if ``--push`` is given. Return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lmablate.interop",
-        description="Write a trained run as a folder that transformers loads: AutoTokenizer and, by its objective, AutoModelForCausalLM, "
-        "AutoModelForMaskedLM or AutoModelForSeq2SeqLM; of ELECTRA two folders in one, generator and discriminator.",
-    )
+    parser = command_parser("export")
     parser.add_argument("run_dir", type=run_path, metavar="RUN_DIR", help="the folder of a run, RESULTS_DIR/<run_id>")
     parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub too, as a private model")
