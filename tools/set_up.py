@@ -38,7 +38,7 @@ def main() -> int:
     print(announcement(kind, cpu=cpu), flush=True)
     if not (VENV / "bin" / "python").exists():
         try:
-            venv.create(VENV, with_pip=True)
+            venv.create(VENV, with_pip=True, symlinks=os.name != "nt")
         except (subprocess.CalledProcessError, OSError):
             print("Python's venv does not work. On Debian and Ubuntu, first: apt install python3-venv")
             return 1
