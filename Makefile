@@ -2,43 +2,47 @@
 PY ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow docs notebooks browser lint bench chaos clean
+.PHONY: setup dev demo test test-slow docs notebooks browser lint bench chaos dist clean
 
-# The stamp stands inside .venv and is written last, so a broken install is never taken for a finished one.
+# What training and reports need. The stamps stand inside .venv and are written last, so a broken install is never taken for a
+# finished one. tools/set_up.py says what it installs, and about how long that takes.
 .venv/.ok: pyproject.toml constraints.txt
-	$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "lmablate needs Python 3.11 to 3.13; choose one with: make setup PY=python3.12"; exit 1; }
-	@echo "Installing some 160 packages (2 GB) into .venv: about five minutes, with few lines in between."
-	$(PY) -m venv .venv || { echo "On Debian and Ubuntu, first: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) tools/set_up.py use
 	touch $@
 
+# The same, and what tests, linters and notebooks need.
+.venv/.dev: pyproject.toml constraints.txt
+	$(PY) tools/set_up.py dev
+	touch .venv/.ok $@
+
 setup: .venv/.ok
+
+dev: .venv/.dev
 
 demo: setup
 	$(BIN)/python -m lmablate.demo
 
-test: setup
+test: dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: setup
+test-slow: dev
 	$(BIN)/python -m pytest -m slow
 
 # The site: docs/_build/html/index.html. A warning is an error.
-docs: setup
+docs: dev
 	$(BIN)/python tools/configuration.py docs/reference/configuration.md
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 # After a change to a notebook or to its text twin: the newer one is written to the other.
-notebooks: setup
+notebooks: dev
 	$(BIN)/jupytext --sync analysis/*.ipynb
 
 # Optional: what the slow tests of the report's page need. LMABLATE_BROWSER names another Chromium than the system's own.
-browser: setup
+browser: dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
 
-lint: setup
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -64,8 +68,16 @@ bench: .venv-bench/.ok
 	.venv-bench/bin/python benchmarks/report.py
 
 # Some minutes; `make chaos CHAOS=--full` is 200 random SIGKILLs and more, and takes longer.
-chaos: setup
+chaos: dev
 	$(BIN)/python tests/chaos $(CHAOS)
+
+# Wheel and sdist of what git tracks, for a release. twine has an environment of its own, since nothing else here needs it.
+dist: dev
+	rm -rf build/release dist && mkdir -p build/release
+	git archive HEAD | tar -x -C build/release
+	$(BIN)/python -m build --no-isolation --outdir dist build/release
+	$(PY) -m venv build/twine && build/twine/bin/python -m pip install -q --disable-pip-version-check twine==6.2.0
+	build/twine/bin/twine check --strict dist/*
 
 clean:
 	rm -rf .venv build dist *.egg-info demo docs/_build

@@ -211,8 +211,10 @@ def test_the_plan_of_a_study_is_a_row_an_arm():
     assert shown[1].split()[2:-1] == ["2", "1", "1", "40"]
 
 
-def test_a_text_that_is_read_more_than_once_is_said_with_the_number_of_times(text, tmp_path, caplog):
+def test_a_text_that_is_read_more_than_once_is_said_with_the_number_of_times(text, tmp_path, caplog, monkeypatch):
     from test_console import printed
+
+    monkeypatch.setenv("COLUMNS", "1000")
 
     def shown(*steps):
         jobs, _ = made(text, tmp_path, *((f"trainer.steps={n}", "runtime.log_every=1") for n in steps))

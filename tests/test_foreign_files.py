@@ -134,7 +134,7 @@ def test_a_results_directory_has_a_name(tmp_path, name):
 
 
 def test_results_dir_without_a_value_is_refused(capsys):
-    assert front_door.main("lmablate.plan", "", lambda configs, launcher: pytest.fail("taken"), ["results_dir="]) == 2
+    assert front_door.main("plan", lambda configs, launcher: pytest.fail("taken"), ["results_dir="]) == 2
     assert "is no name of a folder" in capsys.readouterr().err
 
 
@@ -172,7 +172,7 @@ def test_what_a_grid_writes_down_before_its_jobs_are_checked_holds_no_secret(tmp
     text = write_corpus(tmp_path / "text")
     words = ["-m", *QUICK, f"data.paths={text}/*.txt", "seed=0,1", f"results_dir={tmp_path / 'results'}"]
     words.append(f"runtime.wandb_project={key}")
-    assert front_door.main("lmablate.train", "", lambda configs, launcher: pytest.fail("taken"), words) == 2
+    assert front_door.main("train", lambda configs, launcher: pytest.fail("taken"), words) == 2
     told = capsys.readouterr()
     assert "WANDB_API_KEY" in told.err and key not in told.err + told.out
     written = [path.read_text() for path in (tmp_path / "results").rglob("*") if path.is_file()]

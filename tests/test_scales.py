@@ -40,5 +40,5 @@ def test_a_stored_sweep_adds_what_it_says_of_a_size_where_the_command_is_silent(
 def test_a_study_has_four_paired_seeds_unless_it_says_otherwise():
     found = []
     words = ["-m", "hydra/sweeper=study", "+sweep.question=?", "+sweep.arms={a: []}"]
-    assert front_door.main("x", "y", lambda *_: 1, words, study=lambda one, _: found.append(one) or 0) == 0
+    assert front_door.main("plan", lambda *_: 1, words, study=lambda one, _: found.append(one) or 0) == 0
     assert found[0].pairs == seed_pairs(found[0].settings.seeds) == [(0, 0), (1, 1), (2, 2), (3, 3)]

@@ -126,9 +126,7 @@ YAMLS = {
 def test_a_strangers_yaml_calls_nothing(canary, capsys, case):
     place, text, words = YAMLS[case]
     put(canary.parent / place, text)
-    code = front_door.main(
-        "lmablate.plan", "", lambda configs, launcher: pytest.fail("a stranger's words were taken"), words
-    )
+    code = front_door.main("plan", lambda configs, launcher: pytest.fail("a stranger's words were taken"), words)
     assert code == 2 and not canary.exists()
     assert "evil" not in sys.modules
     assert {"strange", "evil"} & set(re.split(r"\W+", capsys.readouterr().err))
@@ -143,7 +141,7 @@ def test_without_the_check_these_payloads_would_run(canary, monkeypatch, case):
         warnings.simplefilter("ignore")
         patch.setattr(sys, "argv", ["x"])
         try:
-            front_door.main("lmablate.plan", "", lambda configs, launcher: 0, words)
+            front_door.main("plan", lambda configs, launcher: 0, words)
         except Exception:  # it may well go on to fail
             logging.getLogger(__name__).debug("failed after the payload")
     assert canary.exists()
@@ -154,7 +152,7 @@ def test_without_the_check_these_payloads_would_run(canary, monkeypatch, case):
     ["norm._target_=evil.Norm", "+hydra.callbacks={x:{_target_:evil.touch}}", "+x={_target_:evil.touch}"],
 )
 def test_a_class_cannot_be_named_on_the_command_line(canary, capsys, word):
-    assert front_door.main("lmablate.plan", "", lambda configs, launcher: 0, [word]) == 2
+    assert front_door.main("plan", lambda configs, launcher: 0, [word]) == 2
     assert "a class is chosen by an option" in capsys.readouterr().err and not canary.exists()
 
 

@@ -337,7 +337,7 @@ def test_the_arms_of_a_stored_study_have_the_size_and_the_tokens_of_its_scale(na
         bases.update({arm: one._base(arm, one._settings(arm)) for arm in one.arms if "unmatched" not in arm})
         return 0
 
-    assert front_door.main("x", "y", lambda *_: 1, [f"sweeps={name}", f"scale={scale}"], study=study) == 0
+    assert front_door.main("plan", lambda *_: 1, [f"sweeps={name}", f"scale={scale}"], study=study) == 0
     counts = [parameters(cfg) for cfg in bases.values()]
     if name not in OTHERWISE:
         low, high = SIZES[scale]

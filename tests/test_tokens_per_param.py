@@ -33,7 +33,7 @@ def runs(*argv):
         )
         return 0
 
-    assert front_door.main("lmablate.plan", "?", lambda cfgs, _: found.extend(cfgs) or 0, list(argv), study=study) == 0
+    assert front_door.main("plan", lambda cfgs, _: found.extend(cfgs) or 0, list(argv), study=study) == 0
     return found
 
 
