@@ -149,11 +149,12 @@ def test_the_page_and_the_terminal_say_it_before_the_numbers(tmp_path, capsys):
     )
     lose(results, study, (3,), "failed")
     text = report(results, tmp_path / "out").text
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())  # whatever the width
     for words in (
         "at the edge of those tried for rope (0.004",
         "arm none has no result (seed 3: failed, OutOfMemoryError: no more)",
     ):
         assert words in printed
         assert text.index("Before you believe it") < text.index(words) < text.index("Lowest mean")
+    assert "next, for missing runs: lmablate train sweeps=sanity" in printed
     assert "NaN" not in (tmp_path / "out" / "verdicts.json").read_text() and " nan" not in text

@@ -49,7 +49,7 @@ def at(width, **axes):
     return variant(model={**sizes, **RULE}, **axes)
 
 
-FACTOR = 0.5  # of the matrices, and so of the logits
+FACTOR = 0.2  # of the matrices, and so of the logits
 RULE = {"init_std": f"{FACTOR}*fan_in", "embedding_std": "unit"}
 
 

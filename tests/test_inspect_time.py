@@ -316,8 +316,9 @@ def test_bad_words_are_refused(tmp_path, capsys):
     assert step_time.main([*words(tmp_path), "--steps", "2", "--out", str(tmp_path / "out")]) == 2
     assert "--steps 2" in capsys.readouterr().err
     assert step_time.main([*words(tmp_path), "norm=nothing"]) == 2
-    assert step_time.main(["--help"]) == 0
-    assert "--parts" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        step_time.main(["--help"])
+    assert {"--steps", "--parts", "--compiled", "--out"} <= set(re.findall(r"--\w+", capsys.readouterr().out))
 
 
 def test_the_figure_draws_the_tables_shares_beside_the_published_ones():
@@ -366,7 +367,3 @@ def test_operators_of_other_options_compiled_are_known(chosen):
     found = measure(variant(**chosen), SmallText(), COMPILED, 3)
     assert found.split.set_index("kind").loc[OTHER, "events"] == 0
     assert found.step["products_counted"] == found.step["products_expected"]
-
-
-def test_help_names_every_own_flag():
-    assert set(re.findall(r"--\w+", step_time.HELP)) >= {"--steps", "--parts", "--compiled", "--out"}

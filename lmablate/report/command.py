@@ -229,7 +229,9 @@ def _mending_commands(sections: Sequence[Question]) -> list[str]:
     commands: dict[str, dict[str, None]] = {}
     for one in (one for question in sections for one in question.missing if one.command):
         commands.setdefault(one.command, {})[one.for_] = None
-    heads = {line: f"next, for {', '.join(names)}: " for line, names in commands.items()}
+    heads = {
+        line: f"next, for {', '.join(filter(None, names)) or 'missing runs'}: " for line, names in commands.items()
+    }
     return [f"\n{head}{pasted(shlex.split(line), len(head))}" for line, head in heads.items()]
 
 
