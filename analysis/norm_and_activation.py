@@ -1,4 +1,4 @@
-"""Do the norm and the activation matter at equal parameters and tokens? RMSNorm or LayerNorm, SwiGLU or GELU, two seeds.
+"""Do the norm and the activation matter at equal parameters and tokens? RMSNorm or LayerNorm, SwiGLU or GELU, four seeds.
 
 The runs: ``lmablate train sweeps=norm_and_activation``.
 """

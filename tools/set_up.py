@@ -22,9 +22,10 @@ from threading import Thread
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# Packages, gigabytes on the disk, minutes on two cores (measured with torch's CPU build on a fast network).
+# Packages, gigabytes on the disk with torch's CPU build, and minutes, with room for a slower network than the one measured
+# (dev: 1 minute on two quiet cores beside a fast mirror).
 TAKES = {"use": (80, 1.5, 2), "dev": (160, 2.0, 4)}
-CUDA_GIGABYTES = 4.5  # more on the disk
+CUDA_GIGABYTES = 2.7  # more to download
 LINES, TERMINAL = 10.0, 0.5  # seconds between two lines of progress
 
 
@@ -68,10 +69,9 @@ def announcement(kind: str, *, cpu: bool) -> str:
     """Return what will be installed, how large it is and about how long it takes."""
     packages, gigabytes, minutes = TAKES[kind]
     cuda = sys.platform == "linux" and not cpu
-    size, build = (gigabytes + CUDA_GIGABYTES, "torch with CUDA") if cuda else (gigabytes, "torch for the processor")
-    return (
-        f"Installing some {packages} packages, {build} among them, into .venv: {size:.1f} GB, about {minutes} minutes."
-    )
+    build = "torch with CUDA" if cuda else "torch for the processor"
+    more = f", and {CUDA_GIGABYTES} GB to download for CUDA" if cuda else ""
+    return f"Installing some {packages} packages, {build} among them, into .venv: {gigabytes} GB, about {minutes} minutes{more}."
 
 
 def pip(*words: str, shows_errors: bool = True) -> int:
