@@ -1,12 +1,13 @@
 """A release: one version everywhere, a licence for every pin, issue templates that GitHub reads."""
 
+import importlib.metadata
 import importlib.util
 import re
-import tomllib
 
 import pytest
 import yaml
 
+from lmablate import __version__
 from lmablate.core.paths import ROOT
 
 if not (ROOT / "pyproject.toml").is_file():
@@ -14,10 +15,9 @@ if not (ROOT / "pyproject.toml").is_file():
 
 
 def test_the_version_is_the_same_everywhere():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     newest = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    assert citation["version"] == newest[1] == version
+    assert citation["version"] == newest[1] == __version__ == importlib.metadata.version("lmablate")
     assert str(citation["date-released"]) == newest[2]
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
 
