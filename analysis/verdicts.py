@@ -34,7 +34,7 @@ def verdicts(claims: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     places, heads = _places(rows)
     limit = _limit(rows)
     with style():
-        figure = new_figure(height=1.9 + 0.42 * max(2, len(rows)) + 0.3 * len(heads))
+        figure = new_figure(height=2.1 + 0.42 * max(1, places[-1]))
         axes = figure.subplots()
         axes.axvline(0, color=MUTED, lw=1, zorder=1)
         for y, (claim, test) in zip(places, rows, strict=True):
@@ -57,20 +57,20 @@ def verdicts(claims: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
 
 
 def _places(rows: Sequence[tuple[Mapping[str, Any], Any]]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where each row stands, and the headings between them; none where all rows are of one study."""
+    """Where each row stands, with room for its lines, and the headings between rows; none where all rows are of one study."""
     names = [group_heading(claim) for claim, _ in rows]
-    if len(set(names)) == 1:
-        return list(map(float, range(len(rows)))), []
+    headed = len(set(names)) > 1
     places: list[float] = []
     heads: list[tuple[float, str]] = []
-    y = 0.0
-    for name, before in zip(names, [None, *names], strict=False):
-        if name != before:
-            y += 0.2 if heads else 0.0
-            heads.append((y, name))
-            y += 0.75
-        places.append(y)
-        y += 1.0
+    top = -0.5
+    for name, before, row in zip(names, [None, *names], rows, strict=False):
+        if headed and name != before:
+            top += 0.2 if heads else 0.0
+            heads.append((top + 0.5, name))
+            top += 0.75
+        height = max(1.0, LEADING * len(_words(*row)) + 0.25)
+        places.append(top + height / 2)
+        top += height
     return places, heads
 
 
@@ -98,9 +98,13 @@ def _legend(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], several
 
 def _lines(y: float, claim: Mapping[str, Any], test: Mapping[str, Any]) -> list[tuple[float, str]]:
     """A test's words in lines about `y`, each a label of its own: a browser's font would shift the lines of one label."""
-    where = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in test["where"].items())
-    words = textwrap.wrap(f"{claim['id']}  {test['says']}", LABEL) + ([where] if where else [])
+    words = _words(claim, test)
     return [(y + LEADING * (i - (len(words) - 1) / 2), line) for i, line in enumerate(words)]
+
+
+def _words(claim: Mapping[str, Any], test: Mapping[str, Any]) -> list[str]:
+    where = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in test["where"].items())
+    return textwrap.wrap(f"{claim['id']}  {test['says']}", LABEL) + ([where] if where else [])
 
 
 def _published(claim: Mapping[str, Any], test: Mapping[str, Any]) -> list[float]:

@@ -353,7 +353,7 @@ def test_the_command_line_runs_without_the_model_and_without_torch(tmp_path):
         [sys.executable, "-c", code, tmp_path / "results", "--out", tmp_path / "out"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "wrote" in done.stdout
+    assert f"the page: {(tmp_path / 'out' / 'index.html').as_uri()}" in done.stdout
     assert done.stderr == ""
 
 

@@ -70,16 +70,19 @@ def test_learning_rates_and_their_sensitivity_stand_in_the_report(studied):
         assert rates[name]["lr"] == arm["lr"] and rates[name]["diverged"] == losses.count(None)
         clipped = [fake_results.INIT_LOSS if loss is None else loss for loss in losses]
         assert rates[name]["sensitivity"] == pytest.approx(sum(clipped) / len(clipped) - min(clipped), abs=0.01)
-        assert f"{rates[name]['sensitivity']:.4f}" in page.text[page.text.index("Learning rates Sensitivity") :]
+        assert (
+            f"{rates[name]['sensitivity']:.4f}"
+            in page.text[page.text.index("Learning rates: how each arm got its own") :]
+        )
 
 
 def test_verdicts_come_first_with_what_a_reader_needs_beside_them(studied):
     _, out, page = studied
     text = page.text
     order = [
+        "Two arms that cannot differ",
         "Of 2 claims: 2 supported.",
         "figures/verdicts.svg",
-        "Two arms that cannot differ",
         "Reasons, notes, margins",
         "Before you",
     ]

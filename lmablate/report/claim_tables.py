@@ -14,6 +14,7 @@ Row = dict[str, Any]
 ORDER = ("supported", "contradicted", "no difference", "not decided", "not testable at this scale")
 DECIDED = ORDER[:3]
 NAMED = 6  # most claims named in a sentence
+ANSWERED = 3  # most claims that the page answers in a sentence each
 
 
 def headline(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -43,6 +44,12 @@ def headline(claims: Sequence[Mapping[str, Any]]) -> str:
     if requested and (rest := len(claims) - len(requested)):
         sentences.append(f"{rest} more {'is' if rest == 1 else 'are'} judged that these studies did not ask for.")
     return " ".join(sentences)
+
+
+def answers(groups: Sequence[Row]) -> list[Row]:
+    """Return the claims, from by_study, that studies asked for, decided ones first; none if they are too many for a sentence each."""
+    claims = [claim for group in groups if group["asked"] for claim in group["claims"]]
+    return sorted(claims, key=lambda claim: ORDER.index(claim["verdict"])) if len(claims) <= ANSWERED else []
 
 
 def _tally(claims: Sequence[Mapping[str, Any]]) -> str:

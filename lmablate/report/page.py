@@ -13,7 +13,7 @@ from lmablate.claims.claim import GRADES
 from lmablate.claims.evidence import SHORT
 from lmablate.launcher.progress import accuracy
 from lmablate.report import summary
-from lmablate.report.claim_tables import by_study, headline, length_words, minus, signed
+from lmablate.report.claim_tables import answers, by_study, headline, length_words, minus, signed
 from lmablate.report.controls import sentence
 from lmablate.report.page_data import content_hash
 from lmablate.report.reproduce import command
@@ -72,7 +72,8 @@ def content(
         "judged": headline(claims) if claims else "",
         "short_limit": SHORT,
         "at_length": _at_length(claim["tokens_per_param"] for claim in claims),
-        "groups": by_study(claims),
+        "groups": (groups := by_study(claims)),
+        "answers": answers(groups),
         "several": len({claim["study"] for claim in claims if claim["scope"] == "asked"}) > 1,
         "grades": GRADES,
         "survey": survey,

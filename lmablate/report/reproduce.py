@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Overrides = tuple[str, ...]
 TRAIN = ("lmablate", "train")
+FEW = 8  # seeds that a command names one by one
 DEFAULT = "results"  # the results_dir of conf/config.yaml
 
 
@@ -50,8 +51,9 @@ def with_more_seeds(
     fresh = (seed for seed in range(seeds[-1] + more + 1) if seed not in seeds)
     wanted = sorted([*seeds, *(next(fresh) for _ in range(more))])
     key = "sweep.seeds.values" if study else "seed"
-    counted = study and wanted == list(range(len(wanted)))
-    value = str(len(wanted)) if counted else f"[{','.join(map(str, wanted))}]" if study else ",".join(map(str, wanted))
+    value = f"[{','.join(map(str, wanted))}]" if study else ",".join(map(str, wanted))
+    if wanted == list(range(len(wanted))):
+        value = str(len(wanted)) if study else value if len(wanted) <= FEW else f"range({len(wanted)})"
     kept = [override for override in overrides if not override.startswith(f"{key}=")]
     return shlex.join([*TRAIN, *kept, f"{key}={value}", *_location(results_dir)])
 

@@ -134,7 +134,7 @@ data.questions.forEach((question, i) => {
   table(box("runs"), question, box("chart") && chart(box("chart"), question));
 });
 const still = [...document.querySelectorAll("details.still")]; // on paper the still figures stand, as without a script
-const folded = [...still, ...document.querySelectorAll("details.paper")];
+const folded = [...still, ...document.querySelectorAll("details.paper, details.part")];
 const show = (some, open) => () => some.forEach((one) => { one.open = open; });
 show(still, false)();
 window.addEventListener("beforeprint", show(folded, true));
