@@ -46,9 +46,13 @@ class Shown:
 
 
 class Question:
-    """One stored sweep on one results folder. In a notebook it shows itself."""
+    """One stored sweep on one results folder. In a notebook it shows itself. Raises ConfigError for a sweep that is not stored."""
 
     def __init__(self, results_dir: str, sweep: str) -> None:
+        if sweep_question(sweep) is None:
+            raise ConfigError(
+                f"sweeps={sweep}: no such stored sweep; write sweeps/{sweep}.yaml in the folder that you train from"
+            )
         self.results_dir, self.sweep = results_dir, sweep
         self.command = f"lmablate train sweeps={sweep} scale=laptop results_dir={results_dir}"
 
@@ -58,23 +62,6 @@ class Question:
         from lmablate.analysis._studies import load
 
         return load(self.results_dir, self.sweep) if Path(self.results_dir).is_dir() else pd.DataFrame()
-
-    def trained(self) -> pd.DataFrame:
-        """Its finished runs. Raises ConfigError, with the command that trains them, where there are none."""
-        runs = self.runs
-        if runs.empty and sweep_question(self.sweep) is None:
-            raise ConfigError(
-                f"sweeps={self.sweep}: no such stored sweep; write sweeps/{self.sweep}.yaml in the folder that you train from"
-            )
-        if runs.empty:
-            raise ConfigError(f"no finished runs of sweeps={self.sweep} in {self.results_dir}: {self.command}")
-        return runs
-
-    def against(self, baseline: str) -> Shown:
-        """Each arm against `baseline`, with intervals over the seeds they share. Raises ConfigError as `trained` does."""
-        from lmablate.analysis.study_figures import against_baseline
-
-        return Shown(against_baseline(self.trained(), self.sweep, baseline))
 
     def figure(self) -> Shown:
         """The figure of ``analysis/<sweep>.py``; without runs it says which command trains them."""
@@ -105,6 +92,6 @@ class Question:
     def _repr_html_(self) -> str:
         from html import escape
 
-        title = f"<b>{escape(sweep_question(self.sweep) or self.sweep)}</b><br><code>{escape(self.command)}</code>"
+        title = f"<b>{escape(str(sweep_question(self.sweep)))}</b><br><code>{escape(self.command)}</code>"
         table = self.verdicts()
         return title + (table.to_html(index=False, escape=True, float_format="{:.2f}".format) if len(table) else "")
