@@ -54,7 +54,7 @@ GRADIENT = "gradient"  # of the FFN's last matrix, which the theorem is about
 @exit_on_config_error
 def main(argv: Sequence[str]) -> int:
     """Measure the arms of a command line. Return 0. Raises ConfigError."""
-    args, unknown = _parser().parse_known_args(argv)
+    args, unknown = _parser().parse_known_intermixed_args(argv)
     if unknown:
         raise ConfigError(f"{unknown[0]}: no such option; overrides are key=value, and --help lists the rest")
     print("\n".join(inspect(args)))
