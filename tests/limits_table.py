@@ -34,6 +34,9 @@ LIMITS: dict[str, Limit] = {
     "model.context_length": Limit("of 1 token there is nothing to attend to", logged=("model.context_length=1",)),
     "model.dropout": Limit("0 is none", refused=("model.dropout=1.0",)),
     "model.init_std": Limit("acts on the token tables whatever draws the branches", refused=("model.init_std=0.0",)),
+    "model.head_std": Limit(
+        "null is init_std", refused=("model.head_std=0.0",), logged=("model.head_std=0.02 model.tie_embeddings=true",)
+    ),
     "model.embedding_std": Limit("null is init_std", refused=("model.embedding_std=0.0",)),
     "model.embedding_scale": Limit("1 is none", same=("model.embedding_scale=1.0",)),
     "model.logit_scale": Limit("1 is none", same=("model.logit_scale=1.0",)),

@@ -49,8 +49,8 @@ def at(width, **axes):
     return variant(model={**sizes, **RULE}, **axes)
 
 
-FACTOR = 0.2  # of the matrices, and so of the logits
-RULE = {"init_std": f"{FACTOR}*fan_in", "embedding_std": "unit"}
+LOGITS = 0.1  # their size at the default
+RULE = {"init_std": "0.5*fan_in", "head_std": f"{LOGITS}*fan_in", "embedding_std": "unit"}
 
 
 @pytest.mark.parametrize("width", WIDER)
@@ -63,7 +63,7 @@ def test_the_default_rule_gives_every_width_the_same_scales(axis, option, width)
     assert len(narrow) >= 5 and narrow.keys() == wide.keys()
     for place, size in narrow.items():
         assert 0.5 < wide[place] / size < 2, f"{place}: {size:.3g} at width {NARROW}, {wide[place]:.3g} at {width}"
-    assert 0.5 < wide["embedded"] < 2 and 0.5 < wide["logits"] / FACTOR < 2
+    assert 0.5 < wide["embedded"] < 2 and 0.5 < wide["logits"] / LOGITS < 2
 
 
 def test_the_default_is_that_rule():
@@ -72,10 +72,18 @@ def test_the_default_is_that_rule():
 
 @pytest.mark.parametrize(("word", "wanted"), [("fan_in", 1 / 8), ("0.5*fan_in", 1 / 16), ("unit", 1.0), (0.3, 0.3)])
 def test_rows_are_drawn_by_the_rule_and_matrices_by_theirs(word, wanted):
-    model = build_model(variant(posemb="learned", model={"d_model": 64, "init_std": "2*fan_in", "embedding_std": word}))
+    stds = {"init_std": "2*fan_in", "head_std": None, "embedding_std": word}
+    model = build_model(variant(posemb="learned", model={"d_model": 64, **stds}))
     for table in (model.embedding, model.posemb.table):
         assert float(table.weight.detach().std()) == pytest.approx(wanted, rel=0.05)
     assert float(model.head.proj.weight.detach().std()) == pytest.approx(2 / 8, rel=0.05)
+
+
+@pytest.mark.parametrize(("word", "wanted"), [("0.1*fan_in", 0.1 / 8), (0.3, 0.3)])
+def test_the_matrix_of_the_logits_has_a_scale_of_its_own(word, wanted):
+    model = build_model(variant(model={"d_model": 64, "init_std": "fan_in", "head_std": word}))
+    assert float(model.head.proj.weight.detach().std()) == pytest.approx(wanted, rel=0.05)
+    assert float(model.blocks[0].ffn.branch.in_proj.weight.detach().std()) == pytest.approx(1 / 8, rel=0.05)
 
 
 @pytest.mark.parametrize(

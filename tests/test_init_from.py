@@ -85,8 +85,8 @@ def test_the_parent_is_science_and_none_is_as_before(world):
 def test_seeds_of_the_draws_are_the_parents_and_the_order_is_its_own(world):
     cfg = with_data(child(world, "seed=5", parent=1), world[3])
     assert (cfg.init_seed, cfg.data_seed) == (1, 5)
-    same = with_data(child(world, "model.init_std=0.2*fan_in"), world[3])
-    assert same.model.init_std == "0.2*fan_in"
+    same = with_data(child(world, "model.init_std=0.5*fan_in"), world[3])
+    assert same.model.init_std == "0.5*fan_in"
     for word in ("init_seed=7", "model.init_std=0.1", "model.depth_scaled_init=false"):
         with pytest.raises(ConfigError, match=word.split("=")[0] + ".*has no effect beside trainer.init_from"):
             with_data(child(world, word), world[3])

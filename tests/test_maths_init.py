@@ -125,6 +125,7 @@ def test_standard_deviations_are_the_stated_ones(layout, activation, scaled):
         "head_dim": 32,
         "vocab_size": 500,
         "init_std": 0.05,
+        "head_std": None,
         "embedding_std": 0.05,
         "depth_scaled_init": scaled,
     }

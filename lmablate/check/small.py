@@ -27,6 +27,7 @@ SMALL = (
     "model.n_layers=2",
     "model.context_length=24",
     "model.init_std=0.02",  # numbers, of which `scale` is a multiple at every width
+    "model.head_std=0.02",
     "model.embedding_std=0.02",
     "optim.lr=3e-3",
     "trainer.batch_size=4",

@@ -114,6 +114,8 @@ def _model(cfg: RunConfig, given: Given) -> Notices:
         yield "model.context_length=1: a token reads itself alone, so attention and posemb have nothing to choose from"
     if "model.segments" in given and (m.segments or 0) > 1:
         yield f"model.segments={m.segments}: every text is of the first kind, so the other rows are never read"
+    if "model.head_std" in given and m.head_std is not None and m.tie_embeddings:
+        yield f"model.head_std={m.head_std} has no effect with model.tie_embeddings=true: the head is the token table"
 
 
 def longest_text(cfg: RunConfig) -> int:

@@ -82,6 +82,7 @@ class Spread(NamedTuple):
     """
 
     matrices: float | str
+    head: float | str  # the matrix of the logits
     rows: float | str  # of tokens, positions and segments
     row_scale: float  # factor of the token rows in the model
     tied: bool  # to the head
@@ -90,7 +91,7 @@ class Spread(NamedTuple):
     def of(self, module: Matrix) -> float:
         """Return the standard deviation of the entries of `module`."""
         rows = isinstance(module, Embedding) and module.fan_in is None
-        rule = self.rows if rows else self.matrices
+        rule = self.rows if rows else self.head if module.gives_logits else self.matrices
         if not isinstance(rule, str):
             return rule
         factor, _, word = rule.rpartition("*")

@@ -54,7 +54,9 @@ class Bias(nn.Module):
 
 class Matrix(nn.Module):
     """Base class of the modules whose weight ``[rows, columns]`` is drawn at random (see init.py). ``compute_dtype`` is the dtype of the
-    product and of its result, None for that of the weight."""
+    product and of its result, None for that of the weight. ``gives_logits``: whether ``model.head_std`` is its scale."""
+
+    gives_logits = False
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -145,6 +147,8 @@ class Head(nn.Module):
     def __init__(self, d_model: int, vocab_size: int, *, tied: bool, bias: bool) -> None:
         super().__init__()
         self.proj = None if tied else Linear(d_model, vocab_size, bias=False)
+        if self.proj is not None:
+            self.proj.gives_logits = True
         self.bias = Bias(vocab_size) if bias else None
 
     def forward(self, x: Tensor, table: Embedding) -> Tensor:

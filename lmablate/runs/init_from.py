@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 # Settings that decide nothing but initial draws, and so only the parent's weights.
-DRAWS = ("init_std", "embedding_std", "depth_scaled_init", "init")
+DRAWS = ("init_std", "head_std", "embedding_std", "depth_scaled_init", "init")
 SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "vocab_size")
 
 

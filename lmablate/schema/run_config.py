@@ -34,7 +34,7 @@ class Biases(NamedTuple):
 
 class _Model(Settings):
     """Settings of the model that need no solving. `context_length` is in tokens; `init_std` is of the matrices' normal
-    draws, `embedding_std` of the rows of tokens, positions and segments (model/init.py).
+    draws, `head_std` of the head's matrix, `embedding_std` of the rows of tokens, positions and segments (model/init.py).
     `qkv_bias`, `out_bias` and `mlp_bias` follow `bias` if None; None in other fields is off."""
 
     d_model: PositiveInt
@@ -49,7 +49,8 @@ class _Model(Settings):
     out_bias: bool | None = None
     mlp_bias: bool | None = None
     head_bias: bool | None = None
-    embedding_std: RowStd | None = None  # None, as in runs before the key existed, is init_std
+    embedding_std: RowStd | None = None  # None, as in runs before the keys existed, is init_std
+    head_std: MatrixStd | None = None
     embedding_scale: PositiveFloat | Literal["sqrt_d_model"] | None = None
     embedding_norm: bool | None = None
     final_norm: bool | None = None

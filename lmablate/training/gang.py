@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Members of one gang may differ in these numbers, which change no shape and no code.
 FUSIBLE = ("init_seed", "data_seed", "optim", "schedule")
 FUSIBLE_KEYS = {
-    "model": ("init_std", "embedding_std", "depth_scaled_init", "init"),
+    "model": ("init_std", "head_std", "embedding_std", "depth_scaled_init", "init"),
     "trainer": ("steps", "divergence_smoothing", "divergence_patience", "init_from"),
 }
 
