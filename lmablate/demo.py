@@ -19,11 +19,11 @@ from lmablate.report.command import main as report
 from lmablate.train import train
 
 RESULTS, PAGE = Path("demo/results"), Path("demo/report")
-SIZE = ("scale=laptop", "model=nano", "trainer.tokens_per_param=6")
+SIZE = ("scale=laptop", "model=pico")
 QUIET = ("runtime.wandb=disabled", "runtime.evaluations=4")
 NEXT = """
 next, one thing of your own, which four seeds can decide in some minutes:
-  lmablate train -m posemb=rope,none seed=0,1,2,3 scale=laptop model=nano trainer.tokens_per_param=6
+  lmablate train -m posemb=rope,none seed=0,1,2,3 scale=laptop model=pico
   lmablate report results
 """
 

@@ -249,6 +249,23 @@ def test_a_claim_in_several_settings_is_as_good_as_its_worst():
     assert row["verdict"] == "contradicted" and "1 of 2 tests" in row["reason"]
 
 
+def test_a_grid_of_two_axes_gives_the_mean_over_the_other_axis_and_names_both_effects():
+    """The main effect of a factorial design: from 8 pairs on it is Student's paired test on the means of each seed."""
+    cells = {("rope", "rms"): 0.0, ("none", "rms"): 3.0, ("rope", "layer"): 1.0, ("none", "layer"): 2.0}
+    arms = [arm(8, effect, i + 1, posemb=posemb, norm=norm) for i, ((posemb, norm), effect) in enumerate(cells.items())]
+    row = verdict("R2", *arms)
+    (test,) = row["tests"]
+    losses = dict(zip(cells, ([r["val_loss"] for r in rows] for rows in arms), strict=True))
+    means = {x: np.mean([losses[x, "rms"], losses[x, "layer"]], axis=0) for x in ("rope", "none")}
+    p = stats.ttest_rel(means["none"], means["rope"]).pvalue
+    assert test["p"] == pytest.approx(p) and test["where"] == {} and test["n"] == 8
+    assert test["effect"] == pytest.approx(100 * (means["none"].mean() / means["rope"].mean() - 1))
+    own = [100 * (np.mean(losses["none", norm]) / np.mean(losses["rope", norm]) - 1) for norm in ("rms", "layer")]
+    assert f"a mean over settings: {own[0]:+.2f} % at norm=rms, {own[1]:+.2f} % at norm=layer" in said(row)
+    apart = verdict("R2", *arms[:3], arm(5, 2.0, posemb="none", norm="layer"))  # other pairs: two tests
+    assert [test["where"] for test in apart["tests"]] == [{"norm": "rms"}, {"norm": "layer"}]
+
+
 TEXTS = ("kjv", "sotu")
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lmablate.claims.claim import Hypothesis
 from lmablate.claims.predicates import Row, clipped, describe, matches, value_of
 from lmablate.claims.rows import Table
+from lmablate.core.axes import PARTS
 from lmablate.results.arms import is_missing, show
 from lmablate.results.size_matching import MATCHED, size_text
 
@@ -32,13 +33,15 @@ class Sample(NamedTuple):
     """The arms of a hypothesis in one setting.
 
     `where`: the columns that tell this setting from others. `notes`: caveats for the reader. `sweeps`: the sweeps that trained
-    the runs. `picked`: an arm had several runs of one seed, of which one was chosen."""
+    the runs. `picked`: an arm had several runs of one seed, of which one was chosen. `cells`: the settings of a grid, if the arms are those
+    of all of them (``main_effects``)."""
 
     where: dict[str, str]
     arms: list[SampleArm]
     notes: list[str]
     sweeps: tuple[str, ...]
     picked: bool
+    cells: tuple[Sample, ...] = ()
 
     @property
     def pairs(self) -> list[Pair]:
@@ -100,7 +103,37 @@ def find(runs: Table, test: Hypothesis) -> SampleSearch:
         return SampleSearch(
             [], f"no arms with equal {size_text(test.matched or '')} (within {MATCHED:.0%}): see budget=params", True
         )
-    return SampleSearch(samples, "", True)
+    return SampleSearch(main_effects(samples), "", True)
+
+
+def main_effects(samples: Sequence[Sample]) -> list[Sample]:
+    """Return `samples` with those of a grid as one: settings that differ in options of axes alone, and have the same pairs.
+
+    Its arms are those of every setting, with an equal share of the weight: a pair's value is its mean over the settings, which is the main
+    effect of a factorial design (Fisher 1935, The Design of Experiments, chapter 6)."""
+    grids: dict[Hashable, list[Sample]] = {}
+    for one in samples:
+        fixed = tuple((key, value) for key, value in one.where.items() if key not in PARTS)
+        grids.setdefault((fixed, tuple(one.pairs)), []).append(one)
+    out: list[Sample] = []
+    for cells in grids.values():
+        out += [_main_effect(cells)] if len(cells) > 1 and cells[0].pairs else cells
+    return out
+
+
+def _main_effect(cells: list[Sample]) -> Sample:
+    arms = []
+    for cell in cells:
+        option = ", ".join(value for key, value in cell.where.items() if key in PARTS)
+        arms += [arm._replace(name=f"{arm.name} ({option})", weight=arm.weight / len(cells)) for arm in cell.arms]
+    return Sample(
+        where={key: value for key, value in cells[0].where.items() if key not in PARTS},
+        arms=arms,
+        notes=list(dict.fromkeys(note for cell in cells for note in cell.notes)),
+        sweeps=tuple(sorted({sweep for cell in cells for sweep in cell.sweeps})),
+        picked=any(cell.picked for cell in cells),
+        cells=tuple(cells),
+    )
 
 
 def _distinguishing(settings: Sequence[tuple[Hashable, ...]]) -> list[int]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from lmablate.claims.claim import Claim, Hypothesis
 from lmablate.claims.evidence import Sample
-from lmablate.claims.measure import Estimate
+from lmablate.claims.measure import Estimate, measure
+from lmablate.claims.predicates import describe
 from lmablate.results.size_matching import MATCHED
 from lmablate.stats import planning
 
@@ -82,7 +83,7 @@ def remarks(
     """Return the caveats of a verdict, the most serious first."""
     if sample is None:
         return _tuning({study["sweep"] for study in studies if claim.id in study.get("claims", ())}, studies)
-    notes = _lost(sample)
+    notes = _by_setting(sample, test) + _lost(sample)
     if test.matched is None:
         notes += _unmatched(sample)
     arms = {row.get("arm") for arm in sample.arms for rows in arm.rows.values() for row in rows}
@@ -94,6 +95,14 @@ def remarks(
             f"variance pooled over the arms ({e.pooled.df} degrees of freedom; equal spread: p {e.pooled.p_equal:.2g})"
         )
     return notes
+
+
+def _by_setting(sample: Sample, test: Hypothesis) -> list[str]:
+    """Return a note with the effect in each setting of a grid, which a mean over the settings would hide."""
+    unit = "points" if test.metric == "diverged" else "%"
+    effects = [(measure(cell, test).effect, describe(cell.where)) for cell in sample.cells]
+    said = [f"{effect:+.2f} {unit} at {where}" for effect, where in effects if effect is not None]
+    return [f"a mean over settings: {', '.join(said)}"] if said else []
 
 
 def _lost(sample: Sample) -> list[str]:

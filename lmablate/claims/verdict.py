@@ -160,7 +160,11 @@ def _row(one: Judged, ps: Corrected | None, studies: list[Mapping[str, Any]], al
 
     test, e, sample = one.test, one.estimate, one.sample
     verdict, reason, more = _verdict(one, ps, alpha)
-    notes = [*(sample.notes if sample else ()), *e.notes, *remarks(one.claim, test, sample, e, studies)]
+    notes = [
+        *(sample.notes if sample else ()),
+        *e.notes,
+        *remarks(one.claim, test, sample, e, studies),
+    ]
     interval = list(e.interval) if e.interval else None
     length = sample.tokens_per_param if sample else None
     return {
