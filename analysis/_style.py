@@ -33,6 +33,7 @@ LINES = ("-", (0, (4, 1.6)), (0, (1, 1.4)))
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 WIDTH = 10.0  # inches: a page's width at 100 dots an inch
+BETWEEN = "  ·  "  # the parts of a note
 
 _RC: dict[str, Any] = {
     "font.size": 9.5,
@@ -113,7 +114,18 @@ def entitle(figure: Figure, title: str, note: str) -> None:
     if title:
         figure.suptitle(title, x=0.008, ha="left", fontsize=12.5, fontweight="bold")
     if note:
-        figure.supxlabel(note, x=0.008, ha="left", fontsize=8.5, color=MUTED)
+        figure.supxlabel(
+            _in_lines(note, round(13.5 * figure.get_figwidth())), x=0.008, ha="left", fontsize=8.5, color=MUTED
+        )
+
+
+def _in_lines(note: str, width: int) -> str:
+    """The parts of a note in lines of at most `width` characters, where no part is longer."""
+    lines = [""]
+    for part in note.split(BETWEEN):
+        longer = lines[-1] + BETWEEN * bool(lines[-1]) + part
+        lines = [*lines[:-1], longer] if len(longer) <= width or not lines[-1] else [*lines, part]
+    return "\n".join(lines)
 
 
 def message(text: str) -> Figure:
