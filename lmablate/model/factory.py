@@ -100,8 +100,8 @@ def _assemble(cfg: RunConfig) -> TransformerLM:
 def spread(cfg: RunConfig) -> Spread:
     """Return the standard deviations of the draws that `cfg` sets."""
     m = cfg.model
-    head, rows = (m.init_std if own is None else own for own in (m.head_std, m.embedding_std))
-    return Spread(m.init_std, head, rows, row_scale=embedding_scale(cfg) or 1.0, tied=m.tie_embeddings)
+    rows = m.init_std if m.embedding_std is None else m.embedding_std
+    return Spread(m.init_std, rows, row_scale=embedding_scale(cfg) or 1.0, tied=m.tie_embeddings, head=m.head_std)
 
 
 def _build(cfg: RunConfig, scope: str, new: Callable[..., Any], *args: Any) -> Any:

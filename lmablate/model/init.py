@@ -82,16 +82,17 @@ class Spread(NamedTuple):
     """
 
     matrices: float | str
-    head: float | str  # the matrix of the logits
     rows: float | str  # of tokens, positions and segments
     row_scale: float  # factor of the token rows in the model
     tied: bool  # to the head
     added: bool = False  # to token rows: the part is no token table
+    head: float | str | None = None  # the matrix of the logits; None: as the other matrices
 
     def of(self, module: Matrix) -> float:
         """Return the standard deviation of the entries of `module`."""
         rows = isinstance(module, Embedding) and module.fan_in is None
-        rule = self.rows if rows else self.head if module.gives_logits else self.matrices
+        own = self.head if module.gives_logits else None
+        rule = self.rows if rows else self.matrices if own is None else own
         if not isinstance(rule, str):
             return rule
         factor, _, word = rule.rpartition("*")
