@@ -268,6 +268,7 @@ def test_start_notebook_finds_the_runs_and_shows_every_arm(tmp_path, monkeypatch
     fake_results.write_fake_results(tmp_path / "results", {"optim.grad_clip": [None, 0.05]}, steps=80)
     (tmp_path / "analysis").mkdir()
     notebook = execute("start", tmp_path / "analysis", monkeypatch, LMABLATE_RESULTS="")
+    assert "text/html" in kinds(notebook)
     assert kinds(notebook).count("image/png") == 3 and "sweeps=norm_and_activation" in str(notebook.cells)
     (table,) = [cell.outputs[0]["data"]["text/plain"] for cell in notebook.cells if "groupby" in cell.source]
     assert "grad_clip 0.05" in table and "grad_clip -" in table
