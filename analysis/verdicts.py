@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lmablate.analysis._style import GRID, INK, MUTED, PALETTE, PAPER, entitle, message, new_figure, side_column, style
-from lmablate.report.claim_tables import DECIDED, group_heading
+from lmablate.report.claim_tables import DECIDED, SIGNS, group_heading
 
 MOST = 40  # tests; the tables have all
 LABEL = 56  # characters of a test's words in a line
@@ -26,7 +26,7 @@ COLORS = {
 def verdicts(claims: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """One row for each test with an effect (claims as from claims.judge), under the name of its study where there are
     several. An arrow: the interval goes on. A full point: the verdict holds for all studies together."""
-    rows = [(claim, test) for claim in claims for test in claim["tests"] if test["effect"] is not None]
+    rows = [(claim, test) for claim in claims for test in claim["tests"] if is_drawn(test)]
     if not rows:
         return message("No claim has two arms that share a seed, so there is nothing to judge.")
     left_out, rows = len(rows) - MOST, rows[:MOST]
@@ -54,6 +54,11 @@ def verdicts(claims: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         note = "point: mean over pairs  ·  line: 95 % interval  ·  verdicts after Holm's correction over the tests of a study"
         entitle(figure, title, note + (f"  ·  {left_out} more tests in the tables" if left_out > 0 else ""))
     return figure
+
+
+def is_drawn(test: Mapping[str, Any]) -> bool:
+    """Is it a contrast with an effect? Statistics over runs have units of their own, and stand in the tables."""
+    return test["effect"] is not None and test["unit"] in SIGNS
 
 
 def _places(rows: Sequence[tuple[Mapping[str, Any], Any]]) -> tuple[list[float], list[tuple[float, str]]]:

@@ -496,10 +496,12 @@ def test_sensitivity_to_the_learning_rate_is_wortsmans():
 
 
 def test_divergence_is_an_endpoint_of_its_own():
-    deep = {"model__n_layers": 24}
-    row = verdict(
-        "N6", arm(10, norm_position="deepnorm", **deep), made_up.rows([None] * 9 + [4.0], norm_position="post", **deep)
-    )
+    known = load_claims()["N6"]
+    test = {"says": "Post-norm diverges more often", "metric": "diverged", "direction": "higher", "margin": 10}
+    test |= {"plus": {"norm_position": "post"}, "minus": {"norm_position": "deepnorm"}}
+    claims = {"N6": known.model_copy(update={"tests": [Hypothesis.model_validate(test)]})}
+    lost = made_up.rows([None] * 9 + [4.0], norm_position="post")
+    row = verdict("N6", arm(10, norm_position="deepnorm"), lost, claims=claims)
     (test,) = row["tests"]
     assert row["verdict"] == "supported" and test["unit"] == "percentage points"
     assert test["effect"] == pytest.approx(90)

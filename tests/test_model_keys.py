@@ -152,6 +152,27 @@ def test_what_a_step_without_gradient_takes_from_a_weight(decay, share):
     close(weight, torch.full((2, 2), kept))
 
 
+def test_lookup_tables_can_be_spared_from_decay():
+    """A step without gradients leaves them, a tied head and learned positions included, and shrinks all other matrices."""
+    cfg = config(
+        "optim.decay_embeddings=false", "model.tie_embeddings=true", "posemb=learned", "optim.weight_decay=0.2"
+    )
+    model = randomise(build_model(cfg))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, cfg.optim)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    kept = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert {"embedding.weight"} < kept
+    assert not any(
+        p.ndim >= 2
+        for name, p in model.named_parameters()
+        if name in kept and "embedding" not in name and "table" not in name
+    )
+    assert {name for name, p in model.named_parameters() if p.ndim < 2} < kept
+
+
 class Store(SmallText):
     fingerprint, tokenizer_fingerprint = "text", "tokenizer"
 
@@ -160,7 +181,7 @@ class Store(SmallText):
     ("one", "other"),
     [
         ((), ("model.bias=false", "model.head_bias=false", "model.qkv_bias=false")),
-        ((), ("optim.decay=coupled",)),
+        ((), ("optim.decay=coupled", "optim.decay_embeddings=true")),
         (("model.bias=true",), ("model.qkv_bias=true", "model.out_bias=true", "model.mlp_bias=true")),
         (("model.bias=true", "model.qkv_bias=false"), ("model.out_bias=true", "model.mlp_bias=true")),
     ],

@@ -106,6 +106,7 @@ def test_a_result_without_a_contract_key_is_refused(run, key):
         ({"n_params": 1.5}, "n_params=1.5"),
         ({"val_loss": "4.3"}, "val_loss='4.3'"),
         ({"choices": {"norm": None}}, "choices"),
+        ({"val_accuracy_by_length": True}, "val_accuracy_by_length=True"),
     ],
 )
 def test_a_result_of_the_wrong_kind_is_refused(run, change, words):

@@ -23,7 +23,8 @@ GRADES = {
 }
 Grade = Literal["V1", "V2", "V3", "V4", "R", "U"]
 Longer = Literal["val_loss_2x", "val_loss_4x", "val_loss_8x", "val_loss_16x"]  # windows over the training length
-Metric = Literal["val_loss", "val_bpb", "train_loss", "lr_sensitivity", "loss_spike_score", "diverged"] | Longer
+Spikes = Literal["loss_spike_score", "grad_norm_spike_score"]
+Metric = Literal["val_loss", "val_bpb", "train_loss", "lr_sensitivity", "diverged", "longer_error"] | Spikes | Longer
 Direction = Literal["lower", "higher", "equal", "not_higher"]
 Value = str | bool | int | float | None
 Arms = dict[str, Value | list[Value]]
@@ -107,13 +108,24 @@ class LawTest(Settings):
     high: float
 
 
+class StatisticTest(Settings):
+    """A claim on a statistic over many runs (statistics.py): it lies between `low` and `high`. `where`: conditions on the runs."""
+
+    says: str
+    statistic: Literal["early_logit_auc", "rate_share", "best_depth_slope", "survival"]
+    low: float
+    high: float
+    where: Arms | None = None
+
+
 class Claim(Settings):
     """One claim of the lecture, or of method.
 
     `id`: as in the lecture's list. `pages`: pages of its notes, or slides; None for a matter of method. `texts`: the texts on each of
     which it must hold (``[kjv, sotu]``); None: on any one. `untested`: the reason why no test of results bears on it.
     `evidence: ladder`: the verdict is on several sizes (ladder_verdicts.py), and `said_of` the non-embedding parameters of which it is
-    said; `laws`: tests of the law of a ladder's baseline, instead of contrasts of arms."""
+    said; `laws`: tests of the law of a ladder's baseline, instead of contrasts of arms. `statistics`: tests of a statistic over many runs,
+    likewise."""
 
     id: str
     group: str
@@ -133,11 +145,12 @@ class Claim(Settings):
     evidence: Literal["ladder"] | None = None
     said_of: Annotated[float, Field(gt=0)] | None = None
     laws: list[LawTest] | None = None
+    statistics: list[StatisticTest] | None = None
 
     @model_validator(mode="after")
     def _tested_or_not(self) -> Claim:
-        if bool(self.tests or self.laws) == bool(self.untested):
-            raise ValueError("give tests or laws, or untested with the reason why there are none")
+        if [bool(self.tests), bool(self.laws), bool(self.statistics), bool(self.untested)].count(True) != 1:
+            raise ValueError("give tests, laws or statistics, or untested with the reason why there are none")
         if self.evidence is None and (self.laws or self.said_of):
             raise ValueError("laws and said_of are of claims on several sizes: give evidence: ladder")
         return self

@@ -22,6 +22,8 @@ _NAMES = {
     "val_loss": "a validation loss", "val_bpb": "bits per byte", "train_loss": "a training loss",
     "lr_sensitivity": "three learning rates in common, one of which trains",
     "loss_spike_score": "a spike score of every step (diagnostics=standard runtime.log_every=1)",
+    "grad_norm_spike_score": "a spike score of every step (diagnostics=standard runtime.log_every=1)",
+    "longer_error": "an accuracy at lengths above the training length (data.length_factors)",
     **{f"val_loss_{n}x": f"an evaluation at {n} times the training length (runtime.evaluate_lengths)" for n in (2, 4, 8, 16)},
 }  # fmt: skip
 FEW = 8  # pairs from which an arm's own variance is known well enough
@@ -195,8 +197,10 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[SampleArm]) -> floa
     row = rows[0]
     if test.metric == "lr_sensitivity":
         return _sensitivity(rows, arms)
-    if test.metric == "loss_spike_score":
-        return _spike_score(row)
+    if test.metric in ("loss_spike_score", "grad_norm_spike_score"):
+        return _spike_score(row, test.metric)
+    if test.metric == "longer_error":
+        return _longer_error(row)
     if test.metric == "val_loss":
         return loss if math.isfinite(loss := clipped(row)) else None
     if row["status"] == "diverged" and test.metric == "train_loss":
@@ -209,12 +213,26 @@ def _value(rows: list[Row], test: Hypothesis, arms: Sequence[SampleArm]) -> floa
     return None if is_missing(value) else float(value)  # type: ignore[arg-type]
 
 
-def _spike_score(row: Row) -> float | None:
+def _longer_error(row: Row) -> float | None:
+    """Return the share of wrong answers at lengths above the training length, as the mean over them.
+
+    A run that diverged, or cannot read so far, answers nothing right."""
+    factors: Any = row.get("data.length_factors")
+    own: Any = row.get("model.context_length")
+    if is_missing(factors) or is_missing(own):
+        return None
+    if "data.max_length" in row:  # these tasks count items, which fill half of the context
+        own = own // 2 if is_missing(row["data.max_length"]) else row["data.max_length"]
+    answers: list[Any] = [row.get(f"val_accuracy_by_length.{round(factor * own)}") for factor in factors if factor > 1]
+    return 1 - statistics.fmean(0.0 if is_missing(share) else share for share in answers) if answers else None
+
+
+def _spike_score(row: Row, column: str) -> float | None:
     """Return the per cent of steps with a spike (lmablate/diagnostics/spikes.py).
 
     None if records are means over several steps, which hide a spike."""
     steps = row["diverged_at_step"] if row["status"] == "diverged" else row["trainer.steps"]
-    judged, score = row.get("diagnostics.spike_values"), row.get("diagnostics.loss_spike_score")
+    judged, score = row.get("diagnostics.spike_values"), row.get(f"diagnostics.{column}")
     known = not (is_missing(judged) or is_missing(score) or is_missing(steps))
     return float(score) if known and judged >= 0.9 * (steps - LEAST) else None  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ from lmablate.claims.ladder_verdicts import with_ladders
 from lmablate.claims.measure import Estimate
 from lmablate.claims.predicates import describe
 from lmablate.claims.rows import Table
+from lmablate.claims.statistics import OVER_STUDIES, statistic_row
 from lmablate.results.arms import is_missing
 from lmablate.scaling.ladder import ladders
 
@@ -61,7 +62,37 @@ def judge(
     had = {(row["id"], row["study"]) for row in rows}
     laws = [(claim, one.study) for one in found for claim in known.values() if claim.laws]
     rows += [_claim_row(c, Group(study, "not asked", []), []) for c, study in laws if (c.id, study) not in had]
-    return with_ladders(rows, known, table.rows, found)
+    rows = with_ladders(rows, known, table.rows, found)
+    return rows + _of_statistics(table, known, wanted, rows)
+
+
+def _of_statistics(
+    table: Table, known: Mapping[str, Claim], wanted: Mapping[str | None, set[str]], verdicts: Sequence[Row]
+) -> list[Row]:
+    """Return the claims on statistics that a study requested, each from its own runs, and those over all studies, if measured."""
+    rows = []
+    for claim in known.values():
+        for sweep in (name for name, ids in wanted.items() if claim.statistics and claim.id in ids):
+            own = table.of_sweep(sweep)
+            tests = [statistic_row(test, own, verdicts, known) for test in claim.statistics or ()]
+            joint = [
+                {
+                    **test,
+                    "joint": {"verdict": test["verdict"], "reason": test["reason"], "more_seeds": None} | _UNCORRECTED,
+                }
+                for test in tests
+            ]
+            rows.append(_claim_row(claim, Group(sweep, "asked", []), joint))
+        tests = [
+            statistic_row(test, table, verdicts, known)
+            for test in claim.statistics or ()
+            if test.statistic in OVER_STUDIES
+        ]
+        if any(test["effect"] is not None for test in tests):
+            rows.append(
+                _claim_row(claim, Group(None, "across studies", []), [{**test, "joint": None} for test in tests])
+            )
+    return rows
 
 
 def _rows(
@@ -80,7 +111,7 @@ def _rows(
         row["joint"] = None if group.scope != "asked" else _joint(one, joint.get(id(one)), alpha)
         tests.setdefault(one.claim.id, []).append(row)
     requested = wanted.get(group.study, set()) if group.scope == "asked" else set()
-    untested = [claim.id for claim in known.values() if claim.id in requested and not claim.tests]
+    untested = [claim.id for claim in known.values() if claim.id in requested and not (claim.tests or claim.statistics)]
     return [_claim_row(known[name], group, tests.get(name, [])) for name in [*tests, *untested]]
 
 

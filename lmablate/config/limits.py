@@ -100,6 +100,8 @@ def _schedule(cfg: RunConfig, given: Given) -> Notices:
 def _optim(cfg: RunConfig, given: Given) -> Notices:
     if cfg.optim.decay is not None and cfg.optim.weight_decay == 0:
         yield f"optim.weight_decay=0: nothing decays, and optim.decay={cfg.optim.decay} has no effect"
+    if cfg.optim.decay_embeddings is False and cfg.optim.weight_decay == 0:
+        yield "optim.weight_decay=0: nothing decays, and optim.decay_embeddings=false has no effect"
     t = cfg.trainer
     if "trainer.divergence_patience" in given and t.divergence_patience > t.steps:
         yield (

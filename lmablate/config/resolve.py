@@ -96,8 +96,9 @@ def _optim(optim: OptimRequest, cfg: RunConfig) -> OptimSettings:
     if lr == "rule":
         lr = optim.lr_rule.lr(d_model=cfg.model.d_model, tokens=cfg.tokens, batch_tokens=cfg.tokens_per_step)
     decay = None if optim.decay == "coupled" else optim.decay  # the default is stored as null
+    tables = None if optim.decay_embeddings else optim.decay_embeddings
     same = {name: getattr(optim, name) for name in OptimSettings.model_fields}
-    return OptimSettings(**{**same, "lr": lr, "decay": decay})
+    return OptimSettings(**{**same, "lr": lr, "decay": decay, "decay_embeddings": tables})
 
 
 def _check_rate(optim: OptimRequest, given: dict[str, Any]) -> None:

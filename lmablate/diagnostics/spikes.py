@@ -1,4 +1,4 @@
-"""Spike scores of loss and gradient norm, from the records of a run."""
+"""Spike scores of loss and gradient norm, and the attention logit early in training, from the records of a run."""
 
 from __future__ import annotations
 
@@ -58,6 +58,16 @@ def spike_scores(records: Iterable[Mapping[str, Any]]) -> dict[str, float | int 
         found = spikes(values)
         out[f"{word}_spike_score"], counted = found.score, max(counted, found.judged)
     return {**out, "spike_values": counted}
+
+
+def early_attention_logit(records: Iterable[Mapping[str, Any]], steps: int) -> float | None:
+    """Return the largest attention logit at 5 % of a run of `steps` steps: at the measured step nearest to it, from 1 to 10 %.
+
+    None without such a record (``diagnostics=standard`` measures every 50 steps), or if the run diverged before it. Wortsman et al. (2023,
+    arXiv 2309.14322, section 3.3) foretell from it whether a run will diverge."""
+    column = "max_attention_logit"
+    found = [row for row in records if row.get(column) is not None and 0.01 * steps <= row["step"] <= 0.1 * steps]
+    return float(min(found, key=lambda row: abs(row["step"] - 0.05 * steps))[column]) if found else None
 
 
 def _trained(row: Mapping[str, Any], column: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lmablate.claims.evidence import SHORT
@@ -14,6 +15,7 @@ Row = dict[str, Any]
 ORDER = ("supported", "contradicted", "no difference", "not decided", "not testable at this scale")
 DECIDED = ORDER[:3]
 NAMED = 6  # most claims named in a sentence
+SIGNS = {"per cent": "%", "percentage points": "points"}  # of effects; other units are those of statistics
 ANSWERED = 3  # most claims that the page answers in a sentence each
 
 
@@ -95,25 +97,27 @@ def _claim_cells(claim: Mapping[str, Any], several: bool) -> Row:
         "effect_words": one["effect_words"] if one else "–",
         "interval_words": one["interval_words"] if one else "–",
         "n": one["n"] if one else "–",
+        "is_contrast": one is not None and one["unit"] in SIGNS,
     }
 
 
 def claim_cells(claim: Mapping[str, Any], test: Row) -> Row:
     """Return a test of a claim with its table cells. Published effects belong to a claim's first test."""
-    unit = "%" if test["unit"] == "per cent" else "points"
+    unit = SIGNS.get(test["unit"], "")
+    number = partial(signed, digits=2) if unit else plain
     first = test["says"] == claim["tests"][0]["says"]
     published = [one for one in claim["published"] if one["effect"] is not None] if first else []
-    interval = [signed(end, 2) for end in test["interval_95"] or ()]
+    interval = [number(end) for end in test["interval_95"] or ()]
     return {
         **test,
         "verdict_words": _verdict_words(test),
         "length_words": length_words(test["tokens_per_param"]),
-        "effect_words": "–" if test["effect"] is None else f"{signed(test['effect'], 2)} {unit}",
+        "effect_words": "–" if test["effect"] is None else f"{number(test['effect'])} {unit}".rstrip(),
         "published_words": "; ".join(f"{signed(one['effect'], 2)} {unit} ({one['grade']})" for one in published) or "–",
-        "margin_words": f"{show(test['margin'])} {unit}",
+        "margin_words": "–" if test["margin"] is None else f"{show(test['margin'])} {unit}",
         "interval_words": " to ".join(interval) or "–",
         "where_words": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in test["where"].items()),
-        "arms_words": f"{', '.join(test['plus'])} − {', '.join(test['minus'])}",
+        "arms_words": f"{', '.join(test['plus'])} − {', '.join(test['minus'])}" if test["plus"] else test["unit"],
     }
 
 
@@ -129,6 +133,11 @@ def length_words(tokens_per_param: Any) -> str:
 def signed(value: Any, digits: int = 4) -> str:
     """Return a number with its sign, with a minus sign instead of a hyphen."""
     return "–" if show(value) == "-" else minus(f"{value:+.{digits}f}")
+
+
+def plain(value: Any) -> str:
+    """Return a number of a statistic with three digits and a minus sign instead of a hyphen."""
+    return minus(f"{value:.3g}")
 
 
 def minus(text: Any) -> str:
@@ -152,7 +161,7 @@ def lines(claims: Sequence[Mapping[str, Any]], *, everything: bool = True) -> li
             numbers = f" ({claim['effect_words']}, 95 % {claim['interval_words']}, {claim['n']} pairs" + (
                 f", {length} tokens per parameter)" if length != "–" else ")"
             )
-            known = claim["interval_words"] != "–"
+            known = claim["interval_words"] != "–" and claim["is_contrast"]
             joint = claim["joint"] and claim["joint"]["verdict"]
             joint_note = f"; all studies together: {joint}" if joint and joint != claim["verdict"] else ""
             verdict = f"    {claim['verdict_words']}{numbers if known else ''}: {claim['reason']}{joint_note}"

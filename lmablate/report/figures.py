@@ -84,9 +84,9 @@ def draw(
 
 def draw_verdicts(claims: Sequence[dict[str, Any]]) -> list[Drawn]:
     """Return the figure of effects and verdicts of all tested claims, if there are any."""
-    from lmablate.analysis.verdicts import verdicts
+    from lmablate.analysis.verdicts import is_drawn, verdicts
 
-    tested = any(test["effect"] is not None for claim in claims for test in claim["tests"])
+    tested = any(is_drawn(test) for claim in claims for test in claim["tests"])
     return [Drawn("verdicts", "verdicts", "Verdicts on the claims", verdicts(claims))] if tested else []
 
 

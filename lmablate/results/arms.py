@@ -19,7 +19,7 @@ _NOT_AXES = ("run_id", "status", "sweep", "numerics", "runtime", "arm", "stage",
 # Columns about paths and execution, not about the science.
 _NOT_SCIENCE = (
     *("numerics.", "provenance.", "runtime.", "diagnostics.", "data.paths", "data.skip_bad_lines", "tokenizer.path"),
-    *("config.schema_version", "config.init_seed", "config.data_seed"),
+    *("config.schema_version", "config.init_seed", "config.data_seed", "config.lr_from", "val_accuracy_by_length."),
 )
 # Options whose names say little without their axis.
 _BARE = ("none", "all", "tiny", "small", "base", "short")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.core.files import read_jsonl
-from lmablate.diagnostics.spikes import spike_scores
+from lmablate.diagnostics.spikes import early_attention_logit, spike_scores
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.runs.state import state_of
 from lmablate.runs.tracking.client import send_anew
@@ -91,14 +91,16 @@ def check_trunk_diagnostics(trunk: Trunk | None, cfg: RunConfig) -> None:
 
 
 def add_diagnostics_summary(cfg: RunConfig, directory: RunDirectory, result: RunResult) -> RunResult:
-    """Add the diagnostics summary to a result: the settings, the spike scores, and for a rerun how it compares with the
-    first."""
+    """Add the diagnostics summary to a result: the settings, the spike scores, the attention logit early in training, and for a
+    rerun how it compares with the first."""
     requested = requested_diagnostics(cfg)
     if requested is None:
         return result
     summary: dict[str, Any] = requested.model_dump()
     if directory.history_path.exists():
-        summary |= spike_scores(read_jsonl(directory.history_path))
+        records = read_jsonl(directory.history_path)
+        summary |= spike_scores(records)
+        summary["early_max_attention_logit"] = early_attention_logit(records, cfg.trainer.steps)
     before = directory.first.read_result() if isinstance(directory, DiagnosticsRerun) else None
     if before is not None:
         summary["first_val_loss"], summary["note"] = before.val_loss, _compare(before, result)

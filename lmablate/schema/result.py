@@ -57,6 +57,9 @@ class RunResult(BaseModel):
     )
     provenance: dict[str, Any] = Field(description="host, time, versions, overrides")
     val_accuracy: float | None = Field(None, description="share of right answers, of a task")
+    val_accuracy_by_length: dict[str, float | None] | None = Field(
+        None, description="the same by the length of further examples; null where the model cannot read so far"
+    )
     init_seed: int | None = Field(None, description="seed of the initial weights")
     data_seed: int | None = Field(None, description="seed of the order of the data")
     n_params_active: int | None = Field(None, description="parameters that a token meets; fewer than all with experts")

@@ -79,7 +79,7 @@ class ObjectiveSettings(Settings):
 
 class OptimSettings(Settings):
     """AdamW (Loshchilov and Hutter 2017). Decay acts on matrices only, multiplied by the learning rate or, if
-    independent, by the schedule's factor alone."""
+    independent, by the schedule's factor alone; `decay_embeddings=False` spares lookup tables, and None is True."""
 
     kind: Literal["adamw"]
     lr: PositiveFloat
@@ -89,6 +89,7 @@ class OptimSettings(Settings):
     weight_decay: NonNegativeFloat
     grad_clip: PositiveFloat | None
     decay: Literal["coupled", "independent"] | None = None
+    decay_embeddings: bool | None = None
 
 
 class LrRule(Settings):
