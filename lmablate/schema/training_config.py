@@ -79,7 +79,7 @@ class ObjectiveSettings(Settings):
 
 class OptimSettings(Settings):
     """AdamW (Loshchilov and Hutter 2017). Decay acts on matrices only, multiplied by the learning rate or, if
-    independent, by the schedule's factor alone; `decay_embeddings=False` spares lookup tables, and None is True."""
+    independent, by the schedule's factor alone; `decay_embeddings=False` spares lookup tables, and None (as stored) is True."""
 
     kind: Literal["adamw"]
     lr: PositiveFloat

@@ -109,7 +109,7 @@ def memory(outcome: Outcome, folder: Path, children: Children) -> None:
 
         (job,), _ = prepare_jobs([compose(list(line))])
         write_config(job.cfg, job.directory.config_path)
-        os._exit(run_directory(job.directory.path, []))
+        os._exit(run_directory(job.directory.path))
 
     reference, failed, halved = folder / "memory-reference", folder / "memory-failed", folder / "memory-halved"
     outcome.expect(children.call(lambda: train_here(line(reference))) == 0, "the unlimited run failed")
