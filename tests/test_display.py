@@ -246,10 +246,10 @@ def test_the_demo_has_a_help_of_its_own_and_ends_with_what_to_open_and_to_try(tm
     monkeypatch.chdir(tmp_path)
     asked = []
     monkeypatch.setattr(demo, "front_door", lambda *words, **keys: asked.append("train") or 0)
-    monkeypatch.setattr(demo, "report", lambda words: asked.append("report") or 0)
+    monkeypatch.setattr(demo, "report", lambda words: asked.append(f"report {words[0]}") or 0)
     assert demo.main(["--help"]) == 0 and asked == []
     assert "usage: lmablate demo" in capsys.readouterr().out and not list(tmp_path.iterdir())
-    assert demo.main([]) == 0 and asked == ["train", "report"]
+    assert demo.main(["results_dir=elsewhere"]) == 0 and asked == ["train", "report elsewhere"]
     said = capsys.readouterr().out
     assert "next, one thing of your own" in said and "lmablate train -m posemb=rope,none" in said
 
