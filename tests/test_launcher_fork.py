@@ -134,15 +134,15 @@ def numbers(results, run_id):
     return history[history["run_id"] == run_id][NUMBERS].reset_index(drop=True)
 
 
-GRID = [(f"trainer.precision={precision}", f"seed={seed}") for precision in ("fp32", "bf16") for seed in range(3)]
+GRID = [(f"trainer.precision={precision}", f"seed={seed}") for precision in ("fp32", "bf16") for seed in range(2)]
 
 
 def test_forked_runs_have_the_numbers_of_spawned_ones_to_the_bit(text, tmp_path, monkeypatch):
     forked = jobs_of(text, tmp_path / "forked", *GRID)
     assert run_jobs(forked) == 0
-    assert [job.row["status"] for job in forked] == ["completed"] * 6
+    assert [job.row["status"] for job in forked] == ["completed"] * 4
     monkeypatch.setenv("LMABLATE_START", "spawn")
-    spawned = jobs_of(text, tmp_path / "spawned", GRID[1], GRID[4])
+    spawned = jobs_of(text, tmp_path / "spawned", GRID[1], GRID[2])
     assert run_jobs(spawned) == 0
     for job in spawned:
         (twin,) = [one for one in forked if one.run_id == job.run_id]
