@@ -13,7 +13,7 @@ from lmablate import archive
 from lmablate.core.errors import ConfigError
 from lmablate.results import load_runs
 from lmablate.results.archives import read_folder
-from lmablate.results.dataset import METADATA, joined, to_csv, to_parquet, to_table
+from lmablate.results.dataset import METADATA, dataset_of, joined, to_csv, to_parquet
 from lmablate.results.dataset_reading import read_dataset
 from lmablate.results.studies import load_studies
 from lmablate.runs.evaluation_files import write_evaluation
@@ -53,7 +53,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(published):
-    return to_table(list(map(read_folder, published)))
+    return dataset_of(list(map(read_folder, published))).table
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_two_studies_of_one_sweep_stay_apart(published, tmp_path):
 
 
 def test_the_same_runs_make_the_same_bytes_and_a_csv_of_the_same_numbers(published, table, file, tmp_path):
-    assert file.read_bytes() == to_parquet(to_table(list(map(read_folder, published))))
+    assert file.read_bytes() == to_parquet(dataset_of(list(map(read_folder, published))).table)
     read = pd.read_csv(io.StringIO(to_csv(table)))
     whole = pd.read_parquet(file)
     for name in ("run_id", "val_loss", "optim.lr", "n_params"):
@@ -114,7 +114,10 @@ def test_copies_of_a_run_that_ended_differently_are_refused_by_their_folders(pub
     other = one._replace(name="copy", rows=[{**row, "val_loss": row["val_loss"] + 1} for row in one.rows])
     with pytest.raises(ConfigError, match=r"is in one and in copy, with another val_loss: train them into one"):
         joined([one, other])
-    slower = one._replace(name="copy", rows=[{**row, "wall_seconds": 1.0} for row in one.rows])
+    slower = one._replace(
+        name="copy",
+        rows=[{**row, "wall_seconds": 1.0, "numerics": {**row["numerics"], "gang_size": 8}} for row in one.rows],
+    )
     assert joined([one, slower]).rows == joined([one]).rows
 
 

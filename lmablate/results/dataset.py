@@ -10,12 +10,13 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmablate.core.axes import AXES
 from lmablate.core.errors import ConfigError
 from lmablate.results.archives import Archive, Row, free_name
 from lmablate.results.arms import AXIS_ORDER
+from lmablate.results.folders import numerics_text
 from lmablate.results.load import flat_row
 from lmablate.schema.identity import run_id_of
 from lmablate.schema.result import LEADING, NUMBERS, WHOLE_OR_NONE, parse_result
@@ -49,7 +50,9 @@ def joined(archives: Sequence[Archive], name: str = "runs") -> Archive:
         for row in archive.rows:
             check_id(row, archive.name)
             before = rows.setdefault(row["run_id"], row)
-            if differ := [key for key in {*row, *before} - {*CIRCUMSTANCES} if row.get(key) != before.get(key)]:
+            if differ := [
+                key for key in {*row, *before} - {*CIRCUMSTANCES} if _outcome(row, key) != _outcome(before, key)
+            ]:
                 raise ConfigError(
                     f"run {row['run_id']} is in {origin[row['run_id']]} and in {archive.name}, with another {sorted(differ)[0]}: train "
                     "them into one results folder, where a run is trained once, and save both studies again"
@@ -61,7 +64,13 @@ def joined(archives: Sequence[Archive], name: str = "runs") -> Archive:
             if free := free_name(study, archive.name, studies):
                 studies.append({**study, "sweep": free})
         evaluations |= dict.fromkeys(json.dumps(one) for one in archive.evaluations)
-    return Archive(name, [rows[key] for key in sorted(rows)], studies, list(map(json.loads, evaluations)))
+    scored = sorted(map(json.loads, evaluations), key=lambda one: one["run_id"])
+    return Archive(name, [rows[key] for key in sorted(rows)], studies, scored)
+
+
+def _outcome(row: Row, key: str) -> Any:
+    """Return what must agree between copies of a run; of numerics, what pairs are told apart by."""
+    return numerics_text(row[key]) if key == "numerics" else row.get(key)
 
 
 def check_id(row: Row, where: str | Path) -> None:
@@ -88,19 +97,14 @@ def uses(archives: Iterable[Archive]) -> dict[str, list[tuple[str, str | None, s
     return {run_id: list(own) for run_id, own in out.items()}
 
 
-def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return the scalar columns of result rows: the main ones, and those that differ between the rows."""
+def columns(rows: Sequence[Row]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Return the scalar columns of result rows, the main ones and those that differ between the rows, and the values that do not."""
     each = [flat(row) for row in rows]
     names = dict.fromkeys([*ALWAYS, *AXIS_ORDER, *sorted({key for one in each for key in one})])
     found = {name: [one.get(name) for one in each] for name in names if name not in LEFT_OUT_WHOLE}
-    return {name: values for name, values in found.items() if name in ALWAYS or _varies(values)}
-
-
-def constants(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return what `columns` leaves out of the configuration, since it is equal in all `rows`."""
-    each = [flat(row) for row in rows]
-    names = sorted({key for one in each for key in one} - {*columns(rows), *LEFT_OUT_WHOLE})
-    return {name: value for name in names if (value := each[0].get(name)) is not None}
+    kept = {name: values for name, values in found.items() if name in ALWAYS or _varies(values)}
+    equal = {name: values[0] for name, values in found.items() if name not in kept and values[0] is not None}
+    return kept, equal
 
 
 def flat(row: Row) -> dict[str, Any]:
@@ -117,11 +121,20 @@ def flat(row: Row) -> dict[str, Any]:
 
 
 def _varies(values: Sequence[Any]) -> bool:
-    return len({json.dumps(value) for value in values}) > 1
+    first = values[0]
+    return any(value != first or type(value) is not type(first) for value in values)
 
 
-def to_table(archives: Sequence[Archive]) -> pa.Table:
-    """Return the dataset as a table of pyarrow, with its metadata. Raises ConfigError as joined does."""
+class Dataset(NamedTuple):
+    """The runs of several archives: as one archive, as a table of pyarrow with its metadata, and what is equal in all of them."""
+
+    whole: Archive
+    table: pa.Table
+    equal: dict[str, Any]
+
+
+def dataset_of(archives: Sequence[Archive]) -> Dataset:
+    """Return the dataset of one archive or more. Raises ConfigError as joined does."""
     import pyarrow as pa
 
     whole = joined(archives)
@@ -129,7 +142,8 @@ def to_table(archives: Sequence[Archive]) -> pa.Table:
     by_run: dict[str, list[Row]] = {}
     for one in whole.evaluations:
         by_run.setdefault(one["run_id"], []).append(one)
-    arrays = {name: array(name, values) for name, values in columns(whole.rows).items()}
+    scalars, equal = columns(whole.rows)
+    arrays = {name: array(name, values) for name, values in scalars.items()}
     for i, name in enumerate(USES):
         values = [[use[i] for use in used[row["run_id"]]] for row in whole.rows]
         arrays[name] = pa.array(values, pa.list_(pa.string()))
@@ -140,7 +154,7 @@ def to_table(archives: Sequence[Archive]) -> pa.Table:
     names = [*first, *(name for name in arrays if name not in first)]
     content = {"schema_version": SCHEMA_VERSION, "archives": [one.name for one in archives], "studies": whole.studies}
     table = pa.table({name: arrays[name] for name in names})
-    return table.replace_schema_metadata({METADATA: _json(content).encode()})
+    return Dataset(whole, table.replace_schema_metadata({METADATA: _json(content).encode()}), equal)
 
 
 def array(name: str, values: Sequence[Any]) -> pa.Array:
