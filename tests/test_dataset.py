@@ -149,6 +149,10 @@ DAMAGE = {
     "a later version": (
         lambda table: table.replace_schema_metadata({METADATA: b'{"schema_version": 2}'}), "this lmablate reads 1",
     ),
+    "lost studies": (
+        lambda table: table.replace_schema_metadata({METADATA: b'{"schema_version": 1, "studies": "eJyLjgUAARUAuQ"}'}),
+        "studies in its metadata are damaged",
+    ),
     "a changed loss": (
         lambda table: replaced(table, "val_loss", [1.0, *table["val_loss"].to_pylist()[1:]]), r"val_loss of run \w+ is 1.0, and",
     ),

@@ -16,6 +16,7 @@ from lmablate.schema.identity import SCIENCE_VERSION
 sys.path.insert(0, str(ROOT / "tools"))
 import lecture
 import lecture_claims
+import lecture_counts
 import lecture_page
 import published
 
@@ -140,13 +141,13 @@ def test_a_claim_counts_once_by_its_own_sweep_on_the_first_text(docs):
     assert claims["N7"].outcome == lecture_claims.SHORT  # one token a parameter
     assert claims["A2"].outcome == lecture_claims.MEASURED
     assert "AA" not in claims  # controls are no claims of the lecture
-    assert lecture_claims.counts(claims.values())["supported"] == 1
+    assert lecture_counts.counts(claims.values())["supported"] == 1
     assert (
-        lecture_claims.sentence(list(claims.values()))
+        lecture_counts.sentence(list(claims.values()))
         == "Of 59 claims, 1 supported, 2 not decided; 56 have no verdict yet."
     )
-    assert lecture_claims.agreement(claims.values()).startswith("Of 1 effects whose published size is known, 1 have")
-    assert lecture_claims.second_texts(claims.values()).startswith("1 claims were also tested on another text: 1 have")
+    assert lecture_counts.agreement(claims.values()).startswith("Of 1 effects whose published size is known, 1 have")
+    assert lecture_counts.second_texts(claims.values()).startswith("1 claims were also tested on another text: 1 have")
 
 
 def test_the_page_has_every_number_of_a_verdict(docs):
@@ -192,12 +193,12 @@ def test_other_units_and_ladders_have_their_place(docs):
         "arm": "none",
     }
     main = r2.main._replace(tests=[test], row={**r2.main.row, "tests": [test]})
-    sized = main._replace(study="sanity_sizes", ladder=True, row={**main.row, "ladder": ladder})
+    sized = main._replace(study="sanity_kjv", ladder=True, row={**main.row, "ladder": ladder})
     one = r2._replace(readings=[main, sized])
-    assert "(AUC)" in lecture_claims.other_units([one])
+    assert "(AUC)" in lecture_counts.other_units([one])
     assert not any(row["ours"] for row in lecture_claims.figure_rows([one]))
-    page = lecture_page.page([one], [], [])
-    assert f"+{test['effect']:.2f} AUC [" in page and "grows from small to large" in page
+    page = lecture_page.page([one], published.studies(docs / "results")[0], [])
+    assert f"+{test['effect']:.2f} AUC [" in page and "sotu: grows from small to large |" in page
 
 
 def test_without_any_study_there_is_a_page_and_no_dataset(tmp_path):

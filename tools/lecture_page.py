@@ -6,11 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lecture_claims import (
-    PER_CENT,
-    SHORT,
-    Found,
-    Reading,
+from lecture_claims import PER_CENT, SHORT, Found, Reading, verdict_of
+from lecture_counts import (
     agreement,
     corrected_together,
     count_rows,
@@ -18,7 +15,6 @@ from lecture_claims import (
     other_units,
     second_texts,
     sentence,
-    verdict_of,
 )
 from published import SENTENCES, Study
 
@@ -50,7 +46,8 @@ for it, on the State of the Union addresses. Controls are no claims of the lectu
 ## All claims
 
 Effects are in per cent with their 95 % intervals, unless a unit is given. n is the number of paired seeds; per parameter: training tokens
-for each non-embedding parameter. [Reading a verdict](guides/verdicts.md) explains the rest. [What published systems
+for each non-embedding parameter. From small to large: what an arm is worth as compute (1.2x: the baseline needs 1.2 times as much), on a
+[ladder](guides/ladders.md). [Reading a verdict](guides/verdicts.md) explains the rest. [What published systems
 do](results/survey/README.md) judges the lecture's tables of systems. [All runs](results/runs.md) are one table.
 `python tools/lecture.py docs/results --out docs/lecture.md` writes this page.
 
@@ -111,7 +108,7 @@ def _row(one: Found, studies: Sequence[Study]) -> tuple[str, ...]:
         f"**{claim.id}** {claim.statement}",
         _verdict(one),
         "<br>".join(_measured(one)) or "–",
-        "<br>".join(dict.fromkeys(_trend(reading, studies) for reading in one.readings if reading.ladder)) or "–",
+        "<br>".join(filter(None, (_trend(reading, studies) for reading in one.readings if reading.ladder))) or "–",
         "<br>".join(_published(claim, entry) for entry in one.published) or claim.expected,
     )
     return tuple(" ".join(cell.replace("|", "\\|").split()) for cell in cells)
@@ -151,13 +148,17 @@ def _effect(test: Mapping[str, Any]) -> str:
 
 
 def _trend(reading: Reading, studies: Sequence[Study]) -> str:
+    """Return what a ladder shows of a claim; of one that claims no direction, what becomes of each arm; empty without an effect."""
+    stored = next(one.stored() for one in studies if one.name == reading.study)
     ladder = reading.row["ladder"]
-    if not ladder:
-        return f"[{reading.study}](results/{reading.study}/README.md): no two arms of this claim at several sizes"
-    study = next((one for one in studies if one.name == reading.study), None)
-    forecasts = [row for row in study.stored()["forecasts"] if row["arm"] == ladder["arm"]] if study else []
-    said = "".join(f"; forecast at {row['rung']}: {forecast_text(row)}" for row in forecasts)
-    return minus(f"[{reading.study}](results/{reading.study}/README.md), {reading.text}: {ladder['reason']}{said}")
+    if ladder:
+        forecasts = [row for row in stored["forecasts"] if row["arm"] == ladder["arm"]]
+        said = "".join([ladder["reason"], *(f"; forecast at {row['rung']}: {forecast_text(row)}" for row in forecasts)])
+    elif reading.test:
+        said = "; ".join(f"{one['arm']} {one['words']}" for found in stored["ladders"] for one in found["effects"])
+    else:
+        return ""
+    return minus(f"[{reading.study}](results/{reading.study}/README.md), {reading.text}: {said}")
 
 
 def _published(claim: Claim, entry: Mapping[str, Any]) -> str:

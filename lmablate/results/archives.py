@@ -73,6 +73,7 @@ def free_name(study: Row, archive: str, others: Iterable[Row]) -> str | None:
     for other in others:
         theirs = _runs(other)
         alike = stored_sweep(str(other["sweep"])) == stored_sweep(str(study["sweep"]))
+        alike &= bool(other.get("ladder")) == bool(study.get("ladder"))  # a ladder may use every run of one size
         if alike and (own <= theirs or theirs <= own):
             return None
     named = f"{stored_sweep(str(study['sweep']))}{AT}{file_stem(archive)}"

@@ -1,13 +1,16 @@
 """All runs of several archives as one Parquet file, from which they can be restored, and as CSV.
 
 A row is a run. Its columns are those of load_runs that differ between runs, its uses in studies (`studies`, `arms` and `stages`, lists of
-one length), and as JSON its whole `result` and its `evaluations`. The file's metadata (``lmablate``) hold the studies.
+one length), and as JSON its whole `result` and its `evaluations`. The file's metadata (``lmablate``, JSON) hold the studies, as JSON that
+is compressed by zlib and written in base 64, since Parquet compresses rows alone.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +37,7 @@ CIRCUMSTANCES = (
     *("diagnostics", "config", "choices", "solved"),
 )
 LEFT_OUT = ("provenance.", "diagnostics.", "val_accuracy_by_length.", "config.", "numerics.")
-LEFT_OUT_WHOLE = ("stale", "sweep", "arm", "stage", "code")
+LEFT_OUT_WHOLE = ("stale", "sweep", "arm", "stage", "code", "data.fingerprint", "data.tokenizer")
 ALWAYS = (*LEADING, *AXES, "data")  # columns that stay where all runs agree
 
 
@@ -152,7 +155,8 @@ def dataset_of(archives: Sequence[Archive]) -> Dataset:
     arrays["evaluations"] = pa.array([_json(own) if own else None for own in found], pa.string())
     first = ("run_id", *USES)
     names = [*first, *(name for name in arrays if name not in first)]
-    content = {"schema_version": SCHEMA_VERSION, "archives": [one.name for one in archives], "studies": whole.studies}
+    packed = base64.b64encode(zlib.compress(_json(whole.studies).encode(), 9)).decode()
+    content = {"schema_version": SCHEMA_VERSION, "archives": [one.name for one in archives], "studies": packed}
     table = pa.table({name: arrays[name] for name in names})
     return Dataset(whole, table.replace_schema_metadata({METADATA: _json(content).encode()}), equal)
 

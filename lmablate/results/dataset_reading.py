@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmablate.core.access import reason
 from lmablate.core.errors import ConfigError
-from lmablate.core.files import parsed, read_bounded
+from lmablate.core.files import MOST_JSON, parsed, read_bounded
 from lmablate.results.archives import Archive, Row, check_names
 from lmablate.results.dataset import CONTENT, METADATA, SCHEMA_VERSION, USES, array, check_id, flat
 
@@ -25,10 +27,10 @@ def read_dataset(path: Path) -> Archive:
     Raises ConfigError for another file, a damaged one, and one whose columns do not agree with its results."""
     try:
         table = _read(path)
-        content = _metadata(table)
+        studies = _studies(table)
         rows = [_object(text) for text in table["result"].to_pylist()]
         evaluations = [one for text in table["evaluations"].to_pylist() if text for one in parsed(text.encode())]
-        check_names(rows, content["studies"])
+        check_names(rows, studies)
         _check_columns(table, rows)
     except ConfigError:
         raise
@@ -40,7 +42,7 @@ def read_dataset(path: Path) -> Archive:
         ) from None
     for row in rows:
         check_id(row, path)
-    return Archive(path.stem, rows, content["studies"], evaluations)
+    return Archive(path.stem, rows, studies, evaluations)
 
 
 def _read(path: Path) -> pa.Table:
@@ -62,14 +64,21 @@ def _read(path: Path) -> pa.Table:
     return table
 
 
-def _metadata(table: pa.Table) -> Row:
+def _studies(table: pa.Table) -> list[Row]:
     content = _object((table.schema.metadata or {}).get(METADATA, b"null"))
     if content.get("schema_version") != SCHEMA_VERSION:
         version = content.get("schema_version")
         raise ValueError(f"schema_version is {version}, and this lmablate reads {SCHEMA_VERSION}")
-    if not isinstance(content.get("studies"), list):
-        raise ValueError("its metadata list no studies")
-    return content
+    try:
+        unpacked = zlib.decompressobj()
+        text = unpacked.decompress(base64.b64decode(content["studies"]), MOST_JSON)
+        found = parsed(text)
+        whole = unpacked.eof and isinstance(found, list) and all(isinstance(study, dict) for study in found)
+    except (zlib.error, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError("the studies in its metadata are damaged")
+    return list(found)
 
 
 def _object(text: str | bytes) -> Row:
