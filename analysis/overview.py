@@ -137,7 +137,8 @@ def _draw(axes: Any, y: float, row: Mapping[str, Any], texts: Sequence[str], lim
 
 
 def _claims(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [row["verdict"] or "not run" for row in rows]
+    short = {"not testable at this scale": "out of reach", None: "not run"}
+    return [short.get(row["verdict"], row["verdict"]) for row in rows]
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
