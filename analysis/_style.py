@@ -168,11 +168,13 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` (200 dots an inch) and ``stem.svg``; returns both paths."""
+def save(figure: Figure, stem: Path, source: str = "") -> list[Path]:
+    """Write ``stem.png`` (200 dots an inch) and ``stem.svg``; returns both paths. `source`: what the figure was drawn from, for their
+    metadata."""
+    of = {"Source": source} if source else {}
     how: dict[str, dict[str, Any]] = {
-        "png": {"dpi": 200, "metadata": {"Software": "lmablate"}},
-        "svg": {"metadata": {"Date": None, "Creator": "lmablate"}},
+        "png": {"dpi": 200, "metadata": {"Software": "lmablate", **of}},
+        "svg": {"metadata": {"Date": None, "Creator": "lmablate", **of}},
     }
     files = {}
     os.environ.pop("SOURCE_DATE_EPOCH", None)  # figures carry no date, and matplotlib stops at one that is no number

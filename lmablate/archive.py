@@ -2,34 +2,35 @@
 
   lmablate archive save results norm-runs --sweep norm
   lmablate archive restore norm-runs results
+  lmablate archive restore docs/results/runs.parquet results
 
 save writes ``ARCHIVE/rows.jsonl`` (every result row; values that all rows share are in the first line), of a study
 ``study.json``, and of evaluated runs ``evaluations.jsonl``. Host, folders and runtime settings stay out, as do checkpoints
 and loss curves. restore makes run directories of them, so that training the same sweep trains only what is missing.
+A dataset of runs (Parquet) is restored in the same way.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmablate.core import access
 from lmablate.core.commands import command_parser
 from lmablate.core.errors import ConfigError, exit_on_config_error
-from lmablate.core.files import read_json, read_jsonl, write_together
+from lmablate.core.files import write_together
 from lmablate.core.paths import given_path
+from lmablate.results.archives import ROWS, SCHEMA_VERSION, STUDY, Archive, free_name, read_folder, shared, without
+from lmablate.results.dataset_reading import read_dataset
 from lmablate.results.evaluations import ARCHIVE as EVALUATIONS
 from lmablate.results.evaluations import archived_evaluations, restore_evaluations
-from lmablate.results.studies import load_studies, study_path, write_study
+from lmablate.results.studies import load_studies, write_study
 from lmablate.runs.run_directory import RunDirectory, below, check_readable, check_writable, read_result_file
 from lmablate.schema.result import parse_result
 
-ROWS, STUDY = "rows.jsonl", "study.json"
-SCHEMA_VERSION = 1
 PRIVATE = ("host",)  # keys of provenance
 LOCATION_KEYS = (
     "results_dir=",
@@ -79,42 +80,39 @@ def _readable(results_dir: Path) -> Iterator[Row]:
             print(f"{run}: left out ({problem})", file=sys.stderr)
 
 
-def load(archive: Path) -> tuple[list[Row], Row | None]:
-    """Return the complete result rows of an archive, and its study. Raises ConfigError for a folder that is no archive."""
-    try:
-        head, *rest = read_jsonl(archive / ROWS)
-        if head.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version is {head.get('schema_version')}, and this lmablate reads {SCHEMA_VERSION}"
-            )
-        study = read_json(archive / STUDY) if (archive / STUDY).exists() else None
-        rows = [merged(head["common"], row) for row in rest]
-        _check_names([*(str(row["run_id"]) for row in rows), *([str(study["sweep"])] if study else [])])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{archive}: not an archive of runs ({reason}): give a folder that holds {ROWS}") from None
-    return rows, study
+def load(archive: Path) -> Archive:
+    """Return what an archive holds: a folder, or a dataset of runs (results/dataset.py). Raises ConfigError for anything else."""
+    if archive.suffix == ".parquet" and not archive.is_dir():
+        return read_dataset(archive)
+    return read_folder(archive)
 
 
 def restore(archive: Path, results_dir: Path) -> tuple[int, int]:
     """Make run directories of an archive's rows. Returns how many were made and how many existed. Existing results are
     never replaced."""
-    rows, study = load(archive)
+    return unpack(load(archive), archive, results_dir)
+
+
+def unpack(content: Archive, archive: Path, results_dir: Path) -> tuple[int, int]:
+    """Make run directories of what was read from `archive`, as restore does."""
     check_writable(results_dir)
     made = 0
-    for row in rows:
+    for row in content.rows:
         directory = RunDirectory(results_dir, row["run_id"])
         if directory.is_done:
             continue
         result, problem = parse_result(row)
         if result is None:
-            raise ConfigError(f"{archive / ROWS}: result of run {row['run_id']}: {problem}")
+            raise ConfigError(f"{archive}: result of run {row['run_id']}: {problem}")
         directory.finish(result)
         made += 1
-    restore_evaluations(archive, {row["run_id"] for row in rows}, results_dir)
-    if study is not None and not study_path(results_dir, study["sweep"]).exists():
-        write_study(results_dir, study["sweep"], study)
-    return made, len(rows) - made
+    restore_evaluations(content.evaluations, {row["run_id"] for row in content.rows}, results_dir, archive)
+    there = list(load_studies(results_dir).values())
+    for study in content.studies:
+        if name := free_name(study, content.name, there):
+            there.append({**study, "sweep": name})
+            write_study(results_dir, name, there[-1])
+    return made, len(content.rows) - made
 
 
 def public(row: Row) -> Row:
@@ -124,49 +122,6 @@ def public(row: Row) -> Row:
         one for one in provenance.get("overrides", ()) if not one.lstrip("+").startswith(LOCATION_KEYS)
     ]
     return {**row, "provenance": provenance}
-
-
-def shared(rows: Sequence[Row]) -> Row:
-    """Return the part of nested rows that is equal in all of them."""
-    first, *others = rows
-    out: Row = {}
-    for key, value in first.items():
-        if any(key not in row for row in others):
-            continue
-        if isinstance(value, dict) and all(isinstance(row[key], dict) for row in others):
-            if value and (inner := shared([row[key] for row in rows])):
-                out[key] = inner
-        elif all(row[key] == value and type(row[key]) is type(value) for row in others):
-            out[key] = value
-    return out
-
-
-def without(row: Row, common: Row) -> Row:
-    """Return the part of `row` that is not in `common`."""
-    out: Row = {}
-    for key, value in row.items():
-        if isinstance(value, dict) and isinstance(common.get(key), dict):
-            if rest := without(value, common[key]):
-                out[key] = rest
-        elif key not in common:
-            out[key] = value
-    return out
-
-
-def merged(common: Row, row: Row) -> Row:
-    """Return the row from which ``without`` removed `common`."""
-    out: Row = json.loads(json.dumps(common))
-    for key, value in row.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merged(out[key], value) if both else value
-    return out
-
-
-def _check_names(names: Iterable[str]) -> None:
-    """Raise ValueError for a name that may lead out of the results directory, since names become folders."""
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
-            raise ValueError(f"{name!r} is not the name of a run or sweep")
 
 
 @exit_on_config_error
@@ -185,10 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.verb == "save":
         print(f"{args.archive}: {save(args.results_dir, args.archive, args.sweep)} runs")
     else:
-        for archive in args.archives:  # read all before restoring the first
-            load(archive)
-        for archive in args.archives:
-            made, there = restore(archive, args.results_dir)
+        contents = {archive: load(archive) for archive in args.archives}  # all of them before the first is restored
+        for archive, content in contents.items():
+            made, there = unpack(content, archive, args.results_dir)
             print(f"{archive}: {made} runs restored to {args.results_dir}, {there} were there")
     return 0
 

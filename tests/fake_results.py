@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from lmablate.core.axes import PARTS
 from lmablate.runs.run_directory import RunDirectory
-from lmablate.schema.identity import SCIENCE_VERSION
+from lmablate.schema.identity import SCIENCE_VERSION, SETTINGS, run_id_of
 from lmablate.schema.result import RunResult
 
 Row = dict[str, Any]
@@ -108,6 +109,13 @@ def fake_row(options: Mapping[str, Any], seed: int = 0, steps: int = 400, sweep:
             "overrides": [*words, f"seed={seed}"],
         },
     }  # fmt: skip
+
+
+def with_own_id(row: Row) -> None:
+    """Give a row the id of its configuration, as a run that was trained has it."""
+    for name in (*SETTINGS, *(part for part in PARTS if part in row["choices"])):
+        row["config"].setdefault(name, {})
+    row["run_id"] = run_id_of(row)
 
 
 def fake_history(row: Row, steps: int) -> list[Row]:

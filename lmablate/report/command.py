@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmablate.claims.report_verdicts import evidence, noise
-from lmablate.claims.report_verdicts import verdicts as judged
 from lmablate.claims.table import verdict_table
 from lmablate.core.commands import command_parser
 from lmablate.core.console import Column, folded, pasted, plain, progress, table
@@ -20,9 +19,9 @@ from lmablate.core.paths import given_path
 from lmablate.core.secrets import redacted
 from lmablate.launcher.progress import accuracy
 from lmablate.report.claim_tables import length_words, lines
-from lmablate.report.controls import controls
 from lmablate.report.controls import lines as control_lines
 from lmablate.report.figures import draw, draw_verdicts, inline
+from lmablate.report.judgement import VERDICTS_SCHEMA, judgement
 from lmablate.report.ladder_sections import draw_ladders, ladder_rows, ladder_table
 from lmablate.report.page import content, render_html, render_markdown
 from lmablate.report.page_data import as_json, config_links, page_data
@@ -36,7 +35,7 @@ from lmablate.results.folders import SkippedFile
 from lmablate.results.load import load_history, load_runs, load_unfinished, result_folders
 from lmablate.results.studies import studies_in
 from lmablate.runs.run_directory import below, check_writable
-from lmablate.scaling.ladder_summary import calibration_of, summaries
+from lmablate.scaling.ladder_summary import calibration_of
 from lmablate.survey import judged as surveyed
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
     from lmablate.report.sections import Question
 
-VERDICTS_SCHEMA = 4
 MOST_NOTES = 3  # in the terminal; the page has all
 PAGES = {"html": "index.html", "markdown": "report.md"}
 
@@ -93,21 +91,21 @@ def write_report(
     folders = result_folders(results_dir)
     studies = studies_in(folders)
     every = evidence(runs, studies)
-    claims = judged(every, history, studies)
+    judged = judgement(every, history, studies)
+    claims, control_rows, ladders = judged
     runs = on_common_targets(shown(every))
     sections = questions(every, studies, unfinished, history, claims, folders)
     notices = [*without_runs(studies, sections), *skipped]
-    ladders = summaries(every, studies)
     _write_tables(runs, every, claims, out / "tables", ladder_table(ladder_rows(ladders)))
     verdicts = {
         "schema": VERDICTS_SCHEMA,
-        "controls": (control_rows := controls(every, claims)),
+        "controls": control_rows,
         "claims": claims,
         "comparisons": _comparisons(sections),
         "learning_rates": [row for question in sections for row in question.rates],
         "noise": noise(runs),
         "ladders": ladders,
-        "forecasts": [row for ladder in ladders for row in ladder["forecasts"]],
+        "forecasts": judged.forecasts,
         "survey": (survey := surveyed()),
     }
     atomic_write(out / "verdicts.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")

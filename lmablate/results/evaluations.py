@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmablate.core import access
 from lmablate.core.errors import ConfigError
-from lmablate.core.files import finite, read_jsonl
+from lmablate.core.files import finite
 from lmablate.results.duplicates import counted
 from lmablate.results.folders import SkippedFile, result_folders
 from lmablate.runs.evaluation_files import FOLDER, path_of, read_evaluation, write_evaluation
@@ -36,16 +36,17 @@ def archived_evaluations(results_dir: Path, run_ids: Collection[str]) -> str:
     return "".join(sorted(json.dumps(_rounded(finite(one)), allow_nan=False) + "\n" for one in kept))
 
 
-def restore_evaluations(archive: Path, run_ids: Collection[str], results_dir: Path) -> None:
-    """Write archived evaluations into the folders of their runs, unless they exist. Raises ConfigError."""
+def restore_evaluations(
+    contents: Iterable[dict[str, Any]], run_ids: Collection[str], results_dir: Path, archive: Path
+) -> None:
+    """Write evaluations from `archive` into the folders of their runs, unless they exist. Raises ConfigError."""
     try:
-        lines = read_jsonl(archive / ARCHIVE) if (archive / ARCHIVE).exists() else []
-        for content in map(EvaluationFile.model_validate, lines):
+        for content in map(EvaluationFile.model_validate, contents):
             if content.run_id in run_ids and not path_of(results_dir / content.run_id, content).exists():
                 write_evaluation(results_dir / content.run_id, content)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{archive / ARCHIVE}: damaged ({type(error).__name__}: {error}): take it out, or mend it"
+            f"{archive}: evaluations are damaged ({type(error).__name__}: {error}): take them out, or mend them"
         ) from None
 
 

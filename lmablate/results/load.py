@@ -58,7 +58,7 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
                 warnings.warn(f"{path}: left out ({problem})", SkippedFile, stacklevel=2)
                 continue
             axes |= dict.fromkeys(row.choices)
-            rows[row.run_id] = _flatten(row)
+            rows[row.run_id] = flat_row(row)
     for sentence in duplicates.sentences(twice):
         warnings.warn(sentence, SkippedFile, stacklevel=2)
     wanted = STATUSES if status is None else {status} if isinstance(status, str) else set(status)
@@ -193,7 +193,7 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _flatten(row: RunResult) -> dict[str, Any]:
+def flat_row(row: RunResult) -> dict[str, Any]:
     """Return one result as a flat row; load_runs tells which value wins a name."""
     flat = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
     flat["numerics"] = numerics_text(row.numerics)

@@ -54,7 +54,7 @@ def load_studies(results_dir: str | Path) -> dict[str, dict[str, Any]]:
     for path in _files(Path(results_dir) / FOLDER):
         try:
             content = read_json(path)
-            if not (isinstance(content, dict) and _has_runs(content)):
+            if not (isinstance(content, dict) and has_runs(content)):
                 raise ValueError("it does not say of which study it is, and which runs it has")
             found[content["sweep"]] = content
         except (OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def studies_in(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     ]
 
 
-def _has_runs(content: dict[str, Any]) -> bool:
+def has_runs(content: dict[str, Any]) -> bool:
     """Return whether a file names its study and lists runs."""
     runs = content.get("runs")
     names = ("run_id", "arm", "stage")

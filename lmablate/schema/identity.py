@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Raised whenever a code change alters the numbers of a run; older rows are then shown as stale.
 SCIENCE_VERSION = 3
 
+SETTINGS = ("model", "stability", "objective", "optim", "schedule", "trainer")  # keys whose every setting is hashed
 GRAPH = (*PARTS, "stability", "model", "objective", "trainer")  # the keys that decide the operations of a step
 
 
@@ -37,20 +38,26 @@ def science(cfg: RunConfig, data: Content) -> dict[str, Any]:
     code that is not as shipped. Left out: class paths, file paths, runtime settings, and every null, so that a new key
     orphans nothing.
     """
-    out: dict[str, Any] = {
-        "science_version": SCIENCE_VERSION,
-        "init_seed": cfg.init_seed,
-        "data_seed": cfg.data_seed,
-        "text": data.fingerprint,
-        "tokenizer": data.tokenizer_fingerprint,
-    }
-    for name in ("model", "stability", "objective", "optim", "schedule", "trainer"):
-        out[name] = getattr(cfg, name)
+    settings = {name: getattr(cfg, name) for name in (*SETTINGS, *PARTS)}
+    known: dict[str, Any] = {"init_seed": cfg.init_seed, "data_seed": cfg.data_seed}
+    known |= {"text": data.fingerprint, "tokenizer": data.tokenizer_fingerprint}
+    return _science(SCIENCE_VERSION, known, settings, cfg.choices, cfg.code)
+
+
+def _science(
+    version: int,
+    known: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    choices: Mapping[str, str],
+    code: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """Return the science of a run, whose `settings` are by their keys in a configuration."""
+    out: dict[str, Any] = {"science_version": version, **known, **{name: settings[name] for name in SETTINGS}}
     for name in PARTS:
-        if (part := getattr(cfg, name)) is not None:
-            out[name] = {"option": cfg.choices[name], "settings": _without_targets(_plain(part))}
-    if cfg.code:  # the content of code that is not as shipped, whatever its path
-        out["code"] = sorted(cfg.code.values())
+        if (part := settings.get(name)) is not None:
+            out[name] = {"option": choices[name], "settings": _without_targets(_plain(part))}
+    if code:  # the content of code that is not as shipped, whatever its path
+        out["code"] = sorted(code.values())
     return _plain(out)
 
 
@@ -80,5 +87,18 @@ def is_stale(science_version: int, code: Mapping[str, str] | None) -> bool:
 
 def run_id(cfg: RunConfig, data: Content) -> str:
     """Return the twelve hexadecimal digits that name the run."""
-    text = json.dumps(science(cfg, data), sort_keys=True, allow_nan=False)
+    return _hash(science(cfg, data))
+
+
+def run_id_of(row: Mapping[str, Any]) -> str:
+    """Return the id that the content of a result.json gives its run. Raises KeyError, TypeError, AttributeError or ValueError for a row
+    without the settings that are hashed."""
+    config, data = row["config"], row["data"]
+    known = {"init_seed": row["init_seed"], "data_seed": row["data_seed"]}
+    known |= {"text": data["fingerprint"], "tokenizer": data["tokenizer"]}
+    return _hash(_science(row["science_version"], known, config, row["choices"], row.get("code")))
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
