@@ -29,7 +29,8 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     if own.empty:
         return message(NOTHING.format(SWEEP))
     arms = arm_of(own)
-    own = own.assign(width=arms.str.partition(",")[0])
+    widths = own.get("model.d_model", arms.str.partition(",")[0])
+    own = own.assign(width=[f"{width:.0f} channels" if isinstance(width, int | float) else width for width in widths])
     done = own[own["status"] == "completed"]
     styles = arm_styles(dict.fromkeys(own["width"]))
     size = "n_params_non_embedding"
