@@ -23,7 +23,7 @@ from lmablate.training.progress import Interrupted
 from lmablate.training.trainer import Trainer
 
 SCALES = (1.0, 5.0, 20.0, 60.0)  # of the weights, until an option acts
-STEPS = 10  # of a gang
+STEPS = 6  # of a gang
 MANY = 100  # times the rounding between two exact paths: a larger distance is a difference
 
 
@@ -120,7 +120,7 @@ def gang(subject: Subject) -> Finding:
         return holds(f"trains alone: {why_solo(subject.cfg) or 'so do dropout and this objective'}")
     whole = {} if subject.axis == "aspect_ratio" else {"model.head_dim": 16}  # whole vectors: see gang_run.self_test
     for precision in ("fp32", "bf16"):
-        base = subject.config({"trainer.precision": precision, "trainer.steps": STEPS, "runtime.log_every": 5, **whole})
+        base = subject.config({"trainer.precision": precision, "trainer.steps": STEPS, "runtime.log_every": 3, **whole})
         cfgs = members(base, count=2)
         for mine, cfg in zip(together(cfgs), cfgs, strict=True):
             if gap := unlike(mine, alone(cfg)):
