@@ -78,7 +78,12 @@ def test_a_branch_is_the_separate_run_of_its_budget_to_the_bit(words, separate, 
 
 @pytest.mark.parametrize(
     "deaths",
-    [{60: 9}, {60: 10}, {60: 11}, {60: 25}, {60: 55, 30: 27}, {30: 29, 12: 11}, {60: 59, 30: 12, 12: 10}],
+    [
+        {60: 10},
+        {60: 55, 30: 27},
+        {60: 59, 30: 12, 12: 10},
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({60: 9}, {60: 11}, {60: 25}, {30: 29, 12: 11})),
+    ],
     ids=str,
 )
 def test_killed_anywhere_it_ends_with_the_same_bits(words, separate, tmp_path, deaths):

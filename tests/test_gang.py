@@ -4,12 +4,14 @@ import pytest
 import torch
 from tiny import SmallText, config
 
-from lmablate.check.training import STEPS, members, unlike
 from lmablate.check.training import alone as solo
+from lmablate.check.training import members, unlike
 from lmablate.check.training import together as gang
 from lmablate.model import build_model
 from lmablate.training.gang import Gang, graph_key
 from lmablate.training.trainer import Trainer
+
+STEPS = 10
 
 
 def members_of(*overrides, count=3):

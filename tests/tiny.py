@@ -48,7 +48,7 @@ def every_option() -> list[tuple[str, str]]:
 
 # Options that run the code of another one with other numbers, a function or a schedule of angles: their neighbours are the fast cases.
 ALIKE = {
-    "activation": "elu selu silu gelu_tanh identity bilinear reglu geglu_tanh".split(),
+    "activation": "elu selu silu relu gelu_tanh identity bilinear glu reglu geglu_tanh".split(),
     "posemb": "rope_linear rope_dynamic rope_llama3 rope_longrope".split(),
     "aspect_ratio": "r4 r8 r16 r32 r64 r256".split(),
     "ffn": [path.stem for path in (CONF_DIR / "ffn").glob("*.yaml") if path.stem not in ("dense", "token_choice")],
