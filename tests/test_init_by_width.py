@@ -27,6 +27,7 @@ def scales(cfg):
 
     model.blocks[0].register_forward_pre_hook(note("embedded"))
     model.blocks[-1].register_forward_hook(note("stream"))
+    model.head.register_forward_pre_hook(note("hidden"))
     for name, module in model.blocks[0].named_modules():
         if name.endswith("out_proj"):
             module.register_forward_hook(note(name))
@@ -60,10 +61,11 @@ def test_the_default_rule_gives_every_width_the_same_scales(axis, option, width)
         narrow, wide = scales(at(NARROW, **{axis: option})), scales(at(width, **{axis: option}))
     except ConfigError as refusal:
         pytest.skip(str(refusal))
-    assert len(narrow) >= 5 and narrow.keys() == wide.keys()
+    assert len(narrow) >= 6 and narrow.keys() == wide.keys()
     for place, size in narrow.items():
         assert 0.5 < wide[place] / size < 2, f"{place}: {size:.3g} at width {NARROW}, {wide[place]:.3g} at {width}"
-    assert 0.5 < wide["embedded"] < 2 and 0.5 < wide["logits"] / LOGITS < 2
+    # The head's matrix is a tenth of what keeps a size, and a norm may damp what it reads.
+    assert 0.5 < wide["embedded"] < 2 and 0.5 < wide["logits"] / (LOGITS * wide["hidden"]) < 2
 
 
 def test_the_default_is_that_rule():
