@@ -5,8 +5,8 @@ nanoGPT's own train.py, for which PATH is a checkout of it; (b) our default agai
 is chosen among five on one seed, then trained again from fresh seeds.
 
 Every run becomes a file of benchmarks/out/quality/ as it ends, and runs that are there are not trained again: an interrupted benchmark
-goes on with the same command. benchmarks/out/quality.json is what report.py reads, and the same Markdown is printed. About three hours
-on one core.
+goes on with the same command. benchmarks/out/quality.json is what report.py reads, and the same Markdown is printed. About an hour
+and a half on one core.
 """
 
 from __future__ import annotations

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmablate.budget import flops_per_token
 from lmablate.cli.front_door import main as front_door
 from lmablate.core.console import Column, console, duration, progress, table
 from lmablate.core.paths import SWEEPS_DIR
-from lmablate.launcher.pricing import calibrate
+from lmablate.launcher.pricing import calibrate, seconds_of
 
 if TYPE_CHECKING:
     from lmablate.data import TokenData
@@ -74,7 +73,7 @@ def show(sweeps: Mapping[str, SweepJobs]) -> None:
         shared = jobs.keys() & seen
         todo = [job for key, job in jobs.items() if key not in done and key not in shared]
         speed = calibrate(todo[0], one.data[todo[0].run_id]) if todo else 1.0
-        seconds = sum(flops_per_token(job.cfg) * job.cfg.tokens for job in todo) / speed / (slot_count(todo) or 1)
+        seconds = sum(seconds_of(job, speed) for job in todo) / (slot_count(todo) or 1)
         seen |= jobs.keys()
         total, every = total + seconds, every + len(todo)
         price = duration(seconds) if todo else "-"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 CALIBRATION_SECONDS = 2.0
+COMPILE_GAIN = (
+    1.6  # speed of compiled steps over eager ones, at the laptop tier's widths; benchmarks/rung.py measures it
+)
 
 
 def print_own_components(jobs: Sequence[Job], launcher: str) -> None:
@@ -57,7 +60,7 @@ def show(
     todo = [*(job for job in jobs if not job.done), *later]
     speed = calibrate(todo[0], data[todo[0].run_id]) if todo else 0.0
     priced = [(job, _seconds(job, speed)) for job in jobs]
-    priced += [(job, job.work / speed) for job in later]
+    priced += [(job, seconds_of(job, speed)) for job in later]
     for line in _price(len(priced), todo, sum(seconds or 0.0 for _, seconds in priced)):
         print(folded(line))
     console().print(_arms_table(priced) if by_arm else _runs_table(priced, len(jobs), when))
@@ -67,7 +70,12 @@ def show(
 
 def _seconds(job: Job, speed: float) -> float | None:
     """Return the training time of a run in seconds, or None if it is done."""
-    return None if job.done else job.work / speed
+    return None if job.done else seconds_of(job, speed)
+
+
+def seconds_of(job: Job, speed: float) -> float:
+    """Return the training time of a run in seconds. `speed`: in FLOP/s, of eager steps."""
+    return job.work / (speed * (COMPILE_GAIN if job.cfg.runtime.compile is True else 1.0))
 
 
 def _runs_table(priced: Sequence[tuple[Job, float | None]], known: int, when: str) -> Text:
@@ -154,9 +162,12 @@ def _explanations(priced: Sequence[tuple[Job, float | None]], todo: Sequence[Job
     lines = []
     if todo:
         whose = f" {todo[0].label}" if len(priced) > 1 else ""
+        compiled = (
+            f", times {COMPILE_GAIN:g} where compiled" if any(job.cfg.runtime.compile is True for job in todo) else ""
+        )
         lines.append(
-            f"Price: {speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of training{whose}; start-up and "
-            "evaluation come on top."
+            f"Price: {speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of eager steps{whose}{compiled}; "
+            "start-up and evaluation come on top."
         )
     if counted := sorted({job.cfg.counted_params for job, _ in priced if job.cfg.counted_params is not None}):
         lines.append(
@@ -167,7 +178,7 @@ def _explanations(priced: Sequence[tuple[Job, float | None]], todo: Sequence[Job
 
 
 def calibrate(job: Job, data: TokenData) -> float:
-    """Return the training speed of the job's model on this machine in FLOP/s, from a few timed steps."""
+    """Return the training speed of the job's model on this machine in FLOP/s, from a few timed eager steps."""
     import torch
 
     from lmablate.model import build_model
