@@ -4,9 +4,12 @@ import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fake_results import with_own_id, write_fake_study
+from scipy import stats
 
 from lmablate import archive
 from lmablate.core.paths import ROOT
@@ -17,6 +20,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import lecture
 import lecture_claims
 import lecture_counts
+import lecture_halves
 import lecture_page
 import published
 
@@ -199,6 +203,45 @@ def test_other_units_and_ladders_have_their_place(docs):
     assert not any(row["ours"] for row in lecture_claims.figure_rows([one]))
     page = lecture_page.page([one], published.studies(docs / "results")[0], [])
     assert f"+{test['effect']:.2f} AUC [" in page and "sotu: grows from small to large |" in page
+
+
+def made_up_study(number, drift, seeds=6, arms=4):
+    """A study of arms on equal seeds, whose losses spread by 0.01; `drift` makes the last arms worse on later seeds."""
+    rng = np.random.default_rng(number)
+    shared = rng.normal(3.0, 0.1, seeds)
+    rows = [
+        {
+            "run_id": f"{number}-{arm}-{seed}",
+            "arm": str(arm),
+            "stage": "evaluate",
+            "status": "completed",
+            "choices": {"data": "sotu"},
+            "init_seed": seed,
+            "data_seed": seed,
+            "val_loss": float(shared[seed] + rng.normal(0, 0.01) + drift * (arm % 2) * (seed >= seeds // 2)),
+        }
+        for seed in range(seeds)
+        for arm in range(arms)
+    ]
+    return SimpleNamespace(archive=SimpleNamespace(rows=rows))
+
+
+def test_halves_of_seeds_differ_as_often_as_chance_says():
+    rate = lecture_halves.halves_rate([made_up_study(number, 0.0) for number in range(300)])
+    assert rate.n == 600 and stats.binomtest(rate.hits, rate.n, 0.05).pvalue > 0.001
+    assert (rate.low, rate.high) == tuple(stats.binomtest(rate.hits, rate.n).proportion_ci(method="exact"))
+    assert "of 600 comparisons" in lecture_halves.halves_sentence(rate)
+    worse = lecture_halves.halves_rate([made_up_study(number, 0.1) for number in range(20)])
+    assert worse.hits > 0.9 * worse.n
+
+
+def test_a_run_is_in_one_comparison_of_halves_and_three_seeds_are_none():
+    study = made_up_study(0, 0.0)
+    assert lecture_halves.halves_rate([study, study]).n == 2
+    assert lecture_halves.halves_rate([made_up_study(0, 0.0, seeds=3)]) is None
+    for row in study.archive.rows:
+        row["data_seed"] = 0  # seeds that are crossed share an order, and are no repetitions
+    assert lecture_halves.halves_rate([study]) is None and not lecture_halves.halves_sentence(None)
 
 
 def test_without_any_study_there_is_a_page_and_no_dataset(tmp_path):

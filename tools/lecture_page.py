@@ -16,6 +16,7 @@ from lecture_counts import (
     second_texts,
     sentence,
 )
+from lecture_halves import halves_rate, halves_sentence
 from published import SENTENCES, Study
 
 from lmablate.analysis._style import count
@@ -66,6 +67,7 @@ def page(found: Sequence[Found], studies: Sequence[Study], joint: Sequence[Row])
         second_texts(found),
         other_units(found),
         _controls(studies),
+        halves_sentence(halves_rate(studies)),
         _forecasts(studies),
     ]
     head = HEAD.format(counts=counted, sentences="\n".join(f"- {one}" for one in sentences if one))
