@@ -31,6 +31,8 @@ def text():
 def test_two_sides_have_equal_parameters(text):
     sides = {name: SIDES[name](SHAPE, STEPS, text) for name in ("ours", "llama")}
     quality.check_counts(sides)
+    whole = [side(SHAPE, 1900, text).config().runtime.compile for side in (Ours, Llama)]
+    assert whole == [True, False], "our compiled graphs are of our own blocks"
     shape = sides["ours"].shape
     of_nanogpt = 12 * shape.n_layers * shape.d_model**2 + (2 * shape.n_layers + 1) * shape.d_model
     of_nanogpt += (shape.vocab + shape.context) * shape.d_model
