@@ -381,6 +381,38 @@ def test_a_diverged_run_counts_and_no_pair_is_dropped():
     assert row["verdict"] != "contradicted", "seven better runs do not make up for a lost one"
 
 
+def collapsed(runs, *seeds, unigram=6.0):
+    """The arm with runs of these seeds at the loss of a unigram model, which a stack can fall to and stay at."""
+    for row in runs:
+        row["data.unigram_val_loss"] = unigram
+        if row["init_seed"] in seeds:
+            row["val_loss"] = 0.998 * unigram
+    return runs
+
+
+def test_a_run_that_learned_nothing_counts_as_lost_though_it_completed():
+    row = verdict("N1", collapsed(arm(8, 0.3, norm_position="post"), 2), collapsed(arm(8)))
+    (test,) = row["tests"]
+    assert test["n"] == 8 and test["diverged"] == {"plus": [0, 8], "minus": [1, 8]}
+    assert row["verdict"] == "supported", "all of eight pairs lie below the margin, however far one of them"
+    assert "0 of 8 against 1 of 8 runs diverged or learned nothing; they count with the loss they ended at" in said(row)
+    assert "over the 7 pairs that finished the effect is -0.3" in said(row)
+    row = verdict("N1", collapsed(arm(4, 0.3, norm_position="post"), 2), collapsed(arm(4)))
+    assert row["verdict"] == "not decided" and "1 more seed would decide, if they point the same way" in said(row)
+
+
+def test_an_arm_that_is_lost_more_often_is_never_shown_to_be_no_worse():
+    better = collapsed(arm(8, -3.0), 2)
+    assert verdict("N1", collapsed(arm(8, norm_position="post")), better)["verdict"] == "not decided"
+
+
+def test_a_text_without_order_has_nothing_to_lose():
+    shuffled = [collapsed(arm(6, **own), *range(6)) for own in ({}, {"posemb": "none"})]
+    for row in [row for own in shuffled for row in own]:
+        row["data.shuffle_tokens"] = True
+    assert verdict("R2", *shuffled)["tests"][0]["diverged"] == {"plus": [0, 6], "minus": [0, 6]}
+
+
 def test_an_arm_that_always_diverges_is_worse_and_says_so():
     row = verdict("R2", arm(6), made_up.rows([None] * 6, posemb="none"))
     assert row["verdict"] == "supported" and "6 of 6 against 0 of 6 runs diverged" in said(row)

@@ -230,6 +230,10 @@ def for_layer(**changes):
             "Runs on different texts are mixed",
         ),
         ({"change": lambda row: row["data"].update(unigram_val_loss=4.38)}, "No better than a unigram model: "),
+        (
+            {"change": lambda row: row["seed"] == 1 and row.update(val_loss=row["data"]["unigram_val_loss"])},
+            "Runs that learned nothing, at the loss of a unigram model: 1 of layer · gelu",
+        ),
         ({"seeds": (0,)}, "One seed: a difference cannot be told from noise."),
         ({"diverged": lambda row: row["seed"] == 1 and row["choices"]["norm"] == "rms"}, "2 of 8 runs diverged"),
     ],

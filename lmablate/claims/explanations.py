@@ -24,11 +24,12 @@ def more_seeds(test: Hypothesis, e: Estimate, n: int, alpha: float) -> tuple[int
     if e.effect is None or e.sd is None or test.metric == "diverged":
         return None, "more seeds would narrow it"
     if any(count for count, _ in e.diverged.values()):
-        signs = math.ceil(math.log2(4 / alpha))  # pairs from which signs that all agree decide, at half the level
-        side = {value > 0 for value in e.values if value}
+        one_sided = test.direction == "not_higher" and e.effect < test.margin
+        signs = math.ceil(math.log2((1 if one_sided else 4) / alpha))  # pairs from which signs that all agree decide
+        side = {value > (test.margin if one_sided else 0) for value in e.values if value}
         if len(side) == 1 and signs > n:
             return signs - n, f"{_more(signs - n)} would decide, if they point the same way"
-        return None, "more seeds would narrow it, but runs that diverge make its spread wide"
+        return None, "more seeds would narrow it, but lost runs make its spread wide"
     if e.sd == 0:
         return 1, "1 more seed may show a spread"
     effect, margin = e.effect / e.sd, test.margin / e.sd
@@ -51,13 +52,13 @@ def _more(n: int) -> str:
     return f"{n} more seed{'s' * (n != 1)}"
 
 
-def diverged_note(diverged: Mapping[str, tuple[int, int]]) -> str:
-    """Return how many runs of either side diverged; empty if none did."""
-    (a, n), (b, m) = diverged["plus"], diverged["minus"]
+def diverged_note(e: Estimate) -> str:
+    """Return how many runs of either side were lost; empty if none was."""
+    (a, n), (b, m) = e.diverged["plus"], e.diverged["minus"]
     if not a + b:
         return ""
     every = "; nothing is known of its loss where it trains" if (a == n or b == m) else ""
-    return f"{a} of {n} against {b} of {m} runs diverged{every}"
+    return f"{a} of {n} against {b} of {m} runs {e.lost}{every}"
 
 
 def no_pair(sample: Sample, e: Estimate) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lmablate.claims.claim import Hypothesis
 from lmablate.claims.evidence import LR, Pair, Sample, SampleArm
-from lmablate.claims.predicates import Row, clipped
+from lmablate.claims.predicates import Row, clipped, is_lost
 from lmablate.diagnostics.spikes import LEAST
 from lmablate.results.arms import is_missing
 from lmablate.stats import counts, curves, estimates, sequential
@@ -44,7 +44,8 @@ class Estimate:
     against, or percentage points of diverged runs. `scale`: nats (or the metric's unit) in one per cent.
 
     `p`: of no difference, two-sided; `p_equal`: of equivalence within the margin; `p_not_higher`: of the one-sided test;
-    `p_beyond`: that the effect lies beyond the margin, two-sided. `sd`: of one pair's value. `diverged`: by side, (count, runs).
+    `p_beyond`: that the effect lies beyond the margin, two-sided. `sd`: of one pair's value. `diverged`: lost runs by side,
+    (count, runs), which `lost` calls by what became of them.
     """
 
     effect: float | None = None
@@ -61,12 +62,15 @@ class Estimate:
     correlation: float | None = None
     pooled: estimates.Pooled | None = None
     diverged: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lost: str = "diverged"
     notes: list[str] = field(default_factory=list)
 
 
 def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Estimate:
     """Return the estimate of a hypothesis from its sample."""
     out = Estimate(diverged={"plus": _diverged(sample.arms, 1), "minus": _diverged(sample.arms, -1)})
+    if any(is_lost(row) and row["status"] != "diverged" for row in _rows(sample.arms)):
+        out.lost = "diverged or learned nothing"
     if test.metric == "diverged":
         return _fractions(out)
     pairs = sample.pairs
@@ -81,8 +85,8 @@ def measure(sample: Sample, test: Hypothesis, looks: Looks | None = None) -> Est
     if not pairs:
         return out
     weights = {arm.name: arm.weight for arm in sample.arms}
-    diverged_pairs = [any(arm.rows[pair][0]["status"] == "diverged" for arm in sample.arms) for pair in pairs]
-    return _paired(out, table, weights, test, looks, diverged_pairs)
+    lost_arms = [[is_lost(arm.rows[pair][0]) for arm in sample.arms] for pair in pairs]
+    return _paired(out, table, weights, test, looks, lost_arms)
 
 
 def _paired(
@@ -91,14 +95,15 @@ def _paired(
     weights: dict[str, float],
     test: Hypothesis,
     looks: Looks | None,
-    diverged_pairs: list[bool],
+    lost_arms: list[list[bool]],
 ) -> Estimate:
-    """Return `out` with the estimates over pairs; `diverged_pairs` is True for each pair with a diverged run."""
+    """Return `out` with the estimates over pairs; `lost_arms` holds, for each pair, which of its runs are lost."""
     n = len(next(iter(table.values())))
     below = {name: weight for name, weight in weights.items() if weight < 0}
     base = [sum(-w * table[a][i] for a, w in below.items()) / -sum(below.values()) for i in range(n)]
     over = [sum(w * table[a][i] for a, w in weights.items() if w > 0) for i in range(n)]
-    out.scale = abs(statistics.fmean(base)) / 100
+    trained = [loss for loss, lost in zip(base, lost_arms, strict=True) if not any(lost)]
+    out.scale = abs(statistics.fmean(trained or base)) / 100  # a lost run would stretch the per cent
     if not out.scale:
         out.notes.append("the arms it is measured against are at 0, so there are no per cent of them")
         return out
@@ -124,8 +129,9 @@ def _paired(
     if looks is not None:
         _with_looks(out, looks, n, test.margin)
     if diverged:
-        _with_divergence(out)
-        finished = [v for v, lost in zip(out.values, diverged_pairs, strict=True) if not lost]
+        told = [v for v, lost in zip(out.values, lost_arms, strict=True) if not all(lost)]
+        _with_divergence(out, told, test.margin)
+        finished = [v for v, lost in zip(out.values, lost_arms, strict=True) if not any(lost)]
         if finished and len(finished) < n:
             out.notes.append(
                 f"over the {len(finished)} pairs that finished the effect is {statistics.fmean(finished):+.2f} %"
@@ -133,18 +139,21 @@ def _paired(
     return out
 
 
-def _with_divergence(out: Estimate) -> None:
-    """Replace the p values by exact tests, since losses of diverged runs are far from normal.
+def _with_divergence(out: Estimate, told: list[float], margin: float) -> None:
+    """Replace the p values by exact tests, since losses of lost runs are far from normal.
 
-    The tests of the signs and of the fractions each get half the level. Nothing is equivalent to an arm that diverges more or
-    less often."""
+    The tests of the signs and of the fractions each get half the level. Nothing is equivalent to an arm that is lost more or
+    less often. An arm that is not lost more often is not higher if most pairs lie below the margin, of those whose runs are not
+    all lost (`told`)."""
     (a, n), (b, m) = out.diverged["plus"], out.diverged["minus"]
     assert out.p_sign_flip is not None and out.effect is not None
     p = min(1.0, 2 * min(out.p_sign_flip, counts.fisher((a, n), (b, m))))
     out.p = out.p_beyond = p
     out.p_equal = 1.0
-    out.p_not_higher = p if out.effect < 0 else 1.0
-    out.notes.append(f"{a} of {n} against {b} of {m} runs diverged; they count with the loss before training")
+    no_worse = a * m <= b * n and out.effect < margin
+    out.p_not_higher = counts.signs_below(told, margin) if no_worse and told else 1.0
+    counted = "the loss before training" if out.lost == "diverged" else "the loss they ended at"
+    out.notes.append(f"{a} of {n} against {b} of {m} runs {out.lost}; they count with {counted}")
 
 
 def _with_looks(out: Estimate, looks: Looks, n: int, margin: float) -> None:
@@ -188,8 +197,12 @@ def _fractions(out: Estimate) -> Estimate:
 
 
 def _diverged(arms: Sequence[SampleArm], sign: int) -> tuple[int, int]:
-    rows = [row for arm in arms if arm.weight * sign > 0 for own in arm.rows.values() for row in own]
-    return sum(row["status"] == "diverged" for row in rows), len(rows)
+    rows = _rows(arm for arm in arms if arm.weight * sign > 0)
+    return sum(map(is_lost, rows)), len(rows)
+
+
+def _rows(arms: Iterable[SampleArm]) -> list[Row]:
+    return [row for arm in arms for own in arm.rows.values() for row in own]
 
 
 def _value(rows: list[Row], test: Hypothesis, arms: Sequence[SampleArm]) -> float | None:

@@ -258,7 +258,7 @@ def divergences(sets: int, n: int = 6) -> list[Rate]:
     """Return the rates with diverging runs. No pair may be dropped.
 
     Cases: equally often in both arms, which is no difference; in an arm whose finished runs are better, which must not be
-    called better for it; in one arm alone."""
+    called better for it; in one arm alone; and equally often where one arm is higher by just the margin."""
     claims = {"d": claim("d", "higher", 0.01)}
     out = []
     for truth, what, hit, expected in (
@@ -273,4 +273,7 @@ def divergences(sets: int, n: int = 6) -> list[Rate]:
         hits = [row["verdict"] in hit for row in rows]
         chances = " and ".join(f"{chance:g}" for chance in truth.diverge)
         out.append(rate(f"divergence {what}", f"{n} pairs, chances {chances}", hits, expected))
-    return out
+    at_margin, claims = Truth((0.0, 4.0), diverge=(0.5, 0.5)), {"d": claim("d", "not_higher", 1.0)}
+    hits = [one["d"]["verdict"] == "supported" for one in verdicts(at_margin, 2 * n, claims, sets, seed=12)]
+    what = "as often in both arms, one higher by the margin: called no worse"
+    return [*out, rate(f"divergence {what}", f"{2 * n} pairs, chances 0.5 and 0.5", hits, 0.05)]

@@ -166,7 +166,7 @@ def _verdict(one: Judged, ps: Corrected | None, alpha: float) -> tuple[Verdict, 
         message = f"{n} paired seed{'s' * (n != 1)}, of at least {least}: a difference cannot be told from noise"
         return "not decided", message, least - n
     verdict, reason = decide(test, e, ps.p, ps.q, alpha)
-    if test.metric != "diverged" and (lost := diverged_note(e.diverged)):
+    if test.metric != "diverged" and (lost := diverged_note(e)):
         reason += f", where {lost}"
     if verdict != "not decided":
         return verdict, reason, None

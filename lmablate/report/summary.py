@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmablate.claims.predicates import is_lost
 from lmablate.results.arms import (
     arm_columns,
     axes_that_vary,
@@ -181,12 +183,18 @@ def _seed_notices(runs: pd.DataFrame) -> list[str]:
 
 
 def _weak_arms(runs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
-    """Return a notice on arms no better than a unigram model, which leave nothing to compare."""
+    """Return notices on arms no better than a unigram model, which leave nothing to compare, and on such runs of other arms."""
     column = "data.unigram_val_loss"
     if column not in runs or runs[column].isna().all():
         return []
     weak = [row["arm"] for row in arms.to_dict("records") if row["mean"] > 0.98 * runs[column].max()]
-    return [f"No better than a unigram model: {', '.join(weak)}. Train longer before comparing."] if weak else []
+    out = [f"No better than a unigram model: {', '.join(weak)}. Train longer before comparing."] if weak else []
+    lost = [row["arm"] for row in runs.to_dict("records") if row["status"] == "completed" and is_lost(row)]
+    if few := [f"{n} of {arm}" for arm, n in sorted(Counter(lost).items()) if arm not in weak]:
+        out.append(
+            f"Runs that learned nothing, at the loss of a unigram model: {', '.join(few)}. They count in the means of their arms."
+        )
+    return out
 
 
 def _seed_labels(runs: pd.DataFrame) -> set[str]:
