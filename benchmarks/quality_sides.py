@@ -140,7 +140,7 @@ class NanoGPT(Side):
 
     title = "nanoGPT, train.py"
     tied = True
-    rates = (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
+    rates = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
     checkout: ClassVar[Path]
 
     @classmethod
