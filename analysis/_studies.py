@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
+from lmablate.claims.predicates import is_lost
 from lmablate.results.arms import with_arms
 from lmablate.stats import interval
 
@@ -18,14 +19,14 @@ EVALUATE = ("evaluate", "evaluate_shared")
 
 
 class Effect(NamedTuple):
-    """Per cent, with the ends of a 95 % interval (None below two pairs), from `n` pairs; `diverged` of the arm's runs."""
+    """Per cent, with the ends of a 95 % interval (None below two pairs), from `n` pairs; `lost` says how many of the arm's runs diverged
+    or learned nothing, which are no pairs, and is empty without one."""
 
     mean: float | None
     low: float | None
     high: float | None
     n: int
-    diverged: int
-    runs: int
+    lost: str
 
 
 def load(results_dir: str, sweep: str) -> pd.DataFrame:
@@ -68,8 +69,8 @@ def arms_in_order(runs: pd.DataFrame, first: str = "") -> list[str]:
 
 
 def _by_pair(rows: pd.DataFrame, metric: str = "val_loss") -> dict[tuple[int, int, str], float]:
-    """Final loss, or another metric, by seeds and numerics of the runs that completed."""
-    rows = rows[rows["status"] == "completed"]
+    """Final loss, or another metric, by seeds and numerics of the runs that completed and learned something."""
+    rows = rows[~lost(rows)]
     return {
         (int(r["init_seed"]), int(r["data_seed"]), str(r["numerics"])): float(r[metric])
         for r in rows.to_dict("records")
@@ -127,7 +128,19 @@ def increases(runs: pd.DataFrame, metric: str = "val_loss") -> dict[str, Effect]
 def _effect(values: list[float], rows: pd.DataFrame) -> Effect:
     bounds = interval(values) or (None, None)
     mean = sum(values) / len(values) if values else None
-    return Effect(mean, bounds[0], bounds[1], len(values), int((rows["status"] == "diverged").sum()), len(rows))
+    return Effect(mean, bounds[0], bounds[1], len(values), lost_note(rows))
+
+
+def lost(rows: pd.DataFrame) -> pd.Series:
+    """Whether each run diverged or learned nothing, as claims count it."""
+    return pd.Series([is_lost(row) for row in rows.to_dict("records")], index=rows.index, dtype=bool)
+
+
+def lost_note(rows: pd.DataFrame) -> str:
+    """How many of the runs diverged, or were lost otherwise too; empty if none was."""
+    found = rows[lost(rows)]
+    word = "diverged" if (found["status"] == "diverged").all() else "lost"
+    return f"{len(found)} of {len(rows)} {word}" if len(found) else ""
 
 
 def positions(runs: pd.DataFrame, where: Callable[[Mapping[str, Any]], float]) -> dict[str, float]:

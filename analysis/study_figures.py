@@ -16,6 +16,7 @@ from lmablate.analysis._studies import (
     arms_in_order,
     effects,
     increases,
+    lost,
     positions,
     published,
     stage,
@@ -35,6 +36,7 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis.finals import defined
+from lmablate.claims.predicates import is_lost
 from lmablate.schema.sweeps import sweep_question
 
 NOTHING = "No finished evaluation runs of sweeps={0} yet: lmablate train sweeps={0}"
@@ -114,17 +116,15 @@ def _draw_published(axes: Axes, series: dict[str, Any], color: str) -> None:
 
 
 def _draw_rates(axes: Axes, runs: pd.DataFrame, styles: Mapping[str, Arm], baseline: str) -> None:
-    """Mean final loss of the tuning seeds at each learning rate; a cross at the top where a run diverged."""
+    """Mean final loss of the tuning seeds at each learning rate; a cross at the top where a run was lost."""
     arms = arm_of(runs)
     for arm in arms_in_order(runs, baseline):
         rows, look = runs[arms == arm], styles[arm]
-        groups = rows.groupby("optim.lr")
-        whole = (
-            groups.filter(lambda group: (group["status"] == "completed").all()).groupby("optim.lr")["val_loss"].mean()
-        )
+        bad = sorted(set(rows.loc[lost(rows), "optim.lr"]))
+        whole = rows[~rows["optim.lr"].isin(bad)].groupby("optim.lr")["val_loss"].mean()
         axes.plot(whole.index, whole, linestyle=look.line, marker=look.marker, ms=4.5, mfc=PAPER, mew=1.1, lw=1.3,
                   color=look.color)  # fmt: skip
-        for lr in sorted(set(rows.loc[rows["status"] == "diverged", "optim.lr"])):
+        for lr in bad:
             axes.plot([lr], [0.97], "X", ms=7, color=look.color, transform=axes.get_xaxis_transform(), clip_on=False)
     plain_log(axes, sorted(set(runs["optim.lr"])))
     axes.tick_params(axis="x", labelrotation=40)
@@ -195,8 +195,8 @@ def _stems(arms: list[str]) -> dict[str, int]:
 
 
 def arm_name(arm: str, effect: Effect) -> str:
-    """The arm, and how many of its runs diverged."""
-    return f"{arm} ({effect.diverged} of {effect.runs} diverged)" if effect.diverged else arm
+    """The arm, and how many of its runs were lost."""
+    return f"{arm} ({effect.lost})" if effect.lost else arm
 
 
 def note(runs: pd.DataFrame, sweep: str) -> str:
@@ -207,6 +207,8 @@ def note(runs: pd.DataFrame, sweep: str) -> str:
     n = str(low) if low == high else f"{low} to {high}"
     grades = "V1 read in the paper, V2 in a transcription, V3 off a figure, R a log of one seed"
     told = f"  ·  published: {grades}" if published(sweep) else ""
+    if any(is_lost(row) and row["status"] == "completed" for row in runs.to_dict("records")):
+        told = f"  ·  lost: as good as a unigram model, and no pair{told}"
     sizes = defined(sweep_question(sweep) or "")
     return f"ours: {n} seeds an arm, line: 95 % interval (Student t){told}" + (f"\n{sizes}" if sizes else "")
 

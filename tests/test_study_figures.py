@@ -89,6 +89,18 @@ def test_an_arm_that_diverged_is_drawn_as_such(sweep):
     assert f"{arm} (4 of 4 diverged)" in shown or f"no seed completed ({arm})" in shown
 
 
+def test_a_run_that_learned_nothing_is_no_pair_and_is_counted():
+    runs = made_up("norm_position").assign(**{"data.unigram_val_loss": 6.0})
+    own = runs[runs["stage"] == "evaluate"].copy()
+    arm, base = arms_of("norm_position")[2], arms_of("norm_position")[0]
+    own.loc[(own["arm"] == arm) & (own["init_seed"] == 1), "val_loss"] = 5.99
+    effect = _studies.effects(own, base)[arm]
+    assert effect.n == 3 and effect.lost == "1 of 4 lost" and abs(effect.mean) < 5
+    runs.loc[own.index, "val_loss"] = own["val_loss"]
+    module = importlib.import_module("lmablate.analysis.norm_position")
+    assert f"{arm} (1 of 4 lost)" in words(module.figure(runs))
+
+
 def test_effects_are_paired_and_in_per_cent():
     runs = _studies.stage(made_up("activation"), "evaluate")
     found = _studies.effects(runs, "gelu")["swiglu"]
