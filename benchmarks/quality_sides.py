@@ -113,6 +113,7 @@ class Llama(Ours):
     """
 
     title = "transformers Llama in our trainer"
+    rates = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2)
     words = ("trainer.precision=fp32", "runtime.compile=false")  # our graphs are of our blocks
 
     def model(self, seed: int) -> nn.Module:
