@@ -108,7 +108,7 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
             note = f"{parts.shape[0]} draws x {parts.shape[1]} orders, variance components of a two-way layout"
         if near := near_arms(every):
             said = ", ".join(f"{names} {value:.2f} %" for names, value in near.items())
-            note += f"; standard deviation of a paired difference of near arms: {said}"
+            note += f"\nstandard deviation of a paired difference of near arms: {said}"
         entitle(figure, sweep_question(SWEEP) or SWEEP, note)
     return figure
 
