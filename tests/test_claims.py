@@ -378,6 +378,7 @@ def test_a_diverged_run_counts_and_no_pair_is_dropped():
     assert test["effect"] == pytest.approx(-1.0 + (100 * (7.6 - 4) / 4 + 1) / 8, abs=0.2)
     assert "1 of 8 against 0 of 8 runs diverged; they count with the loss before training" in said(row)
     assert "over the 7 pairs that finished the effect is -0.99 %" in said(row)
+    assert test["finished"] == {"n": 7, "effect": pytest.approx(-0.99, abs=0.01)}
     assert row["verdict"] != "contradicted", "seven better runs do not make up for a lost one"
 
 

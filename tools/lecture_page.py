@@ -144,6 +144,8 @@ def _effect(test: Mapping[str, Any]) -> str:
     ends = test["interval_95"]
     between = f" [{signed(ends[0], 2)}, {signed(ends[1], 2)}]" if ends else ""
     where = "".join(f", {key} {value}" for key, value in test["where"].items() if key not in ("text", "data"))
+    if (rest := test["finished"]) is not None:
+        between += f", {signed(rest['effect'], 2)}{unit} over the {rest['n']} pairs without a lost run"
     length = test.get("tokens_per_param")
     per = f", {length_words(length)} per parameter" if length is not None else ""
     return f"{signed(test['effect'], 2)}{unit}{between}, n {test['n']}{per}{where}"

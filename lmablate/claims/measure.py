@@ -45,7 +45,8 @@ class Estimate:
 
     `p`: of no difference, two-sided; `p_equal`: of equivalence within the margin; `p_not_higher`: of the one-sided test;
     `p_beyond`: that the effect lies beyond the margin, two-sided. `sd`: of one pair's value. `diverged`: lost runs by side,
-    (count, runs), which `lost` calls by what became of them.
+    (count, runs), which `lost` calls by what became of them. `finished`: the effect over the pairs without one, and their
+    number; None if there is no lost run, or no such pair.
     """
 
     effect: float | None = None
@@ -63,6 +64,7 @@ class Estimate:
     pooled: estimates.Pooled | None = None
     diverged: dict[str, tuple[int, int]] = field(default_factory=dict)
     lost: str = "diverged"
+    finished: tuple[float, int] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,9 +135,8 @@ def _paired(
         _with_divergence(out, told, test.margin)
         finished = [v for v, lost in zip(out.values, lost_arms, strict=True) if not any(lost)]
         if finished and len(finished) < n:
-            out.notes.append(
-                f"over the {len(finished)} pairs that finished the effect is {statistics.fmean(finished):+.2f} %"
-            )
+            out.finished = statistics.fmean(finished), len(finished)
+            out.notes.append(f"over the {len(finished)} pairs that finished the effect is {out.finished[0]:+.2f} %")
     return out
 
 

@@ -216,7 +216,7 @@ def statistic_row(
         "tokens_per_param": length, "short_run": is_short(length), "effect": found.value,
         "interval_95": list(found.interval) if found.interval else None, "bootstrap_95": None, "effect_in_units": found.value, "values": [],
         "sd": None, "n": found.n, "correlation": None, "p": None, "p_beyond": None, "p_sign_flip": None, "p_claim": None,
-        "p_holm": None, "p_claim_holm": None, "family": None, "pooled": None, "diverged": {}, "unpaired": 0,
+        "p_holm": None, "p_claim_holm": None, "family": None, "pooled": None, "diverged": {}, "finished": None, "unpaired": 0,
         "sweeps": sorted({str(row["sweep"]) for row in rows if not is_missing(row["sweep"])}) if found.value is not None else [],
         "runs": {"plus": [], "minus": []},
     }  # fmt: skip

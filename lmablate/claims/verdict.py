@@ -211,6 +211,7 @@ def _row(one: Judged, ps: Corrected | None, studies: list[Mapping[str, Any]], al
         "p_claim": p_claim(test, e) if sample else None, **_corrected(ps),
         "pooled": e.pooled._asdict() if e.pooled else None,
         "diverged": {side: list(count) for side, count in e.diverged.items()},
+        "finished": None if e.finished is None else {"effect": e.finished[0], "n": e.finished[1]},
         "unpaired": sample.unpaired if sample else 0, "sweeps": list(sample.sweeps) if sample else [],
         "runs": {"plus": _run_ids(sample, 1), "minus": _run_ids(sample, -1)},
     }  # fmt: skip
