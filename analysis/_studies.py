@@ -136,6 +136,12 @@ def lost(rows: pd.DataFrame) -> pd.Series:
     return pd.Series([is_lost(row) for row in rows.to_dict("records")], index=rows.index, dtype=bool)
 
 
+def with_lost(arm: str, rows: pd.DataFrame) -> str:
+    """The arm, and how many of its runs were lost."""
+    note = lost_note(rows)
+    return f"{arm} ({note})" if note else arm
+
+
 def lost_note(rows: pd.DataFrame) -> str:
     """How many of the runs diverged, or were lost otherwise too; empty if none was."""
     found = rows[lost(rows)]

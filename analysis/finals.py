@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from lmablate.analysis._studies import with_lost
 from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, percent, side_column
 from lmablate.results.common_targets import OWN
 
@@ -19,13 +20,8 @@ def arm_order(runs: pd.DataFrame) -> list[str]:
 
 
 def arm_names(runs: pd.DataFrame) -> dict[str, str]:
-    """Each arm's label, best arm first, with the number of its runs that diverged: nothing is dropped in silence."""
-    names = {}
-    for arm in arm_order(runs):
-        status = runs.loc[runs["arm"] == arm, "status"]
-        diverged = int((status == "diverged").sum())
-        names[arm] = f"{arm} ({diverged} of {len(status)} diverged)" if diverged else arm
-    return names
+    """Each arm's label, best arm first, with the number of its runs that were lost: nothing is dropped in silence."""
+    return {arm: with_lost(arm, runs[runs["arm"] == arm]) for arm in arm_order(runs)}
 
 
 def draw_finals(axes: Axes, runs: pd.DataFrame, styles: dict[str, Arm]) -> None:

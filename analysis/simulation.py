@@ -11,7 +11,8 @@ from lmablate.analysis._style import INK, MUTED, PALETTE, PAPER, entitle, new_fi
 
 
 def figure(rates: pd.DataFrame) -> Figure:
-    """Every rate with its exact 95 % interval and what it should be: false alarms left, findings right."""
+    """Every rate with its exact 95 % interval and what it should be: false alarms left, findings right; one name, one block."""
+    rates = rates.iloc[pd.factorize(rates["what"])[0].argsort(kind="stable")]
     alarm = rates["what"].str.contains("claimed|refuted|false positives|called equal|called no worse")
     halves = (
         (rates[alarm], "A difference or an equality that is not there", 0.05),

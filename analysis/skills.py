@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lmablate.analysis._studies import arm_of, arms_in_order, stage
+from lmablate.analysis._studies import arm_of, arms_in_order, stage, with_lost
 from lmablate.analysis._style import MUTED, arm_styles, entitle, message, new_figure, run, side_column, style
 from lmablate.analysis.study_figures import NOTHING
 from lmablate.schema.sweeps import sweep_question
@@ -51,8 +51,7 @@ def _by_arm(axes: Axes, runs: pd.DataFrame) -> None:
     looks, rows = arm_styles(arms), []
     for y, arm in enumerate(arms):
         mine = runs[arm_of(runs) == arm]
-        lost = int((mine["status"] == "diverged").sum())
-        names.append(f"{arm} ({lost} of {len(mine)} diverged)" if lost else arm)
+        names.append(with_lost(arm, mine))
         values = 100 * mine["val_accuracy"].dropna()
         if values.empty:
             continue

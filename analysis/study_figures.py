@@ -36,7 +36,6 @@ from lmablate.analysis._style import (
     style,
 )
 from lmablate.analysis.finals import defined
-from lmablate.claims.predicates import is_lost
 from lmablate.schema.sweeps import sweep_question
 
 NOTHING = "No finished evaluation runs of sweeps={0} yet: lmablate train sweeps={0}"
@@ -207,7 +206,7 @@ def note(runs: pd.DataFrame, sweep: str) -> str:
     n = str(low) if low == high else f"{low} to {high}"
     grades = "V1 read in the paper, V2 in a transcription, V3 off a figure, R a log of one seed"
     told = f"  ·  published: {grades}" if published(sweep) else ""
-    if any(is_lost(row) and row["status"] == "completed" for row in runs.to_dict("records")):
+    if (lost(runs) & (runs["status"] == "completed")).any():
         told = f"  ·  lost: as good as a unigram model, and no pair{told}"
     sizes = defined(sweep_question(sweep) or "")
     return f"ours: {n} seeds an arm, line: 95 % interval (Student t){told}" + (f"\n{sizes}" if sizes else "")

@@ -173,14 +173,17 @@ def simulate(folder: Path, sets: int) -> list[str]:
 
 
 def write_rates(folder: Path, rates: Sequence[Rate]) -> list[str]:
-    """Write ``rates.csv`` and ``simulation.png`` and ``.svg``. Returns the rates as text."""
+    """Write ``rates.csv``, and ``simulation`` and, of ladders and laws, ``ladders`` as PNG and SVG. Returns the rates as text."""
     import pandas as pd
 
     from lmablate.analysis import _style, simulation
 
     table = pd.DataFrame(rates)
     atomic_write(folder / "rates.csv", table.round(5).to_csv(index=False))
-    _style.save(simulation.figure(table), folder / "simulation")
+    of_ladders = table["what"].str.startswith(("ladder: ", "law: "))
+    for stem, rows in (("simulation", table[~of_ladders]), ("ladders", table[of_ladders])):
+        if len(rows):
+            _style.save(simulation.figure(rows), folder / stem)
     lines = [f"{r.rate:6.3f}  ({r.low:.3f} to {r.high:.3f})  {r.what}, {r.setting}" for r in rates]
     return [*lines, "", f"wrote {folder / 'rates.csv'} and {folder / 'simulation.png'}"]
 

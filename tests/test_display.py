@@ -211,6 +211,17 @@ def test_the_plan_of_a_study_is_a_row_an_arm():
     assert shown[1].split()[2:-1] == ["2", "1", "1", "40"]
 
 
+def test_a_compiled_run_is_priced_as_compiled():
+    def job(compile):
+        return SimpleNamespace(work=3e9, cfg=SimpleNamespace(runtime=SimpleNamespace(compile=compile)))
+
+    assert pricing.seconds_of(job(False), 1e9) == 3.0
+    assert pricing.seconds_of(job(True), 1e9) == pytest.approx(3.0 / pricing.COMPILE_GAIN)
+    assert pricing.COMPILE_GAIN > 1
+    assert f"times {pricing.COMPILE_GAIN:g} where compiled" in " ".join(pricing._explanations([], [job(True)], 1e9))
+    assert "where compiled" not in " ".join(pricing._explanations([], [job(False)], 1e9))
+
+
 def test_a_text_that_is_read_more_than_once_is_said_with_the_number_of_times(text, tmp_path, caplog, monkeypatch):
     from test_console import printed
 

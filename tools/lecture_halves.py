@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from published import EVALUATED, Study
@@ -30,8 +29,8 @@ class HalvesRate(NamedTuple):
 def halves_rate(studies: Sequence[Study]) -> HalvesRate | None:
     """Return how often a t test at 5 % tells two halves of a comparison's seeds apart; None without four seeds anywhere.
 
-    A comparison is that of two arms of a study. No run is in two comparisons, so that they are independent but for the
-    seeds, whose effect on both arms a paired difference does not hold.
+    A comparison is of two arms of a study. No run is in two comparisons, and a paired difference is free of what a seed
+    does to both arms, so that comparisons are independent.
     """
     found = [t_test(between) for between in _between_halves(studies)]
     if not found:
@@ -57,7 +56,7 @@ def _between_halves(studies: Sequence[Study]) -> Iterator[list[float]]:
     seen: set[str] = set()
     for study in studies:
         free = [runs for runs in _arms(study) if not seen & {row["run_id"] for row in runs.values()}]
-        for a, b in list(pairwise(free))[::2]:
+        for a, b in zip(free[::2], free[1::2], strict=False):
             seeds = sorted(a.keys() & b.keys())
             half = len(seeds) // 2
             if len(seeds) < FEWEST or a[seeds[0]]["choices"]["data"] != b[seeds[0]]["choices"]["data"]:

@@ -275,5 +275,5 @@ def divergences(sets: int, n: int = 6) -> list[Rate]:
         out.append(rate(f"divergence {what}", f"{n} pairs, chances {chances}", hits, expected))
     at_margin, claims = Truth((0.0, 4.0), diverge=(0.5, 0.5)), {"d": claim("d", "not_higher", 1.0)}
     hits = [one["d"]["verdict"] == "supported" for one in verdicts(at_margin, 2 * n, claims, sets, seed=12)]
-    what = "as often in both arms, one higher by the margin: called no worse"
+    what = "in both arms, one higher by the margin: called no worse"
     return [*out, rate(f"divergence {what}", f"{2 * n} pairs, chances 0.5 and 0.5", hits, 0.05)]

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from lmablate.schema.run_config import RunConfig
 
 CALIBRATION_SECONDS = 2.0
-COMPILE_GAIN = (
-    1.6  # speed of compiled steps over eager ones, at the laptop tier's widths; benchmarks/rung.py measures it
-)
+COMPILE_GAIN = 1.4  # speed of compiled steps over eager ones: 1.45 at width 48, 1.31 at 128 (benchmarks/rung.py)
 
 
 def print_own_components(jobs: Sequence[Job], launcher: str) -> None:
@@ -162,9 +160,8 @@ def _explanations(priced: Sequence[tuple[Job, float | None]], todo: Sequence[Job
     lines = []
     if todo:
         whose = f" {todo[0].label}" if len(priced) > 1 else ""
-        compiled = (
-            f", times {COMPILE_GAIN:g} where compiled" if any(job.cfg.runtime.compile is True for job in todo) else ""
-        )
+        faster = any(job.cfg.runtime.compile is True for job in todo)
+        compiled = f", times {COMPILE_GAIN:g} where compiled" if faster else ""
         lines.append(
             f"Price: {speed / 1e9:.1f} GFLOP/s a run, from {CALIBRATION_SECONDS:.0f} s of eager steps{whose}{compiled}; "
             "start-up and evaluation come on top."
