@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from lmablate.claims.predicates import is_lost
 from lmablate.results.arms import with_arms
+from lmablate.results.lost import is_lost
 from lmablate.stats import interval
 
 EVALUATE = ("evaluate", "evaluate_shared")

@@ -130,7 +130,12 @@ def test_stages_of_a_ladder_tune_at_one_rung_bracket_the_top_and_forecast_the_la
     content = saved(folder)
     assert content["stage"] == "done" and early[0]["forecasts"] == content["forecasts"]
     (entry,) = content["forecasts"]
-    assert entry["rung"] == "48k" and entry["blind"] and len(entry["runs"]) == 18 and entry["date"].startswith("20")
+    assert (
+        entry["rung"] == "48k"
+        and entry["arms"][0]["blind"]
+        and len(entry["runs"]) == 18
+        and entry["date"].startswith("20")
+    )
     (ladder,) = ladders(load_runs(folder), load_studies(folder).values())
     (row,) = outcomes(ladder, content["forecasts"])
     assert row["arm"] == "layer" and row["interval"][0] < row["outcome"] < row["interval"][1] and row["held"]
@@ -157,7 +162,7 @@ def test_a_ladder_that_is_killed_anywhere_gives_the_same_rows_and_keeps_its_fore
         if only == 33:
             before = saved(tmp_path)["forecasts"]
     assert {p.parent.name: json.loads(p.read_text())["val_loss"] for p in tmp_path.glob("*/result.json")} == rows
-    assert saved(tmp_path)["forecasts"] == before and len(before) == 1 and before[0]["blind"]
+    assert saved(tmp_path)["forecasts"] == before and len(before) == 1 and before[0]["arms"][0]["blind"]
 
 
 def test_a_plan_prices_every_run_of_a_ladder_and_writes_nothing(text, done, tmp_path):
@@ -173,8 +178,20 @@ def test_an_arm_that_diverges_at_a_rung_has_no_forecast_and_says_where(text, tmp
     s = study(text, tmp_path, arms={**ARMS, "none": ["norm=none"]}, tune="none", seeds=2)
     assert s.run(Fake(lost)) == 0
     layer, none = saved(tmp_path)["forecasts"][0]["arms"]
-    assert layer["interval"] is None and "it diverged at 24k" in layer["problem"] and none["interval"] is not None
-    assert any("diverged at 24k" in note for note in s.notes())
+    assert (
+        layer["interval"] is None
+        and "a run diverged or learned nothing at 24k" in layer["problem"]
+        and none["interval"] is not None
+    )
+    assert any("learned nothing at 24k" in note for note in s.notes())
+
+
+def test_a_forecast_is_blind_while_no_pair_of_its_arm_is_trained(text, tmp_path):
+    for others in (["none"], ["none", "layer"]):  # the second finds the baseline's runs
+        arms = {"rms": ["norm=rms"], **{one: [f"norm={one}"] for one in others}}
+        assert study(text, tmp_path, arms=arms, tune="none", seeds=2).run(Fake()) == 0
+    blind = [{one["arm"]: one["blind"] for one in entry["arms"]} for entry in saved(tmp_path)["forecasts"]]
+    assert blind == [{"none": True}, {"none": False, "layer": True}]
 
 
 def test_the_largest_rung_waits_for_runs_that_failed(text, tmp_path):

@@ -45,8 +45,8 @@ def made():
     """A made-up ladder whose effect grows, its frame and its study's record with a forecast of before."""
     frame, record = simulated.study(simulated.TRUTHS["grows"][0], np.random.default_rng(1))
     (ladder,) = ladders(frame, [record])
-    arms = [one._asdict() for one in forecasts(ladder, ladder.size("4"), 3)]
-    record["forecasts"] = [{"rung": "4", "date": "2026-11-30T12:00:00+00:00", "blind": True, "runs": [], "arms": arms}]
+    arms = [{**one._asdict(), "blind": True} for one in forecasts(ladder, ladder.size("4"), 3)]
+    record["forecasts"] = [{"rung": "4", "date": "2026-11-30T12:00:00+00:00", "runs": [], "arms": arms}]
     return ladder, frame, record
 
 
@@ -189,19 +189,24 @@ def test_an_effect_that_grows_is_found_with_its_forecast_and_its_words(made):
 
 def test_a_forecast_made_after_its_rung_does_not_count(made):
     _, frame, record = made
-    late = {**record, "forecasts": [{**record["forecasts"][0], "blind": False}]}
+    (entry,) = record["forecasts"]
+    late = {**record, "forecasts": [{**entry, "arms": [{**one, "blind": False} for one in entry["arms"]]}]}
     (one,) = summaries(frame, [late])
     assert calibration_of([one])["n"] == 0 and "does not count" in "\n".join(lines(one))
 
 
-def test_nothing_is_fitted_through_a_rung_at_which_an_arm_diverged(made):
+@pytest.mark.parametrize("end", [{"status": "diverged", "val_loss": None}, {"data.unigram_val_loss": 1.0}])
+def test_nothing_is_fitted_through_a_rung_at_which_a_run_is_lost(made, end):
     _, frame, record = made
-    for arm, says in (("arm", "arm diverged at 2"), ("base", "base diverged at 2")):
-        lost = frame.copy()
-        lost.loc[lost["run_id"] == f"{arm}20", ["status", "val_loss"]] = ["diverged", None]
+    for arm, says in (
+        ("arm", "arm diverged or learned nothing at 2"),
+        ("base", "base diverged or learned nothing at 2"),
+    ):
+        lost = frame.assign(**{"data.unigram_val_loss": None})
+        lost.loc[lost["run_id"] == f"{arm}20", list(end)] = list(end.values())
         (ladder,) = ladders(lost, [record])
         (one,) = forecasts(ladder, 1e14, 3)
-        assert one.interval is None and "diverged at 2" in one.problem
+        assert one.interval is None and "learned nothing at 2" in one.problem
         (found,) = summaries(lost, [record])
         assert says in (found["problem"] or found["effects"][0]["words"])
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from lmablate.claims.claim import Hypothesis
 from lmablate.claims.evidence import LR, Pair, Sample, SampleArm
-from lmablate.claims.predicates import Row, clipped, is_lost
+from lmablate.claims.predicates import Row, clipped
 from lmablate.diagnostics.spikes import LEAST
 from lmablate.results.arms import is_missing
+from lmablate.results.lost import is_lost
 from lmablate.stats import counts, curves, estimates, sequential
 
 # Spreads are pooled unless the test of their equality gives a p below EQUAL or the contrast looks wider than the rest. With

@@ -12,7 +12,6 @@ from lmablate.results.arms import is_missing, show
 Row = dict[str, Any]
 NEAR = 0.06  # relative tolerance of a shape: budgets meet a ratio within 5 %
 SAME = 1e-3  # relative tolerance of any other number
-LEARNT = 0.01  # of a unigram model's loss, by which a run has to end below it
 
 
 def _gated(row: Row) -> bool:
@@ -84,17 +83,3 @@ def clipped(row: Row) -> float:
     Infinite if neither is known."""
     known = [row[key] for key in ("val_loss", "init_val_loss") if not is_missing(row[key])]
     return float(min(known, default=math.inf))
-
-
-def is_lost(row: Row) -> bool:
-    """Return whether a run diverged, or learned nothing: its loss on a text ends within 1 % of a unigram model's.
-
-    A post-norm stack can fall to that loss in its first steps and stay there, with finite losses all the time. On a text of
-    shuffled tokens there is nothing else to learn."""
-    if row["status"] == "diverged":
-        return True
-    unigram, loss = row.get("data.unigram_val_loss"), row["val_loss"]
-    shuffled, objective = row.get("data.shuffle_tokens"), row.get("objective.kind")
-    if is_missing(unigram) or is_missing(loss) or not (is_missing(shuffled) or not shuffled):
-        return False
-    return (is_missing(objective) or objective == "causal") and float(loss) > (1 - LEARNT) * float(unigram)  # type: ignore[arg-type]

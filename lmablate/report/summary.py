@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmablate.claims.predicates import is_lost
 from lmablate.results.arms import (
     arm_columns,
     axes_that_vary,
@@ -18,6 +17,7 @@ from lmablate.results.arms import (
     show,
 )
 from lmablate.results.common_targets import objective_notices
+from lmablate.results.lost import is_lost
 from lmablate.results.size_matching import SIZES, matched_size, size_notices, size_text
 from lmablate.schema.identity import SCIENCE_VERSION
 

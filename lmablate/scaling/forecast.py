@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmablate.core.errors import ConfigError
-from lmablate.scaling.ladder import Ladder
+from lmablate.scaling.ladder import Ladder, lost_at
 from lmablate.scaling.law import RESAMPLES, Law
 from lmablate.scaling.multiples import difference_of, gain, line, pooled
 
@@ -60,8 +60,8 @@ def forecasts(ladder: Ladder, at: float, pairs: int, *, resamples: int = RESAMPL
     out = []
     flops = {rung: ladder.size(rung) for rung in ladder.fitted}
     for arm in ladder.arms[1:]:
-        if lost := [rung for rung in ladder.diverged(arm) if rung in ladder.fitted]:
-            why = f"it diverged at {', '.join(lost)}: nothing is fitted through that"
+        if lost := [rung for rung in ladder.lost(arm) if rung in ladder.fitted]:
+            why = f"a run {lost_at(lost)}: nothing is fitted through that"
             out.append(Forecast(arm, None, None, pairs, why))
             continue
         runs = pooled(ladder, arm, ladder.baseline, ladder.fitted)
@@ -72,16 +72,16 @@ def forecasts(ladder: Ladder, at: float, pairs: int, *, resamples: int = RESAMPL
 def outcomes(ladder: Ladder, record: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each recorded forecast (of the study's file) with what came out: `outcome` (nats per token) and `held`.
 
-    Both are None while the rung is not trained, or where a run diverged."""
+    Both are None while the rung is not trained, or where a run is lost."""
     out = []
     for entry in record:
         for one in entry["arms"]:
-            diverged = {arm for arm in (one["arm"], ladder.baseline) if entry["rung"] in ladder.diverged(arm)}
-            found = [] if diverged else ladder.differences(one["arm"], entry["rung"])
+            lost = any(entry["rung"] in ladder.lost(arm) for arm in (one["arm"], ladder.baseline))
+            found = [] if lost else ladder.differences(one["arm"], entry["rung"])
             mean = float(np.mean(found)) if found else None
             known = mean is not None and one["interval"] is not None
             held = one["interval"][0] <= mean <= one["interval"][1] if known else None
-            extra = {"study": ladder.study, "rung": entry["rung"], "date": entry["date"], "blind": entry["blind"]}
+            extra = {"study": ladder.study, "rung": entry["rung"], "date": entry["date"]}
             out.append({**extra, **one, "outcome": mean, "held": held})
     return out
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lmablate.core.errors import ConfigError
+from lmablate.results.lost import is_lost
 from lmablate.scaling.forms import FORMS
 from lmablate.scaling.law import RESAMPLES, Law, fit
 from lmablate.scaling.points import Points
@@ -21,7 +22,7 @@ EVALUATE = "evaluate"  # the stage whose runs count
 
 
 class Run(NamedTuple):
-    """A run of a ladder. `loss`: nats per token, None if it diverged; `seconds`: of training alone, None if it shared the
+    """A run of a ladder. `loss`: nats per token, None if it is lost (results.lost); `seconds`: of training alone, None if it shared the
     machine; `budget`: tokens per parameter of its branch over those of the rung, 1 for the whole run."""
 
     arm: str
@@ -60,8 +61,8 @@ class Ladder(NamedTuple):
         """Return the whole runs of an arm at a rung by pair of seeds."""
         return {run.pair: run for run in self.runs if run.arm == arm and run.rung == rung and run.budget == 1}
 
-    def diverged(self, arm: str) -> list[str]:
-        """Return the rungs at which a run of the arm diverged."""
+    def lost(self, arm: str) -> list[str]:
+        """Return the rungs at which a run of the arm diverged or learned nothing."""
         return [r for r in self.rungs if any(run.loss is None for run in self.at(arm, r).values())]
 
     def size(self, rung: str, field: str = "flops") -> float:
@@ -81,11 +82,11 @@ class Ladder(NamedTuple):
         """Return a law of an arm (default: the baseline) over the fitted rungs, or over all.
 
         Laws of tokens take the shorter budgets of each rung too; a law of compute the whole runs. Raises ConfigError for an arm
-        that diverged at a rung, and for fewer than three rungs."""
+        that lost a run, and for fewer than three rungs."""
         arm = arm or self.baseline
         rungs = self.rungs if held_out else self.fitted
-        if lost := [rung for rung in self.diverged(arm) if rung in rungs]:
-            raise ConfigError(f"{self.study}: {arm} diverged at {', '.join(lost)}, and no law goes through that")
+        if lost := [rung for rung in self.lost(arm) if rung in rungs]:
+            raise ConfigError(f"{self.study}: {arm} {lost_at(lost)}, and no law goes through that")
         whole = "tokens" not in FORMS[form].columns
         own = [r for r in self.runs if r.arm == arm and r.rung in rungs and r.loss is not None]
         own = [r for r in own if r.budget == 1 or not whole]
@@ -128,13 +129,18 @@ def _run(use: Mapping[str, Any], row: Mapping[Any, Any], whole: float) -> Run | 
         params=float(row["n_params_non_embedding"]),
         tokens=tokens,
         flops=float(row["flops_per_token"]) * tokens,
-        loss=float(row["val_loss"] or 0) if row["status"] == "completed" else None,
+        loss=None if is_lost(row) else float(row["val_loss"] or 0),
         seconds=float(seconds) if alone and seconds is not None else None,
         run_id=str(row["run_id"]),
     )
 
 
+def lost_at(rungs: Sequence[str]) -> str:
+    """Return what became of an arm that lost runs at `rungs`, in words."""
+    return f"diverged or learned nothing at {', '.join(rungs)}"
+
+
 def mean_loss(runs: Sequence[Run]) -> float | None:
-    """Return the mean loss of some runs, None if one diverged or there is none."""
+    """Return the mean loss of some runs, None if one is lost or there is none."""
     losses = [run.loss for run in runs]
     return None if not losses or None in losses else float(np.mean([loss for loss in losses if loss is not None]))

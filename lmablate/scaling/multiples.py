@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lmablate.scaling.ladder import Ladder
+from lmablate.scaling.ladder import Ladder, lost_at
 from lmablate.scaling.law import Law
 from lmablate.stats.multiplicity import holm
 
@@ -108,7 +108,7 @@ def effect(ladder: Ladder, arm: str, law: Law, *, minus: str | None = None) -> E
     from scipy import stats
 
     minus = minus or ladder.baseline
-    lost = [f"{one} diverged at {', '.join(where)}" for one in (arm, minus) if (where := ladder.diverged(one))]
+    lost = [f"{one} {lost_at(where)}" for one in (arm, minus) if (where := ladder.lost(one))]
     if lost:
         return Effect(
             arm, minus, (), None, None, "not decided", None, f"{' and '.join(lost)}: nothing is fitted through that"

@@ -28,8 +28,8 @@ class Agreement(NamedTuple):
 
 
 def agreements(ladder: Ladder) -> list[Agreement]:
-    """Return the agreement of each rung with the largest that has runs. Arms that diverged anywhere are left out."""
-    arms = [arm for arm in ladder.arms if not ladder.diverged(arm)]
+    """Return the agreement of each rung with the largest that has runs. Arms that lost a run are left out."""
+    arms = [arm for arm in ladder.arms if not ladder.lost(arm)]
     tables = {rung: table for rung in ladder.rungs if (table := _losses(ladder, arms, rung)) is not None}
     if len(arms) < 2 or len(tables) < 2:
         return []

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmablate.budget import flops_per_token
 from lmablate.core.errors import ConfigError
-from lmablate.results.folders import numerics_text
+from lmablate.results.load import flat_row
 from lmablate.results.studies import load_studies
 from lmablate.runs.run_directory import RunDirectory
 from lmablate.scaling.forecast import forecasts
@@ -154,7 +154,7 @@ class LadderStudy(Study):
         for use in self.uses.values():
             row = RunDirectory(self.results_dir, use["run_id"]).read_result()
             if row is not None:
-                rows[use["run_id"]] = {**dict(row.items()), "numerics": numerics_text(row.numerics)}
+                rows[use["run_id"]] = flat_row(row)
         return ladder_of({"sweep": self.name, **self.more_record(), "runs": list(self.uses.values())}, rows)
 
     def _forecast(self, trials: Sequence[Trial]) -> None:
@@ -162,6 +162,7 @@ class LadderStudy(Study):
         jobs, _ = self.prepare(trials)
         self.missing -= set(trials)  # they wait for nothing but this
         cells = {trial.arm for trial in trials}
+        done = {(job.cfg.arm, job.cfg.init_seed, job.cfg.data_seed) for job in jobs if job.done}
         rung = self.cells[trials[0].arm][1].name
         lower = sorted(
             use["run_id"] for (_, arm, stage), use in self.uses.items() if stage == EVALUATE and use["rung"] != rung
@@ -171,13 +172,18 @@ class LadderStudy(Study):
         baseline = next(name for name in self.cells if name in cells)
         cfg = self._job_of[next(trial for trial in trials if trial.arm == baseline)].cfg
         at = float(flops_per_token(cfg)) * cfg.tokens
-        arms = [one._asdict() for one in forecasts(self.ladder(), at, len(self.pairs))]
+        known = {  # both sides of a pair are trained, so the difference could be looked up
+            arm: any({(name, *pair), (baseline, *pair)} <= done for pair in self.pairs)
+            for name in cells
+            for arm in [self.cells[name][0]]
+        }
+        found = forecasts(self.ladder(), at, len(self.pairs))
         self.records.append({
-            "rung": rung, "date": datetime.now(UTC).isoformat(timespec="seconds"), "blind": not any(job.done for job in jobs),
-            "flops": at, "level": 0.9, "runs": lower, "arms": arms,
+            "rung": rung, "date": datetime.now(UTC).isoformat(timespec="seconds"), "flops": at, "level": 0.9, "runs": lower,
+            "arms": [{**one._asdict(), "blind": not known[one.arm]} for one in found],
         })  # fmt: skip
-        for one in arms:
-            log.info("forecast of %s at %s: %s", one["arm"], rung, forecast_words(one))
+        for one in found:
+            log.info("forecast of %s at %s: %s", one.arm, rung, forecast_words(one._asdict()))
 
     def arm_record(self, name: str) -> dict[str, Any]:
         """Return the record of an arm's learning rate at its rung."""
