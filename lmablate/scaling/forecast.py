@@ -81,7 +81,8 @@ def outcomes(ladder: Ladder, record: Iterable[Mapping[str, Any]]) -> list[dict[s
             mean = float(np.mean(found)) if found else None
             known = mean is not None and one["interval"] is not None
             held = one["interval"][0] <= mean <= one["interval"][1] if known else None
-            extra = {"study": ladder.study, "rung": entry["rung"], "date": entry["date"]}
+            blind = one.get("blind", entry.get("blind", False))  # once, an entry said it of all its arms
+            extra = {"study": ladder.study, "rung": entry["rung"], "date": entry["date"], "blind": blind}
             out.append({**extra, **one, "outcome": mean, "held": held})
     return out
 
