@@ -195,6 +195,14 @@ def test_a_forecast_made_after_its_rung_does_not_count(made):
     assert calibration_of([one])["n"] == 0 and "does not count" in "\n".join(lines(one))
 
 
+def test_a_forecast_of_a_rung_at_which_a_run_is_lost_has_no_outcome_and_says_why(made):
+    _, frame, record = made
+    lost = frame.copy()
+    lost.loc[lost["run_id"] == "arm41", ["status", "val_loss"]] = ["diverged", None]
+    (one,) = summaries(lost, [record])
+    assert calibration_of([one])["n"] == 0 and "a run diverged or learned nothing at 4" in "\n".join(lines(one))
+
+
 @pytest.mark.parametrize("end", [{"status": "diverged", "val_loss": None}, {"data.unigram_val_loss": 1.0}])
 def test_nothing_is_fitted_through_a_rung_at_which_a_run_is_lost(made, end):
     _, frame, record = made

@@ -83,7 +83,8 @@ def outcomes(ladder: Ladder, record: Iterable[Mapping[str, Any]]) -> list[dict[s
             held = one["interval"][0] <= mean <= one["interval"][1] if known else None
             blind = one.get("blind", entry.get("blind", False))  # once, an entry said it of all its arms
             extra = {"study": ladder.study, "rung": entry["rung"], "date": entry["date"], "blind": blind}
-            out.append({**extra, **one, "outcome": mean, "held": held})
+            problem = one["problem"] or (f"a run {lost_at([entry['rung']])}" if lost else "")
+            out.append({**extra, **one, "problem": problem, "outcome": mean, "held": held})
     return out
 
 

@@ -142,7 +142,7 @@ def forecast_text(one: Mapping[str, Any]) -> str:
     low, high = one["interval"]
     said = f"{one['difference']:+.4f} nats ({low:+.4f} to {high:+.4f}, 90 %), written on {one['date'][:10]}"
     came = (
-        "not trained yet"
+        one["problem"] or "not trained yet"
         if one["outcome"] is None
         else f"came out {one['outcome']:+.4f}, {'held' if one['held'] else 'missed'}"
     )
