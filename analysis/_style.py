@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +113,8 @@ def new_figure(width: float = WIDTH, height: float = 4.6) -> Figure:
 def entitle(figure: Figure, title: str, note: str) -> None:
     """A title at the top left, and what the figure rests on at the bottom left."""
     if title:
-        figure.suptitle(title, x=0.008, ha="left", fontsize=12.5, fontweight="bold")
+        lines = textwrap.fill(title, round(7.4 * figure.get_figwidth()), break_long_words=False)
+        figure.suptitle(lines, x=0.008, ha="left", fontsize=12.5, fontweight="bold")
     if note:
         figure.supxlabel(
             _in_lines(note, round(13.5 * figure.get_figwidth())), x=0.008, ha="left", fontsize=8.5, color=MUTED

@@ -25,6 +25,8 @@ def figure(record: Mapping[str, Any], published: Sequence[PublishedEffect] = ())
     """Left: the loss difference at each rung; right: the compute multiple. `record`: of scaling.ladder_summary."""
     if not record["effects"]:
         return message(f"{record['study']}: {record['problem'] or 'no arm but the baseline'}")
+    if not any(one["multiples"] for one in record["effects"]):
+        return message("\n".join(f"{record['study']}: {one['words']}" for one in record["effects"]))
     looks = arm_styles([one["arm"] for one in record["effects"]])
     with style():
         drawn = new_figure(height=4.6)

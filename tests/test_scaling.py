@@ -1,12 +1,14 @@
 """Scaling laws, compute multiples, trends, forecasts and ranks on points and ladders whose truth is known."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 from corpus import here
 from scipy import stats
 
+from lmablate.analysis.ladders import figure as draw_ladder
 from lmablate.claims import ladder_simulation as simulated
 from lmablate.claims.ladder_verdicts import words_of
 from lmablate.claims.verdict import judge
@@ -18,7 +20,7 @@ from lmablate.scaling.isoflop import isoflop
 from lmablate.scaling.ladder import ladders
 from lmablate.scaling.ladder_summary import calibration_of, lines, summaries
 from lmablate.scaling.law import fit
-from lmablate.scaling.multiples import Effect, Multiple, difference_of, worth
+from lmablate.scaling.multiples import Effect, Multiple, difference_of, line, worth
 from lmablate.scaling.optimum import best_params, exponent, optimum
 from lmablate.scaling.points import Points
 from lmablate.scaling.ranks import agreements
@@ -203,6 +205,36 @@ def test_a_forecast_of_a_rung_at_which_a_run_is_lost_has_no_outcome_and_says_why
     assert calibration_of([one])["n"] == 0 and "a run diverged or learned nothing at 4" in "\n".join(lines(one))
 
 
+@pytest.mark.parametrize(("scatter", "off"), [(0.0, False), (0.01, True)])
+def test_rungs_off_the_line_give_its_slope_their_own_spread(made, scatter, off):
+    ladder, _, _ = made
+    flops = {rung: ladder.size(rung) for rung in ladder.rungs}
+    by_rung = {r: [0.01 + scatter * (-1) ** i + chance for chance in (-1e-3, 0, 1e-3)] for i, r in enumerate(flops)}
+    fit = line(by_rung, flops, ladder.law(resamples=0))
+    assert (fit.misfit < 0.05, fit.df) == (off, len(flops) - 2 if off else 3 * len(flops) - 2)
+    half = 2 * math.sqrt(fit.cov[1, 1])
+    assert (half > abs(fit.slope)) or not off
+
+
+def test_seconds_of_runs_that_were_trained_at_once_are_not_compared(made):
+    _, frame, record = made
+    minutes = [f"2026-11-30T12:{i:02d}:00+00:00" for i in range(len(frame) + 2)]
+    for width, known in ((1, True), (2, False)):
+        timed = frame.assign(
+            **{"provenance.started": minutes[:-2], "provenance.finished": minutes[width:][: len(frame)]}
+        )
+        (ladder,) = ladders(timed, [record])
+        assert {run.seconds is not None for run in ladder.runs} == {known}
+
+
+def test_a_ladder_without_any_effect_is_a_figure_that_says_why(made):
+    _, frame, record = made
+    lost = frame.assign(**{"data.unigram_val_loss": 1.0})
+    (found,) = summaries(lost, [record])
+    (said,) = (text.get_text() for text in draw_ladder(found).texts)
+    assert "no law goes through that" in said or "nothing is fitted" in said
+
+
 @pytest.mark.parametrize("end", [{"status": "diverged", "val_loss": None}, {"data.unigram_val_loss": 1.0}])
 def test_nothing_is_fitted_through_a_rung_at_which_a_run_is_lost(made, end):
     _, frame, record = made
@@ -254,7 +286,7 @@ def test_a_verdict_on_a_ladder_reads_from_small_to_large(trend, signs, gone, ver
         multiple(name, {"-": -0.1, "+": 0.1, "0": 0.0}[sign], sign != "0")
         for name, sign in zip("abc", signs, strict=True)
     ]
-    found = words_of(Effect("x", "y", tuple(rungs), 0.1, (0.0, 1.0), trend, gone, ""), claimed=-1)
+    found = words_of(Effect("x", "y", tuple(rungs), 0.1, (0.0, 1.0), trend, 0.5, gone, ""), claimed=-1)
     assert found[0] == verdict and words in found[1]
 
 

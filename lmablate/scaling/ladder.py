@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lmablate.core.errors import ConfigError
+from lmablate.results.arms import is_missing
 from lmablate.results.lost import is_lost
 from lmablate.scaling.forms import FORMS
 from lmablate.scaling.law import RESAMPLES, Law, fit
@@ -22,8 +23,8 @@ EVALUATE = "evaluate"  # the stage whose runs count
 
 
 class Run(NamedTuple):
-    """A run of a ladder. `loss`: nats per token, None if it is lost (results.lost); `seconds`: of training alone, None if it shared the
-    machine; `budget`: tokens per parameter of its branch over those of the rung, 1 for the whole run."""
+    """A run of a ladder. `loss`: nats per token, None if it is lost (results.lost); `seconds`: of training, None if another run was trained
+    beside it; `budget`: tokens per parameter of its branch over those of the rung, 1 for the whole run."""
 
     arm: str
     rung: str
@@ -110,17 +111,34 @@ def ladder_of(study: Mapping[str, Any], rows: Mapping[str, Mapping[Any, Any]]) -
     whole: dict[str, float] = {}
     for use in uses:
         whole[use["rung"]] = max(whole.get(use["rung"], 0.0), float(rows[use["run_id"]]["tokens"]))
-    found = [_run(use, rows[use["run_id"]], whole[use["rung"]]) for use in uses]
+    beside = _beside(rows)
+    found = [_run(use, rows[use["run_id"]], whole[use["rung"]], use["run_id"] not in beside) for use in uses]
     kept = tuple(run for run in found if run is not None)
     return Ladder(study["sweep"], study.get("question", ""), tuple(node["arms"]), names, held_out, kept)
 
 
-def _run(use: Mapping[str, Any], row: Mapping[Any, Any], whole: float) -> Run | None:
+def _beside(rows: Mapping[str, Mapping[Any, Any]]) -> set[str]:
+    """Return the runs during which another of `rows` was trained, so that their seconds measure both. Rows without times are not."""
+    starts = "provenance.started", "provenance.finished"
+    timed = [
+        (*(str(row[key]) for key in starts), name)
+        for name, row in rows.items()
+        if not any(is_missing(row.get(key)) for key in starts)
+    ]
+    active: list[tuple[str, str]] = []
+    found: set[str] = set()
+    for start, finish, name in sorted(timed):  # times of one form, in UTC
+        active = [(end, other) for end, other in active if end > start]
+        found |= {name, *(other for _, other in active)} if active else set()
+        active.append((finish, name))
+    return found
+
+
+def _run(use: Mapping[str, Any], row: Mapping[Any, Any], whole: float, alone: bool) -> Run | None:
     if row["status"] == "failed":
         return None
     tokens = float(row["tokens"])
     seconds = row.get("wall_seconds")
-    alone = "gang" not in str(row.get("numerics", "")) and seconds is not None and seconds > 0
     return Run(
         arm=use["of"],
         rung=use["rung"],
@@ -130,7 +148,7 @@ def _run(use: Mapping[str, Any], row: Mapping[Any, Any], whole: float) -> Run | 
         tokens=tokens,
         flops=float(row["flops_per_token"]) * tokens,
         loss=None if is_lost(row) else float(row["val_loss"] or 0),
-        seconds=float(seconds) if alone and seconds is not None else None,
+        seconds=float(seconds) if alone and seconds and seconds > 0 else None,
         run_id=str(row["run_id"]),
     )
 

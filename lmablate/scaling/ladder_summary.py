@@ -11,7 +11,7 @@ from lmablate.scaling import law_file
 from lmablate.scaling.forecast import calibration, outcomes
 from lmablate.scaling.ladder import Ladder, ladders
 from lmablate.scaling.law import Law
-from lmablate.scaling.multiples import Effect, Multiple, effect
+from lmablate.scaling.multiples import ALPHA, Effect, Multiple, effect
 from lmablate.scaling.ranks import agreements
 
 DECADE = math.log(10)
@@ -69,6 +69,7 @@ def _effect(one: Effect) -> dict[str, Any]:
         "arm": one.arm,
         "minus": one.minus,
         "trend": one.trend,
+        "misfit": one.misfit,
         "gone_at": one.gone_at,
         "problem": one.problem,
         "slope_per_decade": slope,
@@ -95,6 +96,8 @@ def trend_words(one: Effect) -> str:
     worth = f"{multiple_words(last)} at {last.rung}"
     change = "" if one.slope is None else f", times {math.exp(one.slope * DECADE):.3g} for ten times the compute"
     gone = f"; from {one.gone_at} on the interval holds 1" if one.gone_at else ""
+    if one.misfit is not None and one.misfit < ALPHA:
+        change = f"; the rungs do not lie on a line (p {one.misfit:.2g})"
     harm = "the harm " if (last.value or 1.0) < 1 and one.trend in ("grows", "steady", "fades") else ""
     trend = one.trend if not harm or one.trend != "steady" else "is steady"
     return f"{harm}{trend}: {worth}{change}{gone}"

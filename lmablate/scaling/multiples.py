@@ -19,6 +19,7 @@ from lmablate.stats.multiplicity import holm
 
 ALPHA = 0.05
 Trend = Literal["grows", "steady", "fades", "turns", "not decided", "no effect shown"]
+NO_TREND: tuple[None, None, Trend] = (None, None, "not decided")
 
 
 class Multiple(NamedTuple):
@@ -26,7 +27,7 @@ class Multiple(NamedTuple):
 
     `difference`, `low`, `high`: of the loss, nats per token, with its 95 % interval. `value`, `interval`: the compute multiple and
     its 95 % interval; None where no compute of the baseline reaches the loss by its law. `seconds`: the same in seconds of training,
-    None where no run had the machine alone. `p`: of no difference; `differs`: so after Holm over the rungs."""
+    None unless every run had the machine alone. `p`: of no difference; `differs`: so after Holm over the rungs."""
 
     rung: str
     flops: float
@@ -46,8 +47,8 @@ class Effect(NamedTuple):
     """The worth of an arm over a ladder.
 
     `slope`: the change of the log multiple for each factor e of compute, with its 95 % interval `slope_interval`; None below three
-    rungs. `trend`: what that says. `gone_at`: the rung from which on the interval holds 1, where the effect has faded within the
-    rungs. `problem`: why nothing is fitted."""
+    rungs. `trend`: what that says. `misfit`: p of the test that the rungs lie on a line. `gone_at`: the rung from which on the
+    interval holds 1, where the effect has faded within the rungs. `problem`: why nothing is fitted."""
 
     arm: str
     minus: str
@@ -55,6 +56,7 @@ class Effect(NamedTuple):
     slope: float | None
     slope_interval: tuple[float, float] | None
     trend: Trend
+    misfit: float | None
     gone_at: str | None
     problem: str
 
@@ -111,17 +113,26 @@ def effect(ladder: Ladder, arm: str, law: Law, *, minus: str | None = None) -> E
     lost = [f"{one} {lost_at(where)}" for one in (arm, minus) if (where := ladder.lost(one))]
     if lost:
         return Effect(
-            arm, minus, (), None, None, "not decided", None, f"{' and '.join(lost)}: nothing is fitted through that"
+            arm,
+            minus,
+            (),
+            None,
+            None,
+            "not decided",
+            None,
+            None,
+            f"{' and '.join(lost)}: nothing is fitted through that",
         )
     runs = pooled(ladder, arm, minus, ladder.rungs)
     if not runs.df:
-        return Effect(arm, minus, (), None, None, "not decided", None, "no rung has two pairs of seeds")
+        return Effect(arm, minus, (), None, None, "not decided", None, None, "no rung has two pairs of seeds")
     t = float(stats.t.ppf(1 - ALPHA / 2, runs.df))
     found = [_multiple(ladder, arm, minus, rung, d, runs, law, t) for rung, d in runs.by_rung.items()]
     ps = holm([one.p for one in found])
     multiples = tuple(one._replace(differs=p < ALPHA) for one, p in zip(found, ps, strict=True))
-    slope, interval, trend = _trend(multiples, runs, law)
-    return Effect(arm, minus, multiples, slope, interval, trend, _gone(multiples), "")
+    fit = line(runs.by_rung, {one.rung: one.flops for one in multiples}, law)
+    slope, interval, trend = _trend(multiples, fit) if fit else NO_TREND
+    return Effect(arm, minus, multiples, slope, interval, trend, fit and fit.misfit, _gone(multiples), "")
 
 
 def _multiple(
@@ -156,7 +167,8 @@ class Line(NamedTuple):
     """A weighted line ``y = level + slope (x - middle)`` through the log multiples of pairs.
 
     `cov`: covariance of level and slope by the seeds; `drawn`: both for each resample of the law; `sd`: of one paired difference
-    about the line, a share of the loss; `df`: of it."""
+    about the line, a share of the loss; `df`: of it. `misfit`: p of the test that the rungs lie on a line. Where it is below 5 %,
+    `sd` is that of the rungs about the line, not of their pairs, with two degrees of freedom less than rungs."""
 
     middle: float
     level: float
@@ -165,6 +177,7 @@ class Line(NamedTuple):
     drawn: np.ndarray
     sd: float
     df: int
+    misfit: float
 
     @property
     def total(self) -> np.ndarray:
@@ -194,26 +207,36 @@ def line(by_rung: Mapping[str, Sequence[float]], flops: Mapping[str, float], law
     best, y = fitted(law.theta)
     if not np.isfinite(y).all():
         return None
-    df = len(d) - 2
-    sd = math.sqrt(float(np.sum(weights * (y - design @ best) ** 2)) / df)
+    sd, df, misfit = _scatter(rungs, y, design @ best, weights)
     cov = np.linalg.inv(design.T @ (weights[:, None] * design)) * sd**2
     drawn = np.array([fitted(theta)[0] for theta in law.draws]).reshape(-1, 2)
-    return Line(middle, float(best[0]), float(best[1]), cov, drawn[np.isfinite(drawn).all(1)], sd, df)
+    return Line(middle, float(best[0]), float(best[1]), cov, drawn[np.isfinite(drawn).all(1)], sd, df, misfit)
 
 
-def _trend(
-    multiples: Sequence[Multiple], runs: Pooled, law: Law
-) -> tuple[float | None, tuple[float, float] | None, Trend]:
-    """Return the slope with its 95 % interval, and what they say.
-
-    grows, fades: the slope differs from 0, away from no effect or towards it. steady: at both ends of the rungs the effect is shown
-    to lie within half and one and a half times that in the middle (two one-sided tests). turns: the first and the last rung
-    differ from 0 on two sides. Without a rung that differs from the baseline there is no effect to follow."""
+def _scatter(rungs: Sequence[str], y: np.ndarray, line: np.ndarray, weights: np.ndarray) -> tuple[float, int, float]:
+    """Return spread, degrees of freedom and `misfit` of a Line, by the F test of lack of fit (pairs of a rung are replicates)."""
     from scipy import stats
 
-    fit = line(runs.by_rung, {one.rung: one.flops for one in multiples}, law)
-    if fit is None:
-        return None, None, "not decided"
+    groups = [np.array([one == rung for one in rungs]) for rung in dict.fromkeys(rungs)]
+    about = float(np.sum(weights * (y - line) ** 2))
+    within = sum(float(np.sum(weights[own] * (y[own] - y[own].mean()) ** 2)) for own in groups)
+    between, rest = len(groups) - 2, len(y) - len(groups)
+    lack = max(about - within, 0.0) / between
+    misfit = float(stats.f.sf(lack / (within / rest), between, rest)) if rest and within else 1.0
+    if misfit < ALPHA:
+        return math.sqrt(lack), between, misfit
+    return math.sqrt(about / (len(y) - 2)), len(y) - 2, misfit
+
+
+def _trend(multiples: Sequence[Multiple], fit: Line) -> tuple[float, tuple[float, float], Trend]:
+    """Return the slope with its 95 % interval, and what they say.
+
+    grows, fades: the slope differs from 0, away from no effect or towards it; what is not seen at the last rung does not grow.
+    steady: at both ends of the rungs the effect is shown to lie within half and one and a half times that in the middle (two
+    one-sided tests). turns: the first and the last rung differ from 0 on two sides. Without a rung
+    that differs from the baseline there is no effect to follow."""
+    from scipy import stats
+
     cov = fit.total
     se = math.sqrt(cov[1, 1])
     half = float(stats.t.ppf(1 - ALPHA / 2, fit.df)) * se
@@ -224,7 +247,9 @@ def _trend(
     if first.differs and last.differs and first.difference * last.difference < 0:
         return fit.slope, interval, "turns"
     if interval[0] > 0 or interval[1] < 0:
-        return fit.slope, interval, "grows" if fit.slope * fit.level > 0 else "fades"
+        if fit.slope * fit.level < 0:
+            return fit.slope, interval, "fades"
+        return fit.slope, interval, "not decided" if last.low <= 0 <= last.high else "grows"
     sign = math.copysign(1.0, fit.level)
     span = math.log(last.flops / first.flops)
     t = float(stats.t.ppf(1 - ALPHA, fit.df))
