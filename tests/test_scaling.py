@@ -305,8 +305,10 @@ def test_claims_on_laws_and_on_arms_are_judged_from_a_ladder(made):
     rows = {row["id"]: row for row in judge(runs, studies=[record], claims=known)}
     assert rows["x"]["verdict"] == "supported" and "and growing" in rows["x"]["reason"]
     assert rows["y"]["ladder"]["trend"] == "grows" and "growing" not in rows["y"]["reason"]
-    assert rows["L1"]["verdict"] == "supported" and "alpha of kaplan_n is 0.0" in rows["L1"]["reason"]
+    assert rows["L1"]["verdict"] == "not decided" and "tokens grow with params" in rows["L1"]["reason"]
     assert rows["L2"]["verdict"] == "not decided" and "grow together" in rows["L2"]["reason"]
+    even = {row["id"]: row for row in judge(runs.assign(tokens=1e6), studies=[record], claims=known)}
+    assert even["L1"]["verdict"] == "supported" and "alpha of kaplan_n is 0.0" in even["L1"]["reason"]
     alone = {row["id"]: row for row in judge(runs, studies=[], claims=known)}
     assert alone["x"]["verdict"] == "not decided" and "train a ladder" in alone["x"]["reason"]
 

@@ -42,8 +42,10 @@ class Found(NamedTuple):
 
     @property
     def main(self) -> Reading | None:
-        """Return the reading that counts: of a study that asked for the claim, or of any ladder for a law of its baseline."""
-        first = self.readings[0] if self.readings else None
+        """Return the reading that counts: of a study that asked for the claim, or of any ladder for a law of its baseline.
+
+        What ladders show of a claim on one size stands beside it and does not count."""
+        first = next((one for one in self.readings if one.ladder == (self.claim.evidence == "ladder")), None)
         return first if first and (first.row["scope"] == "asked" or self.claim.laws) else None
 
     @property

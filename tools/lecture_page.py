@@ -127,15 +127,16 @@ def _verdict(one: Found) -> str:
 
 
 def _measured(one: Found) -> list[str]:
-    """Return a line for each test of each reading, under the study, text and verdict of the reading."""
+    """Return a line for each test of each reading at one size, under the study, text and verdict of the reading."""
     out = []
-    for reading in one.readings:
+    for reading in (each for each in one.readings if not each.ladder):
         where = f"[{reading.study}](results/{reading.study}/README.md)" if reading.study else "several studies"
         scope = "" if reading.row["scope"] == "asked" else ", not asked"
         said = "" if reading is one.main else f", {verdict_of(reading)}" + (f", {SHORT}" * reading.row["short_run"])
         head = f"{where}{f', {reading.text}' if reading.text else ''}{scope}{said}"
         effects = [_effect(test) for test in reading.tests if test["effect"] is not None]
-        out.append(f"{head}: {'; '.join(effects)}" if effects else f"{head}: no effect")
+        if effects or reading is one.main:
+            out.append(f"{head}: {'; '.join(effects) or 'no effect'}")
     return out + [f"[measured](results/{name}/README.md): {words}" for name, words in one.measured]
 
 
@@ -159,7 +160,7 @@ def _trend(reading: Reading, studies: Sequence[Study]) -> str:
         forecasts = [row for row in stored["forecasts"] if row["arm"] == ladder["arm"]]
         said = "".join([ladder["reason"], *(f"; forecast at {row['rung']}: {forecast_text(row)}" for row in forecasts)])
     elif reading.test:
-        said = "; ".join(f"{one['arm']} {one['words']}" for found in stored["ladders"] for one in found["effects"])
+        said = "; ".join(f"{one['arm']}: {one['words']}" for found in stored["ladders"] for one in found["effects"])
     else:
         return ""
     return minus(f"[{reading.study}](results/{reading.study}/README.md), {reading.text}: {said}")

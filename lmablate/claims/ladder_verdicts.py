@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal
 
+import numpy as np
+
 from lmablate.claims.claim import Claim, Hypothesis, LawTest
 from lmablate.claims.predicates import Row, matches
 from lmablate.core.errors import ConfigError
@@ -14,7 +16,9 @@ from lmablate.scaling.ladder_summary import laws_of, trend_words
 from lmablate.scaling.law import Law
 from lmablate.scaling.multiples import Effect, effect
 from lmablate.scaling.optimum import exponent
+from lmablate.scaling.points import TOGETHER
 
+SIZE_OF = {"kaplan_n": "params", "kaplan_d": "tokens"}  # of laws of one size while the other is no limit
 Word = Literal["supported", "contradicted", "not decided"]
 AND_TREND = {
     "grows": "at the largest rung and growing", "steady": "at the largest rung and steady", "fades": "at the largest rung, but fading",
@@ -138,6 +142,13 @@ def _of_laws(tests: Sequence[LawTest], ladder: Ladder) -> dict[str, Any]:
             words.append("not decided")
             reasons.append(problems[test.form])
             continue
+        if test.form in SIZE_OF and (other := _grows_along(ladder, SIZE_OF[test.form])):
+            words.append("not decided")
+            reasons.append(
+                f"{other} grow with {SIZE_OF[test.form]}, so the exponent of {test.form} holds both: it takes rungs of equal {other} "
+                "(sweep.ladder.rungs)"
+            )
+            continue
         law = laws[test.form]
         a = test.parameter == "a"
         value = exponent(law.values) if a else law.values[test.parameter]
@@ -152,3 +163,10 @@ def _of_laws(tests: Sequence[LawTest], ladder: Ladder) -> dict[str, Any]:
     verdict = min(words, key=order.index)
     reason = "; ".join(reasons)
     return {"verdict": verdict, "reason": reason, "words": reason, "trend": None, "arm": None}
+
+
+def _grows_along(ladder: Ladder, field: str) -> str | None:
+    """Return the other size, of params and tokens, if it grows with `field` from rung to rung."""
+    other = "tokens" if field == "params" else "params"
+    a, b = (np.log([ladder.size(rung, name) for rung in ladder.rungs]) for name in (field, other))
+    return other if np.ptp(b) > 0 and np.corrcoef(a, b)[0, 1] > TOGETHER else None

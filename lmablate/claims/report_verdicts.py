@@ -23,7 +23,8 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, studies: Sequence[Mappin
     """Return the verdicts on the claims that finished `runs` touch (`runs` from evidence, rows as from judge).
 
     A test of the final loss also has `compute`, its effect as the baseline's tokens."""
-    sweeps = {name for name in runs["sweep"] if isinstance(name, str)}
+    # A study's file says what it asks for, which a command may have changed; runs without one ask for what the stored sweep does.
+    sweeps = {name for name in runs["sweep"] if isinstance(name, str)} - {study["sweep"] for study in studies}
     claims = judge(runs, studies=studies, requested={sweep: sweep_claims(sweep) for sweep in sweeps})
     for claim in claims:
         for test in claim["tests"]:

@@ -56,7 +56,7 @@ def check_points(points: Points, form: Form, where: str = "") -> None:
         if np.corrcoef(a, b)[0, 1] > TOGETHER:
             raise ConfigError(
                 f"{where}{' and '.join(form.columns)} grow together, so that their exponents cannot be told apart: give several numbers "
-                "of tokens for each size (schedule=wsd_branches), or use --form kaplan_n"
+                "of tokens for each size (schedule=wsd_branches), or fit flops (--form compute)"
             )
     least = len(form.names)
     if len(points.loss) <= least:
