@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lmablate.analysis._studies import arm_of, published, stage, with_lost
+from lmablate.analysis._studies import arm_of, published, stage
 from lmablate.analysis._style import MUTED, PAPER, Arm, arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING
 from lmablate.schema.sweeps import sweep_question
@@ -57,7 +57,7 @@ def by_length(runs: pd.DataFrame, lengths: pd.DataFrame, positions: pd.DataFrame
         _draw_published(right, told, styles)
         _same_axes(left, right)
         _draw_positions(bottom, positions, styles)
-        _legend(side, {with_lost(arm, runs[arm_of(runs) == arm]): look for arm, look in styles.items()})
+        _legend(side, {_name(arm, runs): look for arm, look in styles.items()})
         cited = " · ".join(dict.fromkeys(series["label"] for series in told))
         entitle(figure, sweep_question(SWEEP) or SWEEP, f"{_note(lengths)}\npublished: {cited}")
     return figure
@@ -162,6 +162,13 @@ def _legend(axes: Axes, styles: dict[str, Arm]) -> None:
         Line2D([], [], color=MUTED, lw=1.3, linestyle=SLIDING, label="sliding windows"),
     ]
     axes.legend(handles=marks, loc="upper left", ncols=1 if len(marks) < 13 else 2)
+
+
+def _name(arm: str, runs: pd.DataFrame) -> str:
+    """The arm, and how many of its runs diverged: these have no evaluation."""
+    status = runs.loc[arm_of(runs) == arm, "status"]
+    lost = int((status == "diverged").sum())
+    return f"{arm} ({lost} of {len(status)} diverged)" if lost else arm
 
 
 def _note(lengths: pd.DataFrame) -> str:
