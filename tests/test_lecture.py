@@ -146,10 +146,7 @@ def test_a_claim_counts_once_by_its_own_sweep_on_the_first_text(docs):
     assert claims["A2"].outcome == lecture_claims.MEASURED
     assert "AA" not in claims  # controls are no claims of the lecture
     assert lecture_counts.counts(claims.values())["supported"] == 1
-    assert (
-        lecture_counts.sentence(list(claims.values()))
-        == "Of 59 claims, 1 supported; 58 have no verdict yet."
-    )
+    assert lecture_counts.sentence(list(claims.values())) == "Of 59 claims, 1 supported; 58 have no verdict yet."
     assert lecture_counts.agreement(claims.values()).startswith("Of 1 effects whose published size is known, 1 have")
     assert lecture_counts.second_texts(claims.values()).startswith("1 claims were also tested on another text: 1 have")
 
