@@ -47,8 +47,12 @@ def summary(ladder: Ladder, forecasts: Sequence[Mapping[str, Any]]) -> dict[str,
         "problem": problems.get("compute", ""),
         "effects": [_effect(one) for one in effects],
         "forecasts": rows,
-        "agreements": [one._asdict() for one in agreements(ladder)],
+        "agreements": [_listed(one._asdict()) for one in agreements(ladder)],
     }
+
+
+def _listed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 def laws_of(ladder: Ladder) -> tuple[dict[str, Law], dict[str, str]]:
