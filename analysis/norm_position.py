@@ -22,7 +22,7 @@ SWEEP = "norm_position"
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     """Tuning curves, and each placement against pre-norm with warmup; `runs` as from load_runs or study_runs."""
-    return against_baseline(runs, SWEEP, "pre, warmup_fraction 0.05")
+    return against_baseline(runs, SWEEP, "pre, warmup_fraction 0.2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
