@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from lmablate.analysis._studies import arm_of
 from lmablate.analysis._style import run
 from lmablate.analysis.study_figures import against_baseline
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SWEEP = "norm_position"
+BASELINE = "pre, warmup_fraction "  # and the share of its steps
 
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
-    """Tuning curves, and each placement against pre-norm with warmup; `runs` as from load_runs or study_runs."""
-    return against_baseline(runs, SWEEP, "pre, warmup_fraction 0.2")
+    """Tuning curves, and each placement against pre-norm with the longest warmup; `runs` as from load_runs or study_runs."""
+    shares = {float(arm.removeprefix(BASELINE)) for arm in arm_of(runs) if arm.startswith(BASELINE)}
+    return against_baseline(runs, SWEEP, f"{BASELINE}{max(shares, default=0.2)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
