@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 
 import pytest
 from corpus import QUICK, command, here, write_corpus
@@ -50,6 +51,9 @@ class Fake:
         for job in todo:
             cfg, loss = job.cfg, self.loss(job.cfg)
             self.words[job.run_id] = cfg.overrides
+            if job.starts_others:
+                job.directory.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+                (job.directory.checkpoint_dir / "step_1.safetensors").touch()
             row = dict.fromkeys(
                 ("train_loss", "init_val_loss", "val_loss", "val_bpb", "diverged_at_step", "tokens_per_second",
                  "wall_seconds", "peak_memory_bytes")
@@ -374,6 +378,21 @@ def test_an_arm_starts_from_the_run_of_its_own_seed_and_not_before(text, tmp_pat
         for seed in range(3):
             assert told[ids[arm, seed]]["trainer.init_from"].strip("'") == ids[parent, seed]
     assert len(runs) == 9
+
+
+def test_a_run_that_others_start_from_is_trained_again_where_only_its_row_is_there(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmablate.runs.prepared.with_data", lambda cfg, data: cfg)
+    whole = {"arms": STARTS, "tune": "none", "starts": {"longer": "rms"}}
+    study(text, tmp_path, **whole).run(Fake())
+    for use in saved(tmp_path)["runs"]:
+        if use["arm"] == "longer":
+            shutil.rmtree(tmp_path / use["run_id"])
+        else:
+            shutil.rmtree(tmp_path / use["run_id"] / "checkpoint", ignore_errors=True)
+    made, launch = study(text, tmp_path, **whole), Fake()
+    assert made.run(launch) == 0
+    assert [len(batch) for batch in launch.trained] == [3, 3]  # the starts, and the arm that starts from them
+    assert all("longest" not in label for batch in launch.trained for label in batch)
 
 
 def test_an_arm_whose_start_diverged_is_missing_in_words(text, tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ class Job:
     other_overrides: list[list[str]] = field(default_factory=list)
     epochs: float | None = None  # of the text, where it has an end
     trunk: str | None = None  # runs of one trunk train in one process, the longest first
+    starts_others: bool = False  # other runs of the study start from its weights
     _state: RunState | None = None
 
     @cached_property
@@ -71,8 +72,19 @@ class Job:
 
     @property
     def to_replace(self) -> bool:
-        """Return whether the run is finished, to be trained anew (runtime.again), and not yet put aside by this command."""
-        return bool(self.cfg.runtime.again) and str(self.directory.path) not in _replaced and self.directory.is_done
+        """Return whether the run is finished, to be trained anew (runtime.again, or weights that others start from are not
+        there), and not yet put aside by this command."""
+        if str(self.directory.path) in _replaced:
+            return False
+        return self.directory.is_done if self.cfg.runtime.again else self.lacks_weights
+
+    @property
+    def lacks_weights(self) -> bool:
+        """Return whether other runs start from the weights of this one, and only its row is there, as from an archive."""
+        if not self.starts_others or any(self.directory.checkpoint_dir.glob("*.safetensors")):
+            return False
+        row = self.directory.read_result()
+        return row is not None and row.status == "completed"
 
     @property
     def work(self) -> int:

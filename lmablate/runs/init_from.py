@@ -71,6 +71,10 @@ def _finished(cfg: RunConfig) -> tuple[RunDirectory, RunResult]:
     if access.there(directory.config_path) is None:
         raise ConfigError(f"{setting}: {access.closed(directory.path)}")
     if not directory.config_path.is_file():
+        if directory.is_done:
+            raise ConfigError(
+                f"{setting}: of that run only the row is there, as from an archive, and no weights: train it first, with --again"
+            )
         there = sorted(path.parent.name for path in folder.glob("*/result.json"))
         known = (
             f"finished runs there: {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}"

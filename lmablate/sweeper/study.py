@@ -182,7 +182,8 @@ class Study:
                 job.label = f"{cfg.arm} · lr {trial.lr:g} · {seed_label(*trial.seeds)}{stage}"
                 use = {**record.use_of(job, cfg, trial.settings), **self.labels(trial, cfg, configs[-1])}
                 self.uses[(job.run_id, cfg.arm, trial.stage)] = use
-            self._job_of[trial] = by_overrides[tuple(configs[-1].overrides)]  # of branches, the longest counts
+            job = self._job_of[trial] = by_overrides[tuple(configs[-1].overrides)]  # of branches, the longest counts
+            job.starts_others |= trial.stage == EVALUATE and trial.arm in (self.settings.starts or {}).values()
         self.collect(trials)
         return jobs, data
 
@@ -201,9 +202,10 @@ class Study:
     def collect(self, trials: Sequence[Trial]) -> None:
         """Record the results of `trials`."""
         for trial in trials:
-            row = self._job_of[trial].directory.read_result()
+            job = self._job_of[trial]
+            row = job.directory.read_result()
             self.missing.discard(trial)
-            if row is None or row.status == "failed":
+            if row is None or row.status == "failed" or job.lacks_weights:
                 self.missing.add(trial)
             else:
                 self.losses[trial] = row.val_loss if row.status == "completed" else None
