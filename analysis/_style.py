@@ -18,6 +18,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image, PngImagePlugin
 
 from lmablate.core.errors import ConfigError, exit_on_config_error
 from lmablate.core.files import make_folder, write_together
@@ -171,8 +172,8 @@ def count(value: float) -> str:
 
 
 def save(figure: Figure, stem: Path, source: str = "") -> list[Path]:
-    """Write ``stem.png`` (200 dots an inch) and ``stem.svg``; returns both paths. `source`: what the figure was drawn from, for their
-    metadata."""
+    """Write ``stem.png`` (200 dots an inch, 256 colours: a third of the bytes) and ``stem.svg``; returns both paths. `source`: what the
+    figure was drawn from, for their metadata."""
     of = {"Source": source} if source else {}
     how: dict[str, dict[str, Any]] = {
         "png": {"dpi": 200, "metadata": {"Software": "lmablate", **of}},
@@ -184,9 +185,23 @@ def save(figure: Figure, stem: Path, source: str = "") -> list[Path]:
         for ending, settings in how.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, **settings)
-            files[stem.with_name(f"{stem.name}.{ending}")] = buffer.getvalue()
+            files[stem.with_name(f"{stem.name}.{ending}")] = (
+                _few_colours(buffer) if ending == "png" else buffer.getvalue()
+            )
     write_together(files)
     return list(files)
+
+
+def _few_colours(png: io.BytesIO) -> bytes:
+    """Return a PNG image with a palette, its text and its dots an inch kept."""
+    image, out = Image.open(png), io.BytesIO()
+    info = PngImagePlugin.PngInfo()
+    for key in ("Software", "Source"):
+        if key in image.info:
+            info.add_text(key, image.info[key])
+    few = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(out, "png", optimize=True, pnginfo=info, dpi=image.info["dpi"])
+    return out.getvalue()
 
 
 def parser_of(purpose: str | None) -> argparse.ArgumentParser:

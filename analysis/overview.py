@@ -28,7 +28,7 @@ from lmablate.analysis.verdicts import COLORS
 
 LABEL = 58  # characters of a claim's words in a line
 LINEAR = 1.0  # per cent; beyond it the axis is logarithmic
-TICKS = (0, 0.5, 1, 3, 10, 30, 100, 300)
+TICKS = (0, 0.5, 1, 3, 10, 100)
 MARKERS = ("o", "s", "^")  # of the texts, in order
 NOTES = (
     *(
@@ -52,7 +52,7 @@ def overview(rows: Sequence[Mapping[str, Any]]) -> Figure:
     with style():
         figure = new_figure(height=2.0 + 0.33 * places[-1])
         axes = figure.subplots()
-        axes.set_xscale("symlog", linthresh=LINEAR, linscale=0.8)
+        axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.0)
         axes.axvline(0, color=MUTED, lw=1, zorder=1)
         limit = _limit(rows)
         for y, row in zip(places, rows, strict=True):
