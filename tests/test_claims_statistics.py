@@ -6,7 +6,14 @@ import pytest
 from test_claims import arm, verdict
 
 from lmablate.claims.claim import load_claims
-from lmablate.claims.statistics import area_interval, best_depth_slope, early_logit_auc, rate_share, survival
+from lmablate.claims.statistics import (
+    area_interval,
+    best_depth_slope,
+    early_logit_auc,
+    rate_share,
+    seed_spread,
+    survival,
+)
 from lmablate.diagnostics.spikes import early_attention_logit
 from lmablate.report.claim_tables import by_study, lines
 
@@ -120,6 +127,25 @@ def test_a_surface_without_a_best_depth_or_with_few_sizes_says_so():
     rows = [row | {"val_loss": 5 - 0.1 * np.log(row["model.n_layers"])} for row in surface(1.0)]
     assert "no best depth" in best_depth_slope(rows).problem
     assert "needs 3 widths" in best_depth_slope([row for row in rows if row["model.d_model"] < 64]).problem
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_the_spread_of_seeds_is_recovered_and_its_interval_keeps_its_level(crossed):
+    rng, covered, found = np.random.default_rng(5), 0, []
+    seeds = [(i, d) for i in range(4) for d in range(4)] if crossed else [(i, i) for i in range(5)]
+    for _ in range(200):
+        draws, orders = rng.normal(size=(2, 5)) * 0.003
+        rows = [
+            {"sweep": "noise_floor", "arm": arm, "stage": "evaluate", "status": "completed", "numerics": "a", "run_id": f"{arm}{i}{d}",
+             "init_seed": i, "data_seed": d, "val_loss": 3.0 + draws[i] + orders[d]}
+            for arm in ("base", "gelu") for i, d in seeds
+        ]  # fmt: skip
+        one = seed_spread(rows)
+        found.append(one.value)
+        covered += one.interval[0] <= 100 * 0.003 * 2**0.5 / 3 <= one.interval[1]
+    assert np.mean(np.square(found)) ** 0.5 == pytest.approx(100 * 0.003 * 2**0.5 / 3, rel=0.1)
+    assert covered >= 185  # of 200, at 95 %
+    assert "several draws" in seed_spread(rows[:1]).problem
 
 
 def test_survival_counts_decided_claims_that_a_design_helps_once_each():

@@ -112,7 +112,7 @@ class StatisticTest(Settings):
     """A claim on a statistic over many runs (statistics.py): it lies between `low` and `high`. `where`: conditions on the runs."""
 
     says: str
-    statistic: Literal["early_logit_auc", "rate_share", "best_depth_slope", "survival"]
+    statistic: Literal["early_logit_auc", "rate_share", "best_depth_slope", "seed_spread", "survival"]
     low: float
     high: float
     where: Arms | None = None

@@ -15,6 +15,7 @@ from lmablate.claims.predicates import Row, clipped, matches
 from lmablate.claims.rows import Table
 from lmablate.results.arms import is_missing
 from lmablate.stats import counts
+from lmablate.stats.noise import seed_noise
 
 RESAMPLES, LEVEL = 2000, 0.95
 FEWEST = 4  # studies, claims or draws of the weights below which nothing is said
@@ -141,6 +142,32 @@ def _slope(rows: Sequence[Row]) -> float | None:
     return float((ww - wd) / turn) if curvature > LEAST_CURVATURE and turn else None
 
 
+def seed_spread(rows: Sequence[Row]) -> Statistic:
+    """Return the standard deviation of the final loss over seeds, in per cent of the loss, pooled over arms.
+
+    Of each arm it is that of a run with both seeds drawn anew (stats/noise.py). Arms share their seeds, so that they add no degrees of
+    freedom to the chi-squared interval: these are the draws of one arm less one, of a grid those of the seed with fewer draws."""
+    import pandas as pd
+    from scipy import stats
+
+    done = [row for row in rows if row.get("stage") != "tune" and row["status"] == "completed"]
+    shares: list[float] = []
+    degrees: list[int] = []
+    for arm in sorted({(str(row["sweep"]), str(row["arm"])) for row in done}):
+        own = [row for row in done if (str(row["sweep"]), str(row["arm"])) == arm]
+        keys = ("status", "numerics", "run_id", "val_loss", "init_seed", "data_seed")
+        noise = seed_noise(pd.DataFrame([{key: row[key] for key in keys} for row in own]))
+        if noise.total is not None:
+            shares.append(100 * noise.total / statistics.fmean(row["val_loss"] for row in own))
+            degrees.append(min(len({row[key] for row in own}) for key in ("init_seed", "data_seed")) - 1)
+    if not shares:
+        return Statistic(None, None, 0, "arms", "needs an arm with several draws of the weights and orders of the data")
+    value, free = math.sqrt(statistics.fmean(share**2 for share in shares)), min(degrees)
+    ends = (value * math.sqrt(free / float(stats.chi2.ppf(q, free))) for q in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
+    low, high = ends
+    return Statistic(value, (low, high), len(shares), "arms")
+
+
 def survival(verdicts: Sequence[Mapping[str, Any]], known: Mapping[str, Claim]) -> Statistic:
     """Return the share of decided claims that one design is better for the loss which came out as claimed, with its exact interval.
 
@@ -171,6 +198,7 @@ OF_RUNS: dict[str, Callable[[Sequence[Row]], Statistic]] = {
     "early_logit_auc": early_logit_auc,
     "rate_share": rate_share,
     "best_depth_slope": best_depth_slope,
+    "seed_spread": seed_spread,
 }
 OVER_STUDIES = ("rate_share", "survival")  # of a whole report
 UNITS = {
@@ -178,6 +206,7 @@ UNITS = {
     "rate_share": "share",
     "survival": "share",
     "best_depth_slope": "slope",
+    "seed_spread": "per cent",
 }
 
 
