@@ -162,7 +162,7 @@ def test_the_page_has_every_number_of_a_verdict(docs):
         f"sotu: {test['effect']:+.2f} % [{low}, {high}], n 4, 20 per parameter<br>" in cells[3]
         and "kjv, supported: +" in cells[3]
     )
-    assert "+4.53 % (" in cells[5]
+    assert "+4.53 % at 20M (" in cells[5]
     (n7,) = (line for line in lines if "**N7**" in line)
     assert ", short run:" in n7
     assert "Of 59 claims, 1 supported" in (docs.parent / "README.md").read_text()
@@ -173,7 +173,7 @@ def test_the_page_has_every_number_of_a_verdict(docs):
 def test_the_figure_sets_ours_against_the_published_on_each_text(docs):
     rows = {row["id"]: row for row in lecture_claims.figure_rows(list(found(docs).values()))}
     assert [(one["text"], one["pairs"]) for one in rows["R2"]["ours"]] == [("sotu", 4), ("kjv", 4)]
-    assert rows["R2"]["published"] == [{"effect": 4.53, "params": None}] and rows["R2"]["verdict"] == "supported"
+    assert rows["R2"]["published"] == [{"effect": 4.53, "params": 20_000_000}] and rows["R2"]["verdict"] == "supported"
     assert rows["N7"]["ours"] == [] and rows["N7"]["published"]  # short runs are not drawn
 
 
