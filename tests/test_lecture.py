@@ -148,7 +148,7 @@ def test_a_claim_counts_once_by_its_own_sweep_on_the_first_text(docs):
     assert lecture_counts.counts(claims.values())["supported"] == 1
     assert lecture_counts.sentence(list(claims.values())) == "Of 59 claims, 1 supported; 58 have no verdict yet."
     assert lecture_counts.agreement(claims.values()).startswith("Of 1 effects whose published size is known, 1 have")
-    assert lecture_counts.second_texts(claims.values()).startswith("1 claims were also tested on another text: 1 have")
+    assert lecture_counts.second_texts(claims.values()).startswith("1 claim was also tested on another text: 1 with")
 
 
 def test_the_page_has_every_number_of_a_verdict(docs):

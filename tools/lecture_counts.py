@@ -89,10 +89,8 @@ def second_texts(found: Iterable[Found]) -> str:
         return ""
     same = sum(verdict_of(a) == verdict_of(b) for a, b in pairs)
     signs = [a.test["effect"] * b.test["effect"] > 0 for a, b in pairs if a.test and b.test]
-    return (
-        f"{len(pairs)} claims were also tested on another text: {same} have the same verdict there, and {sum(signs)} of {len(signs)} "
-        "effects the same sign."
-    )
+    many = "1 claim was" if len(pairs) == 1 else f"{len(pairs)} claims were"
+    return f"{many} also tested on another text: {same} with the same verdict, {sum(signs)} of {len(signs)} effects with the same sign."
 
 
 def other_units(found: Iterable[Found]) -> str:
