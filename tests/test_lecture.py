@@ -12,6 +12,7 @@ from fake_results import with_own_id, write_fake_study
 from scipy import stats
 
 from lmablate import archive
+from lmablate.claims.claim import load_claims
 from lmablate.core.paths import ROOT
 from lmablate.results.dataset_reading import read_dataset
 from lmablate.schema.identity import SCIENCE_VERSION
@@ -338,3 +339,13 @@ def test_a_verdict_that_the_rows_do_not_give_is_noticed(docs, tmp_path, capsys):
 def test_a_page_without_results_is_refused(tmp_path, capsys):
     assert lecture.main([str(tmp_path / "none"), "--out", str(tmp_path / "page.md")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_a_statistic_over_all_studies_counts_though_no_study_asks_for_it():
+    row = {"scope": "not asked", "short_run": False, "verdict": "supported"}
+    of = {
+        name: lecture_claims.Found(load_claims()[name], [lecture_claims.Reading("", "", row, [], False)], [])
+        for name in ("L5", "N7")
+    }
+    assert of["L5"].outcome == "supported"
+    assert of["N7"].outcome == lecture_claims.OPEN

@@ -42,11 +42,13 @@ class Found(NamedTuple):
 
     @property
     def main(self) -> Reading | None:
-        """Return the reading that counts: of a study that asked for the claim, or of any ladder for a law of its baseline.
+        """Return the reading that counts: of a study that asked for the claim, of any ladder for a law of its baseline, or of all
+        studies together for a statistic that no single one can give.
 
         What ladders show of a claim on one size stands beside it and does not count."""
         first = next((one for one in self.readings if one.ladder == (self.claim.evidence == "ladder")), None)
-        return first if first and (first.row["scope"] == "asked" or self.claim.laws) else None
+        together = first is not None and self.claim.sweep is None and bool(self.claim.statistics)
+        return first if first and (first.row["scope"] == "asked" or self.claim.laws or together) else None
 
     @property
     def outcome(self) -> str:

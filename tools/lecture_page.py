@@ -131,7 +131,7 @@ def _measured(one: Found) -> list[str]:
     out = []
     for reading in (each for each in one.readings if not each.ladder):
         where = f"[{reading.study}](results/{reading.study}/README.md)" if reading.study else "several studies"
-        scope = "" if reading.row["scope"] == "asked" else ", not asked"
+        scope = ", not asked" if reading.row["scope"] == "not asked" else ""
         said = "" if reading is one.main else f", {verdict_of(reading)}" + (f", {SHORT}" * reading.row["short_run"])
         head = f"{where}{f', {reading.text}' if reading.text else ''}{scope}{said}"
         effects = [_effect(test) for test in reading.tests if test["effect"] is not None]

@@ -237,7 +237,8 @@ def statistic_row(
         else:
             verdict, place = "not decided", "not wholly inside"
         reason = f"{found.value:.3g} ({low:.3g} to {high:.3g}, {found.n} {found.of}) is {place} {range_words}"
-    lengths = [row["tokens_per_param"] for row in rows if not is_missing(row.get("tokens_per_param"))]
+    used = [row for row in rows if row.get("stage") == "tune"] if test.statistic == "rate_share" else rows
+    lengths = [row["tokens_per_param"] for row in used if not is_missing(row.get("tokens_per_param"))]
     length = round(float(min(lengths)), 2) if lengths and test.statistic != "survival" else None
     return {
         "says": test.says, "where": {}, "metric": test.statistic, "direction": "within", "margin": None, "unit": UNITS[test.statistic],
