@@ -206,7 +206,7 @@ UNITS = {
     "rate_share": "share",
     "survival": "share",
     "best_depth_slope": "slope",
-    "seed_spread": "per cent",
+    "seed_spread": "per cent of the loss",
 }
 
 
