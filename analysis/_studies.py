@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from lmablate.results.arms import with_arms
-from lmablate.results.lost import is_lost
+from lmablate.results.lost import LOST_COLUMNS, is_lost
 from lmablate.stats import interval
 
 EVALUATE = ("evaluate", "evaluate_shared")
@@ -73,7 +73,7 @@ def _by_pair(rows: pd.DataFrame, metric: str = "val_loss") -> dict[tuple[int, in
     rows = rows[~lost(rows)]
     return {
         (int(r["init_seed"]), int(r["data_seed"]), str(r["numerics"])): float(r[metric])
-        for r in rows.to_dict("records")
+        for r in rows[["init_seed", "data_seed", "numerics", metric]].to_dict("records")
     }
 
 
@@ -133,7 +133,8 @@ def _effect(values: list[float], rows: pd.DataFrame) -> Effect:
 
 def lost(rows: pd.DataFrame) -> pd.Series:
     """Whether each run diverged or learned nothing, as claims count it."""
-    return pd.Series([is_lost(row) for row in rows.to_dict("records")], index=rows.index, dtype=bool)
+    few = rows[[name for name in LOST_COLUMNS if name in rows]]  # a row of all columns costs a hundred times as much
+    return pd.Series([is_lost(row) for row in few.to_dict("records")], index=rows.index, dtype=bool)
 
 
 def with_lost(arm: str, rows: pd.DataFrame) -> str:

@@ -176,7 +176,7 @@ def save(figure: Figure, stem: Path, source: str = "") -> list[Path]:
     figure was drawn from, for their metadata."""
     of = {"Source": source} if source else {}
     how: dict[str, dict[str, Any]] = {
-        "png": {"dpi": 200, "metadata": {"Software": "lmablate", **of}},
+        "png": {"dpi": 200, "metadata": {"Software": "lmablate", **of}, "pil_kwargs": {"compress_level": 1}},
         "svg": {"metadata": {"Date": None, "Creator": "lmablate", **of}},
     }
     files = {}

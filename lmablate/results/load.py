@@ -28,6 +28,13 @@ HISTORY_COLUMNS = (
 )
 
 
+class Names(tuple[str, ...]):
+    """Names in the attributes of a frame, of which pandas makes a deep copy at every selection: they cannot change, so it is itself."""
+
+    def __deepcopy__(self, memo: object) -> Names:
+        return self
+
+
 def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None = None) -> pd.DataFrame:
     """Return one row for each finished run, by run id.
 
@@ -74,8 +81,8 @@ def load_runs(results_dir: ResultsDir, *, status: str | Collection[str] | None =
     if "ffn" in axes:  # older rows lack it, when there was one option
         frame["ffn"] = frame["ffn"].fillna("dense")
     frame["tokens_per_param"] = frame["tokens_per_param"].fillna(_tokens_per_param(frame))  # older rows lack it
-    frame.attrs["axes"] = list(axes)
-    frame.attrs["folders"] = list(map(str, folders))
+    frame.attrs["axes"] = Names(axes)
+    frame.attrs["folders"] = Names(map(str, folders))
     return frame
 
 

@@ -10,6 +10,15 @@ from lmablate.results.arms import is_missing
 LEARNT = 0.01  # of a unigram model's loss, by which a run has to end below it
 
 
+LOST_COLUMNS = (
+    "status",
+    "val_loss",
+    "data.unigram_val_loss",
+    "data.shuffle_tokens",
+    "objective.kind",
+)  # all that is_lost reads
+
+
 def is_lost(row: Mapping[Any, Any]) -> bool:
     """Return whether a run diverged, or learned nothing: its loss on a text ends within 1 % of a unigram model's.
 

@@ -32,7 +32,7 @@ def seed_noise(runs: pd.DataFrame) -> Noise:
     chapter 11; a negative estimate counts as 0). Runs that share one seed give the sd of the other, together with
     `rest`; runs that share none give the total.
     """
-    done = runs[runs["status"] == "completed"]
+    done = runs.loc[runs["status"] == "completed", ["init_seed", "data_seed", "numerics", "run_id", "val_loss"]]
     # Two runs with one pair of seeds on two machines are not two draws.
     losses = {
         (row["init_seed"], row["data_seed"]): float(row["val_loss"])
