@@ -191,6 +191,9 @@ def test_an_unfinished_or_diverged_parent_is_refused(world, tmp_path):
     session.directory.finish(RunResult.model_validate({**row, "status": "completed"}))
     with pytest.raises(ConfigError, match="no checkpoint any more"):
         prepare_jobs([mine])
+    session.directory.config_path.unlink()  # as an archive restores it
+    with pytest.raises(ConfigError, match="only the row is there, as from an archive, and no weights"):
+        prepare_jobs([mine])
 
 
 @pytest.mark.parametrize("text", ["012345678901", "1234567890e1", "abcdef012345"])

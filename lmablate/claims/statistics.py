@@ -163,9 +163,8 @@ def seed_spread(rows: Sequence[Row]) -> Statistic:
     if not shares:
         return Statistic(None, None, 0, "arms", "needs an arm with several draws of the weights and orders of the data")
     value, free = math.sqrt(statistics.fmean(share**2 for share in shares)), min(degrees)
-    ends = (value * math.sqrt(free / float(stats.chi2.ppf(q, free))) for q in ((1 + LEVEL) / 2, (1 - LEVEL) / 2))
-    low, high = ends
-    return Statistic(value, (low, high), len(shares), "arms")
+    least, most = (float(stats.chi2.ppf(q, free)) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Statistic(value, (value * math.sqrt(free / most), value * math.sqrt(free / least)), len(shares), "arms")
 
 
 def survival(verdicts: Sequence[Mapping[str, Any]], known: Mapping[str, Claim]) -> Statistic:
