@@ -122,13 +122,23 @@ def entitle(figure: Figure, title: str, note: str) -> None:
         )
 
 
-def _in_lines(note: str, width: int) -> str:
+def _in_lines(note: str, width: int, between: str = BETWEEN) -> str:
     """The parts of a note in lines of at most `width` characters, where no part is longer."""
     lines = [""]
-    for part in note.split(BETWEEN):
-        longer = lines[-1] + BETWEEN * bool(lines[-1]) + part
+    for part in note.split(between):
+        longer = lines[-1] + between * bool(lines[-1]) + part
         lines = [*lines[:-1], longer] if len(longer) <= width or not lines[-1] else [*lines, part]
     return "\n".join(lines)
+
+
+def folded_names(names: Iterable[str]) -> list[str]:
+    """The names of rows, those that would leave the axes no room in lines of 60 characters."""
+    return [_in_lines(name, 60, " · ") for name in names]
+
+
+def rows_height(names: Sequence[str]) -> float:
+    """The height in inches of at least two rows with these names (`folded_names`)."""
+    return (0.16 + 0.14 * max((name.count("\n") + 1 for name in names), default=1)) * max(2, len(names))
 
 
 def message(text: str) -> Figure:

@@ -22,8 +22,10 @@ from lmablate.analysis._style import (
     arm_styles,
     count,
     entitle,
+    folded_names,
     message,
     new_figure,
+    rows_height,
     style,
 )
 from lmablate.analysis.finals import MOST, arm_names, draw_finals, matched_note
@@ -84,7 +86,7 @@ def final_losses(runs: pd.DataFrame, title: str = "") -> Figure:
     runs = _named(runs)
     styles = arm_styles(runs["arm"])
     with style():
-        figure = new_figure(height=1.5 + 0.3 * min(MOST, max(2, len(styles))))
+        figure = new_figure(height=1.5 + rows_height(folded_names(arm_names(runs).values())[:MOST]))
         draw_finals(figure.subplots(), runs, styles)
         entitle(figure, title, matched_note(runs))
     return figure

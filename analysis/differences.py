@@ -13,8 +13,10 @@ from lmablate.analysis._style import (
     PALETTE,
     PAPER,
     entitle,
+    folded_names,
     message,
     new_figure,
+    rows_height,
     side_column,
     signed,
     style,
@@ -35,12 +37,13 @@ def differences(comparisons: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     ends = [abs(end) for row in rows if row["interval_95"] for end in row["interval_95"]]
     limit = min(max([reach, *(1.1 * end for end in ends)]), 3 * reach)
     with style():
-        figure = new_figure(height=1.5 + 0.3 * max(2, len(rows)))
+        names = folded_names(map(name, rows))
+        figure = new_figure(height=1.5 + rows_height(names))
         axes = figure.subplots()
         axes.axvline(0, color=MUTED, lw=1, zorder=1)
         for y, row in enumerate(rows):
             _draw_row(axes, y, row, limit)
-        axes.set_yticks(range(len(rows)), [name(row) for row in rows])
+        axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(-1.03 * limit, 1.03 * limit)  # room for the arrows
         axes.grid(axis="y", visible=False)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lmablate.analysis._studies import with_lost
-from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, percent, side_column
+from lmablate.analysis._style import INK, MUTED, PAPER, STEPS, Arm, count, folded_names, percent, side_column
 from lmablate.results.common_targets import OWN
 
 MOST = 60  # arms that can be read one below the other
@@ -41,7 +41,7 @@ def draw_finals(axes: Axes, runs: pd.DataFrame, styles: dict[str, Arm]) -> None:
             axes.plot([right], [y], "X", ms=9, color=look.color, mec=PAPER, mew=0.8, clip_on=False, zorder=5)
         means.append((y, f"{values.mean():.4f}", INK) if len(values) else (y, "none", MUTED))
     side_column(axes, "mean", means)
-    axes.set_yticks(range(len(names)), list(names.values()))
+    axes.set_yticks(range(len(names)), folded_names(names.values()))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left, right)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, min_n_ticks=3))

@@ -372,3 +372,14 @@ def test_more_arms_than_a_page_holds_are_cut_and_it_is_said(tmp_path):
     assert len(axes.get_yticklabels()) == 60
     assert len(curves.loss_curves(runs, history).legends[0].get_texts()) == 60
     assert "36 of 1891 comparisons drawn" in differences.differences(comparisons(runs)).get_supxlabel()
+
+
+def test_names_of_many_columns_stand_in_lines_and_leave_the_axes_their_room(tmp_path):
+    options = {"posemb": ["rope", "learned"], "model.qkv_bias": [True, False], "optim.beta2": [0.95, 0.99]}
+    more = {"activation": ["swiglu", "geglu"], "trainer.grad_clip": [1.0, 0.5], "optim.weight_decay": [0.1, 0.2]}
+    fake_results.write_fake_results(tmp_path, options | more, seeds=(0,), steps=40)
+    axes = (figure := curves.final_losses(frames(tmp_path)[0])).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert max(len(line) for name in names for line in name.split("\n")) <= 60
+    figure.draw_without_rendering()
+    assert axes.get_window_extent().width > 0.4 * figure.get_window_extent().width
