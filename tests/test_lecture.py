@@ -349,3 +349,15 @@ def test_a_statistic_over_all_studies_counts_though_no_study_asks_for_it():
     }
     assert of["L5"].outcome == "supported"
     assert of["N7"].outcome == lecture_claims.OPEN
+
+
+@pytest.mark.parametrize(
+    ("sd", "lost", "more", "far"),
+    [(0.4, 0, 9, True), (0.4, 0, None, True), (0.4, 0, 8, False), (0.4, 1, None, False), (None, 0, None, False)],
+)
+def test_out_of_reach_takes_a_power_calculation(sd, lost, more, far):
+    test = {"verdict": "not decided", "sd": sd, "more_seeds": more, "diverged": {"plus": [lost, 4], "minus": [0, 4]}}
+    row = {"scope": "asked", "short_run": False, "verdict": "not decided", "tests": [test]}
+    one = lecture_claims.Found(load_claims()["N7"], [lecture_claims.Reading("", "", row, [], False)], [])
+    said = lecture_counts.far_from_decided([one])
+    assert f"{int(far)} of the 1 " in said and f"Of the 1 claims of priority 1 and 2, {int(far)} are decided" in said

@@ -41,15 +41,31 @@ def sentence(found: Sequence[Found]) -> str:
     )
 
 
-def far_from_decided(found: Iterable[Found]) -> str:
-    """Return how many undecided claims would need more seeds than a study may add; empty if none is undecided."""
-    needs = [one.main.row["more_seeds"] for one in found if one.main and one.outcome == "not decided"]
-    far = sum(more is None or more > MOST_MORE for more in needs)
+def far_from_decided(found: Sequence[Found]) -> str:
+    """Return how many undecided claims a power calculation puts out of a study's reach, and how many are settled by now; empty if
+    none is undecided."""
+    undecided = [one for one in found if one.outcome == "not decided"]
+    if not undecided:
+        return ""
+    far = sum(map(_is_far, undecided))
+    first = [one for one in found if one.claim.priority <= 2]
+    settled = sum(one.outcome in (*DECIDED, MEASURED) or _is_far(one) for one in first)
     return (
-        f"For {far} of the {len(needs)} that are not decided, {MOST_MORE} more seeds would not be enough at the spread that was seen."
-        if needs
-        else ""
+        f"A power calculation puts {far} of the {len(undecided)} that are not decided out of reach: {MOST_MORE} more seeds would not be "
+        f"enough at the spread that was seen. Of the {len(first)} claims of priority 1 and 2, {settled} are decided, measured without "
+        "training, or out of reach in this sense."
     )
+
+
+def _is_far(one: Found) -> bool:
+    """Return True if a test of an undecided claim has a spread, and would need more seeds than a study adds."""
+    tests = one.main.row["tests"] if one.main and one.outcome == "not decided" else []
+    known = [
+        test
+        for test in tests
+        if test["verdict"] == "not decided" and test["sd"] and not any(lost for lost, _ in test["diverged"].values())
+    ]
+    return any(test["more_seeds"] is None or test["more_seeds"] > MOST_MORE for test in known)
 
 
 def corrected_together(joint: Sequence[Row]) -> str:
