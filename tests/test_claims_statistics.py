@@ -73,7 +73,7 @@ def test_without_runs_that_diverge_the_claim_says_what_it_needs():
 
 
 def test_the_early_logit_is_the_one_nearest_to_a_twentieth_of_the_run():
-    records = [{"step": s, "max_attention_logit": float(s)} for s in (0, 50, 100, 150)] + [{"step": 90, "lr": 1.0}]
+    records = [{"step": s, "diag/max_attention_logit": float(s)} for s in (0, 50, 100, 150)] + [{"step": 90, "lr": 1.0}]
     assert early_attention_logit(records, 1900) == 100
     assert early_attention_logit(records, 1000) == 50
     assert early_attention_logit(records, 100_000) is None  # none of them is at 1 % yet

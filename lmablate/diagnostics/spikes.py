@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmablate.schema.diagnostics import PREFIX
+
 WINDOW, DEVIATIONS = 1000, 7.0
 LEAST = 20  # values required before a judged one
 SERIES = {"train_loss": "loss", "grad_norm": "grad_norm"}  # record field -> prefix of the result
@@ -65,7 +67,7 @@ def early_attention_logit(records: Iterable[Mapping[str, Any]], steps: int) -> f
 
     None without such a record (``diagnostics=standard`` measures every 50 steps), or if the run diverged before it. Wortsman et al. (2023,
     arXiv 2309.14322, section 3.3) foretell from it whether a run will diverge."""
-    column = "max_attention_logit"
+    column = f"{PREFIX}max_attention_logit"
     found = [row for row in records if row.get(column) is not None and 0.01 * steps <= row["step"] <= 0.1 * steps]
     return float(min(found, key=lambda row: abs(row["step"] - 0.05 * steps))[column]) if found else None
 
