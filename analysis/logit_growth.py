@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lmablate.analysis._style import PAPER, arm_styles, entitle, message, new_figure, run, style
+from lmablate.analysis._style import arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING, plain_log
 from lmablate.claims.statistics import early_logit_auc
 from lmablate.schema.sweeps import sweep_question
@@ -35,11 +35,10 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
         axes = figure.subplots()
         for number, (trick, look) in enumerate(styles.items()):
             own = known[known["trick"] == trick]
-            beside = own["optim.lr"] * 1.06 ** (number - (len(styles) - 1) / 2)  # arms of one rate side by side
-            for lost, marker, size in ((False, "o", 6), (True, "X", 8)):
+            beside = own["optim.lr"] * 1.02 ** (number - (len(styles) - 1) / 2)  # arms of one rate side by side
+            for lost, marker in ((False, "o"), (True, "x")):
                 some = (own["status"] == "diverged") == lost
-                axes.plot(beside[some], own.loc[some, LOGIT], marker, ms=size, color=look.color, mew=1.3,
-                          mfc=look.color if lost else PAPER, mec=PAPER if lost else look.color,
+                axes.plot(beside[some], own.loc[some, LOGIT], marker, ms=6, mfc="none", mec=look.color, mew=1.4,
                           label=f"{trick}, {'diverged' if lost else 'finished'}")  # fmt: skip
         axes.set_yscale("log")
         plain_log(axes, sorted(set(known["optim.lr"])))
