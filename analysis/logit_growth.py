@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lmablate.analysis._style import arm_styles, entitle, message, new_figure, run, style
-from lmablate.analysis.study_figures import NOTHING, plain_log
+from lmablate.analysis.study_figures import NOTHING, lost_words, plain_log
 from lmablate.claims.statistics import early_logit_auc
 from lmablate.schema.sweeps import sweep_question
 
@@ -28,7 +28,7 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     the area under the ROC curve."""
     if LOGIT not in runs or (known := runs[runs[LOGIT].notna()]).empty:
         return message(NOTHING.format(SWEEP))
-    known = known.assign(trick=known["stability"])
+    known = known.assign(trick=known["arm"].str.partition(",")[0])
     styles = arm_styles(sorted(set(known["trick"])))
     with style():
         figure = new_figure(height=4.2)
@@ -50,7 +50,9 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
             area = "area under the ROC curve {:.3f}, 95 % interval {:.3f} to {:.3f}, {} runs".format(
                 found.value, *found.interval, found.n
             )
-        entitle(figure, sweep_question(SWEEP) or SWEEP, area)
+        finished = set(known.loc[known["status"] == "completed", "arm"])
+        lost_arms = [arm for arm in dict.fromkeys(known["arm"]) if arm not in finished]
+        entitle(figure, sweep_question(SWEEP) or SWEEP, area + lost_words(lost_arms))
     return figure
 
 

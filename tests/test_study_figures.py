@@ -55,6 +55,10 @@ def made_up(sweep: str, seeds: int = 4, diverged: str = "") -> pd.DataFrame:
                 for lr in (1e-3, 2e-3, 4e-3) if stage == "tune" else (2e-3,):
                     loss = 3 + 0.03 * i + shared[seed] + rng.gauss(0, 0.002) + 0.1 * math.log(lr / 2e-3) ** 2
                     row = {"status": status, "val_loss": loss if status == "completed" else math.nan, "optim.lr": lr}
+                    row |= {
+                        "diagnostics.early_max_attention_logit": 100.0 * 2**i,
+                        "run_id": f"{arm} {stage} {seed} {lr}",
+                    }
                     row |= {"init_val_loss": 6.0, "train_loss": row["val_loss"], "val_bpb": row["val_loss"] / 2}
                     rows.append({**common, **row, "stage": stage, "init_seed": seed, "data_seed": seed})
     return pd.DataFrame(rows)
