@@ -13,20 +13,19 @@ import pandas as pd
 
 from lmablate.analysis._style import arm_styles, entitle, message, new_figure, run, style
 from lmablate.analysis.study_figures import NOTHING, lost_words, plain_log
-from lmablate.claims.statistics import early_logit_auc
+from lmablate.claims.statistics import EARLY_LOGIT, early_logit_auc
 from lmablate.schema.sweeps import sweep_question
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SWEEP = "logit_growth"
-LOGIT = "diagnostics.early_max_attention_logit"
 
 
 def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
     """The largest attention logit of each run at 5 % of training, over its peak learning rate; a cross: the run diverged later. Below:
     the area under the ROC curve."""
-    if LOGIT not in runs or (known := runs[runs[LOGIT].notna()]).empty:
+    if EARLY_LOGIT not in runs or (known := runs[runs[EARLY_LOGIT].notna()]).empty:
         return message(NOTHING.format(SWEEP))
     known = known.assign(trick=known["arm"].str.partition(",")[0])
     styles = arm_styles(sorted(set(known["trick"])))
@@ -38,7 +37,7 @@ def figure(runs: pd.DataFrame, history: pd.DataFrame | None = None) -> Figure:
             beside = own["optim.lr"] * 1.02 ** (number - (len(styles) - 1) / 2)  # arms of one rate side by side
             for lost, marker in ((False, "o"), (True, "x")):
                 some = (own["status"] == "diverged") == lost
-                axes.plot(beside[some], own.loc[some, LOGIT], marker, ms=6, mfc="none", mec=look.color, mew=1.4,
+                axes.plot(beside[some], own.loc[some, EARLY_LOGIT], marker, ms=6, mfc="none", mec=look.color, mew=1.4,
                           label=f"{trick}, {'diverged' if lost else 'finished'}")  # fmt: skip
         axes.set_yscale("log")
         plain_log(axes, sorted(set(known["optim.lr"])))

@@ -376,7 +376,7 @@ def test_more_arms_than_a_page_holds_are_cut_and_it_is_said(tmp_path):
 
 def test_names_of_many_columns_stand_in_lines_and_leave_the_axes_their_room(tmp_path):
     options = {"posemb": ["rope", "learned"], "model.qkv_bias": [True, False], "optim.beta2": [0.95, 0.99]}
-    more = {"activation": ["swiglu", "geglu"], "trainer.grad_clip": [1.0, 0.5], "optim.weight_decay": [0.1, 0.2]}
+    more = {"activation": ["swiglu", "geglu"], "optim.grad_clip": [1.0, 0.5], "optim.weight_decay": [0.1, 0.2]}
     fake_results.write_fake_results(tmp_path, options | more, seeds=(0,), steps=40)
     axes = (figure := curves.final_losses(frames(tmp_path)[0])).axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]

@@ -94,6 +94,13 @@ def test_a_finished_run_is_completed_in_its_own_folder_with_the_same_numbers(com
     assert column.notna().sum() == 4
 
 
+def test_the_largest_attention_logit_early_in_training_is_in_the_result(words, tmp_path):
+    cfg = compose([*words, *ON, "diagnostics.every=1"]).model_copy(update={"results_dir": str(tmp_path)})
+    early = execute(prepare_run(cfg, load_data(cfg)))["diagnostics"]["early_max_attention_logit"]
+    history = load_history(tmp_path).set_index("step")  # of its 12 steps the first alone lies between 1 and 10 %
+    assert early == history.loc[1, [f"diag/layer{i:02}/attn/max_logit" for i in range(cfg.model.n_layers)]].max() > 0
+
+
 def test_a_second_making_that_comes_out_otherwise_says_so(composed, tmp_path, caplog):
     at, data = composed
     execute(prepare_run(at(tmp_path, on=False), data))

@@ -18,6 +18,7 @@ from lmablate.stats import counts
 from lmablate.stats.noise import seed_noise
 
 RESAMPLES, LEVEL = 2000, 0.95
+EARLY_LOGIT = "diagnostics.early_max_attention_logit"
 FEWEST = 4  # studies, claims or draws of the weights below which nothing is said
 FEWEST_DIVERGED = 3
 LEAST_CURVATURE = 1e-6  # nats; less is rounding
@@ -39,10 +40,9 @@ def early_logit_auc(rows: Sequence[Row]) -> Statistic:
 
     It is the chance that a run that diverges later had the larger logit. Its interval is Newcombe's (2006, Statistics in Medicine 25,
     method 5), which stays sensible at an area of 1."""
-    column = "diagnostics.early_max_attention_logit"
-    known = {row["run_id"]: row for row in rows if not is_missing(row.get(column))}
-    bad = [float(row[column]) for row in known.values() if row["status"] == "diverged"]
-    good = [float(row[column]) for row in known.values() if row["status"] == "completed"]
+    known = {row["run_id"]: row for row in rows if not is_missing(row.get(EARLY_LOGIT))}
+    bad = [float(row[EARLY_LOGIT]) for row in known.values() if row["status"] == "diverged"]
+    good = [float(row[EARLY_LOGIT]) for row in known.values() if row["status"] == "completed"]
     few = min(len(bad), len(good))
     if few < FEWEST_DIVERGED:
         least = f"at least {FEWEST_DIVERGED} that diverged after it and {FEWEST_DIVERGED} that did not"
