@@ -100,6 +100,23 @@ def test_every_key_of_the_schema_has_a_row_with_type_and_meaning(reference):
     assert [key for key, (kind, meaning) in table.items() if not kind.strip() or not meaning.strip()] == []
 
 
+def test_the_table_of_relative_positions_is_what_its_code_prints(capsys):
+    text = read(DOCS / "results/relative_positions/README.md")
+    exec(next(body for _, kind, body in FENCE.findall(text) if kind == "python"), {})  # noqa: S102
+    printed = dict(re.findall(r"^(\w+ torch\.\w+) (.+)$", capsys.readouterr().out, re.M))
+    for row, key in {
+        "RoPE": "rope",
+        "ALiBi": "alibi",
+        "T5's bias": "t5",
+        "sinusoidal": "sinusoidal",
+        "learned": "learned",
+    }.items():
+        stored = [float(cell) for cell in re.search(rf"^\| {row} \|(.+)\|$", text, re.M)[1].split("|")]
+        now = [float(number) for dtype in ("float32", "bfloat16") for number in printed[f"{key} torch.{dtype}"].split()]
+        near = {"abs": 1e-5, "rel": 0.3}  # rounding differs between processors
+        assert [*now[:4], now[-1]] == pytest.approx(stored, **near), row
+
+
 # Commands
 
 
