@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from variants import variant
 
 from lmablate.budget.trace import norm_modules
-from lmablate.model import build_model
+from lmablate.model import build_model, kernels
 from lmablate.model.attention import attend, explicit_attention
 from lmablate.model.attention.scores import EVERYTHING, SHORT
 from lmablate.model.ffn.base import FeedForward
@@ -131,6 +131,41 @@ def test_attention_in_bf16_on_a_cpu_is_that_in_fp32_of_the_same_numbers(length, 
     ours = torch.autograd.grad(got, half, gradient)
     for a, b in zip(ours, torch.autograd.grad(wanted, whole, gradient.float()), strict=True):
         assert float((a.float() - b).norm() / b.norm()) < 0.02
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+def test_dropout_of_short_attention_leaves_out_a_share_of_the_softmax(how, monkeypatch):
+    """Values and gradients are those of the softmax in fp32, written out, of which the same places are left out."""
+    kept, draw = [], kernels._kept
+    monkeypatch.setattr(kernels, "_kept", lambda *args: kept.append(draw(*args)) or kept[-1])
+    if how == "compiled":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(2, 3, 24, 8, generator=generator).bfloat16().float().requires_grad_() for _ in range(3)]
+    half = [x.detach().bfloat16().requires_grad_() for x in whole]
+    got = attend(*half, bias=None, span=EVERYTHING, scale=None, soft_cap=None, dropout=0.3)
+    q, k, v = whole
+    scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(24, 24, dtype=torch.bool).tril(), -torch.inf)
+    wanted = scores.softmax(-1) * kept[0].float() / 0.7 @ v
+    torch.testing.assert_close(got.float(), wanted, rtol=0.02, atol=0.02)
+    gradient = torch.randn(wanted.shape, generator=generator).bfloat16()
+    ours = torch.autograd.grad(got, half, gradient)
+    for a, b in zip(ours, torch.autograd.grad(wanted, whole, gradient.float()), strict=True):
+        assert float((a.float() - b).norm() / b.norm()) < 0.02
+
+
+@pytest.mark.parametrize("dropout", [1e-9, 0.1, 0.5, 1 - 1e-9])
+def test_dropout_of_short_attention_keeps_the_share_and_the_mean(dropout):
+    torch.manual_seed(0)
+    equal, ones = torch.zeros(1, 1, 512, 8, dtype=HALF), torch.ones(1, 1, 512, 8, dtype=HALF)
+    y = kernels.short_attention(equal, equal, ones, None, 1.0, dropout=dropout)[0, 0, :, 0].double()
+    if 0.1 <= dropout <= 0.5:  # y is the share of 512 places that was kept, over the share that should be
+        spread = (dropout / (1 - dropout) / 512) ** 0.5
+        assert abs(float(y.mean()) - 1) < 5 * spread / 512**0.5
+        assert float(y.std()) == pytest.approx(spread, rel=0.2)
+    else:
+        assert bool(y.isfinite().all())
+        assert dropout > 0.5 or float((y - 1).abs().max()) < 0.01
 
 
 class Own(FeedForward):

@@ -51,21 +51,42 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, width, ones, None, eps)
 
 
-def short_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def short_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, *, dropout: float = 0.0
+) -> Tensor:
     """Return ``softmax(scale q k^T + mask) v`` for short texts in bf16 on a CPU: ``[N, H, T, head_dim]`` and a mask ``[..., T, K]``
-    without a gradient.
+    without a gradient. `dropout` is the share of the softmax that is set to 0; the rest counts ``1 / (1 - dropout)`` times.
 
     The scores are rounded to bf16 once, after the mask; softmax sums in fp32. torch's fused kernel for bf16 on a CPU has a backward
     pass of four times this one's time, and that for fp32 twice (docs/decisions.md). A compiler calls it as it is: from its parts it
     would compute every exponential twice.
     """
+    kept = None
+    if dropout:
+        share = min(max(round((1 - dropout) * _DRAWS), 1), _DRAWS - 1)
+        kept, v = _kept((*q.shape[:-1], k.shape[-2]), share, q.dtype), v * (_DRAWS / share)
     if torch.compiler.is_compiling():
-        return torch.ops.lmablate.attention(q, k, v, mask, scale)[0]
-    return _ShortAttention.apply(q, k, v, mask, scale)
+        return torch.ops.lmablate.attention(q, k, v, mask, scale, kept)[0]
+    return _ShortAttention.apply(q, k, v, mask, scale, kept)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Return y, and the softmax P ``[N, H, T, K]``."""
+_DRAWS = 2**16  # values of a 16-bit number
+
+
+def _kept(shape: tuple[int, ...], share: int, dtype: torch.dtype) -> Tensor:
+    """Return ones at a share of `share` / 65,536, and zeros. Four 16-bit numbers from each drawn one are seven times as fast as torch's
+    Bernoulli numbers on a CPU."""
+    if torch.compiler.is_compiling():
+        return (torch.rand(shape) < share / _DRAWS).to(dtype)
+    count = math.prod(shape)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    return torch.lt(draws.view(shape), share - _DRAWS // 2, out=torch.empty(shape, dtype=dtype))
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return y, and the softmax P ``[N, H, T, K]``, of which `kept` leaves some to y."""
     lead = q.shape[:2]
     scores = q.new_empty(*lead, q.shape[2], k.shape[2])
     if mask is not None:
@@ -73,15 +94,21 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
     flat, beta = scores.flatten(0, 1), 0.0 if mask is None else 1.0
     torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).mT, beta=beta, alpha=scale, out=flat)
     p = torch.softmax(scores, -1)
-    return torch.bmm(p.flatten(0, 1), v.flatten(0, 1)).unflatten(0, lead), p
+    return torch.bmm((p if kept is None else p * kept).flatten(0, 1), v.flatten(0, 1)).unflatten(0, lead), p
 
 
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v; that of the scores is ``P * (g v^T - rowsum(P * g v^T))``."""
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float, kept: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v; that of the scores is ``P * (dP - rowsum(P * dP))``, where dP is ``g v^T`` of what was kept."""
     lead = q.shape[:2]
     grad, q, k, v, p = (x.flatten(0, 1) for x in (grad, q, k, v, p))
-    ds = torch._softmax_backward_data(torch.bmm(grad, v.mT), p, -1, p.dtype)
-    dq, dk, dv = torch.bmm(ds, k).mul_(scale), torch.bmm(ds.mT, q).mul_(scale), torch.bmm(p.mT, grad)
+    dp, read = torch.bmm(grad, v.mT), p
+    if kept is not None:
+        kept = kept.flatten(0, 1)
+        dp, read = dp.mul_(kept), p * kept
+    ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+    dq, dk, dv = torch.bmm(ds, k).mul_(scale), torch.bmm(ds.mT, q).mul_(scale), torch.bmm(read.mT, grad)
     return dq.unflatten(0, lead), dk.unflatten(0, lead), dv.unflatten(0, lead)
 
 
@@ -89,46 +116,52 @@ class _ShortAttention(torch.autograd.Function):
     """`short_attention` where nothing is compiled."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        y, p = _forward(q, k, v, mask, scale)
-        ctx.save_for_backward(q, k, v, p)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None
+    ) -> Tensor:
+        y, p = _forward(q, k, v, mask, scale, kept)
+        ctx.save_for_backward(q, k, v, p, kept)
         ctx.scale = scale
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, p = ctx.saved_tensors
-        return (*_backward(grad, q, k, v, p, ctx.scale), None, None)
+        q, k, v, p, kept = ctx.saved_tensors
+        return (*_backward(grad, q, k, v, p, ctx.scale, kept), None, None, None)
 
 
 # Operators that a compiler calls and does not look into. `custom_op` would add a third of a millisecond to every call.
 _LIBRARY = torch.library.Library("lmablate", "DEF")
-_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> (Tensor, Tensor)")
+_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, Tensor? kept) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor p, float scale) -> (Tensor, Tensor, Tensor)"
+    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor p, float scale, Tensor? kept)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 _LIBRARY.impl("attention", _forward, "CPU")
 _LIBRARY.impl("attention_backward", _backward, "CPU")
 
 
 @torch.library.register_fake("lmablate::attention", lib=_LIBRARY)
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     return v.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(*q.shape[:-1], k.shape[-2])
 
 
 @torch.library.register_fake("lmablate::attention_backward", lib=_LIBRARY)
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float, kept: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, _, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, output[1])
+    q, k, v, _, ctx.scale, kept = inputs
+    ctx.save_for_backward(q, k, v, output[1], kept)
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.lmablate.attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None)
+    q, k, v, p, kept = ctx.saved_tensors
+    return (*torch.ops.lmablate.attention_backward(grad, q, k, v, p, ctx.scale, kept), None, None, None)
 
 
 torch.library.register_autograd("lmablate::attention", _gradients, setup_context=_keep, lib=_LIBRARY)

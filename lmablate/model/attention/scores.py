@@ -44,7 +44,7 @@ def attend(
     length, dtype = q.shape[-2], q.dtype
     written_out = dtype.itemsize < 4 and q.device.type == "cpu"  # torch has no fast kernel for it
     short = written_out and k.shape[-2] <= SHORT
-    if soft_cap is not None or (short and (dropout or (bias is not None and bias.requires_grad))):
+    if soft_cap is not None or (short and bias is not None and bias.requires_grad):
         return explicit_attention(
             q, k, v, bias=bias, span=span, scale=scale, soft_cap=soft_cap, dropout=dropout, may_read=may_read
         )
@@ -60,7 +60,7 @@ def attend(
         if mask.ndim > 3:  # a separate bias for every member or sequence
             mask = mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
     if short:
-        y = short_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        y = short_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, dropout=dropout)
     else:
         causal = mask is None and may_read is None
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=causal, scale=scale).to(dtype)
