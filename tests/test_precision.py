@@ -136,8 +136,8 @@ def test_attention_in_bf16_on_a_cpu_is_that_in_fp32_of_the_same_numbers(length, 
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 def test_dropout_of_short_attention_leaves_out_a_share_of_the_softmax(how, monkeypatch):
     """Values and gradients are those of the softmax in fp32, written out, of which the same places are left out."""
-    kept, draw = [], kernels._kept
-    monkeypatch.setattr(kernels, "_kept", lambda *args: kept.append(draw(*args)) or kept[-1])
+    kept, draw = [], kernels._draw
+    monkeypatch.setattr(kernels, "_draw", lambda *args: kept.append(draw(*args)) or kept[-1])
     if how == "compiled":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     generator = torch.Generator().manual_seed(0)

@@ -61,32 +61,29 @@ def short_attention(
     pass of four times this one's time, and that for fp32 twice (docs/decisions.md). A compiler calls it as it is: from its parts it
     would compute every exponential twice.
     """
-    kept = None
+    share = min(max(round((1 - dropout) * _DRAWS), 1), _DRAWS - 1) if dropout else _DRAWS
     if dropout:
-        share = min(max(round((1 - dropout) * _DRAWS), 1), _DRAWS - 1)
-        kept, v = _kept((*q.shape[:-1], k.shape[-2]), share, q.dtype), v * (_DRAWS / share)
+        v = v * (_DRAWS / share)
     if torch.compiler.is_compiling():
-        return torch.ops.lmablate.attention(q, k, v, mask, scale, kept)[0]
-    return _ShortAttention.apply(q, k, v, mask, scale, kept)
+        return torch.ops.lmablate.attention(q, k, v, mask, scale, share)[0]
+    return _ShortAttention.apply(q, k, v, mask, scale, share)
 
 
 _DRAWS = 2**16  # values of a 16-bit number
 
 
-def _kept(shape: tuple[int, ...], share: int, dtype: torch.dtype) -> Tensor:
+def _draw(shape: tuple[int, ...], share: int, dtype: torch.dtype) -> Tensor:
     """Return ones at a share of `share` / 65,536, and zeros. Four 16-bit numbers from each drawn one are seven times as fast as torch's
     Bernoulli numbers on a CPU."""
-    if torch.compiler.is_compiling():
-        return (torch.rand(shape) < share / _DRAWS).to(dtype)
     count = math.prod(shape)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
     return torch.lt(draws.view(shape), share - _DRAWS // 2, out=torch.empty(shape, dtype=dtype))
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return y, and the softmax P ``[N, H, T, K]``, of which `kept` leaves some to y."""
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, share: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, the softmax P ``[N, H, T, K]``, and which of it is kept: a `share` of 65,536, all if empty."""
     lead = q.shape[:2]
     scores = q.new_empty(*lead, q.shape[2], k.shape[2])
     if mask is not None:
@@ -94,17 +91,19 @@ def _forward(
     flat, beta = scores.flatten(0, 1), 0.0 if mask is None else 1.0
     torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).mT, beta=beta, alpha=scale, out=flat)
     p = torch.softmax(scores, -1)
-    return torch.bmm((p if kept is None else p * kept).flatten(0, 1), v.flatten(0, 1)).unflatten(0, lead), p
+    kept = q.new_empty(0) if share == _DRAWS else _draw((*lead, q.shape[2], k.shape[2]), share, q.dtype)
+    read = p * kept if len(kept) else p
+    return torch.bmm(read.flatten(0, 1), v.flatten(0, 1)).unflatten(0, lead), p, kept
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float, kept: Tensor | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, kept: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; that of the scores is ``P * (dP - rowsum(P * dP))``, where dP is ``g v^T`` of what was kept."""
     lead = q.shape[:2]
     grad, q, k, v, p = (x.flatten(0, 1) for x in (grad, q, k, v, p))
     dp, read = torch.bmm(grad, v.mT), p
-    if kept is not None:
+    if len(kept):
         kept = kept.flatten(0, 1)
         dp, read = dp.mul_(kept), p * kept
     ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
@@ -116,10 +115,8 @@ class _ShortAttention(torch.autograd.Function):
     """`short_attention` where nothing is compiled."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None
-    ) -> Tensor:
-        y, p = _forward(q, k, v, mask, scale, kept)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, share: int) -> Tensor:
+        y, p, kept = _forward(q, k, v, mask, scale, share)
         ctx.save_for_backward(q, k, v, p, kept)
         ctx.scale = scale
         return y
@@ -127,15 +124,16 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, p, kept = ctx.saved_tensors
-        return (*_backward(grad, q, k, v, p, ctx.scale, kept), None, None, None)
+        return (*_backward(grad, *ctx.saved_tensors, scale=ctx.scale), None, None, None)
 
 
 # Operators that a compiler calls and does not look into. `custom_op` would add a third of a millisecond to every call.
 _LIBRARY = torch.library.Library("lmablate", "DEF")
-_LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, Tensor? kept) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor p, float scale, Tensor? kept)"
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, int share) -> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor p, Tensor kept, float scale)"
     " -> (Tensor, Tensor, Tensor)"
 )
 _LIBRARY.impl("attention", _forward, "CPU")
@@ -143,25 +141,25 @@ _LIBRARY.impl("attention_backward", _backward, "CPU")
 
 
 @torch.library.register_fake("lmablate::attention", lib=_LIBRARY)
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    return v.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(*q.shape[:-1], k.shape[-2])
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, share: int) -> tuple[Tensor, Tensor, Tensor]:
+    p = (*q.shape[:-1], k.shape[-2])
+    return v.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(p), q.new_empty(0 if share == _DRAWS else p)
 
 
 @torch.library.register_fake("lmablate::attention_backward", lib=_LIBRARY)
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, scale: float, kept: Tensor | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, kept: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, _, ctx.scale, kept = inputs
-    ctx.save_for_backward(q, k, v, output[1], kept)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, _, ctx.scale, _ = inputs
+    ctx.save_for_backward(q, k, v, *output[1:])
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, p, kept = ctx.saved_tensors
-    return (*torch.ops.lmablate.attention_backward(grad, q, k, v, p, ctx.scale, kept), None, None, None)
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.lmablate.attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None)
 
 
 torch.library.register_autograd("lmablate::attention", _gradients, setup_context=_keep, lib=_LIBRARY)
