@@ -55,7 +55,8 @@ def short_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, *, dropout: float = 0.0
 ) -> Tensor:
     """Return ``softmax(scale q k^T + mask) v`` for short texts in bf16 on a CPU: ``[N, H, T, head_dim]`` and a mask ``[..., T, K]``
-    without a gradient. `dropout` is the share of the softmax that is set to 0; the rest counts ``1 / (1 - dropout)`` times.
+    without a gradient. `dropout` is the share of the softmax that is set to 0; the rest counts ``1 / (1 - dropout)`` times. A compiled
+    model draws once for two calls with the same q, k and v.
 
     The scores are rounded to bf16 once, after the mask; softmax sums in fp32. torch's fused kernel for bf16 on a CPU has a backward
     pass of four times this one's time, and that for fp32 twice (docs/decisions.md). A compiler calls it as it is: from its parts it
@@ -124,7 +125,8 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_backward(grad, *ctx.saved_tensors, scale=ctx.scale), None, None, None)
+        q, k, v, p, kept = ctx.saved_tensors
+        return (*_backward(grad, q, k, v, p, kept, ctx.scale), None, None, None)
 
 
 # Operators that a compiler calls and does not look into. `custom_op` would add a third of a millisecond to every call.
