@@ -1,6 +1,7 @@
 """``lmablate evaluate`` and evaluations at the end of training: what is asked for lies beside the row, and no row changes."""
 
 import json
+import shutil
 
 import pytest
 from corpus import QUICK, write_corpus
@@ -11,7 +12,7 @@ from lmablate.archive import restore, save
 from lmablate.cli.evaluate import main
 from lmablate.config import compose
 from lmablate.core.errors import ConfigError
-from lmablate.launcher.jobs import prepare_jobs
+from lmablate.launcher.jobs import prepare_jobs, put_aside
 from lmablate.results import load_runs
 from lmablate.results.evaluations import load_evaluations, load_positions
 from lmablate.runs.gang_run import train_group
@@ -62,6 +63,21 @@ def test_training_leaves_what_it_was_asked_for_and_the_same_row(trained, words, 
     cfg = compose([*words, f"results_dir={tmp_path}"])
     plain = execute(prepare_run(cfg))
     assert (plain["run_id"], plain["val_loss"]) == (rows["rope"]["run_id"], rows["rope"]["val_loss"])
+
+
+def test_a_restored_row_whose_evaluation_needs_its_weights_is_put_aside_and_trained_again(trained, words, tmp_path):
+    """So that evaluations of two trainings never stand beside one row."""
+    rows, folder = trained
+    run_id = rows["alibi"]["run_id"]
+    shutil.copytree(folder / run_id, tmp_path / run_id)
+    (job,), _ = prepare_jobs([compose([*words, *ASKED, "posemb=alibi", f"results_dir={tmp_path}"])])
+    assert (job.run_id, job.done, job.lacks_weights) == (run_id, False, False)  # the evaluation alone is to be made
+    shutil.rmtree(tmp_path / run_id / "checkpoint")
+    assert job.lacks_weights
+    put_aside([job])
+    assert not (tmp_path / run_id).exists()
+    (kept,) = (tmp_path / ".replaced").iterdir()
+    assert json.loads((kept / "result.json").read_text())["run_id"] == run_id
 
 
 def test_positions_of_a_run_add_up(trained):

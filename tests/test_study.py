@@ -53,7 +53,7 @@ class Fake:
             self.words[job.run_id] = cfg.overrides
             if job.starts_others:
                 job.directory.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-                (job.directory.checkpoint_dir / "step_1.safetensors").touch()
+                (job.directory.checkpoint_dir / "step-000000001.safetensors").touch()
             row = dict.fromkeys(
                 ("train_loss", "init_val_loss", "val_loss", "val_bpb", "diverged_at_step", "tokens_per_second",
                  "wall_seconds", "peak_memory_bytes")

@@ -29,6 +29,7 @@ from lmablate.runs.wsd_branches import trunk_id
 from lmablate.schema.diagnostics import merge
 from lmablate.schema.result import RunResult
 from lmablate.schema.run_config import RunConfig
+from lmablate.training.checkpoint import newest_first
 
 log = logging.getLogger(__name__)
 _logged: set[str] = set()
@@ -72,19 +73,24 @@ class Job:
 
     @property
     def to_replace(self) -> bool:
-        """Return whether the run is finished, to be trained anew (runtime.again, or weights that others start from are not
-        there), and not yet put aside by this command."""
+        """Return whether the run is finished, to be trained anew (runtime.again, or weights that are needed are not there), and
+        not yet put aside by this command."""
         if str(self.directory.path) in _replaced:
             return False
         return self.directory.is_done if self.cfg.runtime.again else self.lacks_weights
 
     @property
     def lacks_weights(self) -> bool:
-        """Return whether other runs start from the weights of this one, and only its row is there, as from an archive."""
-        if not self.starts_others or any(self.directory.checkpoint_dir.glob("*.safetensors")):
-            return False
-        row = self.directory.read_result()
-        return row is not None and row.status == "completed"
+        """Return whether only the row of a finished run is there, as from an archive, and other runs start from its weights, or an
+        evaluation that needs them is not there either."""
+        result, lacks = self.state.result, self.state.lacks
+        needed = self.starts_others or "evaluation" in lacks
+        return (
+            needed
+            and result is not None
+            and result.status == "completed"
+            and not newest_first(self.directory.checkpoint_dir)
+        )
 
     @property
     def work(self) -> int:
